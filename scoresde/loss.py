@@ -1,0 +1,156 @@
+r"""Denoising score matching across noise levels.
+
+For data :math:`x_0`, a time :math:`t` and noise :math:`z`, the expected noise of a model at
+:math:`x_t = \alpha x_0 + \sigma z` is graded against the noise that was there,
+
+.. math:: L = w(t) \, \frac{1}{D} \lVert \hat z(x_t, t) - z \rVert^2 .
+
+Its least value over all functions is reached by :math:`\hat z = E[z \mid x_t]`, that is by the
+exact score, for any positive weight.
+
+======================  =======================================  ================================
+weighting               w(t)                                     equals
+======================  =======================================  ================================
+noise                   1                                        "simple" loss of DDPM
+likelihood              :math:`g^2 / \sigma^2`                   the bound on the log-likelihood
+EDM                     :math:`1 + \sigma^2/(\alpha\sigma_d)^2`  unit variance of the target
+======================  =======================================  ================================
+
+References:
+    Vincent, *A connection between score matching and denoising autoencoders*, 2011.
+    Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 7).
+    Song et al. 2021, https://arxiv.org/abs/2101.09258 (likelihood weighting, equation 7).
+    Karras et al. 2022, https://arxiv.org/abs/2206.00364 (table 1).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.model import ScoreFunction
+from scoresde.sde import SDE, as_time
+from scoresde.streams import Purpose, Streams
+from scoresde.times import Times, UniformTimes
+
+
+class Weighting(ABC):
+    """Abstract weight of the noise's error."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """Returns the weights, with the shape of ``t``."""
+
+
+@dataclass(frozen=True)
+class NoiseWeighting(Weighting):
+    """Every noise level counts the same."""
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class LikelihoodWeighting(Weighting):
+    r"""The weight :math:`g^2 / \sigma^2` of the bound on the likelihood.
+
+    It grows without limit as :math:`\sigma \to 0`; use it with
+    :class:`~scoresde.times.ImportanceTimes`, under which the loss has a constant weight.
+    """
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return (sde.g(t) / sde.sigma(t)) ** 2
+
+
+@dataclass(frozen=True)
+class EDMWeighting(Weighting):
+    r"""The weight of Karras et al. 2022.
+
+    Their :math:`\lambda = (\tilde\sigma^2 + \sigma_d^2) / (\tilde\sigma \sigma_d)^2` weighs the
+    error of the data, which is :math:`\tilde\sigma^2 = \sigma^2 / \alpha^2` times that of the
+    noise.
+
+    Arguments:
+        sigma_data: The data's standard deviation, positive.
+    """
+
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise InputError(
+                f"sigma_data={self.sigma_data} is not positive; give the standard deviation of "
+                "the data in model units (about 0.5 for images in [-1, 1])."
+            )
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 + (sde.sigma(t) / (sde.alpha(t) * self.sigma_data)) ** 2
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    """Grades a score model on data: one value per example.
+
+    Arguments:
+        weighting: How much each noise level counts.
+        times: How training times are drawn; whatever the choice (but for
+            :class:`~scoresde.times.LogNormalTimes`) the loss has the same expectation.
+        eps: The smallest time, in [0, 1); ``None`` takes the default of the model's SDE
+            (``sde.cutoffs.training``: 1e-5 for VP and VE, 1e-3 for sub-VP).
+
+    Example:
+        >>> from scoresde import GaussianModel, VPSDE
+        >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VPSDE())
+        >>> loss = DenoisingScoreMatching()
+        >>> loss(exact, exact.sample(8, seed=0), seed=0).shape
+        torch.Size([8])
+    """
+
+    weighting: Weighting = field(default_factory=NoiseWeighting)
+    times: Times = field(default_factory=UniformTimes)
+    eps: float | None = None
+
+    def __call__(
+        self,
+        model: ScoreFunction,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        **cond: Tensor,
+    ) -> Tensor:
+        """Returns the weighted squared error, a mean over dimensions, with shape ``(B,)``.
+
+        Arguments:
+            model: A score function.
+            x: Clean data in model units, with shape ``(B, *)``.
+            t: Times, with shape ``()`` or ``(B,)``. Given, they are taken as they are; drawn, they
+                are weighted for the density that they come from.
+            noise: Standard normal noise, with shape ``(B, *)``.
+            seed: Names the random streams of what is not given; ``None`` draws a fresh one.
+            seeds: The index of each example's stream; ``range(B)`` by default.
+            **cond: Conditions for the network, each with shape ``(B, *)``.
+
+        Raises:
+            InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
+        """
+        sde = model.sde
+        eps = sde.check_eps(sde.cutoffs.training if self.eps is None else self.eps)
+        streams = Streams.of(seed, seeds, len(x), x.device) if t is None or noise is None else None
+        weight: Tensor | float = 1.0
+        if t is None:
+            assert streams is not None
+            u = self.times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))
+            t = self.times.quantile(u, sde, eps)
+            weight = self.times.weight(t, sde, eps)
+        if noise is None:
+            assert streams is not None
+            noise = streams.normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
+        t = as_time(t)
+        error = model.noise(sde.perturb(x, t, noise), t, **cond) - noise
+        return (weight * self.weighting(sde, t)).to(x) * error.square().flatten(1).mean(1)

@@ -1,0 +1,211 @@
+"""What all samplers share: the start, the walk through time, the seeds, and the counting.
+
+A sampler is a value, a frozen bundle of hyper-parameters. Applied to a score function it draws
+samples; it holds no model, so that the same sampler serves any number of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scoresde.errors import InputError
+from scoresde.model import Evaluations, ScoreFunction, evaluating
+from scoresde.sde import SDE
+from scoresde.streams import Purpose, Streams
+from scoresde.times import Grid, UniformGrid
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler returns.
+
+    Arguments:
+        x: The samples, with shape ``(B, *)``.
+        nfe: The network passes that each sample took part in, int64 ``(B,)``.
+        seed: The seed that was used.
+    """
+
+    x: Tensor
+    nfe: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback is told after a step.
+
+    Arguments:
+        i: How many steps are done.
+        n: How many there are, or ``None`` where an adaptive solver cannot know.
+        t: The time reached, float64 ``()``.
+        x: The state there, with shape ``(B, *)``; not a copy.
+    """
+
+    i: int
+    n: int | None
+    t: Tensor
+    x: Tensor
+
+
+class Watch:
+    """Reports steps to a callback and to a progress bar."""
+
+    def __init__(self, callback: Callable[[Step], object] | None, progress: bool) -> None:
+        self.callback = callback
+        self.progress = progress
+        self.i = 0
+        self.bar: tqdm | None = None
+
+    def __call__(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
+        """Counts one step that reached time ``t``."""
+        self.i += 1
+        if self.progress:
+            self.bar = self.bar or tqdm(total=n, unit="step", desc="sampling", leave=False)
+            self.bar.update()
+        if self.callback is not None:
+            self.callback(Step(self.i, n, t, x))
+
+    def close(self) -> None:
+        """Takes the progress bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Abstract sampler.
+
+    Arguments:
+        eps: The time to stop at, in [0, 1); ``None`` takes the default of the model's SDE
+            (``sde.cutoffs.sampling``: 1e-3 for VP and sub-VP, 1e-5 for VE).
+        final_denoise: Whether to return the expected data of the state at ``eps``, for one more
+            network pass, instead of the state itself.
+    """
+
+    eps: float | None = field(default=None, kw_only=True)
+    final_denoise: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def _run(
+        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+    ) -> Tensor:
+        """Brings states from time 1 to time ``eps``."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: ScoreFunction,
+        shape: Sequence[int] | None = None,
+        *,
+        latent: Tensor | None = None,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        callback: Callable[[Step], object] | None = None,
+        progress: bool = False,
+        **cond: Tensor,
+    ) -> Samples:
+        """Draws samples.
+
+        Sample ``i`` depends on ``seed`` and ``seeds[i]`` alone, whatever the rest of the batch.
+
+        Arguments:
+            model: A score function.
+            shape: The shape ``(B, *)`` of the samples.
+            latent: Or the states at time 1 to start from, with that shape.
+            seed: Names the random streams; ``None`` draws a fresh one.
+            seeds: The index of each sample's stream; ``range(B)`` by default.
+            callback: Called with a :class:`Step` after every step.
+            progress: Whether to show a progress bar.
+            **cond: Conditions for the network, each with shape ``(B, *)``.
+
+        Raises:
+            InputError: If the arguments do not fit each other, the sampler or the model.
+        """
+        eps = self._check(model)
+        if (shape is None) == (latent is None):
+            raise InputError("Give a sampler either shape=(B, ...) or latent=, and not both.")
+        streams = Streams.of(seed, seeds, _batch(shape, latent), model.device)
+        if latent is None:
+            assert shape is not None
+            start = model.sde.prior_std * streams.normal(
+                tuple(shape)[1:], Purpose.LATENT, dtype=model.state(torch.empty(0)).dtype
+            )
+        else:
+            start = model.state(latent)
+        watch, field = Watch(callback, progress), Evaluations(model, cond)
+        try:
+            with evaluating(model):
+                x = self._run(field, start, eps, streams, watch)
+                if self.final_denoise:
+                    x = field.denoise(x, torch.tensor(eps, dtype=torch.float64))
+        finally:
+            watch.close()
+        x = x if latent is None else x.to(latent.dtype)
+        return Samples(x, field.nfe(x), streams.seed)
+
+    def _check(self, model: ScoreFunction) -> float:
+        """Refuses models that this sampler cannot serve; returns the cut-off."""
+        if not isinstance(model, ScoreFunction):
+            raise InputError(
+                f"A sampler needs a score function and got {type(model).__name__}; wrap the "
+                "network: ScoreModel(network, sde)."
+            )
+        return model.sde.check_eps(model.sde.cutoffs.sampling if self.eps is None else self.eps)
+
+
+@dataclass(frozen=True)
+class GridSampler(Sampler):
+    """Abstract sampler that walks on a grid fixed beforehand; a subclass owns the step.
+
+    Arguments:
+        steps: The number of intervals, positive.
+        grid: How they are spaced.
+    """
+
+    steps: int = 1000
+    grid: Grid = field(default_factory=UniformGrid)
+
+    def __post_init__(self) -> None:
+        if not (self.steps > 0 and int(self.steps) == self.steps):
+            raise InputError(f"steps={self.steps} is not a positive integer; give at least 1.")
+
+    @abstractmethod
+    def step(
+        self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
+    ) -> Tensor:
+        """Moves states from time ``t`` to the earlier ``s`` (float64, ``()``); step ``i``."""
+
+    def times(self, sde: SDE, eps: float) -> Tensor:
+        """Returns the grid, float64 ``(steps + 1,)``, from 1 to ``eps``.
+
+        Raises:
+            InputError: If the SNR does not rise on it all the way, as every step needs.
+        """
+        times = self.grid(self.steps, sde, eps)
+        if not bool((sde.log_snr(times).diff() > 0).all()):
+            raise InputError(
+                f"The signal-to-noise ratio of {sde} does not rise along the grid from t = 1 to "
+                f"{eps}, so {type(self).__name__} cannot sample it; use fewer steps, or an SDE "
+                "whose alpha / sigma falls with t."
+            )
+        return times
+
+    def _run(
+        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+    ) -> Tensor:
+        for i, (t, s) in enumerate(pairwise(self.times(field.sde, eps))):
+            x = self.step(field, x, t, s, i, streams)
+            watch(s, x, self.steps)
+        return x
+
+
+def _batch(shape: Sequence[int] | None, latent: Tensor | None) -> int:
+    shape = tuple(latent.shape if latent is not None else shape or ())
+    if len(shape) < 2 or min(shape) < 1:
+        raise InputError(f"The samples' shape {shape} is no batch of examples; give (B, ...).")
+    return shape[0]

@@ -1,0 +1,53 @@
+"""Shapes: the two operations that let every formula work on data of any shape."""
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Makes a coefficient per example multiply an array of examples.
+
+    The coefficient keeps the precision that it was computed in until here, where it takes the
+    data type of ``x``: a float64 coefficient would silently widen a float32 state.
+
+    Arguments:
+        coefficient: A coefficient, with shape ``()`` or ``(B,)``.
+        x: Data, with shape ``(B, *)``.
+
+    Returns:
+        The coefficient, with shape ``()`` or ``(B, 1, ..., 1)``, in the data type of ``x``.
+
+    Raises:
+        InputError: If there is neither one coefficient nor one per example.
+    """
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype)
+    if coefficient.shape != x.shape[:1]:
+        raise InputError(
+            f"Times of shape {tuple(coefficient.shape)} do not fit {x.shape[0]} examples; "
+            "give one time, or one per example."
+        )
+    return coefficient.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def sum_features(x: Tensor) -> Tensor:
+    """Sums all axes but the first: ``(B, *)`` to ``(B,)``."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def log_normal(x: Tensor, std: Tensor | float) -> Tensor:
+    r"""Returns the log-density of :math:`N(0, \mathrm{std}^2 I)`.
+
+    Arguments:
+        x: Points, with shape ``(B, *)``.
+        std: The standard deviation, positive, with shape ``()``.
+
+    Returns:
+        The log-densities in nats, with shape ``(B,)``.
+    """
+    std = torch.as_tensor(std, dtype=torch.float64)
+    dimension = x[0].numel()
+    constant = -dimension * (std.log() + 0.5 * torch.log(torch.tensor(2 * torch.pi).double()))
+    return constant.to(x.dtype) - 0.5 * sum_features((x / std.to(x.dtype)) ** 2)

@@ -1,0 +1,185 @@
+r"""Times: how training draws them, and the grids that samplers walk on.
+
+A distribution of training times maps a uniform number :math:`u` to a time by its quantile
+function. Whatever the distribution :math:`p`, the loss is weighted by :math:`1 / ((1 - \epsilon)
+p(t))`, so that its expectation stays the average over uniform times in :math:`[\epsilon, 1]`, and
+only its variance changes.
+
+**Importance sampling.** With the likelihood weighting the noise error is weighted by :math:`g^2 /
+\sigma^2`, and the variance is least for :math:`p \propto g^2 / \sigma^2`. Since :math:`g^2 = d
+\sigma^2 / dt - 2 f \sigma^2` and :math:`f = d \log \alpha / dt`,
+
+.. math:: \frac{g^2}{\sigma^2} = \frac{d \log \sigma^2}{dt} - 2 \frac{d \log \alpha}{dt}
+          = -\frac{d \lambda}{dt}, \qquad \lambda = 2 \log \frac{\alpha}{\sigma},
+
+so for *every* linear SDE this is the uniform distribution in the log-SNR, its normaliser is
+:math:`Z = \lambda(\epsilon) - \lambda(1)`, and its quantile function is the inverse of
+:math:`\lambda`, closed for the named SDEs. No table and no bisection are needed.
+
+References:
+    Song et al., *Maximum likelihood training of score-based diffusion models*, 2021,
+    https://arxiv.org/abs/2101.09258 (section 5.1).
+    Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
+    (appendix I.1, low-discrepancy times).
+    Karras et al. 2022, https://arxiv.org/abs/2206.00364 (table 1).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.sde import SDE
+
+# --- Distributions of training times -------------------------------------------------------------
+
+
+class Times(ABC):
+    """Abstract distribution of training times on [eps, 1]."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        """Maps uniform numbers in (0, 1) to times in [eps, 1]; any shape."""
+
+    @abstractmethod
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        r"""Returns :math:`1 / ((1 - \epsilon) p(t))`, with the shape of ``t``."""
+
+    def spread(self, u: Tensor) -> Tensor:
+        """Rearranges the uniform numbers ``(B,)`` of a batch; independent ones by default."""
+        return u
+
+
+@dataclass(frozen=True)
+class UniformTimes(Times):
+    """Times uniform in [eps, 1]."""
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        return eps + (1 - eps) * u
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class ImportanceTimes(Times):
+    r"""Times with density proportional to :math:`g^2 / \sigma^2`: uniform in the log-SNR."""
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        first, last = _log_snr_range(sde, eps)
+        return sde.time(first + u * (last - first)).clamp(eps, 1.0)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        first, last = _log_snr_range(sde, eps)
+        return (first - last) / (1 - eps) * (sde.sigma(t) / sde.g(t)) ** 2
+
+
+@dataclass(frozen=True)
+class LogNormalTimes(Times):
+    r"""Relative noise levels :math:`\sigma / \alpha` with a log-normal distribution.
+
+    .. math:: \log (\sigma / \alpha) = -\lambda / 2 \sim N(\mathrm{mean}, \mathrm{std}^2)
+
+    truncated to the levels that occur in [eps, 1]. It concentrates training where images take
+    shape. This is a choice of emphasis, not a correction: its weight is 1.
+
+    References:
+        Karras et al. 2022, table 1.
+
+    Arguments:
+        mean: The mean of the logarithm.
+        std: Its standard deviation, positive.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise InputError(f"std={self.std} is not positive; the published value is 1.2.")
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
+        first, last = (
+            normal.cdf((torch.tensor(-0.5 * snr).double() - self.mean) / self.std)
+            for snr in _log_snr_range(sde, eps)
+        )
+        z = normal.icdf(first + u.double() * (last - first))
+        return sde.time(-2 * (self.mean + self.std * z)).clamp(eps, 1.0).to(u)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class LowDiscrepancy(Times):
+    r"""Covers the times of a batch evenly: :math:`u_i = (u_0 + i / n) \bmod 1`.
+
+    Each :math:`u_i` is still uniform, so that the loss keeps its expectation and loses variance.
+    The examples of a batch share :math:`u_0`, the one thing in this package that a batch shares.
+
+    Arguments:
+        times: The distribution to cover.
+    """
+
+    times: Times = field(default_factory=UniformTimes)
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        return self.times.quantile(u, sde, eps)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return self.times.weight(t, sde, eps)
+
+    def spread(self, u: Tensor) -> Tensor:
+        return (u[0] + torch.arange(len(u), device=u.device, dtype=u.dtype) / len(u)) % 1
+
+
+def _log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
+    ends = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])
+
+
+# --- Grids of sampling times ---------------------------------------------------------------------
+
+
+class Grid(ABC):
+    """Abstract grid of times, on which a sampler walks from 1 down to eps."""
+
+    @abstractmethod
+    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        """Maps positions in [0, 1] to times: 0 to time 1, and 1 to eps; float64."""
+
+    def __call__(self, steps: int, sde: SDE, eps: float) -> Tensor:
+        """Returns ``steps + 1`` times from 1 to ``eps``, both exact, float64, on the CPU.
+
+        Raises:
+            InputError: If ``steps`` is not a positive integer.
+        """
+        if not (steps > 0 and int(steps) == steps):
+            raise InputError(f"steps={steps} is not a positive integer; give at least 1.")
+        u = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
+        times = self.interior(u, sde, eps).clamp(eps, 1.0)
+        times[0], times[-1] = 1.0, eps
+        return times
+
+
+@dataclass(frozen=True)
+class UniformGrid(Grid):
+    """Times equally spaced."""
+
+    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        return 1 - (1 - eps) * u
+
+
+@dataclass(frozen=True)
+class LogSNRGrid(Grid):
+    """Times equally spaced in the log-SNR; ``eps`` must leave some noise."""
+
+    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        first, last = _log_snr_range(sde, eps)
+        if math.isinf(first):
+            raise InputError(f"eps={eps} leaves no noise with {sde}; give a positive eps.")
+        return sde.time(last + u * (first - last))
