@@ -128,7 +128,8 @@ class Likelihood:
         Raises:
             InputError: If the arguments do not fit the model, or the data are not finite.
         """
-        eps = self._check(model, x)
+        eps = self.check(model)
+        _check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
         state, trace, field = model.state(x), self._trace(), Evaluations(model, cond)
         probes = trace.probes(streams, state)
@@ -150,17 +151,25 @@ class Likelihood:
             seed=streams.seed,
         )
 
-    def _check(self, model: ScoreFunction, x: Tensor) -> float:
+    def check(self, model: ScoreFunction) -> float:
+        """Returns the cut-off for a model.
+
+        Raises:
+            InputError: If its likelihood cannot be evaluated.
+        """
         if not isinstance(model, ScoreFunction):
             raise InputError(
                 f"A likelihood needs a score function and got {type(model).__name__}; wrap the "
                 "network: ScoreModel(network, sde)."
             )
-        if x.ndim < 2 or not x.is_floating_point():
-            raise InputError(
-                f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; "
-                "give floats (B, ...), with integers dequantised."
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise InputError("The data have values that are not finite; remove or replace them.")
         return model.sde.check_eps(model.sde.cutoffs.likelihood if self.eps is None else self.eps)
+
+
+def _check_data(x: Tensor) -> None:
+    if x.ndim < 2 or not x.is_floating_point():
+        raise InputError(
+            f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; give "
+            "floats (B, ...), with integers dequantised."
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("The data have values that are not finite; remove or replace them.")

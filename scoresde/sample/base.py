@@ -126,7 +126,7 @@ class Sampler(ABC):
         Raises:
             InputError: If the arguments do not fit each other, the sampler or the model.
         """
-        eps = self._check(model)
+        eps = self.check(model)
         if (shape is None) == (latent is None):
             raise InputError("Give a sampler either shape=(B, ...) or latent=, and not both.")
         streams = Streams.of(seed, seeds, _batch(shape, latent), model.device)
@@ -148,8 +148,12 @@ class Sampler(ABC):
         x = x if latent is None else x.to(latent.dtype)
         return Samples(x, field.nfe(x), streams.seed)
 
-    def _check(self, model: ScoreFunction) -> float:
-        """Refuses models that this sampler cannot serve; returns the cut-off."""
+    def check(self, model: ScoreFunction) -> float:
+        """Returns the cut-off for a model.
+
+        Raises:
+            InputError: If this sampler cannot serve the model.
+        """
         if not isinstance(model, ScoreFunction):
             raise InputError(
                 f"A sampler needs a score function and got {type(model).__name__}; wrap the "

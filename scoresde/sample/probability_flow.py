@@ -86,7 +86,7 @@ class ProbabilityFlow(Sampler):
         Returns:
             The latents in the field ``x``, with shape ``(B, *)``, and the network passes.
         """
-        eps = self._check(model)
+        eps = self.check(model)
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model):

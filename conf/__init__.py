@@ -1,0 +1,1 @@
+"""Hydra configuration; in the wheel this folder is the package scoresde.conf."""

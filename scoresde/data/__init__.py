@@ -1,0 +1,39 @@
+"""Data sets: raw examples in splits that do not leak, their units, and exact toy densities."""
+
+from scoresde.data.base import SPLITS, Dataset, Scaling, Units
+from scoresde.data.bundled import digits
+from scoresde.data.files import array
+from scoresde.data.splits import make_splits, split_indices
+from scoresde.data.toy import (
+    Board,
+    Density,
+    Mixture,
+    Moons,
+    Spirals,
+    checkerboard,
+    gaussian_mixture,
+    gaussian_ring,
+    spirals,
+    two_moons,
+)
+
+__all__ = [
+    "SPLITS",
+    "Board",
+    "Dataset",
+    "Density",
+    "Mixture",
+    "Moons",
+    "Scaling",
+    "Spirals",
+    "Units",
+    "array",
+    "checkerboard",
+    "digits",
+    "gaussian_mixture",
+    "gaussian_ring",
+    "make_splits",
+    "spirals",
+    "split_indices",
+    "two_moons",
+]

@@ -1,0 +1,128 @@
+"""What raw data may be: real numbers in float32, or integers 0 to L-1."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+MAX_LEVELS = 2**15
+
+
+def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int | None]:
+    """Brings an array to the data type of raw data.
+
+    ==============  ======================  ==========================
+    array           raw tensor              levels
+    ==============  ======================  ==========================
+    floats          float32                 None
+    bool            uint8                   2
+    uint8           uint8                   256, unless given
+    other integers  uint8 or int16          must be given
+    ==============  ======================  ==========================
+
+    Arguments:
+        values: An array of numbers, with shape ``(N, *)``.
+        levels: The number of levels L of integers, in [2, 32768].
+
+    Returns:
+        The raw tensor, with shape ``(N, *)``, and its levels (None for real numbers).
+
+    Raises:
+        InputError: If the array is empty, is no array of numbers, has a NaN or an infinity, or
+            an integer outside 0 to L-1; or if the levels are missing, or given for real numbers.
+    """
+    if values.ndim == 0 or values.size == 0:
+        raise InputError(
+            f"The data has shape {values.shape}, which holds no example; give an array with "
+            "shape (N, ...)."
+        )
+    if values.dtype.kind == "f":
+        if levels is not None:
+            raise InputError(
+                f"levels={levels} is given for real numbers ({values.dtype}); convert them to "
+                "integers, or leave levels out."
+            )
+        with np.errstate(over="ignore"):
+            raw = torch.from_numpy(values.astype(np.float32))
+        check_finite(raw)
+        return raw, None
+    if values.dtype.kind not in "bui":
+        raise InputError(
+            f"The data has type {values.dtype}; give real numbers, integers or booleans."
+        )
+    levels = check_levels(_default_levels(values.dtype) if levels is None else levels)
+    check_range(values, levels)
+    return torch.from_numpy(values.astype(np.int16)).to(integer_type(levels)), levels
+
+
+def integer_type(levels: int) -> torch.dtype:
+    """Returns the smallest type that holds the levels 0 to L-1."""
+    return torch.uint8 if check_levels(levels) <= 256 else torch.int16
+
+
+def _default_levels(dtype: np.dtype) -> int:
+    if dtype == np.bool_:
+        return 2
+    if dtype == np.uint8:
+        return 256
+    raise InputError(
+        f"The data has type {dtype}, which does not tell the number of levels; give levels=L for "
+        "integers 0 to L-1 (not their maximum: the brightest level may be absent), or convert "
+        "them to float32."
+    )
+
+
+def check_levels(levels: int) -> int:
+    """Returns the number of levels if it can be used."""
+    if not _is_integer(levels) or not 2 <= levels <= MAX_LEVELS:
+        raise InputError(
+            f"levels={levels} is no integer in [2, {MAX_LEVELS}]; finer data can be given as "
+            "float32."
+        )
+    return levels
+
+
+def check_range(values: np.ndarray, levels: int) -> None:
+    """Refuses integers outside 0 to L-1."""
+    outside = (values < 0) | (values >= levels)
+    if outside.any():
+        first = np.unravel_index(int(outside.argmax()), outside.shape)
+        raise InputError(
+            f"{int(outside.sum())} values are outside 0 to {levels - 1}, the first at index "
+            f"{tuple(map(int, first))}: {values[first]}; give the right number of levels, or "
+            "shift the data."
+        )
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuses NaN and infinity."""
+    bad = ~values.isfinite()
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        raise InputError(
+            f"{int(bad.sum())} of {values.numel()} values are NaN or infinite in float32, the "
+            f"first at index {first}: {values[first]}; remove or replace them."
+        )
+
+
+def check_count(name: str, value: int, most: int | None = None) -> int:
+    """Returns a positive integer, at most ``most``."""
+    if not _is_integer(value) or value < 1 or (most is not None and value > most):
+        bound = "" if most is None else f", at most {most}"
+        raise InputError(f"{name}={value} cannot be used; give a positive integer{bound}.")
+    return value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_positive(name: str, value: float, least: float = 0.0) -> float:
+    """Returns a finite number above ``least`` (or at it, unless it is 0)."""
+    if not (least <= value < math.inf and value > 0):
+        bound = "positive" if least == 0 else f"at least {least}"
+        raise InputError(f"{name}={value} cannot be used; give a finite number, {bound}.")
+    return float(value)

@@ -1,0 +1,132 @@
+"""A user's own data: an array in a file of NumPy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scoresde.data.base import SPLITS, Dataset
+from scoresde.data.checks import as_raw
+from scoresde.data.splits import FRACTIONS, check_fractions, make_splits, split_indices
+from scoresde.errors import InputError
+
+_SUFFIXES = (".npy", ".npz")
+
+
+def array(
+    path: str | Path,
+    key: str | None = None,
+    levels: int | None = None,
+    channels_last: bool = False,
+    flip: bool = False,
+    standardise: bool = True,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+) -> Dataset:
+    """Loads examples from a ``.npy`` or ``.npz`` file.
+
+    The first axis counts examples. Floats are real-valued data; integers are quantised data of
+    ``levels`` levels, and booleans of two. Numbers ``(N,)`` become ``(N, 1)``, and integers
+    ``(N, H, W)`` grey images ``(N, 1, H, W)``; floats ``(N, C, L)`` stay as they are.
+
+    A ``.npz`` file may bring its own splits, as arrays ``train``, ``test`` and perhaps
+    ``validation`` (without it, some of ``train`` validates). They are used as given: that no
+    test example is also a training example is then the user's care. Arrays beside them (labels,
+    say) are left alone.
+
+    Arguments:
+        path: The file.
+        key: Which array of a ``.npz`` file, if it has several; it is then split here.
+        levels: The number of levels of integers: 256 for uint8, else it must be given.
+        channels_last: Whether examples are ``(H, W, C)`` rather than ``(C, H, W)``.
+        flip: Whether training images are mirrored at random.
+        standardise: Whether real-valued data gets mean 0 and standard deviation 1.
+        fractions: The shares of training, validation and test examples.
+        seed: Names the splits.
+
+    Raises:
+        InputError: If the file is missing, damaged, pickled or no file of NumPy, or its array
+            cannot be used as data.
+    """
+    path = Path(path).expanduser()
+    arrays = _load(path, key)
+    raws = {
+        name: as_raw(_arrange(values, channels_last), levels) for name, values in arrays.items()
+    }
+    kinds = {kind for _, kind in raws.values()}
+    if len(kinds) > 1:
+        raise InputError(
+            f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
+        )
+    splits = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
+    return Dataset.of(path.stem, splits, kinds.pop(), flip, standardise)
+
+
+def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
+    """Reads the arrays that are asked for; that of a ``.npy`` file is called ''."""
+    if path.suffix not in _SUFFIXES:
+        raise InputError(f"{path} is no {' or '.join(_SUFFIXES)} file; save it with numpy.save.")
+    if not path.is_file():
+        raise InputError(f"{path} is no file; give the path of a .npy or .npz file.")
+    try:
+        with path.open("rb") as file:
+            loaded: Any = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else loaded
+            return {name: np.asarray(arrays[name]) for name in _choose(list(arrays), key, path)}
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can fail in any parser below
+        if "pickle" in str(error).lower():
+            raise InputError(
+                f"{path} holds no plain array, but pickled objects (which can run any code when "
+                "loaded) or no data of NumPy at all; save an array of numbers with numpy.save."
+            ) from error
+        raise InputError(
+            f"{path} cannot be read ({error or type(error).__name__}): it is damaged or cut "
+            "short; save it again with numpy.save or numpy.savez."
+        ) from error
+
+
+def _choose(names: list[str], key: str | None, path: Path) -> list[str]:
+    """Returns the name of the one array to split, or of the splits that the file brings."""
+    listed = ", ".join(name or "one without a name" for name in names) or "none"
+    if key is not None:
+        if key not in names:
+            raise InputError(f"key={key!r} is no array of {path}, which has: {listed}.")
+        return [key]
+    if {"train", "test"} <= set(names):
+        return [name for name in SPLITS if name in names]
+    if len(names) != 1:
+        raise InputError(
+            f"{path} has {len(names)} arrays ({listed}); choose one with key=NAME, or name them "
+            "train, validation and test."
+        )
+    return names
+
+
+def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:
+    """Brings axes to (N, C, *)."""
+    if channels_last:
+        if values.ndim < 3:
+            raise InputError(
+                f"channels_last=True needs an array (N, ..., C), not shape {values.shape}; "
+                "leave it out."
+            )
+        return np.ascontiguousarray(np.moveaxis(values, -1, 1))
+    if values.ndim == 1 or (values.ndim == 3 and values.dtype.kind in "bui"):
+        return np.expand_dims(values, 1)
+    return values
+
+
+def _split(raws: dict[str, Tensor], fractions: Sequence[float], seed: int) -> Sequence[Tensor]:
+    """Returns training, validation and test examples."""
+    if len(raws) == 3:
+        return [raws[name] for name in SPLITS]
+    if len(raws) == 1:
+        return make_splits(next(iter(raws.values())), fractions, seed)
+    kept, held_out, _ = check_fractions(fractions, parts=3)
+    share = held_out / (kept + held_out)
+    train, validation = split_indices(raws["train"], (1 - share, share), seed)
+    return raws["train"][train], raws["train"][validation], raws["test"]

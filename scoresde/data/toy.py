@@ -1,0 +1,348 @@
+r"""Toy data in the plane, each with its exact log-density.
+
+Where the density is known, a likelihood can be checked against the truth, and no model can be
+better on average: the mean of :math:`-\log p` is the entropy.
+
+A noisy curve :math:`c(s) + \sigma z`, with :math:`s \sim U(0, 1)`, has the density
+
+.. math:: p(x) = \int_0^1 N(x; c(s), \sigma^2 I) \, ds
+               \approx \sum_k w_k \, N(x; c(s_k), \sigma^2 I),
+
+an infinite mixture of Gaussians that a rule of quadrature turns into a finite one. The rule of
+Gauss and Legendre with 16 nodes on panels of half a :math:`\sigma` is exact to rounding.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.data.base import Dataset
+from scoresde.data.checks import check_count, check_positive
+from scoresde.data.splits import FRACTIONS, make_splits
+from scoresde.errors import InputError
+from scoresde.streams import Purpose, Streams
+
+_NODES = 16
+_LEAST_NOISE = 1e-3  # below it the quadrature takes too many nodes
+_CHUNK = 2**18
+
+
+class Density(ABC):
+    """Abstract distribution on vectors, with exact log-density and samples."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Returns the log-density in nats: ``(N, D)`` to ``(N,)``, computed in float64."""
+
+    @abstractmethod
+    def sample(self, streams: Streams) -> Tensor:
+        """Draws one sample per stream, with shape ``(B, D)``, float64."""
+
+    def dataset(
+        self,
+        name: str,
+        count: int,
+        seed: int = 0,
+        standardise: bool = True,
+        fractions: Sequence[float] = FRACTIONS,
+    ) -> Dataset:
+        """Draws a data set of ``count`` examples and splits it."""
+        raw = self.sample(Streams.of(seed, batch=check_count("count", count))).float()
+        splits = make_splits(raw, fractions, seed)
+        return Dataset.of(name, splits, standardise=standardise, log_prob=self.log_prob)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Mixture(Density):
+    r"""Mixture of isotropic Gaussians.
+
+    .. math:: p(x) = \sum_k w_k \, N(x; \mu_k, \sigma_k^2 I)
+
+    Arguments:
+        weights: The weights :math:`w_k`, positive, with shape ``(K,)``; they sum to one.
+        means: The means :math:`\mu_k`, with shape ``(K, D)``.
+        stds: The standard deviations :math:`\sigma_k`, positive, with shape ``(K,)``.
+    """
+
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.weights.shape), tuple(self.means.shape), tuple(self.stds.shape)
+        k = len(self.means) if self.means.ndim == 2 else 0
+        if self.means.numel() == 0 or shapes[0] != (k,) or shapes[2] != (k,):
+            raise InputError(
+                f"weights, means and stds have shapes {shapes}; they need (K,), (K, D) and (K,)."
+            )
+        if not (self.weights.min() > 0 and abs(float(self.weights.sum()) - 1) < 1e-6):
+            raise InputError(
+                f"weights={self.weights.tolist()} must be positive and sum to one; they sum to "
+                f"{float(self.weights.sum())}."
+            )
+        if not (self.stds.min() > 0 and self.stds.isfinite().all()):
+            raise InputError(f"stds={self.stds.tolist()} must be finite and positive.")
+        if not self.means.isfinite().all():
+            raise InputError(f"means={self.means.tolist()} must be finite.")
+
+    @cached_property
+    def _natural(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits of the components as a linear map of (y, |y|^2), y = x - centre.
+
+        A product of matrices is many times faster than differences of all pairs. It rounds at
+        the size of |mean - centre|^2 / std^2, and the centre keeps that small.
+        """
+        centre = self.means.mean(0)
+        means, precision = self.means - centre, self.stds**-2
+        height = self.weights.log() - means.shape[1] * (
+            self.stds.log() + 0.5 * math.log(2 * math.pi)
+        )
+        bias = height - 0.5 * precision * means.square().sum(1)
+        return centre, torch.cat((means.T * precision, -0.5 * precision[None])), bias
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        centre, weight, bias = (part.to(x.device) for part in self._natural)
+        y = x.double() - centre
+        rows = torch.cat((y, y.square().sum(1, keepdim=True)), 1)
+        chunks = rows.split(max(1, _CHUNK // len(bias)))
+        logits = (torch.addmm(bias, chunk, weight) for chunk in chunks)
+        return torch.cat([torch.logsumexp(one, 1) for one in logits]).to(x.dtype)
+
+    def sample(self, streams: Streams) -> Tensor:
+        u = streams.uniform((), Purpose.DATA, 0, torch.float64)
+        z = streams.normal(self.means.shape[1:], Purpose.DATA, 1, torch.float64)
+        k = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
+        return self.means[k] + self.stds[k][:, None] * z
+
+
+@dataclass(frozen=True)
+class _Curves(Density):
+    """What the noisy curves share: equally likely arms, and the quadrature along them."""
+
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive("noise", self.noise, _LEAST_NOISE)
+
+    @property
+    @abstractmethod
+    def arms(self) -> int:
+        """The number of arms."""
+
+    @property
+    @abstractmethod
+    def speed(self) -> float:
+        """A bound on the speed of every arm, which is also a bound on its length."""
+
+    @abstractmethod
+    def curve(self, s: Tensor, arm: Tensor) -> Tensor:
+        """Returns the points at ``s`` in [0, 1]: two tensors of one shape to ``(*, 2)``."""
+
+    @cached_property
+    def _mixture(self) -> Mixture:
+        panels = math.ceil(self.speed / (0.5 * self.noise))
+        nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+        starts = torch.arange(panels).double()[:, None]
+        s = ((starts + 0.5 * (torch.from_numpy(nodes) + 1)) / panels).flatten().repeat(self.arms)
+        w = torch.from_numpy(weights).repeat(self.arms * panels) / (2 * panels * self.arms)
+        arm = torch.arange(self.arms).double().repeat_interleave(panels * _NODES)
+        return Mixture(w, self.curve(s, arm), torch.full_like(w, self.noise))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self._mixture.log_prob(x)
+
+    def sample(self, streams: Streams) -> Tensor:
+        s, arm = streams.uniform((2,), Purpose.DATA, 0, torch.float64).unbind(1)
+        z = streams.normal((2,), Purpose.DATA, 1, torch.float64)
+        return self.curve(s, torch.floor(self.arms * arm)) + self.noise * z
+
+
+@final
+@dataclass(frozen=True)
+class Moons(_Curves):
+    r"""Two noisy half circles that interlock, as in scikit-learn.
+
+    .. math:: c_0 = (\cos \pi s, \sin \pi s), \qquad
+              c_1 = (1 - \cos \pi s, \tfrac12 - \sin \pi s)
+
+    Arguments:
+        noise: The standard deviation across the curve, at least 0.001.
+    """
+
+    @property
+    def arms(self) -> int:
+        return 2
+
+    @property
+    def speed(self) -> float:
+        return math.pi
+
+    def curve(self, s: Tensor, arm: Tensor) -> Tensor:
+        sign = 1 - 2 * arm
+        x = arm + sign * torch.cos(math.pi * s)
+        y = 0.5 * arm + sign * torch.sin(math.pi * s)
+        return torch.stack((x, y), -1)
+
+
+@final
+@dataclass(frozen=True)
+class Spirals(_Curves):
+    r"""Noisy spirals of Archimedes from the origin, with uniform angle.
+
+    .. math:: c_k = K T s \, (\cos \phi, \sin \phi), \qquad \phi = 2 \pi (T s + k / K)
+
+    Neighbouring arms are one unit apart.
+
+    Arguments:
+        noise: The standard deviation across the curve, at least 0.001.
+        arms: The number of arms :math:`K`, positive.
+        turns: The number of turns :math:`T` of each, positive.
+    """
+
+    arms: int = 2
+    turns: float = 1.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("turns", self.turns)
+        check_count("arms", self.arms)
+
+    @property
+    def speed(self) -> float:
+        return self.arms * self.turns * math.hypot(1, 2 * math.pi * self.turns)
+
+    def curve(self, s: Tensor, arm: Tensor) -> Tensor:
+        radius = self.arms * self.turns * s
+        angle = 2 * math.pi * (self.turns * s + arm / self.arms)
+        return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), -1)
+
+
+@final
+@dataclass(frozen=True)
+class Board(Density):
+    r"""Uniform density on the dark squares of a board, of unit side.
+
+    Square :math:`(i, j)` is dark if :math:`i + j` is even; the board is centred at the origin.
+
+    Arguments:
+        cells: Squares along each side, in [1, 64].
+    """
+
+    cells: int = 4
+
+    def __post_init__(self) -> None:
+        check_count("cells", self.cells, most=64)
+
+    @property
+    def _dark(self) -> int:
+        return (self.cells**2 + 1) // 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        cell = torch.floor(x.double() + self.cells / 2)
+        on_board = ((cell >= 0) & (cell < self.cells)).all(1)
+        dark = on_board & (cell.sum(1) % 2 == 0)
+        return torch.where(dark, -math.log(self._dark), -math.inf).to(x.dtype)
+
+    def sample(self, streams: Streams) -> Tensor:
+        u = streams.uniform((3,), Purpose.DATA, 0, torch.float64)
+        side = torch.arange(self.cells, device=u.device).double()
+        squares = torch.cartesian_prod(side, side).reshape(-1, 2)
+        corners = squares[squares.sum(1) % 2 == 0]
+        corner = corners[torch.floor(u[:, 0] * self._dark).long()]
+        # Off the edges, or rounding to float32 would put a point on a light square.
+        return corner + u[:, 1:].clamp(2.0**-18, 1 - 2.0**-18) - self.cells / 2
+
+
+def two_moons(
+    noise: float = 0.1, count: int = 20_000, seed: int = 0, standardise: bool = True
+) -> Dataset:
+    """Two noisy half circles that interlock: see :class:`Moons`.
+
+    Arguments:
+        noise: The standard deviation across the curve, at least 0.001.
+        count: The number of examples, of which 80 % train, 10 % validate and 10 % test.
+        seed: Names the examples and the splits.
+        standardise: Whether model units have mean 0 and standard deviation 1, or are raw units.
+
+    Example:
+        >>> dataset = two_moons(count=1000)
+        >>> dataset.shape, len(dataset.train), len(dataset.test)
+        ((2,), 800, 100)
+    """
+    return Moons(noise).dataset("two moons", count, seed, standardise)
+
+
+def spirals(
+    noise: float = 0.1,
+    arms: int = 2,
+    turns: float = 1.5,
+    count: int = 20_000,
+    seed: int = 0,
+    standardise: bool = True,
+) -> Dataset:
+    """Noisy spirals: see :class:`Spirals`; the other arguments as in :func:`two_moons`."""
+    return Spirals(noise, arms, turns).dataset("spirals", count, seed, standardise)
+
+
+def checkerboard(
+    cells: int = 4, count: int = 20_000, seed: int = 0, standardise: bool = True
+) -> Dataset:
+    """Dark squares: see :class:`Board`; the other arguments as in :func:`two_moons`."""
+    return Board(cells).dataset("checkerboard", count, seed, standardise)
+
+
+def gaussian_mixture(
+    weights: Sequence[float],
+    means: Sequence[Sequence[float]],
+    stds: Sequence[float],
+    count: int = 20_000,
+    seed: int = 0,
+    standardise: bool = True,
+) -> Dataset:
+    """Isotropic Gaussians: see :class:`Mixture`; the other arguments as in :func:`two_moons`.
+
+    Example:
+        >>> dataset = gaussian_mixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1], count=100)
+        >>> dataset.log_prob(torch.tensor([[1.0]]))
+        tensor([0.6905])
+    """
+    mixture = Mixture(_floats(weights), _floats(means), _floats(stds))
+    return mixture.dataset("Gaussian mixture", count, seed, standardise)
+
+
+def gaussian_ring(
+    modes: int = 8,
+    radius: float = 2.0,
+    std: float = 0.1,
+    count: int = 20_000,
+    seed: int = 0,
+    standardise: bool = True,
+) -> Dataset:
+    """Equal Gaussians evenly on a circle; the other arguments as in :func:`two_moons`.
+
+    Arguments:
+        modes: The number of Gaussians, positive.
+        radius: The radius of the circle, positive.
+        std: The standard deviation of each, positive.
+    """
+    check_positive("radius", radius)
+    angle = 2 * math.pi * torch.arange(check_count("modes", modes)).double() / modes
+    means = radius * torch.stack((torch.cos(angle), torch.sin(angle)), 1)
+    weights, stds = torch.full_like(angle, 1 / modes), torch.full_like(angle, std)
+    return Mixture(weights, means, stds).dataset("Gaussian ring", count, seed, standardise)
+
+
+def _floats(values: Sequence) -> Tensor:
+    """Turns nested sequences of numbers, of any class, into a float64 tensor."""
+    try:
+        return torch.from_numpy(np.array(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{values} is no regular array of numbers; {error}.") from error

@@ -1,0 +1,175 @@
+r"""Embeddings: one noise label becomes many features of different frequencies.
+
+A network told a single number :math:`c` learns only slow functions of it. An embedding offers
+
+.. math:: (\sin \omega_1 c, \ldots, \sin \omega_n c, \cos \omega_1 c, \ldots, \cos \omega_n c),
+
+and the frequencies decide how finely the network can tell noise levels apart. They belong to the
+unit of the label: over its range, the highest should turn several times, and the typical one about
+once per octave of noise or less.
+
+=======================================  =========================  =============================
+label                                    range                      embedding
+=======================================  =========================  =============================
+:math:`\tfrac14 \log (\sigma / \alpha)`  about -2 to 1.5            ``FourierEmbedding(width)``
+:math:`\log \sigma` (NCSN++)             about -5 to 4              ``FourierEmbedding(width, 16)``
+:math:`999 t` (DDPM)                     0 to 999                   ``PositionalEmbedding(width)``
+=======================================  =========================  =============================
+
+References:
+    Vaswani et al., *Attention is all you need*, 2017, https://arxiv.org/abs/1706.03762 (section
+    3.5).
+    Tancik et al., *Fourier features let networks learn high frequency functions in low
+    dimensional domains*, 2020, https://arxiv.org/abs/2006.10739.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import check_count, initialise
+
+_SEED = 0
+
+
+class Embedding(nn.Module, ABC):
+    """Abstract: turns noise labels ``(B,)`` into features ``(B, width)``.
+
+    Arguments:
+        width: The number of features, even: half of them are sines, half cosines.
+        least: The smallest width that the embedding is defined for.
+    """
+
+    def __init__(self, width: int, least: int = 2) -> None:
+        super().__init__()
+        self.width = check_count("width", width, least)
+        if width % 2:
+            raise InputError(
+                f"An embedding of width={width} cannot be half sines and half cosines; "
+                f"give an even width, such as {width + 1}."
+            )
+
+    @abstractmethod
+    def forward(self, c: Tensor) -> Tensor:
+        """Returns the features of each label, ``(B,)`` to ``(B, width)``."""
+
+
+class PositionalEmbedding(Embedding):
+    r"""Sines and cosines of geometrically spaced frequencies.
+
+    .. math:: \omega_k = s P^{-k / (n - 1)}, \qquad k = 0, \ldots, n - 1
+
+    The defaults suit labels that count steps, such as :math:`999 t`; labels of order 1 ask for a
+    larger ``scale``, of 10 to 1000.
+
+    References:
+        Ho et al., *Denoising diffusion probabilistic models*, 2020,
+        https://arxiv.org/abs/2006.11239 (appendix B; the divisor n - 1 is in their code).
+
+    Arguments:
+        width: The number :math:`2n` of features, even, at least 4.
+        scale: The highest frequency :math:`s` in radians per unit of the label, positive.
+        max_period: The ratio :math:`P` of the highest to the lowest frequency, above 1.
+
+    Example:
+        >>> PositionalEmbedding(4, max_period=100)(torch.zeros(1))
+        tensor([[0., 0., 1., 1.]])
+    """
+
+    def __init__(self, width: int, scale: float = 1.0, max_period: float = 10000.0) -> None:
+        super().__init__(width, least=4)
+        self.scale = _check_scale(scale)
+        if not 1 < max_period < math.inf:
+            raise InputError(f"max_period={max_period!r} must be above 1; DDPM has 10000.")
+        self.max_period = max_period
+
+    def forward(self, c: Tensor) -> Tensor:
+        half = self.width // 2
+        k = torch.arange(half, device=c.device, dtype=c.dtype)
+        frequencies = self.scale * torch.exp(-math.log(self.max_period) / (half - 1) * k)
+        return _sines(c, frequencies)
+
+
+class FourierEmbedding(Embedding):
+    r"""Sines and cosines of random frequencies, which are not trained.
+
+    .. math:: \omega_k = 2 \pi W_k, \qquad W_k \sim N(0, s^2)
+
+    The frequencies are a function of the width and the scale alone: they come from a generator of
+    their own, and leave the global one as it is. As a buffer they are saved with the weights.
+
+    References:
+        Tancik et al. 2020 (equation 5, Gaussian).
+        Song et al., https://arxiv.org/abs/2011.13456 (appendix C; scale 16).
+
+    Arguments:
+        width: The number :math:`2n` of features, even, at least 2.
+        scale: The standard deviation :math:`s` of the frequencies in turns per unit of the label,
+            positive.
+
+    Example:
+        >>> FourierEmbedding(4)(torch.zeros(3)).shape
+        torch.Size([3, 4])
+    """
+
+    W: Tensor
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        super().__init__(width)
+        self.scale = _check_scale(scale)
+        generator = torch.Generator().manual_seed(_SEED)
+        # Always drawn on the CPU in float64, and then moved to the default device and data type.
+        normal = torch.randn(width // 2, generator=generator, device="cpu", dtype=torch.float64)
+        self.register_buffer("W", (scale * normal).to(torch.empty(0)))
+
+    def forward(self, c: Tensor) -> Tensor:
+        return _sines(c, 2 * math.pi * self.W)
+
+
+class Conditioning(nn.Module):
+    """The way of the noise label into a network: an embedding, and two layers that mix it.
+
+    Arguments:
+        embedding: The embedding of one label.
+        features: The number of features that the blocks of the network are told.
+    """
+
+    def __init__(self, embedding: Embedding, features: int) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.hidden = initialise(nn.Linear(embedding.width, features))
+        self.out = initialise(nn.Linear(features, features))
+
+    def forward(self, c: Tensor, x: Tensor) -> Tensor:
+        """Returns features ``(B, features)`` for labels ``(B,)``, in the data type of ``x``.
+
+        Raises:
+            InputError: If there is not one label for each example of ``x``.
+        """
+        if c.shape != x.shape[:1]:
+            raise InputError(
+                f"The noise label has the shape {tuple(c.shape)} for {x.shape[0]} examples; "
+                "give one label per example."
+            )
+        # Embedded before it is cast: a label of 999 t in bfloat16 has lost its digits.
+        h = silu(self.hidden(self.embedding(c).to(x.dtype)))
+        return silu(self.out(h))
+
+
+def _check_scale(scale: float) -> float:
+    if not 0 < scale < math.inf:
+        raise InputError(
+            f"scale={scale!r} must be positive and finite; it multiplies the noise label, see "
+            "scoresde.nn.embedding for the scales that fit."
+        )
+    return scale
+
+
+def _sines(c: Tensor, frequencies: Tensor) -> Tensor:
+    """Returns the sines, then the cosines: ``(B,)`` and ``(n,)`` to ``(B, 2n)``."""
+    angles = c.unsqueeze(1) * frequencies
+    return torch.cat((torch.sin(angles), torch.cos(angles)), dim=1)

@@ -1,0 +1,101 @@
+r"""A residual multi-layer perceptron, for data of any shape but best for vectors.
+
+Each block reads a normalised state, scaled and shifted as the noise level asks (FiLM), and adds
+what it finds:
+
+.. math:: h \leftarrow h + W_2 \, \mathrm{SiLU}(W_1 ((1 + a(c)) \odot \mathrm{LN}(h) + b(c)))
+
+References:
+    Perez et al., *FiLM: visual reasoning with a general conditioning layer*, 2018,
+    https://arxiv.org/abs/1709.07871.
+    He et al., *Identity mappings in deep residual networks*, 2016,
+    https://arxiv.org/abs/1603.05027.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import check_count, check_counts, check_dropout, initialise
+from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
+
+_EMBEDDED = 64
+
+
+class MLP(nn.Module):
+    """A residual perceptron that starts as the zero function.
+
+    Arguments:
+        shape: The shape of one example, without the batch axis; a number for a vector.
+        width: The width of the residual state.
+        depth: The number of residual blocks.
+        dropout: The fraction of each block's hidden units dropped in training, in [0, 1).
+        embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(64)``, which
+            suits labels of order 1.
+
+    Raises:
+        InputError: If an argument is out of its range, or later an input has another shape.
+
+    Example:
+        >>> import torch
+        >>> MLP(2, width=16)(torch.ones(3, 2), torch.zeros(3)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        width: int = 256,
+        depth: int = 4,
+        dropout: float = 0.0,
+        embedding: Embedding | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = check_counts("shape", [shape] if isinstance(shape, int) else shape)
+        check_count("width", width)
+        check_count("depth", depth)
+        size = math.prod(self.shape)
+        self.conditioning = Conditioning(embedding or FourierEmbedding(_EMBEDDED), width)
+        self.linear_in = initialise(nn.Linear(size, width))
+        self.blocks = nn.ModuleList(PerceptronBlock(width, width, dropout) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.linear_out = initialise(nn.Linear(width, size), scale=0.0)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Returns an output with the shape ``(B, *)`` of the data, for labels ``(B,)``."""
+        if x.shape[1:] != self.shape:
+            raise InputError(
+                f"The input has the shape {tuple(x.shape)}, and the network was built for "
+                f"{('B', *self.shape)}; give it the shape of the data."
+            )
+        features = self.conditioning(c, x)
+        h = self.linear_in(x.reshape(len(x), -1))
+        for block in self.blocks:
+            h = block(h, features)
+        return self.linear_out(silu(self.norm_out(h))).reshape(x.shape)
+
+
+class PerceptronBlock(nn.Module):
+    """One residual block: states ``(B, width)`` and features ``(B, features)`` to states.
+
+    Arguments:
+        width: The width of the state.
+        features: The number of features of the noise level.
+        dropout: The fraction of hidden units dropped in training, in [0, 1).
+    """
+
+    def __init__(self, width: int, features: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = initialise(nn.Linear(features, 2 * width))
+        self.linear_in = initialise(nn.Linear(width, width))
+        self.dropout = nn.Dropout(check_dropout(dropout))
+        self.linear_out = initialise(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        a, b = self.modulation(features).chunk(2, dim=1)
+        h = self.linear_in((1 + a) * self.norm(x) + b)
+        return x + self.linear_out(self.dropout(silu(h)))

@@ -1,0 +1,497 @@
+"""Pictures of a run: its loss, its samples, its densities.
+
+Each function draws one thing, writes it as a PNG file (the folder is made where missing) and
+returns the path. The drawing knows no global state, so that it works on a machine without a
+display, in threads, and beside a notebook's own figures. The colours are those of Okabe and Ito
+(2008) and the map *viridis*, which colour-blind readers can tell apart. What is not a number is
+shown in red or counted in a note; it never ends a run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+Extent = tuple[float, float, float, float]  # lowest and highest x1, and likewise of x2
+
+DPI = 150
+SMALLEST = 48  # pixels of a grid's picture
+GAP = 2  # pixels between a grid's pictures
+
+INK, GREY, FAINT = "#222222", "#767676", "#dddddd"
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
+RED = (204, 64, 64)
+SEPARATOR = (150, 150, 150)
+MARGIN = 24  # pixels around the panels of a comparison
+
+
+def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Path:
+    """Draws the training loss, raw and smoothed, and the validation loss.
+
+    The axis is logarithmic where the curves are positive and span a factor of 20. Of records
+    that share a step, as a resumed run leaves them, the last one counts.
+
+    Arguments:
+        records: The records of ``metrics.jsonl``: some with ``step`` and ``loss``, some with
+            ``step`` and ``validation_loss``. None at all gives a picture that says so.
+        path: Where to write.
+    """
+    steps, losses = _series(records, "loss")
+    marks, grades = _series(records, "validation_loss")
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    smooth = _smooth(losses)
+    if len(losses):
+        axes.plot(steps, losses, color=SKY, alpha=0.45, lw=0.8, label="training, as recorded")
+        axes.plot(steps, smooth, color=BLUE, lw=1.8, label="training, running mean")
+    if len(grades):
+        dots = "o" if len(grades) <= 40 else ""
+        axes.plot(marks, grades, color=ORANGE, lw=1.6, marker=dots, ms=4, label="validation")
+    _scale(axes, losses, np.concatenate([smooth, grades]))
+    axes.set(xlabel="optimisation step", ylabel="loss (mean per example)")
+    if axes.lines:
+        _legend(axes)
+        _note(axes, _uncounted(records), x=0.01, y=0.02, ha="left", va="bottom")
+    else:
+        _blank(axes, "no records")
+    return _save(figure, path)
+
+
+def image_grid(images: Tensor, path: Path, columns: int = 8, zoom: int | None = None) -> Path:
+    """Draws images in a grid, each pixel as a sharp square.
+
+    Arguments:
+        images: Floats in [0, 1] with shape ``(N, C, H, W)``; values beyond are clipped, NaN is
+            red. One channel is grey and three are colours; of another number the first is shown.
+        path: Where to write.
+        columns: Images in a row, positive.
+        zoom: Pixels per pixel; by default so many that an image has at least 48 on a side.
+
+    Raises:
+        InputError: If the images have another shape or type, or are none.
+    """
+    from matplotlib.image import imsave
+
+    tiles = _tiles(images, columns, zoom)
+    imsave(_folder(path), tiles, dpi=DPI)
+    return Path(path)
+
+
+def comparison(panels: Mapping[str, Tensor], path: Path, columns: int = 8) -> Path:
+    """Draws several grids of images side by side.
+
+    Arguments:
+        panels: Images under their titles, each as in :func:`image_grid`.
+        path: Where to write.
+        columns: Images in a row of each grid, positive.
+
+    Raises:
+        InputError: As in :func:`image_grid`, or if there is no panel.
+    """
+    from matplotlib.figure import Figure
+
+    grids = [_tiles(x, columns) for x in _some(panels).values()]
+    titles = [_wrap(title, grid.shape[1]) for title, grid in zip(panels, grids, strict=True)]
+    head = MARGIN + 26 * max(title.count("\n") + 1 for title in titles)
+    height = head + max(grid.shape[0] for grid in grids) + MARGIN
+    width = MARGIN + sum(grid.shape[1] + MARGIN for grid in grids)
+    # Half a pixel more, lest rounding take one away.
+    figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
+    left = MARGIN
+    for title, grid in zip(titles, grids, strict=True):
+        figure.figimage(grid, left, height - head - grid.shape[0], origin="upper")
+        figure.text(left / width, 1 - (head - 10) / height, title, fontsize=10, color=INK)
+        left += grid.shape[1] + MARGIN
+    figure.savefig(_folder(path), dpi=DPI)
+    return Path(path)
+
+
+def scatter_comparison(
+    panels: Mapping[str, Tensor], path: Path, extent: Extent | None = None
+) -> Path:
+    """Draws several sets of points in the plane side by side, on the same axes.
+
+    Arguments:
+        panels: Points under their titles, each with shape ``(N, 2)``.
+        path: Where to write.
+        extent: What is in view; a note counts the points outside. By default it is the square
+            around the first set, usually real data.
+
+    Raises:
+        InputError: If a set has another shape, or if there is none.
+    """
+    points = {title: _plane(x, title) for title, x in _some(panels).items()}
+    view = extent or square(next(iter(panels.values())))
+    figure, axes = _figure(len(points), width=3.0 * len(points), height=3.2)
+    for i, (one, (title, x)) in enumerate(zip(axes, points.items(), strict=True)):
+        one.scatter(x[:, 0], x[:, 1], s=_dot(x), alpha=0.5, lw=0, color=BLUE if i else INK)
+        _plane_axes(one, view, title, first=i == 0)
+        _note(one, _outside(x, view), x=0.98, y=0.02, ha="right", va="bottom")
+    return _save(figure, path)
+
+
+def square(points: Tensor) -> Extent:
+    """Returns a square around points, with a margin of a tenth on each side.
+
+    Arguments:
+        points: Points with shape ``(N, 2)``; those not finite do not count.
+
+    Returns:
+        The lowest and highest first coordinate, and likewise of the second.
+
+    Raises:
+        InputError: If the points have another shape.
+
+    Example:
+        >>> square(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))
+        (-1.0, 11.0, -1.0, 11.0)
+    """
+    x = _plane(points, "points")
+    x = x[np.isfinite(x).all(1)]
+    if not len(x):
+        return (-1.0, 1.0, -1.0, 1.0)
+    low, high = x.min(0), x.max(0)
+    half = 0.6 * float((high - low).max()) or 1.0
+    a, b = ((low + high) / 2).tolist()
+    return (a - half, a + half, b - half, b + half)
+
+
+def density(
+    log_density: Tensor,
+    extent: Extent,
+    path: Path,
+    samples: Tensor | None = None,
+    exact: Tensor | None = None,
+) -> Path:
+    """Draws a density on the plane, beside samples and the exact one where given.
+
+    Arguments:
+        log_density: The model's log-density in nats on a grid, with shape ``(n, n)``: row ``i``
+            is the ``i``-th value of the second coordinate, from the lowest; a column, of the
+            first. What is not a number is red.
+        extent: The lowest and highest first coordinate, and likewise of the second.
+        path: Where to write.
+        samples: Points drawn from the model, with shape ``(N, 2)``.
+        exact: The exact log-density on that grid, shown with the same colours.
+
+    Raises:
+        InputError: If the shapes do not fit.
+    """
+    fields = {"exact": exact, "model": log_density}
+    values = {name: _exp(x, log_density.shape) for name, x in fields.items() if x is not None}
+    points = {} if samples is None else {"samples": _plane(samples, "samples")}
+    count = len(points) + len(values)
+    figure, axes = _figure(count, width=3.0 * count + 0.7, height=3.2)
+    for one, x in zip(axes, points.values(), strict=False):
+        one.scatter(x[:, 0], x[:, 1], s=_dot(x), alpha=0.5, lw=0, color=BLUE)
+        _plane_axes(one, extent, "samples of the model", first=True)
+        _note(one, _outside(x, extent), x=0.98, y=0.02, ha="right", va="bottom")
+    finite = [x[np.isfinite(x)] for x in values.values()]
+    top = max((float(x.max()) for x in finite if x.size), default=0.0) or 1.0
+    for i, (name, x) in enumerate(values.items(), start=len(points)):
+        image = axes[i].imshow(
+            x, cmap=_viridis(), vmin=0, vmax=top, origin="lower", extent=extent, aspect="equal"
+        )
+        _plane_axes(axes[i], extent, f"{name} density", first=i == 0)
+    bar = figure.colorbar(image, ax=axes, label="density (1 / data unit²)", shrink=0.85, pad=0.02)
+    bar.outline.set_visible(False)
+    return _save(figure, path)
+
+
+def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:
+    """Draws the way of points from noise to data, in the colours of time.
+
+    Arguments:
+        times: The times passed, with shape ``(T,)``, from 1 (noise) down to about 0 (data).
+        paths: The points at these times, with shape ``(T, B, 2)``.
+        path: Where to write.
+
+    Raises:
+        InputError: If the shapes do not fit, or there are fewer than two times.
+    """
+    from matplotlib.collections import LineCollection
+
+    t, x = _array(times), _array(paths)
+    if t.ndim != 1 or len(t) < 2 or x.ndim != 3 or x.shape[0] != len(t) or x.shape[2] != 2:
+        raise InputError(
+            f"times {t.shape} and paths {x.shape} do not fit; give (T,) and (T, B, 2), T >= 2."
+        )
+    figure, (axes,) = _figure(1, width=5.2, height=4.4)
+    keep = np.unique(np.linspace(0, len(t) - 1, 400).round().astype(int))
+    t, x = t[keep], x[keep]
+    segments = np.stack([x[:-1], x[1:]], axis=2).reshape(-1, 2, 2)
+    lines = LineCollection(list(segments), cmap=_clock(), lw=0.9, alpha=0.7)
+    lines.set_array(np.repeat((t[:-1] + t[1:]) / 2, x.shape[1]))
+    lines.set_clim(0, max(1.0, float(t.max())))
+    axes.add_collection(lines)
+    axes.scatter(
+        x[0, :, 0],
+        x[0, :, 1],
+        s=16,
+        facecolor="white",
+        edgecolor=ORANGE,
+        label="start (noise)",
+        zorder=3,
+    )
+    axes.scatter(x[-1, :, 0], x[-1, :, 1], s=16, color=INK, lw=0, label="end (data)", zorder=4)
+    axes.autoscale_view()
+    _labels(axes)
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    bar = figure.colorbar(lines, ax=axes, label="time t (1 is noise, 0 is data)", shrink=0.85)
+    bar.outline.set_visible(False)
+    bar.solids.set_alpha(1)  # type: ignore[union-attr]
+    return _save(figure, path)
+
+
+def histogram(values: Mapping[str, Tensor], path: Path, label: str) -> Path:
+    """Draws how values are distributed, and their means as dashed lines.
+
+    Arguments:
+        values: Tensors of any shape under their names; those not finite are counted, not drawn.
+        path: Where to write.
+        label: What they are, with the unit: ``bits/dim``.
+
+    Raises:
+        InputError: If there are none.
+    """
+    numbers = {name: _array(x).ravel() for name, x in _some(values).items()}
+    finite = {name: x[np.isfinite(x)] for name, x in numbers.items()}
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    axes.set(xlabel=label, ylabel="share of examples (%)")
+    if not any(len(x) for x in finite.values()):
+        _blank(axes, "no finite values")
+        return _save(figure, path)
+    together = np.concatenate(list(finite.values()))
+    count = int(np.clip(math.sqrt(len(together)), 8, 60))
+    bins = np.histogram_bin_edges(together, bins=count).tolist()
+    for i, (name, x) in enumerate(finite.items()):
+        if not len(x):
+            continue
+        colour, share = COLOURS[i % len(COLOURS)], np.full(len(x), 100 / len(x))
+        lost = len(numbers[name]) - len(x)
+        note = f"{name}: mean {x.mean():.3g}" + (f", {lost} not finite" if lost else "")
+        axes.hist(x, bins, weights=share, color=colour, alpha=0.3, lw=0)
+        axes.hist(x, bins, weights=share, color=colour, histtype="step", lw=1.3)
+        axes.axvline(float(x.mean()), color=colour, ls="--", lw=1.3, label=note)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return _save(figure, path)
+
+
+# ---- images ------------------------------------------------------------------------------------
+
+
+def _tiles(images: Tensor, columns: int, zoom: int | None = None) -> np.ndarray:
+    """Lays images out in a grid, uint8 ``(height, width, 3)``."""
+    if columns < 1 or (zoom is not None and zoom < 1):
+        raise InputError(f"columns={columns}, zoom={zoom}: give positive integers.")
+    pixels = _pixels(images)
+    zoom = zoom or math.ceil(SMALLEST / min(pixels.shape[1:3]))
+    pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    n, height, width, _ = pixels.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    shape = (GAP + rows * (height + GAP), GAP + columns * (width + GAP), 3)
+    canvas = np.full(shape, SEPARATOR, dtype=np.uint8)
+    for i, tile in enumerate(pixels):
+        y, x = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        canvas[y : y + height, x : x + width] = tile
+    return canvas
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """Turns images into colours, uint8 ``(N, H, W, 3)``."""
+    if images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
+        raise InputError(
+            f"Images of shape {tuple(images.shape)} and type {images.dtype} cannot be drawn; "
+            "give floats in [0, 1] with shape (N, C, H, W)."
+        )
+    x = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+    x = x.detach().cpu().float().permute(0, 2, 3, 1)
+    bad = x.isnan().any(-1)
+    pixels = (x.nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    pixels[bad.numpy()] = RED
+    return pixels
+
+
+def _wrap(title: str, width: int) -> str:
+    """Breaks a title so that it fits over a grid of so many pixels."""
+    import textwrap
+
+    lines = title.splitlines() or [""]
+    return "\n".join(textwrap.fill(line, max(8, width // 12)) for line in lines)
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
+
+
+def _some(panels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not panels:
+        raise InputError("There is nothing to draw; give one tensor at least under its title.")
+    return panels
+
+
+def _plane(x: Tensor, title: str) -> np.ndarray:
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise InputError(f"{title!r} has shape {tuple(x.shape)}; give points (N, 2).")
+    return _array(x)
+
+
+def _exp(x: Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Turns a log-density into a density, infinite where it overflows."""
+    if x.ndim != 2 or x.shape != shape:
+        raise InputError(
+            f"Log-densities of shapes {tuple(x.shape)} and {tuple(shape)} cannot be drawn; give "
+            "values on one grid, (n, n)."
+        )
+    return x.detach().cpu().double().exp().numpy()
+
+
+def _series(
+    records: Sequence[Mapping[str, float | None]], key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Picks the steps and the finite values of one number, in order of the steps."""
+    values = {r["step"]: r[key] for r in records if key in r and r.get("step") is not None}
+    kept = sorted((s, v) for s, v in values.items() if _is_number(v))
+    table = np.array(kept, dtype=float).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _uncounted(records: Sequence[Mapping[str, float | None]]) -> str:
+    """Says how many losses were no numbers."""
+    keys = ("loss", "validation_loss")
+    bad = sum(not _is_number(r[key]) for r in records for key in keys if key in r)
+    return f"not finite, not drawn: {bad}" if bad else ""
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Averages over a window of a twentieth of the values.
+
+    The window is narrower at the start, where a loss falls steeply, and one-sided at the end.
+    """
+    half = len(values) // 40
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    reach = np.minimum(np.maximum(i, 10), half)
+    low, high = np.maximum(i - reach, 0), np.minimum(i + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _dot(x: np.ndarray) -> float:
+    """Returns the size of a dot (square points) that suits so many points."""
+    return float(np.clip(6000 / max(len(x), 1), 1, 14))
+
+
+def _outside(x: np.ndarray, view: Extent) -> str:
+    """Says how many points the view leaves out."""
+    a, b, c, d = view
+    inside = (x[:, 0] >= a) & (x[:, 0] <= b) & (x[:, 1] >= c) & (x[:, 1] <= d)
+    lost = len(x) - int(inside.sum())
+    return f"{lost} of {len(x)} outside" if lost else ""
+
+
+# ---- the common look ---------------------------------------------------------------------------
+
+
+def _figure(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """Makes an empty figure of some panels in a row; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for one in axes:
+        one.set_facecolor("white")
+        one.spines[["top", "right"]].set_visible(False)
+        one.spines[["left", "bottom"]].set_color(GREY)
+        one.tick_params(labelsize=9, color=GREY, labelcolor=INK)
+        one.xaxis.label.set(size=10, color=INK)
+        one.yaxis.label.set(size=10, color=INK)
+        one.locator_params(nbins=6)
+    return figure, axes
+
+
+def _scale(axes: "Axes", raw: np.ndarray, curves: np.ndarray) -> None:
+    """Chooses the loss axis: logarithmic for a wide span, else without rare spikes."""
+    axes.grid(axis="y", color=FAINT, lw=0.6)
+    axes.set_axisbelow(True)
+    if not len(curves):
+        return
+    if min(curves.min(), raw.min(initial=math.inf)) > 0 and curves.max() > 20 * curves.min():
+        axes.set_yscale("log")
+        return
+    shown = np.concatenate([curves, np.quantile(raw, [0.005, 0.995]) if len(raw) else []])
+    pad = 0.06 * float(np.ptp(shown)) or 0.5
+    axes.set_ylim(float(shown.min()) - pad, float(shown.max()) + pad)
+
+
+def _labels(axes: "Axes") -> None:
+    axes.set(xlabel="$x_1$ (data units)", ylabel="$x_2$ (data units)")
+
+
+def _plane_axes(axes: "Axes", view: Extent, title: str, first: bool) -> None:
+    """Dresses a panel of the plane; only the first one of a row has the second axis."""
+    _labels(axes)
+    axes.set_title(title, size=10, color=INK, loc="left")
+    axes.set(xlim=view[:2], ylim=view[2:], aspect="equal")
+    if not first:
+        axes.set_ylabel("")
+        axes.tick_params(labelleft=False)
+
+
+def _legend(axes: "Axes", **where: Any) -> None:
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
+
+
+def _note(
+    axes: "Axes", text: str, x: float = 0.5, y: float = 0.5, ha: str = "center", va: str = "center"
+) -> None:
+    """Writes a remark into a panel."""
+    axes.text(x, y, text, transform=axes.transAxes, ha=ha, va=va, size=9, color=GREY)
+
+
+def _blank(axes: "Axes", text: str) -> None:
+    """Says why a panel is empty."""
+    axes.set(xticks=[], yticks=[])
+    _note(axes, text)
+
+
+def _viridis() -> "Colormap":
+    import matplotlib
+
+    red = "#" + "".join(f"{c:02x}" for c in RED)
+    return matplotlib.colormaps["viridis"].with_extremes(bad=red)
+
+
+def _clock() -> "Colormap":
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("clock", [BLUE, SKY, "#e69f00", ORANGE])
+
+
+def _folder(path: Path) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    figure.savefig(_folder(path), format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.1)
+    return Path(path)

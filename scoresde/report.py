@@ -1,0 +1,406 @@
+"""The report of a run: one HTML file that a person opens afterwards.
+
+It holds everything itself, pictures included, runs no script and asks no network for anything, so
+that it can be mailed or put beside a paper as it is. What comes from the user is escaped, and the
+folders of the machine (the report's own, the working one, the home) are written ``.`` and ``~``.
+"""
+
+import base64
+import math
+import os
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from scoresde.errors import InputError
+
+SHARPNESS = 1.5  # pixels of a picture per pixel of the page
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture and what it shows.
+
+    Arguments:
+        caption: What it shows.
+        path: A PNG file.
+    """
+
+    caption: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class SamplerResult:
+    """What one sampler drew.
+
+    Arguments:
+        name: The sampler.
+        settings: Its hyper-parameters: ``500 steps``.
+        nfe: Network passes per sample, the mean if they differ.
+        seconds: Wall-clock time of all its samples, in seconds.
+        figure: A PNG file of the samples.
+    """
+
+    name: str
+    settings: str
+    nfe: float
+    seconds: float
+    figure: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of merit, lower is better.
+
+    Arguments:
+        name: What was graded.
+        value: The grade.
+        standard_error: Its standard error in the same unit; NaN where it is not known.
+        unit: The unit: ``bits/dim``. Scores are compared within a unit.
+        note: A remark shown under the name.
+    """
+
+    name: str
+    value: float
+    standard_error: float
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says; a part that is empty leaves no trace.
+
+    Arguments:
+        title: The name of the recipe.
+        subtitle: One sentence below it.
+        facts: What was trained, on what, how long: pairs of a name and a value.
+        real: Real data, shown beside the samples.
+        samplers: What the samplers drew.
+        scores: Grades of the model and of its baselines.
+        figures: Other pictures.
+        configuration: The run's configuration in YAML.
+    """
+
+    title: str
+    subtitle: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    real: Figure | None = None
+    samplers: Sequence[SamplerResult] = ()
+    scores: Sequence[Score] = ()
+    figures: Sequence[Figure] = ()
+    configuration: str = ""
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Writes a report; a file of that name is replaced in one go.
+
+    Arguments:
+        report: What it says.
+        path: Where to write: ``RUN/report.html``.
+
+    Raises:
+        InputError: If a picture is missing or is no PNG file.
+    """
+    path = Path(path)
+    pieces = re.split(r'(;base64,[^"]*)', _page(report))
+    text = "".join(p if i % 2 else _without_folders(p, path) for i, p in enumerate(pieces))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    return draft.replace(path)
+
+
+# ---- the page and its sections -----------------------------------------------------------------
+
+
+def _page(report: Report) -> str:
+    alone = [] if report.real is None or report.samplers else [report.real]
+    parts = [
+        _header(report),
+        _facts(report.facts),
+        _samples(report.real, report.samplers),
+        _scores(report.scores),
+        _figures([*alone, *report.figures]),
+        _configuration(report.configuration),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return _PAGE.format(title=escape(report.title), style=_STYLE, body=body)
+
+
+def _header(report: Report) -> str:
+    subtitle = f'\n<p class="subtitle">{escape(report.subtitle)}</p>' if report.subtitle else ""
+    return f"<header>\n<h1>{escape(report.title)}</h1>{subtitle}\n</header>"
+
+
+def _section(title: str, about: Iterable[str], content: str) -> str:
+    paragraph = f'<p class="about">{" ".join(about)}</p>'
+    return f"<section>\n<h2>{title}</h2>\n{paragraph}\n{content}\n</section>"
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    if not facts:
+        return ""
+    rows = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
+    content = '<dl class="facts">\n' + "\n".join(rows) + "\n</dl>"
+    return _section("The run", ["What was trained, on what, and how."], content)
+
+
+def _samples(real: Figure | None, samplers: Sequence[SamplerResult]) -> str:
+    if not samplers:
+        return ""
+    cards = [] if real is None else [_card(real.path, real.caption, "", ["from the data set"])]
+    for one in samplers:
+        cost = [f"{one.nfe:,.0f} NFE", _duration(one.seconds)]
+        cards.append(_card(one.figure, one.name, one.settings, cost))
+    about = _ABOUT_SAMPLES + ([_ABOUT_REAL] if real is not None else [])
+    return _section("Samples", about, '<div class="cards">\n' + "\n".join(cards) + "\n</div>")
+
+
+def _card(path: Path, name: str, settings: str, cost: Sequence[str]) -> str:
+    lines = [f"<strong>{escape(name)}</strong>"]
+    if settings:
+        lines.append(f"<span>{escape(settings)}</span>")
+    lines.append(f'<span class="cost">{" · ".join(cost)}</span>')
+    return _figure("card", _image(path, name), "\n".join(lines))
+
+
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return ""
+    units = list(dict.fromkeys(one.unit for one in scores))
+    ordered = sorted(scores, key=lambda one: units.index(one.unit))
+    tables = [_table(unit, list(group)) for unit, group in groupby(ordered, lambda one: one.unit)]
+    about = [text for word, text in _ABOUT_UNITS.items() if any(word in unit for unit in units)]
+    about.append("Lower is better; the best is in bold.")
+    if any(math.isfinite(one.standard_error) for one in scores):
+        about.append(_ABOUT_ERRORS)
+    return _section("Scores on held-out data", about, "\n".join(tables))
+
+
+def _table(unit: str, scores: Sequence[Score]) -> str:
+    finite = [one for one in scores if math.isfinite(one.value)]
+    best = min((one.value for one in finite), default=math.nan)
+    ends = [one.value + s * _error(one) for one in finite for s in (-1, 1)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    rows = "\n".join(_row(one, one.value == best, low, high) for one in scores)
+    head = f'<tr><th>model</th><th class="number">{escape(unit)}</th><th class="wide"></th></tr>'
+    return f"<table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+
+
+def _row(score: Score, best: bool, low: float, high: float) -> str:
+    name = escape(score.name)
+    value = f"{score.value:.3f}" if math.isfinite(score.value) else "not finite"
+    if best:
+        name, value = f"<b>{name}</b>", f"<b>{value}</b>"
+    if math.isfinite(score.standard_error):
+        value += f' <span class="error">± {score.standard_error:.3f}</span>'
+    note = f'<span class="note">{escape(score.note)}</span>' if score.note else ""
+    bar = _bar(score, low, high) if math.isfinite(score.value) else ""
+    kind = ' class="best"' if best else ""
+    return (
+        f'<tr{kind}><td>{name}{note}</td><td class="number">{value}</td>'
+        f'<td class="wide">{bar}</td></tr>'
+    )
+
+
+def _bar(score: Score, low: float, high: float) -> str:
+    """Draws a score as a bar from zero, with its standard error as a whisker."""
+
+    def place(value: float) -> float:
+        return 100 * (value - low) / ((high - low) or 1.0)
+
+    left, right = sorted((place(0.0), place(score.value)))
+    marks = f'<rect x="{left:.2f}" y="2" width="{right - left:.2f}" height="12" />'
+    if _error(score) > 0:
+        a, b = (place(score.value + s * _error(score)) for s in (-1, 1))
+        marks += f'<path d="M{a:.2f} 8H{b:.2f}M{a:.2f} 5V11M{b:.2f} 5V11" />'
+    return f'<svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
+
+
+def _figures(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return ""
+    drawn = [
+        _figure("plot", _image(one.path, one.caption), escape(one.caption)) for one in figures
+    ]
+    return _section("Figures", ["The same run in pictures."], "\n".join(drawn))
+
+
+def _figure(kind: str, image: str, caption: str) -> str:
+    return f'<figure class="{kind}">\n{image}\n<figcaption>{caption}</figcaption>\n</figure>'
+
+
+def _configuration(text: str) -> str:
+    if not text.strip():
+        return ""
+    return (
+        "<section>\n<h2>Configuration</h2>\n<details>\n<summary>All settings of the run, as YAML"
+        f"</summary>\n<pre>{escape(text.strip())}</pre>\n</details>\n</section>"
+    )
+
+
+# ---- small parts -------------------------------------------------------------------------------
+
+
+def _image(path: Path, alt: str) -> str:
+    """Embeds a PNG file."""
+    path = Path(path)
+    data = path.read_bytes() if path.is_file() else b""
+    if not data.startswith(PNG):
+        raise InputError(
+            f"{path} is missing or is no PNG file; draw it with scoresde.plots before the report."
+        )
+    width, height = struct.unpack(">II", data[16:24])
+    code = base64.b64encode(data).decode("ascii")
+    return (
+        f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}" '
+        f'width="{width / SHARPNESS:.0f}" height="{height / SHARPNESS:.0f}" />'
+    )
+
+
+def _error(score: Score) -> float:
+    return score.standard_error if math.isfinite(score.standard_error) else 0.0
+
+
+def _duration(seconds: float) -> str:
+    """Writes seconds as a person would.
+
+    Example:
+        >>> _duration(0.042), _duration(3.21), _duration(135), _duration(8000)
+        ('0.04 s', '3.2 s', '2 min 15 s', '2 h 13 min')
+    """
+    if not math.isfinite(seconds):
+        return "time unknown"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _without_folders(text: str, path: Path) -> str:
+    """Shortens the machine's folders to ``.`` and ``~``, the longest first."""
+    folders = {str(Path.home()): "~", str(Path.cwd()): ".", str(path.resolve().parent): "."}
+    for folder in sorted(folders, key=len, reverse=True):
+        if folder.strip("/"):
+            whole = rf"(?<![\w./~-]){re.escape(escape(folder))}(?![\w-])"
+            text = re.sub(whole, folders[folder], text)
+    return text
+
+
+_ABOUT_SAMPLES = [
+    "Drawn from pure noise by the same network; the samplers differ in how they walk from"
+    " noise to data.",
+    "<abbr>NFE</abbr>, the number of function evaluations, counts the network passes that a"
+    " sample took: what sampling costs on any machine. Seconds are wall-clock time for the whole"
+    " batch on this one.",
+]
+_ABOUT_REAL = "Good samples cannot be told from the real data, and do not repeat each other."
+_ABOUT_UNITS = {
+    "bits/dim": "Bits/dim says how many bits the model needs to store one value (a pixel, say) of"
+    " an example that it has not seen, without loss.",
+    "nats": "Nats say how surprising an example is to the model that has not seen it: the negative"
+    " logarithm of its density in the units of the data.",
+}
+_ABOUT_ERRORS = (
+    "± is one standard error: how far the mean would move with other held-out examples and other"
+    " random draws of the estimate. It does not cover another training seed."
+)
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8" />
+<meta name="viewport" content="width=device-width, initial-scale=1" />
+<meta name="color-scheme" content="light dark" />
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'" />
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<footer>Written by scoresde. This file is complete: it needs no other and no network.</footer>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root {
+  --paper: #ffffff; --ink: #1d1d1f; --quiet: #66676c; --rule: #e4e4e0; --panel: #f5f5f2;
+  --accent: #0072b2; --bar: #c3c8cf;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #161719; --ink: #e8e8e6; --quiet: #a0a2a8; --rule: #303236; --panel: #1f2124;
+    --accent: #56b4e9; --bar: #565b63;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+}
+main, footer { max-width: 960px; margin: 0 auto; padding: 0 24px; }
+header { padding: 56px 0 8px; }
+h1, h2 { font-family: Charter, "Bitstream Charter", Cambria, Georgia, serif; line-height: 1.2; }
+h1 { font-size: 2.3rem; margin: 0; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 1.45rem; margin: 0 0 6px; }
+.subtitle { font-size: 1.1rem; color: var(--quiet); margin: 8px 0 0; }
+section { margin-top: 36px; padding-top: 28px; border-top: 1px solid var(--rule); }
+.about { color: var(--quiet); max-width: 70ch; margin: 0 0 20px; }
+.facts {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 16px 28px;
+  margin: 0;
+}
+dt { color: var(--quiet); font-size: 0.82rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 20px; }
+figure { margin: 0 0 32px; }
+section > :last-child { margin-bottom: 0; }
+figure img {
+  display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px;
+  background: #fff;
+}
+figcaption { color: var(--quiet); font-size: 0.92rem; margin-top: 10px; text-align: center; }
+.card { margin: 0; }
+.card img { width: 100%; max-width: 440px; border-radius: 4px; }
+.card figcaption { text-align: left; line-height: 1.4; max-width: 440px; margin: 8px auto 0; }
+.card strong { display: block; color: var(--ink); font-size: 1rem; font-weight: 600; }
+.card span { display: block; }
+.cost, .number { font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; margin-bottom: 20px; }
+th { font-weight: 400; font-size: 0.82rem; color: var(--quiet); text-align: left; }
+th, td { padding: 10px 24px 10px 0; border-bottom: 1px solid var(--rule); vertical-align: middle; }
+.number { text-align: right; white-space: nowrap; }
+tbody tr:last-child td { border-bottom: 0; }
+.wide { width: 44%; padding-right: 0; }
+.error { color: var(--quiet); }
+.note { display: block; color: var(--quiet); font-size: 0.86rem; line-height: 1.35; }
+svg { display: block; width: 100%; height: 22px; }
+rect { fill: var(--bar); }
+.best rect { fill: var(--accent); }
+path { stroke: var(--ink); stroke-width: 1.2; fill: none; vector-effect: non-scaling-stroke; }
+summary { cursor: pointer; color: var(--accent); }
+pre {
+  background: var(--panel); border-radius: 6px; padding: 16px 20px; overflow-x: auto;
+  font: 0.86rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+}
+footer { color: var(--quiet); font-size: 0.86rem; padding-top: 24px; padding-bottom: 48px; }
+@media (max-width: 600px) {
+  main, footer { padding-left: 16px; padding-right: 16px; }
+  header { padding-top: 32px; }
+  .facts { grid-template-columns: 1fr 1fr; }
+  .wide { display: none; }
+  .number { padding-right: 0; }
+}
+"""

@@ -1,0 +1,367 @@
+"""The command line: composes a configuration, builds the objects it names, calls a task.
+
+Exit codes: 0 done; 1 the configuration is refused by Hydra, or a job of a sweep failed; 2 the
+input cannot be used (one sentence says why); 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scoresde.errors import InputError, SolverError
+from scoresde.tasks.report import save_result
+from scoresde.tasks.summary import format_table, summarise
+
+log = logging.getLogger("scoresde")
+
+# In a checkout that is not installed, conf/ is no package but lies beside ours.
+CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
+INPUT_ERROR, INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Runs the program on the command line's arguments."""
+    # A console script, unlike "python -m", does not look for modules in the current folder.
+    sys.path.insert(0, os.getcwd())
+    _main()
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def _main(config: DictConfig) -> None:
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    result: dict[str, Any] = {"overrides": list(HydraConfig.get().overrides.task)}
+    if not sweeping:
+        _refuse_second_run(config, folder)
+    save_result(folder, {"status": "running", **result})
+    try:
+        result |= {"status": "ok", **_run(config, folder)}
+        save_result(folder, result)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sentence = explain(error)
+        message = sentence or f"{type(error).__name__}: {error}"
+        save_result(folder, {**result, "status": "failed", "error": message})
+        if not sweeping and sentence is None:
+            raise
+        if not sweeping:
+            fail(message)
+        # The other jobs of a sweep go on; this one is a row that says so.
+        log.error("Job failed: %s", message)
+        if sentence is None:
+            log.error(traceback.format_exc())
+
+
+def fail(message: str) -> None:
+    """Prints one sentence and leaves with the code for unusable input."""
+    print(f"scoresde: {message}", file=sys.stderr)
+    sys.exit(INPUT_ERROR)
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns the sentence for an error of the user's making, or None for one of ours."""
+    match error:
+        case InputError() | SolverError():
+            return str(error)
+        case InstantiationException():
+            inner = error.__cause__
+            return explain(inner) if isinstance(inner, InputError) else _one_line(error)
+        case OmegaConfBaseException():
+            return _one_line(error)
+        case torch.OutOfMemoryError():
+            return "The device has too little memory; lower train.batch_size or batch_size."
+        case OSError() if error.filename is not None:
+            return f"{error.filename}: {error.strerror}; choose another folder or free space."
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    hint = "set env var HYDRA_FULL_ERROR=1 to see chained exception."
+    return " ".join(str(error).replace(hint, "").split())
+
+
+def _refuse_second_run(config: DictConfig, folder: Path) -> None:
+    if (folder / "result.json").exists():
+        fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
+
+
+# --- Tasks ---------------------------------------------------------------------------------------
+
+
+def _run(config: DictConfig, folder: Path) -> dict[str, Any]:
+    tasks: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
+        "train": train,
+        "sample": sample,
+        "likelihood": likelihood,
+    }
+    if config.task not in tasks:
+        raise InputError(f"task={config.task} is unknown; give one of {', '.join(tasks)}.")
+    return tasks[config.task](config, folder)
+
+
+def train(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.tasks.report import Trained, report_training
+    from scoresde.train import train as fit
+
+    device = _device(config.device)
+    torch.manual_seed(config.seed)
+    data = _data(config.data).to(device)
+    recipe = describe(config, data)
+    model = _instantiate(recipe["model"], "model").to(device)
+    _check_model(model, data)
+    training, loss = _instantiate(config.train, "train"), _instantiate(config.loss, "loss")
+    loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
+    model.sde.check_eps(loss_eps)
+    samplers = {name: _instantiate(value, name) for name, value in config.samplers.items()}
+    exact = _instantiate(config.likelihood, "likelihood")
+    for tool in (*samplers.values(), exact):
+        tool.check(model)
+
+    log.info("Training %s: %d steps on %s.", config.name, training.steps, device)
+    clock = time.perf_counter()
+    average = fit(
+        model,
+        data,
+        loss,
+        training,
+        _instantiate(config.optimizer, "optimizer"),
+        folder,
+        recipe=recipe,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    trained = Trained(
+        name=config.name,
+        model=average,
+        data=data,
+        seconds=time.perf_counter() - clock,
+        seed=config.seed,
+        facts=[("training", f"{training.steps} steps of {training.batch_size} examples")],
+        configuration=OmegaConf.to_yaml(config, resolve=True),
+    )
+    results = report_training(
+        trained,
+        samplers,
+        exact,
+        folder,
+        count=config.count,
+        batch_size=config.batch_size,
+        progress=config.progress,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Draws samples of a checkpoint."""
+    from scoresde.tasks.sampling import draw_samples, save_samples
+
+    checkpoint, model = _load(config)
+    units = _from_recipe(checkpoint, "units", config)
+    sampler = _instantiate(config.sampler, "sampler")
+    drawn = draw_samples(
+        model,
+        sampler,
+        units,
+        config.count,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    save_samples(drawn, units, folder)
+    log.info("%d samples in %.1f s: %s", config.count, drawn.seconds, folder)
+    return {"nfe": float(drawn.nfe.double().mean()), "seconds": drawn.seconds}
+
+
+def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Evaluates a checkpoint on a split of its data, or of the data given."""
+    from scoresde.tasks.evaluation import evaluate_likelihood
+
+    checkpoint, model = _load(config)
+    data = _own_or_given(checkpoint, "data", config).to(model.device)
+    _check_model(model, data)
+    evaluation = evaluate_likelihood(
+        model,
+        _own_or_given(checkpoint, "likelihood", config),
+        data,
+        config.split,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    evaluation.save(folder)
+    summary = evaluation.summary()
+    log.info(
+        "%s: %.4f ± %.4f %s (%d examples, NFE %.0f, %.1f s): %s",
+        config.split,
+        evaluation.mean,
+        evaluation.standard_error,
+        evaluation.unit,
+        summary["count"],
+        summary["nfe"],
+        evaluation.seconds,
+        folder / "likelihood.json",
+    )
+    return summary
+
+
+# --- Building objects ----------------------------------------------------------------------------
+
+
+def describe(config: DictConfig, data: Any) -> dict[str, Any]:
+    """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    network = plain["network"]
+    if "shape" in network and network["shape"] is None:
+        network["shape"] = list(data.shape)
+    model = {
+        "_target_": "scoresde.ScoreModel",
+        "network": network,
+        "sde": plain["sde"],
+        "parametrisation": plain["parametrisation"],
+    }
+    kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
+    units = {"_target_": "scoresde.data.Units", **data.units.describe()}
+    return {"model": model, "units": units, **{key: plain[key] for key in kept}}
+
+
+def _instantiate(section: Any, name: str) -> Any:
+    if section is None:
+        raise InputError(f"{name} is empty; choose one of its options (see scoresde --help).")
+    return hydra.utils.instantiate(section, _convert_="all")
+
+
+def _data(section: Any) -> Any:
+    from scoresde.data import Dataset
+
+    data = _instantiate(section, "data")
+    if not isinstance(data, Dataset):
+        raise InputError(
+            f"data._target_ gave a {type(data).__name__}; it must return a scoresde.data.Dataset "
+            "(see Dataset.of)."
+        )
+    return data
+
+
+def _load(config: DictConfig) -> tuple[Any, Any]:
+    """Reads the checkpoint and rebuilds its model."""
+    from scoresde.train import Checkpoint
+
+    if config.checkpoint is None:
+        raise InputError(f"task={config.task} needs checkpoint=RUN_FOLDER_OR_FILE.")
+    if config.weights not in ("average", "raw"):
+        raise InputError(f"weights={config.weights} is unknown; give average or raw.")
+    device = _device(config.device)
+    checkpoint = Checkpoint.load(config.checkpoint)
+    model = checkpoint.build_model(_allowed(config), average=config.weights == "average")
+    return checkpoint, model.to(device)
+
+
+def _allowed(config: DictConfig) -> Sequence[str]:
+    return [config.allow] if isinstance(config.allow, str) else list(config.allow or [])
+
+
+def _from_recipe(checkpoint: Any, section: str, config: DictConfig) -> Any:
+    from scoresde.train import build
+
+    if section not in checkpoint.recipe:
+        raise InputError(f"The checkpoint does not say its {section}; give {section}=... .")
+    return build(checkpoint.recipe[section], _allowed(config))
+
+
+def _own_or_given(checkpoint: Any, section: str, config: DictConfig) -> Any:
+    """Builds a section as the command line says, or if it does not, as the checkpoint does."""
+    overrides = HydraConfig.get().overrides.task
+    given = any(text.lstrip("+").startswith((f"{section}=", f"{section}.")) for text in overrides)
+    if not given:
+        return _from_recipe(checkpoint, section, config)
+    return _data(config.data) if section == "data" else _instantiate(config[section], section)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={name} cannot be used on this machine ({str(error).splitlines()[0]}); give "
+            "auto or cpu."
+        ) from error
+    return device
+
+
+@torch.no_grad()
+def _check_model(model: Any, data: Any) -> None:
+    """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
+    from scoresde.streams import Streams
+
+    x = data.batch("test", Streams.of(0, batch=1)).to(model.device)
+    try:
+        model.noise(x, torch.full((1,), 0.5, device=x.device))
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InputError(
+            f"The network cannot take data of shape {tuple(data.shape)}: "
+            f"{' '.join(str(error).split())}; choose another network, or give it that shape."
+        ) from error
+
+
+# --- Hydra's hooks -------------------------------------------------------------------------------
+
+
+class Callbacks(Callback):
+    """Checks the output folder before Hydra writes into it, and sums up a sweep."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called before a single run."""
+        _make_folder(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called before a sweep."""
+        _make_folder(config.hydra.sweep.dir)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called after a sweep: writes and prints the table, and fails if a job did."""
+        folder = Path(config.hydra.sweep.dir)
+        rows = summarise(folder)
+        print(format_table(rows))
+        print(f"Table: {folder / 'summary.csv'}")
+        if any(row["status"] != "ok" for row in rows):
+            sys.exit(1)
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder) / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        fail(
+            f"The output folder {folder} cannot be written ({error.strerror}); choose another by "
+            "hydra.run.dir=FOLDER (for a sweep hydra.sweep.dir=FOLDER)."
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Tasks: plain functions of objects that do what the command line is asked for."""
+
+from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood
+from scoresde.tasks.report import report_training
+from scoresde.tasks.sampling import Drawn, draw_samples, save_samples
+
+__all__ = [
+    "Drawn",
+    "Evaluation",
+    "draw_samples",
+    "evaluate_likelihood",
+    "report_training",
+    "save_samples",
+]

@@ -1,0 +1,312 @@
+"""What a training leaves for a person: samples three ways, likelihoods, figures, a report."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import scoresde
+from scoresde import plots
+from scoresde.data import Dataset
+from scoresde.likelihood import Likelihood
+from scoresde.metrics import Estimate, gaussian_baseline, mixture_baseline
+from scoresde.model import ScoreFunction
+from scoresde.report import Figure, Report, SamplerResult, Score, write_report
+from scoresde.sample import Sampler, Step
+from scoresde.streams import Streams
+from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, in_units
+from scoresde.tasks.sampling import Drawn, draw_samples, is_image, save_samples
+from scoresde.train import read_metrics
+
+_BASELINE_SEED = 0
+_PIXELS = 128
+_PATHS = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and how it came about.
+
+    Arguments:
+        name: The recipe's name.
+        model: The model with averaged weights.
+        data: The data set, on the model's device.
+        seconds: How long the training took.
+        seed: Its seed.
+        facts: What else a reader wants to know, as pairs of label and value.
+        configuration: The whole configuration as YAML.
+    """
+
+    name: str
+    model: ScoreFunction
+    data: Dataset
+    seconds: float
+    seed: int
+    facts: Sequence[tuple[str, str]] = ()
+    configuration: str = ""
+
+
+def report_training(
+    trained: Trained,
+    samplers: Mapping[str, Sampler],
+    likelihood: Likelihood,
+    folder: Path,
+    *,
+    count: int = 64,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Samples a trained model, evaluates it on test data, and writes figures and ``report.html``.
+
+    Arguments:
+        trained: The model.
+        samplers: The samplers by name.
+        likelihood: How to evaluate held-out data.
+        folder: The run's folder, with the training's ``metrics.jsonl``.
+        count: The number of samples of each sampler.
+        batch_size: The number of examples sampled or evaluated together.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The results in numbers.
+    """
+    model, data, seed = trained.model, trained.data, trained.seed
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    drawn = {}
+    for name, sampler in samplers.items():
+        drawn[name] = draw_samples(model, sampler, data.units, count, **options)
+        save_samples(drawn[name], data.units, folder, name)
+    evaluation = evaluate_likelihood(model, likelihood, data, "test", **options)
+    evaluation.save(folder)
+    scores = [_own_score(evaluation), *_baselines(data), *_exact(data)]
+
+    figures = [
+        Figure(
+            "The loss in training (faint: as recorded) and on validation data.",
+            plots.loss_curve(read_metrics(folder), folder / "loss.png"),
+        ),
+        Figure(
+            f"Test examples by their {evaluation.unit}.",
+            plots.histogram({"test": evaluation.values}, folder / "values.png", evaluation.unit),
+        ),
+    ]
+    if is_image(data.units):
+        panels = {"test data": data.to_unit(data.encode(data.test[:count].cpu()))}
+        panels |= {_title(name): data.to_unit(d.x) for name, d in drawn.items()}
+        picture = plots.comparison(panels, folder / "comparison.png")
+        figures.insert(0, Figure("Real examples beside the samples.", picture))
+    elif data.shape == (2,):
+        figures[:0] = _plane_figures(trained, samplers, drawn, likelihood, folder)
+    write_report(
+        Report(
+            title=trained.name,
+            subtitle=f"{type(model.sde).__name__} on {data.name}",
+            facts=_facts(trained),
+            real=_real(data, folder, count),
+            samplers=_sampler_rows(samplers, drawn, folder),
+            scores=scores,
+            figures=figures,
+            configuration=trained.configuration,
+        ),
+        folder / "report.html",
+    )
+    return _results(trained, drawn, evaluation, scores)
+
+
+def _results(
+    trained: Trained,
+    drawn: Mapping[str, Drawn],
+    evaluation: Evaluation,
+    scores: Sequence[Score],
+) -> dict[str, Any]:
+    unit = evaluation.unit.replace("/", "_per_")
+    return {
+        unit: evaluation.mean,
+        "standard_error": evaluation.standard_error,
+        "likelihood_nfe": evaluation.summary()["nfe"],
+        **{_key(score.name): score.value for score in scores[1:]},
+        **{f"nfe_{name}": float(d.nfe.double().mean()) for name, d in drawn.items()},
+        **{f"seconds_{name}": d.seconds for name, d in drawn.items()},
+        "seconds_training": trained.seconds,
+    }
+
+
+def _key(name: str) -> str:
+    return "exact" if "exact" in name else "mixture" if "mixture" in name.lower() else "gaussian"
+
+
+def _own_score(evaluation: Evaluation) -> Score:
+    nfe = evaluation.summary()["nfe"]
+    return Score(
+        "this model",
+        evaluation.mean,
+        evaluation.standard_error,
+        evaluation.unit,
+        f"NFE {nfe:.0f}, {evaluation.seconds:.0f} s for {len(evaluation.values)} examples",
+    )
+
+
+def _baselines(data: Dataset) -> list[Score]:
+    """Fits the classical densities to the same training set."""
+    train, validation, test = (
+        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(data.split(split)))).cpu()
+        for split in ("train", "validation", "test")
+    )
+    fits = (gaussian_baseline(train, test), mixture_baseline(train, validation, test))
+    scores = []
+    for fit in fits:
+        values, unit, _ = in_units(fit.log_prob, data)
+        estimate = Estimate.of(values)
+        scores.append(
+            Score(
+                fit.name,
+                estimate.mean,
+                estimate.standard_error,
+                unit,
+                "fitted to the same training set",
+            )
+        )
+    return scores
+
+
+def _exact(data: Dataset) -> list[Score]:
+    """Scores the data's own density, where it is known: no model can be better."""
+    if data.log_prob is None:
+        return []
+    estimate = Estimate.of(-data.log_prob(data.test.cpu()))
+    return [
+        Score("exact density", estimate.mean, estimate.standard_error, "nats", "the best possible")
+    ]
+
+
+def _sampler_rows(
+    samplers: Mapping[str, Sampler], drawn: Mapping[str, Drawn], folder: Path
+) -> list[SamplerResult]:
+    return [
+        SamplerResult(
+            _title(name),
+            _settings(samplers[name]),
+            float(d.nfe.double().mean()),
+            d.seconds,
+            folder / f"{name}.png",
+        )
+        for name, d in drawn.items()
+        if (folder / f"{name}.png").exists()
+    ]
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _settings(sampler: Sampler) -> str:
+    """Describes a sampler by those of its settings that are plain numbers or words."""
+    values = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
+    plain = {
+        k: v for k, v in values.items() if isinstance(v, int | float | str) and v is not False
+    }
+    return ", ".join(f"{name} {value}" for name, value in plain.items())
+
+
+def _real(data: Dataset, folder: Path, count: int) -> Figure | None:
+    if not is_image(data.units):
+        return None
+    images = data.to_unit(data.encode(data.test[:count].cpu()))
+    return Figure("Real test examples", plots.image_grid(images, folder / "real.png"))
+
+
+def _facts(trained: Trained) -> list[tuple[str, str]]:
+    model, data = trained.model, trained.data
+    sizes = " / ".join(str(len(data.split(s))) for s in ("train", "validation", "test"))
+    parameters = sum(p.numel() for p in model.parameters())
+    network = type(getattr(model, "network", model)).__name__
+    return [
+        ("SDE", str(model.sde)),
+        ("network", f"{network}, {parameters:,} parameters"),
+        ("data", f"{data.name}: {sizes} examples of shape {data.shape}"),
+        *trained.facts,
+        ("training time", f"{trained.seconds:.0f} s"),
+        ("seed", str(trained.seed)),
+        ("device", _device(model.device)),
+        ("versions", f"scoresde {scoresde.__version__}, torch {torch.__version__}"),
+        ("date", time.strftime("%Y-%m-%d %H:%M")),
+    ]
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _plane_figures(
+    trained: Trained,
+    samplers: Mapping[str, Sampler],
+    drawn: Mapping[str, Drawn],
+    likelihood: Likelihood,
+    folder: Path,
+) -> list[Figure]:
+    """Draws the density of two-dimensional data and the paths of the deterministic flow."""
+    data = trained.data
+    test = data.test.cpu()
+    panels = {"test data": test[: len(next(iter(drawn.values())).x)]} if drawn else {}
+    panels |= {_title(name): data.decode(d.x) for name, d in drawn.items()}
+    figures = [
+        Figure(
+            "Test data beside the samples.",
+            plots.scatter_comparison(panels, folder / "comparison.png"),
+        ),
+        _density_figure(trained, likelihood, folder),
+    ]
+    for name, sampler in samplers.items():
+        times, paths = _record(trained, sampler)
+        figure = plots.trajectories(times, paths, folder / f"paths_{name}.png")
+        figures.append(Figure(f"Paths from noise to data: {_title(name).lower()}.", figure))
+    return figures
+
+
+def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> Figure:
+    data = trained.data
+    low, high = data.train.amin(0).cpu(), data.train.amax(0).cpu()
+    margin = 0.1 * (high - low)
+    low, high = low - margin, high + margin
+    x = torch.linspace(float(low[0]), float(high[0]), _PIXELS)
+    y = torch.linspace(float(low[1]), float(high[1]), _PIXELS)
+    raw = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+    points = data.encode(raw).to(trained.model.device)
+    values = [
+        likelihood(trained.model, part, seed=0).log_prob.cpu() for part in points.split(4096)
+    ]
+    log_density = -in_units(torch.cat(values), data)[0].reshape(_PIXELS, _PIXELS)
+    exact = None if data.log_prob is None else data.log_prob(raw).reshape(_PIXELS, _PIXELS)
+    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+    path = plots.density(log_density, extent, folder / "density.png", exact=exact)
+    return Figure(
+        "The model's density" + (" beside the exact one." if exact is not None else "."), path
+    )
+
+
+def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """Returns the times ``(T,)`` and the raw states ``(T, B, 2)`` of a few samples' paths."""
+    times, states = [], []
+
+    def remember(step: Step) -> None:
+        times.append(float(step.t))
+        states.append(trained.data.scaling.decode(step.x.cpu()))
+
+    shape = (_PATHS, *trained.data.shape)
+    sampler(trained.model, shape, seed=trained.seed, callback=remember)
+    return torch.tensor(times), torch.stack(states)
+
+
+def save_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes ``result.json``, whole or not at all."""
+    temporary = folder / "result.json.part"
+    temporary.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.replace(folder / "result.json")

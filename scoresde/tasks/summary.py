@@ -1,0 +1,54 @@
+"""The table of a sweep: one row for each job."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def summarise(folder: Path) -> list[dict[str, Any]]:
+    """Collects the jobs of a sweep and writes ``summary.csv``.
+
+    Arguments:
+        folder: The sweep's folder, with a folder for each job that holds its ``result.json``.
+
+    Returns:
+        A row for each job: its number, its overrides, its status (``ok``, ``failed``, or
+        ``interrupted`` where it left no result) and its results or its error.
+    """
+    jobs = [path for path in folder.iterdir() if path.is_dir() and (path / "result.json").exists()]
+    rows = [_row(path) for path in sorted(jobs, key=_order)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return (int(path.name) if path.name.isdigit() else 0, path.name)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    overrides = dict(text.partition("=")[::2] for text in result.pop("overrides", []))
+    status = result.pop("status", "interrupted")
+    status = "interrupted" if status == "running" else status
+    return {"job": path.name, "status": status, **overrides, **result}
+
+
+def format_table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
+    """Lays rows out as text, with aligned columns; numbers are rounded to four digits."""
+    rows = list(rows)
+    names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

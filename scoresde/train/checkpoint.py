@@ -1,0 +1,193 @@
+"""Checkpoints that describe themselves, and that cannot run code.
+
+A checkpoint is one file of tensors, numbers and strings: the weights, their average, the state of
+the optimiser, and the *recipe*, a tree of plain values in which ``_target_`` names a class. It is
+read with ``weights_only``, so that nothing in it is executed, and a class is built from it only if
+it is *defined in* the package ``scoresde`` or in one that the user allows by name. A name that
+merely passes through the package (``scoresde.data.files.np.load``) is refused.
+"""
+
+import importlib
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoresde.errors import InputError
+from scoresde.model import ScoreFunction
+
+NAME = "checkpoint.pt"
+_FORMAT = "scoresde checkpoint"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training leaves.
+
+    Arguments:
+        recipe: Plain values: ``model`` and ``data`` and whatever else describes the run.
+        model: The weights.
+        ema: Their moving average.
+        optimizer: The optimiser's state.
+        step: The number of updates done.
+        seed: The run's seed.
+    """
+
+    recipe: dict[str, Any]
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    step: int
+    seed: int
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all: to a temporary one, flushed, then renamed."""
+        content = {"format": _FORMAT, "version": _VERSION, **_shallow(self)}
+        temporary = path.with_name(path.name + ".part")
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: str | Path) -> "Checkpoint":
+        """Reads a checkpoint without executing anything in it.
+
+        Arguments:
+            path: The file, or the folder of the run that holds it.
+
+        Raises:
+            InputError: If there is no such file, or it is not a checkpoint of ours.
+        """
+        file = Path(path)
+        file = file / NAME if file.is_dir() else file
+        if not file.is_file():
+            raise InputError(
+                f"checkpoint={path}: there is no file {file}; give a run's folder or its {NAME}."
+            )
+        content = _read(file)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise InputError(f"{file} is not a checkpoint of scoresde; give a run's {NAME}.")
+        if content.get("version") != _VERSION:
+            raise InputError(
+                f"{file} has format version {content.get('version')!r} and this is scoresde for "
+                f"version {_VERSION}; use the release that wrote it."
+            )
+        names = Checkpoint.__dataclass_fields__
+        missing = [name for name in names if name not in content]
+        if missing:
+            raise InputError(f"{file} lacks {', '.join(missing)}; the file is damaged.")
+        return Checkpoint(**{name: content[name] for name in names})
+
+    def build_model(self, allow: Iterable[str] = (), average: bool = True) -> ScoreFunction:
+        """Rebuilds the model.
+
+        Arguments:
+            allow: Packages besides ``scoresde`` whose classes may be built.
+            average: Whether to take the averaged weights (or else the raw ones).
+
+        Raises:
+            InputError: If a class is not allowed or not found, or the weights do not fit.
+        """
+        model = build(self.recipe["model"], allow)
+        if not isinstance(model, ScoreFunction):
+            raise InputError(
+                f"The checkpoint's model is a {type(model).__name__}, which is no score function; "
+                "the file is damaged."
+            )
+        try:
+            model.load_state_dict(self.ema if average else self.model)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"The checkpoint's weights do not fit its model: {error}; the file is damaged, or "
+                "a class in it has changed since."
+            ) from error
+        return model.eval()
+
+
+def build(tree: Any, allow: Iterable[str] = ()) -> Any:
+    """Builds the object that a tree of plain values describes.
+
+    Arguments:
+        tree: Mappings with ``_target_`` become objects; other values stay.
+        allow: Packages besides ``scoresde`` whose classes and functions may be called.
+
+    Raises:
+        InputError: If a name is not allowed or not found, or refuses its arguments.
+    """
+    if isinstance(tree, Mapping):
+        values = {key: build(value, allow) for key, value in tree.items() if key != "_target_"}
+        return _call(tree["_target_"], values, allow) if "_target_" in tree else values
+    if isinstance(tree, list | tuple):
+        return [build(value, allow) for value in tree]
+    return tree
+
+
+def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
+    target = _locate(name, ("scoresde", *allow))
+    try:
+        return target(**arguments)
+    except TypeError as error:
+        raise InputError(
+            f"{name} does not take the arguments {sorted(arguments)}: {error}."
+        ) from error
+
+
+def _locate(name: Any, packages: tuple[str, ...]) -> Any:
+    """Finds a class or function that is defined in one of the packages."""
+    if not isinstance(name, str) or not _within(name, packages):
+        raise InputError(
+            f"The checkpoint wants to build {name!r}, which lies outside of "
+            f"{', '.join(packages)}. If you trust it, name its package: "
+            f"allow={str(name).partition('.')[0]}."
+        )
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The checkpoint wants to build {name!r}, which is not to be found: {error}."
+        ) from error
+    if not callable(target) or not _within(getattr(target, "__module__", None) or "", packages):
+        raise InputError(
+            f"The checkpoint wants to call {name!r}, which is not defined in "
+            f"{', '.join(packages)}; the file is not to be trusted."
+        )
+    return target
+
+
+def _within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def _read(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        OSError,
+    ) as error:
+        raise InputError(
+            f"{file} cannot be read as a checkpoint of scoresde: it is damaged, of another "
+            "program, or holds objects that are not plain tensors and numbers (nothing was "
+            "executed)."
+        ) from error
+
+
+def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}

@@ -1,0 +1,196 @@
+"""The training loop, in plain torch."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scoresde.data import Dataset
+from scoresde.errors import InputError
+from scoresde.loss import DenoisingScoreMatching
+from scoresde.model import ScoreFunction
+from scoresde.streams import Purpose, Streams
+from scoresde.train.checkpoint import NAME, Checkpoint
+from scoresde.train.ema import EMA
+from scoresde.train.schedule import ConstantRate, Rate
+from scoresde.train.tracker import Tracker
+
+_VALIDATION_EXAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained.
+
+    Arguments:
+        steps: The number of updates, positive.
+        batch_size: The number of examples of an update, positive.
+        rate: The schedule of the learning rate.
+        ema: The decay of the weights' average, in [0, 1).
+        clip: The largest norm of the gradient, positive; ``None`` clips nothing.
+        log_every: Every how many updates numbers are recorded.
+        validate_every: Every how many updates the validation loss is measured.
+        save_every: Every how many updates a checkpoint is written (and always after the last).
+        tensorboard: Whether to write TensorBoard events.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 128
+    rate: Rate = field(default_factory=ConstantRate)
+    ema: float = 0.999
+    clip: float | None = 1.0
+    log_every: int = 50
+    validate_every: int = 500
+    save_every: int = 1000
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value > 0):
+                raise InputError(f"train.{name}={value} is not a positive integer.")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"train.clip={self.clip} is not positive; give null for none.")
+
+
+def batches(data: Dataset, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Yields training batches for ever: in every epoch each example once, in a new order.
+
+    The last examples of an epoch that do not fill a batch wait for the next order.
+    """
+    n = len(data.train)
+    size = min(batch_size, n)
+    epoch = 0
+    while True:
+        keys = Streams.of(seed, batch=n).uniform((), Purpose.ORDER, epoch, torch.float64)
+        order = keys.argsort(stable=True)
+        for i in range(n // size):
+            yield data.batch("train", Streams(seed, order[i * size : (i + 1) * size]), epoch)
+        epoch += 1
+
+
+def train(
+    model: ScoreFunction,
+    data: Dataset,
+    loss: DenoisingScoreMatching,
+    training: Training,
+    optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
+    folder: Path,
+    *,
+    recipe: dict[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ScoreFunction:
+    """Trains a model, and leaves ``checkpoint.pt``, ``metrics.jsonl`` and events in a folder.
+
+    Arguments:
+        model: The model, on its device; it is changed.
+        data: The data, on the same device.
+        loss: The loss.
+        training: How to train.
+        optimizer: Makes an optimiser of parameters.
+        folder: The run's folder; it must exist.
+        recipe: What the checkpoint says of the run (see :class:`Checkpoint`).
+        seed: Names the random streams of batches, times and noise.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The model with averaged weights, for evaluation.
+
+    Raises:
+        InputError: If the loss stops being finite; the message names the step and the last good
+            checkpoint.
+    """
+    ema = EMA(model, training.ema)
+    optimiser = optimizer(model.parameters())
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    tracker = Tracker(folder, training.tensorboard)
+    recent: list[Tensor] = []
+    clock = time.perf_counter()
+    model.train()
+
+    def save(step: int) -> None:
+        state = (model.state_dict(), ema.model.state_dict(), step, seed, optimiser.state_dict())
+        Checkpoint(recipe or {}, *state).save(folder / NAME)
+
+    bar = tqdm(total=training.steps, desc="training", unit="step", disable=not progress)
+    try:
+        source = batches(data, training.batch_size, seed)
+        for step, x in enumerate(islice(source, training.steps)):
+            factor = training.rate(step, training.steps)
+            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            seeds = torch.arange(step * len(x), (step + 1) * len(x), device=x.device)
+            value = loss(model, x, seed=seed, seeds=seeds).mean()
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            limit = math.inf if training.clip is None else training.clip
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimiser.step()
+            ema.update()
+            recent.append(torch.stack((value.detach(), norm)))
+            bar.update()
+
+            done, last = step + 1, step + 1 == training.steps
+            saving = last or done % training.save_every == 0
+            if saving or done % training.log_every == 0:
+                mean, norm_mean = _finite_means(recent, done, folder)
+                speed = len(recent) / (time.perf_counter() - clock)
+                tracker.log(
+                    done,
+                    loss=mean,
+                    gradient_norm=norm_mean,
+                    rate=factor * base_rates[0],
+                    steps_per_second=speed,
+                )
+                bar.set_postfix(loss=f"{mean:.4f}")
+                recent, clock = [], time.perf_counter()
+            if last or done % training.validate_every == 0:
+                tracker.log(done, validation_loss=validation_loss(ema.model, data, loss, seed))
+            if saving:
+                save(done)
+    finally:
+        bar.close()
+        tracker.close()
+    return ema.model
+
+
+@torch.no_grad()
+def validation_loss(
+    model: ScoreFunction, data: Dataset, loss: DenoisingScoreMatching, seed: int
+) -> float:
+    """Returns the mean loss of validation examples (at most 1024), always with the same noise."""
+    n = min(len(data.validation), _VALIDATION_EXAMPLES)
+    streams = Streams.of(seed, batch=n)
+    x = data.batch("validation", streams)
+    return float(loss(model, x, seed=seed, seeds=streams.indices).mean())
+
+
+def _finite_means(records: list[Tensor], done: int, folder: Path) -> tuple[float, float]:
+    """Returns the means of the latest losses and gradient norms, or stops where one is not finite.
+
+    A gradient that is not finite has already spoilt the weights, though the loss may look well.
+    """
+    values = torch.stack(records)
+    good = torch.isfinite(values).all(1)
+    if bool(good.all()):
+        mean, norm = values.mean(0).tolist()
+        return mean, norm
+    first = int((~good).nonzero()[0])
+    loss, norm = values[first].tolist()
+    checkpoint = folder / NAME
+    saved = "no checkpoint had been written yet"
+    if checkpoint.exists():
+        saved = f"the last good checkpoint is {checkpoint}"
+    raise InputError(
+        f"Training stopped at step {done - len(records) + first + 1}: the loss is {loss:.4g} and "
+        f"its gradient's norm {norm:.4g}; {saved}. Lower the learning rate (optimizer.lr), clip "
+        "the gradient (train.clip), or check the data."
+    )

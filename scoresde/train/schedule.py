@@ -1,0 +1,46 @@
+"""Learning-rate schedules: a factor of the optimiser's rate for every step."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from scoresde.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rate(ABC):
+    """Abstract schedule with a linear warm-up.
+
+    Arguments:
+        warmup: Over how many steps the rate grows to its full size, at least 0.
+    """
+
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise InputError(f"warmup={self.warmup} is negative; give 0 for none.")
+
+    def __call__(self, step: int, steps: int) -> float:
+        """Returns the factor, in [0, 1], for a step counted from 0 of ``steps``."""
+        return min((step + 1) / (self.warmup + 1), 1.0) * self.after(step, steps)
+
+    @abstractmethod
+    def after(self, step: int, steps: int) -> float:
+        """Returns the factor apart from the warm-up."""
+
+
+@dataclass(frozen=True)
+class ConstantRate(Rate):
+    """The full rate after the warm-up."""
+
+    def after(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class CosineRate(Rate):
+    r"""A rate that falls to zero along half a cosine: :math:`\tfrac12 (1 + \cos \pi k / n)`."""
+
+    def after(self, step: int, steps: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / steps))

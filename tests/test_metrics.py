@@ -1,0 +1,193 @@
+import math
+
+import pytest
+import torch
+
+from scoresde.data import Dataset, digits, gaussian_ring, two_moons
+from scoresde.errors import InputError
+from scoresde.metrics import (
+    Estimate,
+    Family,
+    bits_per_dim,
+    gaussian_baseline,
+    mixture_baseline,
+    nats,
+    sliced_wasserstein,
+)
+from scoresde.streams import Streams
+
+
+def splits(dataset):
+    for name in ("train", "validation", "test"):
+        yield dataset.batch(name, Streams.of(seed=0, batch=len(dataset.split(name))))
+
+
+# Bits per dimension
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_a_uniform_density_spends_log2_of_the_levels(levels):
+    log_prob = torch.full((4,), -64 * math.log(2), dtype=torch.float64)  # uniform on [-1, 1]^64
+    bits = bits_per_dim(log_prob, (1, 8, 8), scale=2 / levels)
+    torch.testing.assert_close(bits, torch.full_like(bits, math.log2(levels)), rtol=1e-14, atol=0)
+
+
+def test_bits_do_not_depend_on_the_scaling():
+    y = torch.randint(0, 17, (100, 6), generator=torch.Generator().manual_seed(0)) + 0.3
+    bits = []
+    for shift, width in ((0.0, 1.0), (8.5, 8.5), (-3.0, 255.0)):
+        x, scale = (y.double() - shift) / width, 1 / width
+        mean, std = torch.tensor([(7.0 - shift) * scale, 4.0 * scale], dtype=torch.float64)
+        normal = torch.distributions.Normal(mean, std)
+        bits.append(bits_per_dim(normal.log_prob(x).sum(1), (6,), scale))
+    torch.testing.assert_close(bits[0], bits[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(bits[0], bits[2], rtol=1e-12, atol=0)
+
+
+def test_bits_agree_with_the_sum_over_the_levels():
+    # A density that is constant on each step is a distribution on levels: the bound is tight.
+    p = torch.tensor([0.5, 0.25, 0.125, 0.125]).double()
+    levels = torch.tensor([0, 1, 2, 3])
+    dataset = Dataset.of("four", [levels[:, None].byte()] * 3, levels=4)
+    density = p[levels] * 1 / dataset.scale  # in model units, on steps of width 2/4
+    bits = bits_per_dim(density.log(), dataset.shape, dataset.scale)
+    torch.testing.assert_close(bits, -torch.log2(p))
+
+
+def test_nats_are_those_of_the_raw_density():
+    dataset = two_moons(count=200)
+    x = dataset.encode(dataset.test).double()
+    raw = dataset.log_prob(dataset.decode(x))
+    model = raw - 2 * math.log(dataset.scale)
+    torch.testing.assert_close(nats(model, dataset.shape, dataset.scale), -raw)
+    bits = bits_per_dim(model, dataset.shape, dataset.scale)
+    torch.testing.assert_close(nats(model, dataset.shape, dataset.scale), bits * 2 * math.log(2))
+
+
+@pytest.mark.parametrize("unit", [bits_per_dim, nats])
+def test_units_keep_the_data_type_and_shape_and_refuse_nonsense(unit):
+    for dtype in (torch.float32, torch.float64):
+        assert unit(torch.zeros(2, 3, dtype=dtype), (5,), 0.5).dtype == dtype
+    assert unit(torch.zeros(2, 3), (), 0.5).shape == (2, 3)
+    assert isinstance(unit(0.0, torch.Size([3, 32, 32]), 2 / 256), float)
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"scale={scale}"):
+            unit(0.0, (1,), scale)
+    with pytest.raises(InputError, match=r"shape=\(3, 0\)"):
+        unit(0.0, (3, 0), 1.0)
+
+
+def test_estimates_have_the_error_of_a_mean():
+    estimate = Estimate.of(torch.tensor([2.0, 4.0, 4.0, 6.0]))
+    assert estimate == Estimate(4.0, pytest.approx(math.sqrt(8 / 3) / 2), 4)
+    assert math.isnan(Estimate.of(torch.ones(1)).standard_error)
+    for values in (torch.ones(0), torch.ones(2, 2), torch.ones(())):
+        with pytest.raises(InputError, match="one per example"):
+            Estimate.of(values)
+
+
+# Baselines
+
+
+def test_the_gaussian_is_the_maximum_of_the_likelihood():
+    x = torch.randn(500, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = x.flatten(1) @ torch.linspace(-1, 1, 36).double().reshape(6, 6).add(torch.eye(6))
+    covariance = torch.cov(rows.T, correction=0)
+    exact = torch.distributions.MultivariateNormal(rows.mean(0), covariance)
+    fitted = gaussian_baseline(rows.reshape(x.shape), rows.reshape(x.shape), regularisation=0.0)
+    torch.testing.assert_close(fitted.log_prob, exact.log_prob(rows), rtol=1e-8, atol=1e-8)
+    assert fitted.shape == (2, 3)
+
+
+def test_baselines_of_the_digits():
+    dataset = digits()
+    train, validation, test = splits(dataset)
+    gaussian = gaussian_baseline(train, test).bits_per_dim(dataset.scale)
+    assert abs(gaussian.mean - 2.95) < 0.03
+    assert gaussian.count == 180
+    assert 0.01 < gaussian.standard_error < 0.05
+    full = mixture_baseline(train, validation, test, families=[Family("full", 3e-3)])
+    assert abs(full.bits_per_dim(dataset.scale).mean - 2.65) < 0.05
+    best = mixture_baseline(train, validation, test)
+    assert abs(best.bits_per_dim(dataset.scale).mean - 2.55) < 0.04
+    assert best.log_prob.mean() > full.log_prob.mean()
+
+
+def test_the_mixture_finds_the_modes_of_a_ring():
+    dataset = gaussian_ring(modes=4, count=4000)
+    train, validation, test = splits(dataset)
+    found = mixture_baseline(train, validation, test, families=[Family("full", 1e-6)])
+    difference = found.nats(dataset.scale).mean + float(dataset.log_prob(dataset.test).mean())
+    assert abs(difference) < 0.02
+    assert gaussian_baseline(train, test).nats(dataset.scale).mean > 2
+
+
+def test_no_baseline_beats_the_exact_density_of_the_moons():
+    dataset = two_moons(count=6000)
+    train, validation, test = splits(dataset)
+    found = mixture_baseline(train, validation, test, families=[Family("full", 1e-6)], largest=32)
+    excess = -found.log_prob - 2 * math.log(dataset.scale) + dataset.log_prob(dataset.test)
+    excess = Estimate.of(excess)
+    assert -3 * excess.standard_error < excess.mean < 0.1
+
+
+def test_baselines_refuse_what_they_cannot_fit():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    for call, message in [
+        (lambda: gaussian_baseline(x, x[:, :2]), "cannot be compared"),
+        (lambda: gaussian_baseline(x[:0], x), "cannot be compared"),
+        (lambda: gaussian_baseline(x * math.nan, x), "NaN or infinite"),
+        (lambda: gaussian_baseline(torch.ones(20, 3), x), "cannot be fitted"),
+        (lambda: gaussian_baseline(x[:1], x), "cannot be fitted to 1"),
+        (lambda: mixture_baseline(x, x, x, largest=0), "largest=0"),
+        (lambda: mixture_baseline(x, x, x, families=[]), "families is empty"),
+        (lambda: Family("round", 0.1), "covariance='round'"),
+        (lambda: Family("full", -1.0), "regularisation=-1.0"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+# Sliced Wasserstein distance
+
+
+def test_a_shift_moves_all_mass_by_its_projections():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, 2, generator=generator)
+    shift = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    distance = sliced_wasserstein(x, x + shift, projections=4000)
+    assert distance == pytest.approx(5 / math.sqrt(4), rel=0.03)  # E (theta . v)^2 = |v|^2 / D
+    assert sliced_wasserstein(x, x) == 0
+    assert sliced_wasserstein(x, x[torch.randperm(300, generator=generator)]) < 1e-6
+
+
+def test_gaussians_on_a_line_are_at_their_known_distance():
+    q = (torch.arange(20_000).double() + 0.5) / 20_000
+    z = torch.special.ndtri(q)[:, None]
+    exact = math.hypot(1 - 3, 2 - 0.5)
+    assert sliced_wasserstein(1 + 2 * z, 3 + 0.5 * z, 1) == pytest.approx(exact, rel=1e-3)
+
+
+def test_sets_of_unequal_size_are_compared_exactly():
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    many = sliced_wasserstein(x.repeat(2, 1), y.repeat(3, 1))
+    assert sliced_wasserstein(x, y) == pytest.approx(many, abs=1e-12)
+    assert sliced_wasserstein(x, y) == pytest.approx(sliced_wasserstein(y, x), abs=1e-12)
+    assert sliced_wasserstein(x, x.repeat(5, 1)) < 1e-7
+
+
+def test_one_distribution_is_nearer_than_another():
+    a, b = two_moons(count=4000, seed=0), two_moons(count=4000, seed=1)
+    same = sliced_wasserstein(a.train, b.train)
+    assert same < 0.05
+    assert sliced_wasserstein(a.train, b.train * torch.tensor([1.0, -1.0])) > 5 * same
+
+
+def test_samples_that_cannot_be_compared_are_refused():
+    x = torch.zeros(3, 2)
+    for other, projections in ((torch.zeros(3, 1), 8), (x[:0], 8), (x, 0)):
+        with pytest.raises(InputError):
+            sliced_wasserstein(x, other, projections)
+    with pytest.raises(InputError, match="cannot be compared"):
+        sliced_wasserstein(torch.zeros(3), torch.zeros(3))
