@@ -361,8 +361,9 @@ class ScoreModel(ScoreFunction):
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         scale = expand(self.parametrisation.scale_in(alpha, sigma), x)
         dtype = x.dtype if self._float() is None else self.dtype
-        c = self.label(self.sde, t).to(x.device, dtype).expand(x.shape[0])
-        output = self.network((scale * x).to(dtype), c, **cond)
+        # The label keeps float32: bfloat16 would merge neighbouring times.
+        c = self.label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
+        output = self.network((scale * x).to(dtype), c.expand(len(x)), **cond)
         if output.shape != x.shape:
             raise InputError(
                 f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "

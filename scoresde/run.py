@@ -164,6 +164,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         folder,
         count=config.count,
         batch_size=config.batch_size,
+        baselines=config.baselines,
         progress=config.progress,
     )
     log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))

@@ -11,6 +11,8 @@ from scoresde.errors import InputError
 from scoresde.nn import MLP, FourierEmbedding, PositionalEmbedding, UNet
 from scoresde.nn.unet import _group_norm
 
+SHAPES = [(1, 8, 8), (3, 8, 12), (5, 8, 12), (1, 28, 28), (3, 28, 28)]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
@@ -19,9 +21,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-SHAPES = [(1, 8, 8), (3, 8, 12), (5, 8, 12), (1, 28, 28), (3, 28, 28)]
 
 
 def inputs(shape, batch=3, dtype=torch.float32):
@@ -212,15 +211,15 @@ def test_mlp_dropout_only_in_training():
 def test_mlp_learns_a_curve_at_every_label():
     r"""Regression of sin(3 x + c) on x and c, whose variance is about 1/2."""
     torch.manual_seed(0)
-    network = MLP(1, width=64, depth=2)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(300):
-        x, c = 4 * torch.rand(128, 1) - 2, 3 * torch.rand(128) - 2
+    network = MLP(1, width=32, depth=2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(200):
+        x, c = 4 * torch.rand(64, 1) - 2, 3 * torch.rand(64) - 2
         loss = (network(x, c) - torch.sin(3 * x + c[:, None])).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.01
+    assert loss < 0.02
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,7 @@ def test_mlp_refuses(arguments, words):
 
 
 def test_mlp_refuses_other_shapes():
-    refused(lambda: MLP(2)(torch.ones(5, 3), torch.ones(5)), ["(5, 3)", "('B', 2)"])
+    refused(lambda: MLP(2)(torch.ones(5, 3), torch.ones(5)), ["(3,)", "built for (2,)"])
 
 
 # --- U-Net ---------------------------------------------------------------------------------------

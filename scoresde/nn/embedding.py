@@ -4,9 +4,8 @@ A network told a single number :math:`c` learns only slow functions of it. An em
 
 .. math:: (\sin \omega_1 c, \ldots, \sin \omega_n c, \cos \omega_1 c, \ldots, \cos \omega_n c),
 
-and the frequencies decide how finely the network can tell noise levels apart. They belong to the
-unit of the label: over its range, the highest should turn several times, and the typical one about
-once per octave of noise or less.
+and the frequencies decide how finely the network can tell noise levels apart. They go with the
+unit of the label: a typical one should turn several times over its range.
 
 =======================================  =========================  =============================
 label                                    range                      embedding
@@ -103,8 +102,8 @@ class FourierEmbedding(Embedding):
     their own, and leave the global one as it is. As a buffer they are saved with the weights.
 
     References:
-        Tancik et al. 2020 (equation 5, Gaussian).
-        Song et al., https://arxiv.org/abs/2011.13456 (appendix C; scale 16).
+        Tancik et al. 2020 (the Gaussian mapping).
+        Song et al., https://arxiv.org/abs/2011.13456 (NCSN++, with a scale of 16).
 
     Arguments:
         width: The number :math:`2n` of features, even, at least 2.

@@ -68,11 +68,11 @@ class MLP(nn.Module):
         """Returns an output with the shape ``(B, *)`` of the data, for labels ``(B,)``."""
         if x.shape[1:] != self.shape:
             raise InputError(
-                f"The input has the shape {tuple(x.shape)}, and the network was built for "
-                f"{('B', *self.shape)}; give it the shape of the data."
+                f"The examples have the shape {tuple(x.shape[1:])}, and the network was built for "
+                f"{self.shape}; give it data of its shape."
             )
         features = self.conditioning(c, x)
-        h = self.linear_in(x.reshape(len(x), -1))
+        h = self.linear_in(x.reshape(-1, self.linear_in.in_features))
         for block in self.blocks:
             h = block(h, features)
         return self.linear_out(silu(self.norm_out(h))).reshape(x.shape)

@@ -25,7 +25,7 @@ from scoresde.tasks.sampling import Drawn, draw_samples, is_image, save_samples
 from scoresde.train import read_metrics
 
 _BASELINE_SEED = 0
-_PIXELS = 128
+_PIXELS = 96
 _PATHS = 64
 
 
@@ -60,6 +60,7 @@ def report_training(
     *,
     count: int = 64,
     batch_size: int = 256,
+    baselines: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Samples a trained model, evaluates it on test data, and writes figures and ``report.html``.
@@ -71,6 +72,7 @@ def report_training(
         folder: The run's folder, with the training's ``metrics.jsonl``.
         count: The number of samples of each sampler.
         batch_size: The number of examples sampled or evaluated together.
+        baselines: Whether to fit the classical densities to compare with.
         progress: Whether to show progress bars.
 
     Returns:
@@ -84,7 +86,7 @@ def report_training(
         save_samples(drawn[name], data.units, folder, name)
     evaluation = evaluate_likelihood(model, likelihood, data, "test", **options)
     evaluation.save(folder)
-    scores = [_own_score(evaluation), *_baselines(data), *_exact(data)]
+    scores = [_own_score(evaluation), *(_baselines(data) if baselines else ()), *_exact(data)]
 
     figures = [
         Figure(
@@ -273,11 +275,9 @@ def _plane_figures(
 
 def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> Figure:
     data = trained.data
-    low, high = data.train.amin(0).cpu(), data.train.amax(0).cpu()
-    margin = 0.1 * (high - low)
-    low, high = low - margin, high + margin
-    x = torch.linspace(float(low[0]), float(high[0]), _PIXELS)
-    y = torch.linspace(float(low[1]), float(high[1]), _PIXELS)
+    extent = plots.square(data.train.cpu())
+    x = torch.linspace(extent[0], extent[1], _PIXELS)
+    y = torch.linspace(extent[2], extent[3], _PIXELS)
     raw = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
     points = data.encode(raw).to(trained.model.device)
     values = [
@@ -285,7 +285,6 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
     ]
     log_density = -in_units(torch.cat(values), data)[0].reshape(_PIXELS, _PIXELS)
     exact = None if data.log_prob is None else data.log_prob(raw).reshape(_PIXELS, _PIXELS)
-    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
     path = plots.density(log_density, extent, folder / "density.png", exact=exact)
     return Figure(
         "The model's density" + (" beside the exact one." if exact is not None else "."), path

@@ -81,7 +81,8 @@ def save_samples(drawn: Drawn, units: Units, folder: Path, name: str = "samples"
     if is_image(units):
         plots.image_grid(units.to_unit(drawn.x[:256]), folder / f"{name}.png")
     elif tuple(units.shape) == (2,):
-        plots.scatter_comparison({"samples": raw}, folder / f"{name}.png")
+        extent = (units.low, units.high, units.low, units.high)
+        plots.scatter_comparison({"": raw}, folder / f"{name}.png", extent)
 
 
 def is_image(units: Units) -> bool:

@@ -109,7 +109,7 @@ def train(
             checkpoint.
     """
     ema = EMA(model, training.ema)
-    optimiser = optimizer(model.parameters())
+    optimiser = _optimiser(optimizer, model)
     base_rates = [group["lr"] for group in optimiser.param_groups]
     tracker = Tracker(folder, training.tensorboard)
     recent: list[Tensor] = []
@@ -160,6 +160,15 @@ def train(
         bar.close()
         tracker.close()
     return ema.model
+
+
+def _optimiser(
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer], model: ScoreFunction
+) -> torch.optim.Optimizer:
+    try:
+        return make(model.parameters())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"The optimiser refuses its settings: {error}.") from error
 
 
 @torch.no_grad()

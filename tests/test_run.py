@@ -1,0 +1,444 @@
+"""The program as a user starts it: every task, every recipe, and the answers to bad input."""
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+
+import scoresde.run
+from scoresde.data import Dataset
+from scoresde.sample import Sampler
+from scoresde.train import Checkpoint
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+TINY = [
+    "train.steps=2",
+    "train.batch_size=16",
+    "count=4",
+    "samplers.euler_maruyama.steps=2",
+    "samplers.predictor_corrector.steps=2",
+    "likelihood.probes=1",
+    "likelihood.rtol=0.1",
+    "likelihood.atol=0.1",
+    "baselines=false",
+    "progress=false",
+    "device=cpu",
+]
+
+
+@dataclass
+class Outcome:
+    """What a run of the program printed."""
+
+    stdout: str
+    stderr: str
+
+
+def program(*arguments: str, cwd: Path, code: int = 0) -> Outcome:
+    """Runs the program in this process, as from a folder; checks its exit code."""
+    GlobalHydra.instance().clear()
+    out, err = io.StringIO(), io.StringIO()
+    before = list(sys.path), sys.argv
+    sys.path.append(str(ROOT / "tests/plugins"))
+    sys.argv = ["scoresde", *arguments]
+    left = 0
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            scoresde.run.main()
+        except SystemExit as exit_:
+            left = exit_.code if isinstance(exit_.code, int) else 1
+        finally:
+            sys.path[:], sys.argv = before
+            logging.shutdown()
+    assert left == code, out.getvalue() + err.getvalue()
+    return Outcome(out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: str, cwd: Path, code: int = 2) -> str:
+    """Runs the program on bad input; returns the one sentence that it answers with."""
+    result = program(*arguments, cwd=cwd, code=code)
+    assert "Traceback" not in result.stdout + result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the recipe for two moons, cut short."""
+    folder = tmp_path_factory.mktemp("moons")
+    program("+experiment=moons_vp", *TINY, "data.count=400", "hydra.run.dir=run", cwd=folder)
+    return folder / "run"
+
+
+# --- Recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_trains_for_two_steps(recipe: str, tmp_path: Path) -> None:
+    more = ["data.count=400"] if recipe.startswith("moons") else []
+    more += ["baselines=true"] if recipe.endswith("_vp") else []
+    program(f"+experiment={recipe}", *TINY, *more, "hydra.run.dir=run", cwd=tmp_path)
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["status"] == "ok"
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_builds_every_object(recipe: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"+experiment={recipe}"])
+    assert config.name == recipe
+    assert recipe.endswith(config.sde._target_.rpartition(".")[2].lower().removesuffix("sde"))
+    for sampler in config.samplers.values():
+        assert isinstance(instantiate(sampler), Sampler)
+
+
+def test_default_recipe_is_digits_vp() -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("config") == compose("config", ["+experiment=digits_vp"])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        f"{group.name}={path.stem}"
+        for group in sorted((ROOT / "conf").iterdir())
+        if group.is_dir() and group.name not in ("experiment", "times", "__pycache__")
+        for path in sorted(group.glob("*.yaml"))
+        if path.stem not in ("custom", "array")
+    ],
+)
+def test_every_option_instantiates(option: str) -> None:
+    group = option.partition("=")[0]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [option])
+    section = config[group]
+    if group == "network":
+        section.shape = [1, 8, 8]
+    instantiate(section, _convert_="all")
+
+
+# --- Tasks ---------------------------------------------------------------------------------------
+
+
+def test_training_leaves_everything(run: Path) -> None:
+    for name in (
+        ".hydra/config.yaml",
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "likelihood.json",
+        "likelihood.npz",
+        "loss.png",
+        "comparison.png",
+        "density.png",
+        "paths_probability_flow.png",
+        "euler_maruyama.npz",
+        "predictor_corrector.npz",
+        "probability_flow.npz",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_training_is_reproducible(run: Path, tmp_path: Path) -> None:
+    program("+experiment=moons_vp", *TINY, "data.count=400", "hydra.run.dir=again", cwd=tmp_path)
+    first, second = Checkpoint.load(run), Checkpoint.load(tmp_path / "again")
+    assert first.ema.keys() == second.ema.keys()
+    assert all(torch.equal(first.ema[k], second.ema[k]) for k in first.ema)
+
+
+def test_sample_task_draws_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
+    program(
+        "task=sample",
+        f"checkpoint={run}",
+        "sampler=euler_maruyama",
+        "sampler.steps=3",
+        "count=5",
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    with np.load(tmp_path / "out/samples.npz") as file:
+        assert file["x"].shape == (5, 2)
+        assert file["nfe"].tolist() == [3] * 5
+    assert (tmp_path / "out/samples.png").exists()
+
+
+def test_samples_do_not_depend_on_the_batch_size(run: Path, tmp_path: Path) -> None:
+    def draw(name: str, batch: int) -> np.ndarray:
+        program(
+            "task=sample",
+            f"checkpoint={run / 'checkpoint.pt'}",
+            "sampler=predictor_corrector",
+            "sampler.steps=3",
+            "count=5",
+            f"batch_size={batch}",
+            "progress=false",
+            f"hydra.run.dir={name}",
+            cwd=tmp_path,
+        )
+        with np.load(tmp_path / name / "samples.npz") as file:
+            return file["x"]
+
+    np.testing.assert_allclose(draw("a", 5), draw("b", 2), atol=1e-5)
+
+
+def test_likelihood_task_evaluates_every_example_once(run: Path, tmp_path: Path) -> None:
+    program(
+        "task=likelihood",
+        f"checkpoint={run}",
+        "split=validation",
+        "batch_size=32",
+        "likelihood.probes=exact",
+        "likelihood.rtol=1e-2",
+        "likelihood.atol=1e-2",
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    summary = json.loads((tmp_path / "out/likelihood.json").read_text())
+    with np.load(tmp_path / "out/likelihood.npz") as file:
+        values, errors = file["values"], file["probe_errors"]
+    assert summary["count"] == len(values) == 40
+    assert math.isclose(summary["mean"], values.mean(), rel_tol=1e-9)
+    assert math.isclose(summary["standard_error"], values.std(ddof=1) / 40**0.5, rel_tol=1e-9)
+    assert (errors == 0).all()
+
+
+def test_checkpoint_says_how_its_likelihood_is_evaluated(run: Path, tmp_path: Path) -> None:
+    program(
+        "task=likelihood", f"checkpoint={run}", "progress=false", "hydra.run.dir=o", cwd=tmp_path
+    )
+    theirs = json.loads((run / "likelihood.json").read_text())
+    ours = json.loads((tmp_path / "o/likelihood.json").read_text())
+    assert ours["mean"] == pytest.approx(theirs["mean"], abs=1e-5)
+    assert ours["nfe"] == theirs["nfe"]
+
+
+# --- Plug-ins ------------------------------------------------------------------------------------
+
+
+def test_own_network_data_and_sde_by_target(tmp_path: Path) -> None:
+    own = [
+        "network=custom",
+        "network._target_=my_parts.MyNet",
+        "+network.width=8",
+        "data=custom",
+        "data._target_=my_parts.my_data",
+        "sde=custom",
+        "sde._target_=my_parts.CosineSDE",
+    ]
+    program(*own, *TINY, "hydra.run.dir=run", cwd=tmp_path)
+    message = refused("task=sample", "checkpoint=run", "count=2", cwd=tmp_path)
+    assert "my_parts" in message
+    assert "allow=my_parts" in message
+    program(
+        "task=sample",
+        "checkpoint=run",
+        "count=2",
+        "allow=my_parts",
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    assert (tmp_path / "out/samples.npz").exists()
+
+
+def test_own_recipe_by_config_dir(tmp_path: Path) -> None:
+    own = tmp_path / "my_conf/experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /data: custom\n  - override /network: mlp\n"
+        "name: mine\n"
+        "data:\n  _target_: my_parts.my_data\n  count: 300\n"
+        "network:\n  width: 16\n"
+    )
+    arguments = ["--config-dir", "my_conf", "+experiment=mine", *TINY, "hydra.run.dir=run"]
+    program(*arguments, cwd=tmp_path)
+    recipe = Checkpoint.load(tmp_path / "run").recipe
+    assert recipe["name"] == "mine"
+    assert recipe["model"]["network"]["width"] == 16
+
+
+def test_own_array(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 12, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    program(
+        "data=array",
+        "data.path=images.npy",
+        "data.channels_last=true",
+        "network.width=8",
+        *TINY,
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    (tmp_path / "images.npy").unlink()  # samples need no data
+    program(
+        "task=sample",
+        "checkpoint=run",
+        "count=3",
+        "sampler=ancestral",
+        "sampler.steps=2",
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    with np.load(tmp_path / "out/samples.npz") as file:
+        assert file["x"].shape == (3, 3, 8, 12)
+        assert file["x"].dtype == np.uint8
+
+
+# --- Sweeps --------------------------------------------------------------------------------------
+
+
+def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) -> None:
+    result = program(
+        "--multirun",
+        "+experiment=moons_vp",
+        "sde=vp,ve",
+        "loss.eps=0,0.001",
+        *TINY,
+        "data.count=400",
+        "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
+        code=1,
+    )
+    with (tmp_path / "sweep/summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    outcome = {(row["sde"], row["loss.eps"]): row["status"] for row in rows}
+    assert outcome == {
+        ("vp", "0"): "failed",  # sigma(0) = 0
+        ("vp", "0.001"): "ok",
+        ("ve", "0"): "ok",
+        ("ve", "0.001"): "ok",
+    }
+    assert all(float(row["nats"]) > 0 for row in rows if row["status"] == "ok")
+    assert "eps=0" in rows[0]["error"]
+    assert "summary.csv" in result.stdout
+
+
+# --- Bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["+experiment=nothing"], 1, ["experiment/nothing"]),
+        (["sde=nothing"], 1, ["sde/nothing"]),
+        (["no_such_key=1"], 1, ["no_such_key"]),
+        (["task=paint"], 2, ["paint", "likelihood"]),
+        (["device=gameboy"], 2, ["gameboy", "auto"]),
+        (["task=sample"], 2, ["checkpoint="]),
+        (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),
+        (["train.steps=0"], 2, ["train.steps=0"]),
+        (["train.batch_size=-1"], 2, ["train.batch_size=-1"]),
+        (["samplers.euler_maruyama.steps=0"], 2, ["steps=0"]),
+        (["samplers.probability_flow.eps=1"], 2, ["eps=1"]),
+        (["samplers.probability_flow.eps=0"], 2, ["eps=0"]),
+        (["likelihood.eps=-0.1"], 2, ["eps=-0.1"]),
+        (["likelihood.probes=many"], 2, ["many", "exact"]),
+        (["samplers.probability_flow.method=magic"], 2, ["magic", "dopri5"]),
+        (["samplers.predictor_corrector.corrector.snr=0"], 2, ["snr=0"]),
+        (["sde.beta_min=-1"], 2, ["beta_min=-1"]),
+        (["optimizer.lr=nan"], 2, ["nan"]),
+        (["optimizer.lr=1e30", "train.clip=null"], 2, ["stopped at step 2", "no checkpoint"]),
+        (["data=two_moons"], 2, ["(2,)"]),
+        (["network.multipliers=[1,2,2,2,2]"], 2, ["8"]),
+        (["data=array"], 2, ["path"]),
+        (["data=array", "data.path=nowhere.npy"], 2, ["nowhere.npy"]),
+        (["data=custom", "data._target_=no_such_module.f"], 2, ["no_such_module"]),
+        (["data=custom", "data._target_=builtins.dict"], 2, ["Dataset"]),
+        (["hydra.run.dir=/dev/null/run"], 2, ["/dev/null/run", "hydra.run.dir"]),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], code: int, says: list[str], tmp_path: Path
+) -> None:
+    small = [] if "checkpoint" in " ".join(arguments) else TINY[:3]
+    message = refused(*small, *arguments, "progress=false", cwd=tmp_path, code=code)
+    for part in says:
+        assert part in message
+
+
+def test_nan_in_the_data_is_refused(tmp_path: Path) -> None:
+    x = np.zeros((50, 2), dtype=np.float32)
+    x[7, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    message = refused("data=array", "data.path=x.npy", "network=mlp", cwd=tmp_path)
+    assert "NaN" in message
+
+
+def test_foreign_checkpoint_is_refused_and_not_executed(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"model": Hostile()}, tmp_path / "hostile.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "plain.pt")
+    for name in ("hostile.pt", "text.pt", "plain.pt"):
+        message = refused("task=sample", f"checkpoint={name}", cwd=tmp_path)
+        assert name in message
+    assert not (tmp_path / "executed").exists()
+
+
+def test_split_and_sampler_of_a_checkpoint_are_checked(run: Path, tmp_path: Path) -> None:
+    message = refused("task=likelihood", f"checkpoint={run}", "split=holdout", cwd=tmp_path)
+    assert "holdout" in message
+    message = refused("task=sample", f"checkpoint={run}", "count=0", cwd=tmp_path)
+    assert "count=0" in message
+
+
+def test_second_run_in_a_folder_is_refused(run: Path) -> None:
+    before = (run / "checkpoint.pt").read_bytes()
+    message = refused(*TINY, f"hydra.run.dir={run}", cwd=run.parent)
+    assert "hydra.run.dir" in message
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_data_set_reaches_the_task_whole(run: Path) -> None:
+    units = Checkpoint.load(run).recipe["units"]
+    assert units["_target_"] == "scoresde.data.Units"
+    assert tuple(units["shape"]) == (2,)
+    assert Dataset.__name__ not in str(units)
+
+
+# --- As a process --------------------------------------------------------------------------------
+
+
+def test_program_starts_as_a_module_and_as_a_script(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("scoresde")
+    for command in ([sys.executable, "-m", "scoresde.run"], [str(script)]):
+        shown = subprocess.run(
+            [*command, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "name: digits_vp" in shown.stdout
+
+
+def test_bad_input_leaves_with_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scoresde.run", "task=paint"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.startswith("scoresde: task=paint")
+    assert "Traceback" not in result.stderr
