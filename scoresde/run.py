@@ -124,14 +124,15 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     device = _device(config.device)
     torch.manual_seed(config.seed)
     data = _data(config.data).to(device)
-    recipe = describe(config, data)
-    model = _instantiate(recipe["model"], "model").to(device)
+    plan = measured(OmegaConf.to_container(config, resolve=True), data)
+    recipe = describe(plan, data)
+    model = _place(_instantiate(recipe["model"], "model"), device)
     _check_model(model, data)
-    training, loss = _instantiate(config.train, "train"), _instantiate(config.loss, "loss")
+    training, loss = _instantiate(plan["train"], "train"), _instantiate(plan["loss"], "loss")
     loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
     model.sde.check_eps(loss_eps)
-    samplers = {name: _instantiate(value, name) for name, value in config.samplers.items()}
-    exact = _instantiate(config.likelihood, "likelihood")
+    samplers = {name: _instantiate(value, name) for name, value in plan["samplers"].items()}
+    exact = _instantiate(plan["likelihood"], "likelihood")
     for tool in (*samplers.values(), exact):
         tool.check(model)
 
@@ -142,7 +143,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         data,
         loss,
         training,
-        _instantiate(config.optimizer, "optimizer"),
+        _instantiate(plan["optimizer"], "optimizer"),
         folder,
         recipe=recipe,
         seed=config.seed,
@@ -155,7 +156,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         seconds=time.perf_counter() - clock,
         seed=config.seed,
         facts=[("training", f"{training.steps} steps of {training.batch_size} examples")],
-        configuration=OmegaConf.to_yaml(config, resolve=True),
+        configuration=OmegaConf.to_yaml(plan),
     )
     results = report_training(
         trained,
@@ -228,21 +229,29 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
 # --- Building objects ----------------------------------------------------------------------------
 
 
-def describe(config: DictConfig, data: Any) -> dict[str, Any]:
+def measured(plan: Any, data: Any) -> Any:
+    """Fills in what the data decide, ``shape: null`` and ``sigma_data: auto``, wherever it is."""
+    if isinstance(plan, list):
+        return [measured(value, data) for value in plan]
+    if not isinstance(plan, dict):
+        return plan
+    plan = {k: v if k == "data" else measured(v, data) for k, v in plan.items()}
+    if plan.get("sigma_data") == "auto":
+        plan["sigma_data"] = round(data.sigma_data, 4)
+    if "shape" in plan and plan["shape"] is None:
+        plan["shape"] = list(data.shape)
+    return plan
+
+
+def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    network = plain["network"]
-    if "shape" in network and network["shape"] is None:
-        network["shape"] = list(data.shape)
-    model = {
-        "_target_": "scoresde.ScoreModel",
-        "network": network,
-        "sde": plain["sde"],
-        "parametrisation": plain["parametrisation"],
-    }
+    parts = ("network", "sde", "parametrisation")
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
-    units = {"_target_": "scoresde.data.Units", **data.units.describe()}
-    return {"model": model, "units": units, **{key: plain[key] for key in kept}}
+    return {
+        "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
+        "units": {"_target_": "scoresde.data.Units", **data.units.describe()},
+        **{key: plan[key] for key in kept},
+    }
 
 
 def _instantiate(section: Any, name: str) -> Any:
@@ -274,7 +283,7 @@ def _load(config: DictConfig) -> tuple[Any, Any]:
     device = _device(config.device)
     checkpoint = Checkpoint.load(config.checkpoint)
     model = checkpoint.build_model(_allowed(config), average=config.weights == "average")
-    return checkpoint, model.to(device)
+    return checkpoint, _place(model, device)
 
 
 def _allowed(config: DictConfig) -> Sequence[str]:
@@ -296,6 +305,11 @@ def _own_or_given(checkpoint: Any, section: str, config: DictConfig) -> Any:
     if not given:
         return _from_recipe(checkpoint, section, config)
     return _data(config.data) if section == "data" else _instantiate(config[section], section)
+
+
+def _place(model: Any, device: torch.device) -> Any:
+    """Moves a model to its device, with the memory layout in which convolutions are fastest."""
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def _device(name: str) -> torch.device:

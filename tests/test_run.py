@@ -18,9 +18,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 import scoresde.run
 from scoresde.data import Dataset
+from scoresde.run import measured
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint
 
@@ -130,9 +132,8 @@ def test_every_option_instantiates(option: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [option])
     section = config[group]
-    if group == "network":
-        section.shape = [1, 8, 8]
-    instantiate(section, _convert_="all")
+    units = Dataset.of("any", [torch.randn(9, 1, 8, 8)] * 3)
+    instantiate(measured(OmegaConf.to_container(section, resolve=True), units), _convert_="all")
 
 
 # --- Tasks ---------------------------------------------------------------------------------------

@@ -295,6 +295,11 @@ class Dataset:
         shift, width = self.scaling.shift, self.scaling.width
         return Units(self.shape, shift, width, self.levels, low, high if high > low else low + 1)
 
+    @cached_property
+    def sigma_data(self) -> float:
+        """The root mean square of the training data in model units."""
+        return float(self.encode(self.train).double().square().mean().sqrt())
+
     def encode(self, raw: Tensor, uniform: Tensor | float = 0.5) -> Tensor:
         """Brings raw examples to model units, as :meth:`Units.encode` does."""
         return self.units.encode(raw, uniform)

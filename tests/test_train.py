@@ -1,0 +1,277 @@
+"""Training: the average of the weights, checkpoints that cannot run code, and the loop."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
+from scoresde.data import Dataset, two_moons
+from scoresde.nn import MLP
+from scoresde.train import (
+    EMA,
+    Checkpoint,
+    ConstantRate,
+    CosineRate,
+    Training,
+    build,
+    read_metrics,
+    train,
+)
+from scoresde.train.loop import batches
+
+RECIPE = {
+    "model": {
+        "_target_": "scoresde.ScoreModel",
+        "network": {"_target_": "scoresde.nn.MLP", "shape": [2], "width": 8, "depth": 1},
+        "sde": {"_target_": "scoresde.VPSDE", "beta_min": 0.1, "beta_max": 20.0},
+        "parametrisation": {"_target_": "scoresde.Preconditioned", "sigma_data": 1.0},
+    }
+}
+
+
+def small_model() -> ScoreModel:
+    torch.manual_seed(0)
+    return ScoreModel(MLP(2, width=8, depth=1), VPSDE(), Preconditioned(1.0))
+
+
+def fit(folder: Path, steps: int = 4, lr: float = 1e-3, **options: float) -> ScoreModel:
+    return train(
+        small_model(),
+        two_moons(count=100),
+        DenoisingScoreMatching(),
+        Training(steps=steps, batch_size=16, tensorboard=False, **options),
+        functools.partial(torch.optim.Adam, lr=lr),
+        folder,
+        recipe=RECIPE,
+        progress=False,
+    )
+
+
+# --- Average -------------------------------------------------------------------------------------
+
+
+def test_ema_is_the_recursion_with_warm_up() -> None:
+    model = small_model()
+    ema = EMA(model, decay=0.5)
+    expected = [p.detach().clone() for p in model.parameters()]
+    for n in range(1, 12):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(n)
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = [
+            decay * e + (1 - decay) * p for e, p in zip(expected, model.parameters(), strict=True)
+        ]
+    for e, p in zip(expected, ema.model.parameters(), strict=True):
+        torch.testing.assert_close(p, e)
+
+
+def test_ema_follows_buffers_and_leaves_the_model_alone() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+            self.weight = nn.Parameter(torch.ones(()))
+
+    model = ScoreModel(Counter(), VPSDE())
+    ema = EMA(model, 0.9)
+    model.network.seen += 3
+    ema.update()
+    assert ema.model.network.seen == 3
+    assert model.network.weight.requires_grad
+    assert not ema.model.network.weight.requires_grad
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_ema_refuses_a_decay_out_of_range(decay: float) -> None:
+    with pytest.raises(InputError, match="ema="):
+        EMA(small_model(), decay)
+
+
+# --- Schedules -----------------------------------------------------------------------------------
+
+
+def test_rates_warm_up_and_fall() -> None:
+    assert [ConstantRate(warmup=3)(k, 10) for k in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    cosine = [CosineRate()(k, 10) for k in range(10)]
+    assert cosine[0] == 1.0
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[5] == pytest.approx(0.5)
+
+
+def test_rate_refuses_a_negative_warm_up() -> None:
+    with pytest.raises(InputError, match="warmup=-1"):
+        ConstantRate(warmup=-1)
+
+
+# --- Loop ----------------------------------------------------------------------------------------
+
+
+def test_every_epoch_sees_each_example_once_in_a_new_order() -> None:
+    x = torch.arange(10.0)[:, None]
+    data = Dataset.of("numbers", [x, x, x], standardise=False)
+    source = batches(data, 5, seed=0)
+    epochs = [torch.cat((next(source), next(source))).flatten() for _ in range(3)]
+    for epoch in epochs:
+        assert epoch.sort().values.tolist() == list(range(10))
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_batches_are_the_same_for_the_same_seed() -> None:
+    data = two_moons(count=60)
+    first, second, other = (batches(data, 8, seed=s) for s in (1, 1, 2))
+    x = next(first)
+    assert torch.equal(x, next(second))
+    assert not torch.equal(x, next(other))
+
+
+def test_training_lowers_the_loss_and_records_it(tmp_path: Path) -> None:
+    fit(tmp_path, steps=200, lr=1e-2, log_every=20, validate_every=100)
+    records = read_metrics(tmp_path)
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+    assert [r["step"] for r in records if "validation_loss" in r] == [100, 200]
+
+
+def test_training_returns_the_average_that_the_checkpoint_holds(tmp_path: Path) -> None:
+    model = fit(tmp_path)
+    checkpoint = Checkpoint.load(tmp_path)
+    assert checkpoint.step == 4
+    rebuilt = checkpoint.build_model()
+    for key, value in model.state_dict().items():
+        assert torch.equal(rebuilt.state_dict()[key], value)
+    raw = checkpoint.build_model(average=False).state_dict()
+    assert any(not torch.equal(raw[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    model = small_model()
+    data = two_moons(count=100)
+    calls = 0
+
+    class Breaking(DenoisingScoreMatching):
+        def __call__(self, model: ScoreModel, x: torch.Tensor, **options: int) -> torch.Tensor:
+            nonlocal calls
+            calls += model.training
+            value = super().__call__(model, x, **options)
+            return value * float("nan") if calls == 7 else value
+
+    training = Training(
+        steps=20, batch_size=16, log_every=5, save_every=5, tensorboard=False, validate_every=100
+    )
+    adam = functools.partial(torch.optim.Adam, lr=1e-3)
+    with pytest.raises(InputError, match="stopped at step 7") as error:
+        train(model, data, Breaking(), training, adam, tmp_path, recipe=RECIPE, progress=False)
+    assert str(tmp_path / "checkpoint.pt") in str(error.value)
+    checkpoint = Checkpoint.load(tmp_path)
+    assert checkpoint.step == 5
+    assert all(torch.isfinite(v).all() for v in checkpoint.model.values())
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "log_every", "validate_every"])
+def test_training_refuses_counts_that_are_not_positive(field: str) -> None:
+    with pytest.raises(InputError, match=f"train.{field}=0"):
+        Training(**{field: 0})
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
+
+
+def checkpoint() -> Checkpoint:
+    weights = small_model().state_dict()
+    return Checkpoint(RECIPE, weights, weights, step=3, seed=7)
+
+
+def test_checkpoint_survives_a_round_trip(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "checkpoint.pt")
+    loaded = Checkpoint.load(tmp_path)
+    assert (loaded.recipe, loaded.step, loaded.seed) == (RECIPE, 3, 7)
+    x, t = torch.ones(2, 2), torch.tensor(0.3)
+    torch.testing.assert_close(loaded.build_model().noise(x, t), small_model().noise(x, t))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint().save(path)
+    before = path.read_bytes()
+    broken = Checkpoint({"model": lambda: 0}, {}, {}, step=4, seed=0)  # cannot be written
+    with pytest.raises(Exception, match="pickle"):
+        broken.save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint().save(path)
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[:64] = bytes(b ^ 0xFF for b in content[:64])
+    else:
+        content = bytearray(b"" if damage == "empty" else b"hello")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint\.pt"):
+        Checkpoint.load(path)
+
+
+def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"format": "scoresde checkpoint", "x": Hostile()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="nothing was executed"):
+        Checkpoint.load(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    weights = dict(small_model().state_dict())
+    weights.pop(next(iter(weights)))
+    with pytest.raises(InputError, match="do not fit"):
+        Checkpoint(RECIPE, weights, weights, step=0, seed=0).build_model()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "scoresde.data.files.np.load",  # passes through the package
+        "scoresde.run.os.system",
+        "scoresde.train.checkpoint.importlib.import_module",
+        "scoresdevil.Thing",
+        "scoresde.no_such_thing",
+        "scoresde.",
+        "",
+        7,
+    ],
+)
+def test_what_a_checkpoint_may_not_build(name: object) -> None:
+    with pytest.raises(InputError, match="wants to"):
+        build({"_target_": name})
+
+
+def test_a_users_package_is_built_only_if_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "plugins"))
+    tree = {"_target_": "my_parts.CosineSDE", "end": 1.0}
+    with pytest.raises(InputError, match="allow=my_parts"):
+        build(tree)
+    assert build(tree, allow=["my_parts"]).end == 1.0
+
+
+def test_arguments_that_a_class_does_not_take_are_a_sentence() -> None:
+    with pytest.raises(InputError, match="beta_med"):
+        build({"_target_": "scoresde.VPSDE", "beta_med": 1.0})
