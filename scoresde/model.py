@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.sde import SDE, as_time
-from scoresde.shapes import expand
+from scoresde.shapes import expand, one_or_each
 from scoresde.streams import Purpose, Streams
 
 Pair = tuple[Tensor, Tensor]
@@ -416,7 +416,10 @@ class GaussianModel(ScoreFunction):
         mean = _floats(mean)
         variances, basis = _spectrum(mean, std, covariance)
         if not bool((variances > 0).all()):
-            raise InputError("The std or the covariance is not positive; make it positive.")
+            raise InputError(
+                f"The covariance has the eigenvalue {variances.min():.4g}; it must be positive "
+                "definite."
+            )
         self.sde = sde
         self.register_buffer("mean", mean)
         self.register_buffer("variances", variances)
@@ -458,12 +461,12 @@ class GaussianModel(ScoreFunction):
         """
         y, _, _, v = self._eigen(x, as_time(t))
         alpha, _, w = self._variances(as_time(s), x)
-        moved = self._back(y * torch.sqrt(w / v)).reshape(x.shape)
-        return moved + expand(alpha.flatten(), x) * self.mean.to(x)
+        moved = self._back(y * torch.sqrt(w / v)) + alpha * self.mean.flatten().to(x)
+        return moved.reshape(x.shape)
 
     def _variances(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns alpha, sigma ``(B or 1, 1)``, and the eigenvalues of V ``(B or 1, D)``."""
-        alpha, sigma = self.sde.alpha(t).reshape(-1, 1), self.sde.sigma(t).reshape(-1, 1)
+        alpha, sigma = one_or_each(self.sde.alpha(t), x), one_or_each(self.sde.sigma(t), x)
         v = alpha**2 * self.variances + sigma**2
         return alpha.to(x), sigma.to(x), v.to(x)
 
@@ -558,7 +561,7 @@ class GaussianMixtureModel(ScoreFunction):
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Returns x - alpha m_k ``(B, K, D)``, log w_k N_k ``(B, K)``, and alpha, sigma, v_k."""
-        alpha, sigma = self.sde.alpha(t).reshape(-1, 1), self.sde.sigma(t).reshape(-1, 1)
+        alpha, sigma = one_or_each(self.sde.alpha(t), x), one_or_each(self.sde.sigma(t), x)
         v = (alpha**2 * self.stds**2 + sigma**2).to(x)
         alpha, sigma = alpha.to(x), sigma.to(x)
         means = self.means.flatten(1).to(x)
@@ -589,6 +592,8 @@ def _spectrum(
     """Returns the eigenvalues ``(D,)`` and the eigenbasis (``None``: the axes) of a covariance."""
     if covariance is None:
         std = torch.as_tensor(std).to(mean)
+        if not bool((std > 0).all()):
+            raise InputError(f"The std {std.min():.4g} is not positive; give positive numbers.")
         return std.expand(mean.shape).flatten() ** 2, None
     covariance = torch.as_tensor(covariance).to(mean)
     if covariance.shape != (mean.numel(), mean.numel()):

@@ -50,6 +50,8 @@ def _main(config: DictConfig) -> None:
         _refuse_second_run(config, folder)
     save_result(folder, {"status": "running", **result})
     try:
+        if config.threads is not None:
+            torch.set_num_threads(_positive("threads", config.threads))
         result |= {"status": "ok", **_run(config, folder)}
         save_result(folder, result)
     except KeyboardInterrupt:
@@ -310,6 +312,12 @@ def _own_or_given(checkpoint: Any, section: str, config: DictConfig) -> Any:
 def _place(model: Any, device: torch.device) -> Any:
     """Moves a model to its device, with the memory layout in which convolutions are fastest."""
     return model.to(device, memory_format=torch.channels_last)
+
+
+def _positive(name: str, value: Any) -> int:
+    if not (isinstance(value, int) and value > 0):
+        raise InputError(f"{name}={value} is not a positive integer.")
+    return value
 
 
 def _device(name: str) -> torch.device:

@@ -24,12 +24,21 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """
     if coefficient.ndim == 0:
         return coefficient.to(x.dtype)
-    if coefficient.shape != x.shape[:1]:
+    return one_or_each(coefficient, x).to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def one_or_each(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Returns a coefficient as a column ``(1, 1)`` or ``(B, 1)``; arguments as for :func:`expand`.
+
+    Raises:
+        InputError: If there is neither one coefficient nor one per example.
+    """
+    if coefficient.ndim > 0 and coefficient.shape != x.shape[:1]:
         raise InputError(
-            f"Times of shape {tuple(coefficient.shape)} do not fit {x.shape[0]} examples; "
-            "give one time, or one per example."
+            f"Times of shape {tuple(coefficient.shape)} do not fit {len(x)} examples; give one "
+            "time, or one per example."
         )
-    return coefficient.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+    return coefficient.reshape(-1, 1)
 
 
 def sum_features(x: Tensor) -> Tensor:

@@ -352,6 +352,7 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["task=sample"], 2, ["checkpoint="]),
         (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),
         (["train.steps=0"], 2, ["train.steps=0"]),
+        (["threads=0"], 2, ["threads=0"]),
         (["train.batch_size=-1"], 2, ["train.batch_size=-1"]),
         (["samplers.euler_maruyama.steps=0"], 2, ["steps=0"]),
         (["samplers.probability_flow.eps=1"], 2, ["eps=1"]),

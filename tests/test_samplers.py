@@ -488,7 +488,7 @@ def test_euler_maruyama_has_strong_order_one(sde):
 
 @each_sde
 def test_the_flow_is_that_of_the_gaussian_to_its_tolerance(sde):
-    """The tolerance is one of a step; over all steps, the error here is up to 12 times as large."""
+    """The tolerance is one of a step; over all steps the error here is up to 12 times that."""
     exact = GaussianModel(normal(4), normal(4, seed=1).abs() + 0.2, sde)
     latent = sde.prior_std * normal(16, 4, seed=2)
     truth = exact.flow(latent, 1.0, sde.cutoffs.sampling)

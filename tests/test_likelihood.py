@@ -1,0 +1,306 @@
+"""Likelihoods against densities known exactly.
+
+The prior stands for the marginal at t = 1; with the exact model's own density of the latent in its
+place, all that is left is the error of the solver.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from scoresde import (
+    VESDE,
+    VPSDE,
+    GaussianMixtureModel,
+    GaussianModel,
+    InputError,
+    Likelihood,
+    ScoreFunction,
+    ScoreModel,
+    SubVPSDE,
+)
+from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.sample import ProbabilityFlow
+
+SDES = [VPSDE(), SubVPSDE(), VESDE()]
+
+each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mixture(sde, d):
+    return GaussianMixtureModel([0.3, 0.7], 0.8 * normal(2, d, seed=5), [0.3, 0.5], sde)
+
+
+def covariance(d):
+    a = normal(d, d, seed=1)
+    return a @ a.T / d + 0.1 * torch.eye(d).double()
+
+
+def bits(nats, d):
+    return nats / (d * math.log(2))
+
+
+class Counted(ScoreFunction):
+    """Counts the evaluations of a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.sde, self.calls = model, model.sde, 0
+
+    def noise(self, x, t):
+        self.calls += 1
+        return self.model.noise(x, t)
+
+    score = denoise = None
+
+
+# --- The density ---------------------------------------------------------------------------------
+
+
+@each_sde
+def test_the_mean_likelihood_of_64_dimensions_is_exact_to_a_thousandth_of_a_bit(sde):
+    d, eps = 64, sde.cutoffs.likelihood
+    exact = mixture(sde, d).float()
+    x = exact.sample(100, eps, seed=0)
+    ours = Likelihood("exact", rtol=1e-4, atol=1e-4)(exact, x)
+    assert abs(float(bits(ours.log_prob - exact.log_prob(x, eps), d).mean())) < 1e-3
+
+
+@pytest.mark.slow
+@each_sde
+def test_the_mean_likelihood_of_a_thousand_points_at_the_default_tolerance(sde):
+    d, eps = 64, sde.cutoffs.likelihood
+    exact = mixture(sde, d)
+    x = exact.sample(1000, eps, seed=0)
+    ours = Likelihood("exact")(exact, x)
+    assert abs(float(bits(ours.log_prob - exact.log_prob(x, eps), d).mean())) < 1e-3
+
+
+@each_sde
+def test_with_the_exact_density_of_the_latent_every_point_is_exact(sde):
+    d, eps = 64, sde.cutoffs.likelihood
+    exact = mixture(sde, d)
+    x = exact.sample(8, eps, seed=0)
+    ours = Likelihood("exact", rtol=1e-7, atol=1e-7)(exact, x)
+    error = exact.log_prob(ours.latent, 1.0) + ours.log_det - exact.log_prob(x, eps)
+    assert float(bits(error, d).abs().max()) < 1e-4
+
+
+@each_sde
+@pytest.mark.parametrize("shape", [(2, 3, 2), (1, 4), (1,)], ids=str)
+def test_data_of_any_shape(shape, sde):
+    d, eps = math.prod(shape), sde.cutoffs.likelihood
+    exact = GaussianModel(normal(*shape), sde=sde, covariance=covariance(d))
+    x = exact.sample(3, eps, seed=0)
+    ours = Likelihood("exact", rtol=1e-6, atol=1e-6)(exact, x)
+    truth = exact.log_prob(x, eps)
+    torch.testing.assert_close(
+        exact.log_prob(ours.latent, 1.0) + ours.log_det, truth, rtol=0, atol=1e-4
+    )
+    assert (ours.latent.shape, ours.log_prob.shape) == ((3, *shape), (3,))
+
+
+@each_sde
+def test_the_density_is_that_at_the_eps_given(sde):
+    exact = mixture(sde, 3)
+    x = exact.sample(4, 0.2, seed=0)
+    ours = Likelihood("exact", eps=0.2, rtol=1e-6, atol=1e-6)(exact, x)
+    error = exact.log_prob(ours.latent, 1.0) + ours.log_det - exact.log_prob(x, 0.2)
+    assert float(error.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_have_the_type_of_the_model(dtype):
+    exact = mixture(VPSDE(), 3).to(dtype)
+    ours = Likelihood("exact")(exact, exact.sample(2, seed=0))
+    assert {ours.log_prob.dtype, ours.latent.dtype, ours.log_det.dtype} == {dtype}
+
+
+def test_the_dropout_is_off_and_the_training_mode_restored():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    model = ScoreModel(lambda x, c: net(x), VPSDE())
+    model.network_module = net
+    model.train()
+    a, b = (Likelihood("exact")(model, torch.ones(2, 2)).log_prob for _ in range(2))
+    assert torch.equal(a, b)
+    assert all(module.training for module in model.modules())
+
+
+def test_no_gradient_is_left_behind():
+    net = nn.Linear(2, 2)
+    out = Likelihood(2)(ScoreModel(lambda x, c: net(x), VPSDE()), torch.ones(2, 2), seed=0)
+    assert (net.weight.grad, out.log_prob.requires_grad) == (None, False)
+
+
+def test_conditions_reach_the_network():
+    seen = []
+    model = ScoreModel(lambda x, c, y: seen.append(y) or 0 * x, VPSDE())
+    y = torch.tensor([3, 1])
+    Likelihood(1)(model, torch.ones(2, 2), seed=0, y=y)
+    assert all(torch.equal(condition, y) for condition in seen)
+    assert seen
+
+
+# --- The parts of the result ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probes", [1, 3, "exact"])
+def test_the_log_density_is_the_sum_of_its_parts(probes):
+    exact = mixture(VPSDE(), 3)
+    ours = Likelihood(probes)(exact, exact.sample(4, seed=0), seed=0)
+    assert torch.equal(ours.log_prob, ours.prior_log_prob + ours.log_det)
+    assert torch.equal(ours.prior_log_prob, VPSDE().prior_log_prob(ours.latent))
+
+
+@each_sde
+def test_the_latent_is_that_of_the_probability_flow(sde):
+    exact, eps = mixture(sde, 3), sde.cutoffs.likelihood
+    x = exact.sample(4, eps, seed=0)
+    ours = Likelihood("exact", rtol=1e-7, atol=1e-7)(exact, x).latent
+    theirs = ProbabilityFlow(1e-7, 1e-7, eps=eps).encode(exact, x).x
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("probes", [1, 3, "exact"])
+def test_the_network_passes_are_counted_truly(probes):
+    counted = Counted(mixture(VPSDE(), 3))
+    ours = Likelihood(probes)(counted, normal(4, 3), seed=0)
+    assert (ours.nfe.dtype, ours.nfe.tolist()) == (torch.int64, [counted.calls] * 4)
+
+
+# --- Random probes -------------------------------------------------------------------------------
+
+
+def repeated(probes, n=200, d=6):
+    """The estimates of n streams for one point, and what they estimate."""
+    exact = mixture(VPSDE(), d)
+    x = exact.sample(1, seed=0)
+    truth = Likelihood("exact", rtol=1e-4, atol=1e-4)(exact, x)
+    ours = Likelihood(probes, rtol=1e-4, atol=1e-4)(exact, x.expand(n, d), seed=0, seeds=range(n))
+    return ours, truth
+
+
+@pytest.mark.parametrize("probes", [1, 4])
+def test_random_probes_are_unbiased(probes):
+    ours, truth = repeated(probes)
+    error = ours.log_prob.std() / len(ours.log_prob) ** 0.5
+    assert abs(float((ours.log_prob.mean() - truth.log_prob) / error)) < 4
+
+
+def test_the_standard_error_is_truthful():
+    """Of 200 streams with 8 probes each: the variance claimed is the variance there is."""
+    ours, _ = repeated(8)
+    claimed = float(ours.standard_error.square().mean() / ours.log_prob.var())
+    assert claimed == pytest.approx(1, abs=4 * math.sqrt(2 / 200 * 8 / 7))
+
+
+def test_the_standard_error_covers_the_truth_as_often_as_it_should():
+    """Student's t with 7 degrees of freedom stays below 2.365 in 95 % of the cases."""
+    ours, truth = repeated(8)
+    inside = ((ours.log_prob - truth.log_prob).abs() < 2.365 * ours.standard_error).double()
+    assert float(inside.mean()) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 200))
+
+
+def test_one_probe_knows_no_standard_error_and_the_exact_trace_has_none():
+    exact = mixture(VPSDE(), 3)
+    x = exact.sample(4, seed=0)
+    assert bool(Likelihood(1)(exact, x, seed=0).standard_error.isnan().all())
+    assert torch.equal(Likelihood("exact")(exact, x).standard_error, torch.zeros(4).double())
+
+
+def test_a_trace_may_be_given_itself():
+    exact = mixture(VPSDE(), 3)
+    x = exact.sample(4, seed=0)
+    for probes, trace in (("exact", ExactTrace()), (2, Hutchinson(2))):
+        a, b = (Likelihood(p)(exact, x, seed=0).log_prob for p in (probes, trace))
+        assert torch.equal(a, b)
+
+
+def test_probes_do_not_change_the_path():
+    exact = mixture(VPSDE(), 3)
+    x = exact.sample(4, seed=0)
+    a, b = (Likelihood(1, 1e-7, 1e-7)(exact, x, seed=s).latent for s in (0, 1))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_recorded_seed_gives_the_estimate_again():
+    exact = mixture(VPSDE(), 3)
+    x = exact.sample(4, seed=0)
+    first = Likelihood(1)(exact, x)
+    again = Likelihood(1)(exact, x, seed=first.seed)
+    assert torch.equal(first.log_prob, again.log_prob)
+    other = Likelihood(1)(exact, x, seed=first.seed ^ 1)
+    assert not bool((first.log_prob == other.log_prob).any())
+
+
+def test_an_example_is_the_same_alone_and_in_a_batch_in_any_order():
+    exact, likelihood = mixture(VPSDE(), 3), Likelihood(2, 1e-7, 1e-7)
+    x = exact.sample(16, seed=0)
+    batch = likelihood(exact, x, seed=0).log_prob
+    reverse = likelihood(exact, x.flip(0), seed=0, seeds=reversed(range(16))).log_prob.flip(0)
+    alone = likelihood(exact, x[5:6], seed=0, seeds=[5]).log_prob
+    torch.testing.assert_close(reverse, batch, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, batch[5:6], rtol=0, atol=1e-5)
+
+
+# --- Values and errors ---------------------------------------------------------------------------
+
+
+def test_likelihoods_are_values():
+    assert Likelihood("exact", 1e-4) == Likelihood("exact", 1e-4)
+    assert hash(Likelihood(2)) == hash(Likelihood(2))
+    with pytest.raises(AttributeError):
+        Likelihood().probes = 2
+
+
+@pytest.mark.parametrize("probes", [0, -1, 1.5, "all"])
+def test_unusable_probes_are_refused(probes):
+    with pytest.raises(InputError, match="probes="):
+        Likelihood(probes)
+
+
+@pytest.mark.parametrize("arguments", [{"rtol": 0.0}, {"atol": -1.0}, {"method": "rk4"}])
+def test_an_unusable_solver_is_refused(arguments):
+    with pytest.raises(InputError, match=r"rtol=|method="):
+        Likelihood(**arguments)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(4, 3, dtype=torch.int64),
+        torch.zeros(4),
+        torch.full((4, 3), math.nan),
+        torch.tensor([[0.0, math.inf, 0.0]]),
+    ],
+    ids=["integers", "vector", "NaN", "infinite"],
+)
+def test_unusable_data_are_refused_before_the_first_pass(x):
+    counted = Counted(mixture(VPSDE(), 3))
+    with pytest.raises(InputError):
+        Likelihood()(counted, x)
+    assert counted.calls == 0
+
+
+@pytest.mark.parametrize("eps", [-0.1, 0.0, 1.0, math.nan])
+@pytest.mark.parametrize("sde", SDES[:2], ids=repr)
+def test_an_unusable_eps_is_refused(sde, eps):
+    with pytest.raises(InputError, match="eps="):
+        Likelihood(eps=eps)(mixture(sde, 3), normal(2, 3))
+
+
+def test_seeds_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="seeds"):
+        Likelihood()(mixture(VPSDE(), 3), normal(2, 3), seeds=[0])
+
+
+def test_a_bare_network_is_refused():
+    with pytest.raises(InputError, match="ScoreModel"):
+        Likelihood()(nn.Linear(2, 2), torch.zeros(2, 2))
