@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.errors import InputError
-from scoresde.model import Evaluations, ScoreFunction, evaluating
+from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
 from scoresde.solvers import AdaptiveODE
 from scoresde.streams import Streams
 
@@ -129,7 +129,7 @@ class Likelihood:
             InputError: If the arguments do not fit the model, or the data are not finite.
         """
         eps = self.check(model)
-        _check_data(x)
+        check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
         state, trace, field = model.state(x), self._trace(), Evaluations(model, cond)
         probes = trace.probes(streams, state)
@@ -163,13 +163,3 @@ class Likelihood:
                 "network: ScoreModel(network, sde)."
             )
         return model.sde.check_eps(model.sde.cutoffs.likelihood if self.eps is None else self.eps)
-
-
-def _check_data(x: Tensor) -> None:
-    if x.ndim < 2 or not x.is_floating_point():
-        raise InputError(
-            f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; give "
-            "floats (B, ...), with integers dequantised."
-        )
-    if not bool(torch.isfinite(x).all()):
-        raise InputError("The data have values that are not finite; remove or replace them.")

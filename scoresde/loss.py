@@ -151,6 +151,11 @@ class DenoisingScoreMatching:
         if noise is None:
             assert streams is not None
             noise = streams.normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
+        if noise.shape != x.shape:
+            raise InputError(
+                f"The noise has shape {tuple(noise.shape)} and the data {tuple(x.shape)}; they "
+                "must agree."
+            )
         t = as_time(t)
         error = model.noise(sde.perturb(x, t, noise), t, **cond) - noise
         return (weight * self.weighting(sde, t)).to(x) * error.square().flatten(1).mean(1)

@@ -128,6 +128,21 @@ class Evaluations:
         return torch.full((len(x),), self.count, dtype=torch.int64, device=x.device)
 
 
+def check_data(x: Tensor) -> None:
+    """Checks a batch of examples.
+
+    Raises:
+        InputError: If ``x`` is not a batch ``(B, *)`` of floats, all of them finite.
+    """
+    if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
+        raise InputError(
+            f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; give "
+            "floats (B, ...), with integers dequantised."
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("The data have values that are not finite; remove or replace them.")
+
+
 @contextmanager
 def evaluating(model: ScoreFunction) -> Iterator[None]:
     """Switches dropout off for a while: a solver needs the same field at every call."""

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.sde import SDE
+from scoresde.sde import SDE, as_time
 
 # --- Distributions of training times -------------------------------------------------------------
 
@@ -102,12 +102,11 @@ class LogNormalTimes(Times):
             raise InputError(f"std={self.std} is not positive; the published value is 1.2.")
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
         first, last = (
-            normal.cdf((torch.tensor(-0.5 * snr).double() - self.mean) / self.std)
+            torch.special.ndtr(as_time((-0.5 * snr - self.mean) / self.std))
             for snr in _log_snr_range(sde, eps)
         )
-        z = normal.icdf(first + u.double() * (last - first))
+        z = torch.special.ndtri(first + u.double() * (last - first))
         return sde.time(-2 * (self.mean + self.std * z)).clamp(eps, 1.0).to(u)
 
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:

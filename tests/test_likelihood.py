@@ -195,17 +195,13 @@ def test_random_probes_are_unbiased(probes):
 
 
 def test_the_standard_error_is_truthful():
-    """Of 200 streams with 8 probes each: the variance claimed is the variance there is."""
+    """Of 200 streams with 8 probes each: the variance claimed is the variance there is.
+
+    For normal numbers the ratio has a variance of 2/200 and another seventh of it.
+    """
     ours, _ = repeated(8)
-    claimed = float(ours.standard_error.square().mean() / ours.log_prob.var())
-    assert claimed == pytest.approx(1, abs=4 * math.sqrt(2 / 200 * 8 / 7))
-
-
-def test_the_standard_error_covers_the_truth_as_often_as_it_should():
-    """Student's t with 7 degrees of freedom stays below 2.365 in 95 % of the cases."""
-    ours, truth = repeated(8)
-    inside = ((ours.log_prob - truth.log_prob).abs() < 2.365 * ours.standard_error).double()
-    assert float(inside.mean()) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 200))
+    ratio = float(ours.standard_error.square().mean() / ours.log_prob.var())
+    assert ratio == pytest.approx(1, abs=4 * math.sqrt(2 / 200 * 8 / 7))
 
 
 def test_one_probe_knows_no_standard_error_and_the_exact_trace_has_none():

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations, ScoreFunction, evaluating
+from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
 from scoresde.sde import SDE
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, UniformGrid
@@ -136,6 +136,7 @@ class Sampler(ABC):
                 tuple(shape)[1:], Purpose.LATENT, dtype=model.state(torch.empty(0)).dtype
             )
         else:
+            check_data(latent)
             start = model.state(latent)
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:

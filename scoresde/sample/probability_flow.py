@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.model import Evaluations, ScoreFunction, evaluating
+from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
 from scoresde.sample.base import Sampler, Samples, Step, Watch
 from scoresde.solvers import AdaptiveODE
 from scoresde.streams import Streams
@@ -87,6 +87,7 @@ class ProbabilityFlow(Sampler):
             The latents in the field ``x``, with shape ``(B, *)``, and the network passes.
         """
         eps = self.check(model)
+        check_data(x)
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model):

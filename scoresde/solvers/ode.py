@@ -85,7 +85,7 @@ class AdaptiveODE:
                 method=self.method,
                 options=options,
             )
-        except AssertionError as error:
+        except (AssertionError, _StepError) as error:
             raise SolverError(self._explain(system, str(error))) from error
         return tuple(array[-1] for array in solution)
 
@@ -102,6 +102,10 @@ class AdaptiveODE:
         )
 
 
+class _StepError(Exception):
+    """The size of a step is not a number, because the field is not."""
+
+
 class _System:
     """The field as torchdiffeq calls it."""
 
@@ -114,6 +118,8 @@ class _System:
     def __call__(self, t: Tensor, state: State) -> State:
         # torchdiffeq rounds t to the state's data type, and probes the first step size beyond the
         # end of short intervals; neither may reach the field.
+        if not bool(torch.isfinite(t)):
+            raise _StepError
         self.time = t.double().clamp(self.low, self.high)
         return self.field(self.time, state)
 

@@ -99,7 +99,7 @@ class FixedStepSDE:
     method: str = "euler"
 
     def __post_init__(self) -> None:
-        if self.steps <= 0:
+        if not (self.steps > 0 and int(self.steps) == self.steps):
             raise InputError(f"steps={self.steps} is not a positive integer; give at least 1.")
         if self.method not in _ITO + _STRATONOVICH:
             raise InputError(
