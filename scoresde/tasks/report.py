@@ -204,7 +204,7 @@ def _sampler_rows(
 
 
 def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    return name.replace("_", " ").title()
 
 
 def _settings(sampler: Sampler) -> str:

@@ -1,0 +1,86 @@
+"""What the README says works: its program is run, its commands are run, its pictures exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import ROOT, TINY, program
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    parts = [shlex.split(line, comments=True) for line in lines]
+    return [p[3:] for p in parts if p[:3] == ["python", "-m", "scoresde.run"]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README imagines it: a run, images, a module and a recipe of one's own."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("readme")
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.save(folder / "images.npy", images)
+    (folder / "my_parts.py").write_text((ROOT / "tests/plugins/my_parts.py").read_text())
+    recipe = folder / "my_conf/experiment/mine.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(blocks("yaml")[0])
+    own = next(c for c in commands() if "network=custom" in c)
+    program(*own, *TINY, "hydra.run.dir=RUN", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_command_runs(command: list[str], place: Path) -> None:
+    text = " ".join(command)
+    small = TINY
+    if "checkpoint=RUN" in text:
+        small = ["count=4", "likelihood.rtol=0.1", "likelihood.atol=0.1", "progress=false"]
+        small += [] if "allow=" in text else ["allow=my_parts"]
+    if "moons" in text:
+        small = [*small, "data.count=400"]
+    if "multirun" in text:
+        small = [*small, "data=two_moons", "data.count=400", "network=mlp"]
+    program(*command, *small, cwd=place)
+
+
+def test_library_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = (b for b in blocks("python") if "PredictorCorrector" in b)
+    assert len(text.strip().splitlines()) <= 26
+    for long, short in (("range(2000)", "range(2)"), ("1000, 2", "4, 2"), ("[:200]", "[:4]")):
+        assert long in text
+        text = text.replace(long, short)
+    text = text.replace("steps=500", "steps=2").replace("steps=250", "steps=2")
+    space: dict = {}
+    exec(text, space)
+    assert space["result"].log_prob.shape == (4,)
+    assert space["c"].x.shape == (4, 2)
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    for path in (ROOT / "conf/experiment").glob("*.yaml"):
+        assert f"`{path.stem}`" in README
+
+
+def test_links_and_pictures_exist() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [t for t in targets if not t.startswith("http")]
+    assert local
+    for target in local:
+        assert (ROOT / target).exists(), target
+
+
+def test_every_experiment_is_a_recipe_and_has_a_row() -> None:
+    table = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "experiments").glob("*/results.json"):
+        assert (ROOT / "conf/experiment" / f"{path.parent.name}.yaml").exists()
+        assert f"[{path.parent.name}]" in table
+        assert (path.parent / "figure.png").exists()
