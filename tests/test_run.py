@@ -362,6 +362,11 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["samplers.probability_flow.method=magic"], 2, ["magic", "dopri5"]),
         (["samplers.predictor_corrector.corrector.snr=0"], 2, ["snr=0"]),
         (["sde.beta_min=-1"], 2, ["beta_min=-1"]),
+        (
+            ["sde=custom", "sde._target_=my_parts.PulsatingSDE"],
+            2,
+            ["signal-to-noise", "Pulsating"],
+        ),
         (["optimizer.lr=nan"], 2, ["nan"]),
         (["optimizer.lr=1e30", "train.clip=null"], 2, ["stopped at step 2", "no checkpoint"]),
         (["data=two_moons"], 2, ["(2,)"]),

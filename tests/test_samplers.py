@@ -190,6 +190,19 @@ def test_another_seed_gives_other_samples(sampler):
 
 
 @each_sampler
+def test_no_random_number_is_used_twice(sampler, monkeypatch):
+    used, draw_normal = [], Streams.normal
+
+    def normal(self, shape, purpose, draw=0, dtype=torch.float32):
+        used.append((purpose, draw))
+        return draw_normal(self, shape, purpose, draw, dtype)
+
+    monkeypatch.setattr(Streams, "normal", normal)
+    sampler(mixture(VPSDE()), shape=(2, 2), seed=0)
+    assert len(set(used)) == len(used)
+
+
+@each_sampler
 @each_sde
 def test_the_start_is_the_streams_latent(sde, sampler):
     latent = sde.prior_std * Streams.of(3, batch=2).normal((2,), Purpose.LATENT, 0, torch.float64)

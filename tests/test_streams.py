@@ -171,6 +171,13 @@ def test_all_56_bits_of_the_index_count(other):
     assert not bool((a == b).any())
 
 
+@pytest.mark.parametrize("other", [2, 1 + 2**4, 1 + 2**16, 1 + 2**31])
+def test_all_32_bits_of_the_draw_count(other):
+    streams = Streams.of(0, batch=1)
+    a, b = (streams.normal((8,), Purpose.NOISE, draw) for draw in (1, other))
+    assert not bool((a == b).any())
+
+
 def test_a_large_index_never_meets_another_purpose():
     both = Streams.of(0, [2**32, 2**33])  # the purpose shares a word with the index's high bits
     numbers = torch.cat([both.normal((8,), purpose) for purpose in Purpose])

@@ -253,9 +253,9 @@ class ResidualBlock(nn.Module):
     r"""The residual block of BigGAN, told the noise level by a shift of its channels.
 
     .. math::
-        x' = \mathrm{conv}_{1 	imes 1}(R(x)), \qquad
+        x' = \mathrm{conv}_{1 \times 1}(R(x)), \qquad
         h = \mathrm{conv}(R(\mathrm{SiLU}(\mathrm{GN}(x)))) + W c, \qquad
-        y = rac{x' + \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(h)))}{\sqrt 2}
+        y = \frac{x' + \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(h)))}{\sqrt 2}
 
     :math:`R` changes the resolution, or does nothing; the 1 x 1 convolution is there only if the
     channels or the resolution change. The last convolution starts at zero.
@@ -298,7 +298,7 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     r"""Self-attention over the pixels of an image, as a residual block.
 
-    .. math:: y = rac{x + W \, \mathrm{softmax}(q k^	op / \sqrt{d}) \, v}{\sqrt 2}
+    .. math:: y = \frac{x + W \, \mathrm{softmax}(q k^\top / \sqrt{d}) \, v}{\sqrt 2}
 
     The fused kernels of torch are differentiable in reverse mode, and once. For a derivative in
     forward mode or a second one, call the network within

@@ -160,7 +160,12 @@ class Sampler(ABC):
                 f"A sampler needs a score function and got {type(model).__name__}; wrap the "
                 "network: ScoreModel(network, sde)."
             )
-        return model.sde.check_eps(model.sde.cutoffs.sampling if self.eps is None else self.eps)
+        eps = model.sde.cutoffs.sampling if self.eps is None else self.eps
+        return self._check_sde(model.sde, model.sde.check_eps(eps))
+
+    def _check_sde(self, sde: SDE, eps: float) -> float:
+        """Refuses processes that this kind of sampler cannot reverse; returns the cut-off."""
+        return eps
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,9 @@ class GridSampler(Sampler):
         self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
     ) -> Tensor:
         """Moves states from time ``t`` to the earlier ``s`` (float64, ``()``); step ``i``."""
+
+    def _check_sde(self, sde: SDE, eps: float) -> float:
+        return float(self.times(sde, eps)[-1])
 
     def times(self, sde: SDE, eps: float) -> Tensor:
         """Returns the grid, float64 ``(steps + 1,)``, from 1 to ``eps``.

@@ -34,3 +34,14 @@ class CosineSDE(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sin(self.end * t)
+
+
+@dataclass(frozen=True)
+class PulsatingSDE(SDE):
+    """Its noise falls again on the way, so that no sampler can walk back along it."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1.1 + torch.sin(12 * t)
