@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import InputError
+from scoresde.errors import check_count
 from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
 
@@ -112,12 +112,11 @@ class Hutchinson(Trace):
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.count > 0 and int(self.count) == self.count):
-            raise InputError(f"probes={self.count}: give a positive integer, or 'exact'.")
+        check_count("probes", self.count, "give a positive integer, or 'exact'")
 
     def probes(self, streams: Streams, x: Tensor) -> Tensor:
         shape: Sequence[int] = x.shape[1:]
-        draws = [streams.sign(shape, Purpose.PROBE, k, x.dtype) for k in range(self.count)]
+        draws = [streams.sign(shape, Purpose.PROBE, k, x.dtype) for k in range(int(self.count))]
         return torch.stack(draws).to(x.device)
 
     def combine(self, products: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ class Hutchinson(Trace):
 
     @property
     def estimates(self) -> int:
-        return self.count
+        return int(self.count)
 
     def standard_error(self, estimates: Tensor) -> Tensor:
         if self.count == 1:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.errors import InputError
-from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
+from scoresde.model import Evaluations, ScoreFunction, check_data, check_model, evaluating
 from scoresde.solvers import AdaptiveODE
 from scoresde.streams import Streams
 
@@ -157,9 +157,5 @@ class Likelihood:
         Raises:
             InputError: If its likelihood cannot be evaluated.
         """
-        if not isinstance(model, ScoreFunction):
-            raise InputError(
-                f"A likelihood needs a score function and got {type(model).__name__}; wrap the "
-                "network: ScoreModel(network, sde)."
-            )
+        check_model(model)
         return model.sde.check_eps(model.sde.cutoffs.likelihood if self.eps is None else self.eps)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction
+from scoresde.model import ScoreFunction, check_data, check_model
 from scoresde.sde import SDE, as_time
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Times, UniformTimes
@@ -139,6 +139,8 @@ class DenoisingScoreMatching:
         Raises:
             InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
         """
+        check_model(model)
+        check_data(x)
         sde = model.sde
         eps = sde.check_eps(sde.cutoffs.training if self.eps is None else self.eps)
         streams = Streams.of(seed, seeds, len(x), x.device) if t is None or noise is None else None

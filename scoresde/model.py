@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import InputError
+from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand, one_or_each
 from scoresde.streams import Purpose, Streams
@@ -126,6 +126,19 @@ class Evaluations:
     def nfe(self, x: Tensor) -> Tensor:
         """Returns the number of passes so far for each example of ``x``, int64 ``(B,)``."""
         return torch.full((len(x),), self.count, dtype=torch.int64, device=x.device)
+
+
+def check_model(model: ScoreFunction) -> None:
+    """Checks a model.
+
+    Raises:
+        InputError: If it is no score function.
+    """
+    if not isinstance(model, ScoreFunction):
+        raise InputError(
+            f"A score function is needed and {type(model).__name__} is none; wrap the network: "
+            "ScoreModel(network, sde)."
+        )
 
 
 def check_data(x: Tensor) -> None:
@@ -457,12 +470,12 @@ class GaussianModel(ScoreFunction):
 
     def sample(self, n: int, t: Tensor | float = 0.0, *, seed: int | None = None) -> Tensor:
         """Draws ``n`` examples of the marginal at ``t``, with shape ``(n, *)``."""
-        z = Streams.of(seed, batch=n, device=self.mean.device).normal(
+        z = Streams.of(seed, batch=check_count("n", n), device=self.mean.device).normal(
             self.mean.shape, Purpose.DATA, dtype=self.mean.dtype
         )
         alpha, _, v = self._variances(as_time(t), z)
-        y = z.flatten(1) * torch.sqrt(v)
-        return self._back(y).reshape(z.shape) + alpha.reshape(()) * self.mean
+        y = self._back(z.flatten(1) * torch.sqrt(v)) + alpha * self.mean.flatten()
+        return y.reshape(z.shape)
 
     def flow(self, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
         r"""Moves states along the probability-flow ODE, exactly.
@@ -565,14 +578,14 @@ class GaussianMixtureModel(ScoreFunction):
 
     def sample(self, n: int, t: Tensor | float = 0.0, *, seed: int | None = None) -> Tensor:
         """Draws ``n`` examples of the marginal at ``t``, with shape ``(n, *)``."""
-        streams = Streams.of(seed, batch=n, device=self.means.device)
+        streams = Streams.of(seed, batch=check_count("n", n), device=self.means.device)
         u = streams.uniform((), Purpose.COMPONENT, dtype=torch.float64)
         edges = self.log_weights.double().exp().cumsum(0)[:-1]
         k = torch.searchsorted(edges, u)
         z = streams.normal(self.means.shape[1:], Purpose.DATA, dtype=self.means.dtype)
         alpha, sigma = self.sde.alpha(as_time(t)), self.sde.sigma(as_time(t))
-        std = torch.sqrt(alpha**2 * self.stds**2 + sigma**2)
-        return expand(alpha, z) * self.means[k] + expand(std[k], z) * z
+        std = torch.sqrt(alpha**2 * self.stds[k] ** 2 + sigma**2)
+        return expand(alpha, z) * self.means[k] + expand(std, z) * z
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Returns x - alpha m_k ``(B, K, D)``, log w_k N_k ``(B, K)``, and alpha, sigma, v_k."""
@@ -607,6 +620,11 @@ def _spectrum(
     """Returns the eigenvalues ``(D,)`` and the eigenbasis (``None``: the axes) of a covariance."""
     if covariance is None:
         std = torch.as_tensor(std).to(mean)
+        if std.ndim > 0 and std.shape != mean.shape:
+            raise InputError(
+                f"The std has shape {tuple(std.shape)} and the mean {tuple(mean.shape)}; give one "
+                "number, or one for each."
+            )
         if not bool((std > 0).all()):
             raise InputError(f"The std {std.min():.4g} is not positive; give positive numbers.")
         return std.expand(mean.shape).flatten() ** 2, None
@@ -616,5 +634,7 @@ def _spectrum(
             f"The covariance has shape {tuple(covariance.shape)} for {mean.numel()} dimensions; "
             "give one row and one column per dimension of the flattened data."
         )
+    if not torch.allclose(covariance, covariance.T):
+        raise InputError("The covariance is not symmetric; give (C + C.T) / 2.")
     variances, basis = torch.linalg.eigh(covariance)
     return variances, basis

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scoresde.errors import InputError, SolverError
+from scoresde.errors import InputError, SolverError, check_count
 from scoresde.tasks.report import save_result
 from scoresde.tasks.summary import format_table, summarise
 
@@ -51,7 +51,7 @@ def _main(config: DictConfig) -> None:
     save_result(folder, {"status": "running", **result})
     try:
         if config.threads is not None:
-            torch.set_num_threads(_positive("threads", config.threads))
+            torch.set_num_threads(check_count("threads", config.threads))
         result |= {"status": "ok", **_run(config, folder)}
         save_result(folder, result)
     except KeyboardInterrupt:
@@ -312,12 +312,6 @@ def _own_or_given(checkpoint: Any, section: str, config: DictConfig) -> Any:
 def _place(model: Any, device: torch.device) -> Any:
     """Moves a model to its device, with the memory layout in which convolutions are fastest."""
     return model.to(device, memory_format=torch.channels_last)
-
-
-def _positive(name: str, value: Any) -> int:
-    if not (isinstance(value, int) and value > 0):
-        raise InputError(f"{name}={value} is not a positive integer.")
-    return value
 
 
 def _device(name: str) -> torch.device:

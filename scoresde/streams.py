@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -121,16 +122,21 @@ class Streams:
         Raises:
             InputError: If a seed is out of range, or ``seeds`` does not fit the batch.
         """
-        seed = fresh_seed() if seed is None else int(seed)
-        if not 0 <= seed < 2**64:
-            raise InputError(f"seed={seed} is outside [0, 2^64); give a non-negative integer.")
+        if seed is None:
+            seed = fresh_seed()
+        if not (isinstance(seed, SupportsIndex) and 0 <= int(seed) < 2**64):
+            raise InputError(f"seed={seed} is no integer in [0, 2^64); give a non-negative one.")
+        seed = int(seed)
         if seeds is None:
             if batch is None:
                 raise InputError("Neither seeds nor a batch size is given; give one of them.")
             return Streams(seed, torch.arange(batch, device=device))
         indices = torch.as_tensor(
-            seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64, device=device
+            seeds if isinstance(seeds, Tensor) else list(seeds), device=device
         )
+        if indices.is_floating_point() and len(indices):
+            raise InputError("seeds has fractions; give non-negative integers.")
+        indices = indices.to(torch.int64)
         if indices.ndim != 1 or (batch is not None and len(indices) != batch):
             raise InputError(
                 f"seeds has shape {tuple(indices.shape)} for a batch of {batch}; "

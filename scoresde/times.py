@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import InputError
+from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE, as_time
 
 # --- Distributions of training times -------------------------------------------------------------
@@ -157,9 +157,7 @@ class Grid(ABC):
         Raises:
             InputError: If ``steps`` is not a positive integer.
         """
-        if not (steps > 0 and int(steps) == steps):
-            raise InputError(f"steps={steps} is not a positive integer; give at least 1.")
-        u = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, check_count("steps", steps) + 1, dtype=torch.float64)
         times = self.interior(u, sde, eps).clamp(eps, 1.0)
         times[0], times[-1] = 1.0, eps
         return times

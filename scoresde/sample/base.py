@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import InputError
-from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
+from scoresde.errors import InputError, check_count
+from scoresde.model import Evaluations, ScoreFunction, check_data, check_model, evaluating
 from scoresde.sde import SDE
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, UniformGrid
@@ -155,11 +155,7 @@ class Sampler(ABC):
         Raises:
             InputError: If this sampler cannot serve the model.
         """
-        if not isinstance(model, ScoreFunction):
-            raise InputError(
-                f"A sampler needs a score function and got {type(model).__name__}; wrap the "
-                "network: ScoreModel(network, sde)."
-            )
+        check_model(model)
         eps = model.sde.cutoffs.sampling if self.eps is None else self.eps
         return self._check_sde(model.sde, model.sde.check_eps(eps))
 
@@ -181,8 +177,7 @@ class GridSampler(Sampler):
     grid: Grid = field(default_factory=UniformGrid)
 
     def __post_init__(self) -> None:
-        if not (self.steps > 0 and int(self.steps) == self.steps):
-            raise InputError(f"steps={self.steps} is not a positive integer; give at least 1.")
+        check_count("steps", self.steps)
 
     @abstractmethod
     def step(

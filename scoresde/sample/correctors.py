@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import InputError
+from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations
 from scoresde.shapes import expand, sum_features
 
@@ -113,11 +113,7 @@ class Corrector(ABC):
     def __post_init__(self) -> None:
         if not self.snr > 0:
             raise InputError(f"snr={self.snr} is not positive; the published value is 0.16.")
-        if not (self.steps > 0 and int(self.steps) == self.steps):
-            raise InputError(
-                f"corrector.steps={self.steps} is not a positive integer; for no correction use "
-                "corrector=null."
-            )
+        check_count("corrector.steps", self.steps, "for no correction use corrector=null")
 
     @abstractmethod
     def size(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:

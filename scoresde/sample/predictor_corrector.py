@@ -41,9 +41,10 @@ class PredictorCorrector(GridSampler):
     def step(
         self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
     ) -> Tensor:
-        for j in range(self.corrector.steps if self.corrector else 0):
+        corrections = int(self.corrector.steps) if self.corrector else 0
+        for j in range(corrections):
             assert self.corrector is not None
-            draw = i * self.corrector.steps + j
+            draw = i * corrections + j
             z = streams.normal(x.shape[1:], Purpose.LANGEVIN, draw, x.dtype)
             x = self.corrector(field, x, t, s, z)
         z = streams.normal(x.shape[1:], Purpose.DIFFUSION, i, x.dtype)

@@ -17,7 +17,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from scoresde.errors import InputError, SolverError
+from scoresde.errors import InputError, SolverError, check_count
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
@@ -48,6 +48,7 @@ class AdaptiveODE:
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise InputError(f"rtol={self.rtol}, atol={self.atol}: both must be positive.")
+        check_count("max_steps", self.max_steps)
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} is not one of {', '.join(METHODS)}.")
 
@@ -71,6 +72,8 @@ class AdaptiveODE:
             SolverError: If the step size underflows, the field is not finite, or there are too
                 many steps.
         """
+        if start == end:
+            return state
         system = _System(field, min(start, end), max(start, end), watch)
         times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
         # Without step_t the last step passes the end, and the end is interpolated.

@@ -20,7 +20,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from scoresde.errors import InputError
+from scoresde.errors import InputError, check_count
 from scoresde.streams import Purpose, Streams
 
 _ITO = ("euler", "milstein", "srk")
@@ -99,8 +99,7 @@ class FixedStepSDE:
     method: str = "euler"
 
     def __post_init__(self) -> None:
-        if not (self.steps > 0 and int(self.steps) == self.steps):
-            raise InputError(f"steps={self.steps} is not a positive integer; give at least 1.")
+        check_count("steps", self.steps)
         if self.method not in _ITO + _STRATONOVICH:
             raise InputError(
                 f"method={self.method!r} is not one of {', '.join(_ITO + _STRATONOVICH)}."

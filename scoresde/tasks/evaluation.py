@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.data import Dataset
+from scoresde.errors import check_count
 from scoresde.likelihood import Likelihood
 from scoresde.metrics import Estimate, bits_per_dim, nats
 from scoresde.model import ScoreFunction
@@ -87,7 +88,7 @@ def evaluate_likelihood(
     Raises:
         InputError: If there is no such split, or the likelihood does not fit the model.
     """
-    count = len(data.split(split))
+    count, batch_size = len(data.split(split)), check_count("batch_size", batch_size)
     clock = time.perf_counter()
     results = []
     bar = tqdm(total=count, desc="likelihood", unit="example", disable=not progress, leave=False)

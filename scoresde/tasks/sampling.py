@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde import plots
 from scoresde.data import Units
-from scoresde.errors import InputError
+from scoresde.errors import check_count
 from scoresde.model import ScoreFunction
 from scoresde.sample import Sampler
 from scoresde.streams import fresh_seed
@@ -57,7 +57,7 @@ def draw_samples(
     Raises:
         InputError: If a number is not positive, or the sampler does not fit the model.
     """
-    _check_positive(count=count, batch_size=batch_size)
+    count, batch_size = check_count("count", count), check_count("batch_size", batch_size)
     seed = fresh_seed() if seed is None else seed
     clock = time.perf_counter()
     parts = []
@@ -88,9 +88,3 @@ def save_samples(drawn: Drawn, units: Units, folder: Path, name: str = "samples"
 def is_image(units: Units) -> bool:
     """Whether examples are images of one or three channels."""
     return len(units.shape) == 3 and units.shape[0] in (1, 3)
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not (isinstance(value, int) and value > 0):
-            raise InputError(f"{name}={value} is not a positive integer; give at least 1.")

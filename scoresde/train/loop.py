@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.data import Dataset
-from scoresde.errors import InputError
+from scoresde.errors import InputError, check_count
 from scoresde.loss import DenoisingScoreMatching
 from scoresde.model import ScoreFunction
 from scoresde.streams import Purpose, Streams
@@ -53,9 +53,7 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value > 0):
-                raise InputError(f"train.{name}={value} is not a positive integer.")
+            check_count(f"train.{name}", getattr(self, name))
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"train.clip={self.clip} is not positive; give null for none.")
 
