@@ -113,6 +113,13 @@ class DenoisingScoreMatching:
     times: Times = field(default_factory=UniformTimes)
     eps: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.weighting, Weighting) and isinstance(self.times, Times)):
+            raise InputError(
+                f"weighting={self.weighting}, times={self.times}: give a Weighting and a Times, "
+                "such as NoiseWeighting() and UniformTimes()."
+            )
+
     def __call__(
         self,
         model: ScoreFunction,
@@ -145,6 +152,8 @@ class DenoisingScoreMatching:
         eps = sde.check_eps(sde.cutoffs.training if self.eps is None else self.eps)
         streams = Streams.of(seed, seeds, len(x), x.device) if t is None or noise is None else None
         weight: Tensor | float = 1.0
+        if t is not None and not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
+            raise InputError("A time is outside [0, 1]; t is a fraction and no step number.")
         if t is None:
             assert streams is not None
             u = self.times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))

@@ -364,6 +364,8 @@ class ScoreModel(ScoreFunction):
         label: Label | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(sde, SDE):
+            raise InputError(f"sde is a {type(sde).__name__}; it must be a scoresde.SDE.")
         self.network = network
         self.sde = sde
         self.parametrisation = parametrisation or Preconditioned()
@@ -396,6 +398,11 @@ class ScoreModel(ScoreFunction):
             raise InputError(
                 f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "
                 "return the shape of its input."
+            )
+        if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
+            raise InputError(
+                "The network's output carries no gradient of its input, which a likelihood needs; "
+                "remove torch.no_grad, detach or NumPy from it (to a constant, add 0 * x)."
             )
         a, b = reading(alpha, sigma)
         return expand(a, x) * x + expand(b, x) * output.to(x.dtype)
@@ -501,6 +508,7 @@ class GaussianModel(ScoreFunction):
     def _eigen(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns x - alpha m in the eigenbasis ``(B, D)``, alpha, sigma and V."""
         alpha, sigma, v = self._variances(t, x)
+        _check_shape(x, self.mean.shape)
         y = x.flatten(1) - alpha * self.mean.flatten().to(x)
         return (y if self.basis is None else y @ self.basis.to(x)), alpha, sigma, v
 
@@ -592,6 +600,7 @@ class GaussianMixtureModel(ScoreFunction):
         alpha, sigma = one_or_each(self.sde.alpha(t), x), one_or_each(self.sde.sigma(t), x)
         v = (alpha**2 * self.stds**2 + sigma**2).to(x)
         alpha, sigma = alpha.to(x), sigma.to(x)
+        _check_shape(x, self.means.shape[1:])
         means = self.means.flatten(1).to(x)
         deviations = x.flatten(1)[:, None] - alpha[..., None] * means
         dimension = means.shape[1]
@@ -606,6 +615,14 @@ class GaussianMixtureModel(ScoreFunction):
     @staticmethod
     def _mix(weights: Tensor, deviations: Tensor, x: Tensor) -> Tensor:
         return torch.einsum("bk,bkd->bd", weights, deviations).reshape(x.shape)
+
+
+def _check_shape(x: Tensor, shape: torch.Size) -> None:
+    if x.shape[1:] != shape or not x.is_floating_point():
+        raise InputError(
+            f"Data of shape {tuple(x.shape)} and type {x.dtype} do not fit a model of examples "
+            f"{tuple(shape)}; give floats (B, {', '.join(map(str, shape))})."
+        )
 
 
 def _floats(values: Tensor | Sequence) -> Tensor:

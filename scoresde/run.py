@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scoresde.errors import InputError, SolverError, check_count
@@ -32,12 +33,21 @@ log = logging.getLogger("scoresde")
 # In a checkout that is not installed, conf/ is no package but lies beside ours.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
 INPUT_ERROR, INTERRUPTED = 2, 130
+GROUPS = (
+    *("data", "sde", "network", "parametrisation", "loss", "optimizer", "train"),
+    *("likelihood", "sampler"),
+)
+# What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
+USED = {"sample": ("sampler",), "likelihood": ("data", "likelihood")}
 
 
 def main() -> None:
     """Runs the program on the command line's arguments."""
     # A console script, unlike "python -m", does not look for modules in the current folder.
     sys.path.insert(0, os.getcwd())
+    empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
+    if empty:
+        fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
     _main()
 
 
@@ -50,8 +60,9 @@ def _main(config: DictConfig) -> None:
         _refuse_second_run(config, folder)
     save_result(folder, {"status": "running", **result})
     try:
+        check(config)
         if config.threads is not None:
-            torch.set_num_threads(check_count("threads", config.threads))
+            torch.set_num_threads(config.threads)
         result |= {"status": "ok", **_run(config, folder)}
         save_result(folder, result)
     except KeyboardInterrupt:
@@ -84,7 +95,10 @@ def explain(error: BaseException) -> str | None:
             return str(error)
         case InstantiationException():
             inner = error.__cause__
-            return explain(inner) if isinstance(inner, InputError) else _one_line(error)
+            if isinstance(inner, InputError):
+                return str(inner)
+            given = ", ".join(HydraConfig.get().overrides.task) or "nothing"
+            return f"{_one_line(error)} Check the values given: {given}."
         case OmegaConfBaseException():
             return _one_line(error)
         case torch.OutOfMemoryError():
@@ -105,6 +119,44 @@ def _refuse_second_run(config: DictConfig, folder: Path) -> None:
 
 
 # --- Tasks ---------------------------------------------------------------------------------------
+
+
+def check(config: DictConfig) -> None:
+    """Checks the plain values before anything is built.
+
+    Raises:
+        InputError: If one is of the wrong type or range, or would have no effect.
+    """
+    for name in ("count", "batch_size", *(["threads"] if config.threads is not None else [])):
+        value = config[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
+        check_count(name, value)
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
+        raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
+    if config.seed >= 2**63:
+        raise InputError(f"seed={config.seed} is not below 2^63; give a smaller number.")
+    for name in ("progress", "baselines"):
+        if not isinstance(config[name], bool):
+            raise InputError(f"{name}={config[name]} is neither true nor false.")
+    for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
+        if not isinstance(config[name], str):
+            raise InputError(f"{name}={config[name]} is no word; give text.")
+    if not isinstance(config.allow, str | ListConfig):
+        raise InputError(f"allow={config.allow} is no list of packages; give allow=[NAME].")
+    if config.task in USED:
+        idle = [g for g in (*GROUPS, "samplers") if g not in USED[config.task] and _given(g)]
+        if idle:
+            raise InputError(
+                f"{idle[0]} has no effect on task={config.task}: the checkpoint holds its own; "
+                "leave it out."
+            )
+
+
+def _given(section: str) -> list[str]:
+    """Returns what the command line says of a section of the configuration."""
+    texts = [text.lstrip("+~") for text in HydraConfig.get().overrides.task]
+    return [text for text in texts if text.startswith((f"{section}=", f"{section}."))]
 
 
 def _run(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -133,7 +185,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     training, loss = _instantiate(plan["train"], "train"), _instantiate(plan["loss"], "loss")
     loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
     model.sde.check_eps(loss_eps)
-    samplers = {name: _instantiate(value, name) for name, value in plan["samplers"].items()}
+    samplers = {
+        name: _instantiate(value, f"samplers.{name}")
+        for name, value in (plan["samplers"] or {}).items()
+    }
     exact = _instantiate(plan["likelihood"], "likelihood")
     for tool in (*samplers.values(), exact):
         tool.check(model)
@@ -177,10 +232,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples of a checkpoint."""
+    from scoresde.data import Units
     from scoresde.tasks.sampling import draw_samples, save_samples
 
     checkpoint, model = _load(config)
-    units = _from_recipe(checkpoint, "units", config)
+    units = checkpoint.build("units", Units, _allowed(config))
     sampler = _instantiate(config.sampler, "sampler")
     drawn = draw_samples(
         model,
@@ -198,14 +254,16 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Evaluates a checkpoint on a split of its data, or of the data given."""
+    from scoresde.likelihood import Likelihood
     from scoresde.tasks.evaluation import evaluate_likelihood
 
     checkpoint, model = _load(config)
-    data = _own_or_given(checkpoint, "data", config).to(model.device)
+    data = _evaluated_data(checkpoint, config).to(model.device)
     _check_model(model, data)
+    exact = _merged(checkpoint, "likelihood", Likelihood, config)
     evaluation = evaluate_likelihood(
         model,
-        _own_or_given(checkpoint, "likelihood", config),
+        exact,
         data,
         config.split,
         batch_size=config.batch_size,
@@ -213,7 +271,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         progress=config.progress,
     )
     evaluation.save(folder)
-    summary = evaluation.summary()
+    summary = {**evaluation.summary(), "likelihood": str(exact)}
     log.info(
         "%s: %.4f ± %.4f %s (%d examples, NFE %.0f, %.1f s): %s",
         config.split,
@@ -258,7 +316,7 @@ def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
 
 def _instantiate(section: Any, name: str) -> Any:
     if section is None:
-        raise InputError(f"{name} is empty; choose one of its options (see scoresde --help).")
+        raise InputError(f"{name} is empty; give it a value, or remove it by ~{name}.")
     return hydra.utils.instantiate(section, _convert_="all")
 
 
@@ -292,21 +350,33 @@ def _allowed(config: DictConfig) -> Sequence[str]:
     return [config.allow] if isinstance(config.allow, str) else list(config.allow or [])
 
 
-def _from_recipe(checkpoint: Any, section: str, config: DictConfig) -> Any:
-    from scoresde.train import build
+def _merged(checkpoint: Any, section: str, kind: type, config: DictConfig) -> Any:
+    """Builds a section of the checkpoint with what the command line changes of it.
 
-    if section not in checkpoint.recipe:
-        raise InputError(f"The checkpoint does not say its {section}; give {section}=... .")
-    return build(checkpoint.recipe[section], _allowed(config))
+    ``section=NAME`` replaces it whole; ``section.key=value`` changes that value alone.
+    """
+    given = _given(section)
+    if any(text.startswith(f"{section}=") for text in given):
+        return _data(config.data) if section == "data" else _instantiate(config[section], section)
+    changed = checkpoint
+    for text in given:
+        key = text.partition("=")[0].removeprefix(f"{section}.")
+        changed = changed.with_value(section, key, OmegaConf.select(config, f"{section}.{key}"))
+    return changed.build(section, kind, _allowed(config))
 
 
-def _own_or_given(checkpoint: Any, section: str, config: DictConfig) -> Any:
-    """Builds a section as the command line says, or if it does not, as the checkpoint does."""
-    overrides = HydraConfig.get().overrides.task
-    given = any(text.lstrip("+").startswith((f"{section}=", f"{section}.")) for text in overrides)
-    if not given:
-        return _from_recipe(checkpoint, section, config)
-    return _data(config.data) if section == "data" else _instantiate(config[section], section)
+def _evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
+    """Returns the checkpoint's data, or the data given in the checkpoint's units."""
+    from scoresde.data import Dataset, Units
+
+    data = _merged(checkpoint, "data", Dataset, config)
+    units = checkpoint.build("units", Units, _allowed(config))
+    if (tuple(data.shape), data.levels) != (tuple(units.shape), units.levels):
+        raise InputError(
+            f"The data have the shape {tuple(data.shape)} and levels={data.levels}, the model's "
+            f"{tuple(units.shape)} and levels={units.levels}; give data of the same kind."
+        )
+    return replace(data, scaling=units.scaling)
 
 
 def _place(model: Any, device: torch.device) -> Any:
@@ -355,6 +425,11 @@ class Callbacks(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called before a sweep."""
+        if list(Path(config.hydra.sweep.dir).glob("*/result.json")):
+            fail(
+                f"The folder {config.hydra.sweep.dir} holds a sweep already; choose another by "
+                "hydra.sweep.dir=FOLDER."
+            )
         _make_folder(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -170,7 +170,7 @@ class SDE(ABC):
             InputError: If it is outside [0, 1), or 0 where :math:`\sigma(0) = 0` (the score is
                 infinite there).
         """
-        if not 0 <= eps < 1:
+        if not isinstance(eps, int | float) or not 0 <= eps < 1:
             raise InputError(
                 f"eps={eps} is outside [0, 1); the default here is one of {self.cutoffs}."
             )

@@ -21,8 +21,14 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         The coefficient, with shape ``()`` or ``(B, 1, ..., 1)``, in the data type of ``x``.
 
     Raises:
-        InputError: If there is neither one coefficient nor one per example.
+        InputError: If there is neither one coefficient nor one per example, or the data are no
+            floats.
     """
+    if not x.is_floating_point():
+        raise InputError(
+            f"Data of type {x.dtype} are no floats; bring them to model units first "
+            "(Dataset.encode)."
+        )
     if coefficient.ndim == 0:
         return coefficient.to(x.dtype)
     return one_or_each(coefficient, x).to(x).reshape(-1, *(1,) * (x.ndim - 1))

@@ -3,10 +3,11 @@ r"""Times: how training draws them, and the grids that samplers walk on.
 A distribution of training times maps a uniform number :math:`u` to a time by its quantile
 function. Whatever the distribution :math:`p`, the loss is weighted by :math:`1 / ((1 - \epsilon)
 p(t))`, so that its expectation stays the average over uniform times in :math:`[\epsilon, 1]`, and
-only its variance changes.
+only its variance changes (but for :class:`LogNormalTimes`, which is a choice of emphasis).
 
 **Importance sampling.** With the likelihood weighting the noise error is weighted by :math:`g^2 /
-\sigma^2`, and the variance is least for :math:`p \propto g^2 / \sigma^2`. Since :math:`g^2 = d
+\sigma^2`; as long as that error itself depends little on the time, the variance is least for
+:math:`p \propto g^2 / \sigma^2`. Since :math:`g^2 = d
 \sigma^2 / dt - 2 f \sigma^2` and :math:`f = d \log \alpha / dt`,
 
 .. math:: \frac{g^2}{\sigma^2} = \frac{d \log \sigma^2}{dt} - 2 \frac{d \log \alpha}{dt}
@@ -118,7 +119,7 @@ class LowDiscrepancy(Times):
     r"""Covers the times of a batch evenly: :math:`u_i = (u_0 + i / n) \bmod 1`.
 
     Each :math:`u_i` is still uniform, so that the loss keeps its expectation and loses variance.
-    The examples of a batch share :math:`u_0`, the one thing in this package that a batch shares.
+    The examples of a batch share :math:`u_0`.
 
     Arguments:
         times: The distribution to cover.

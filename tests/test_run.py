@@ -238,6 +238,53 @@ def test_checkpoint_says_how_its_likelihood_is_evaluated(run: Path, tmp_path: Pa
 # --- Plug-ins ------------------------------------------------------------------------------------
 
 
+def test_given_data_are_measured_in_the_units_of_the_model(run: Path, tmp_path: Path) -> None:
+    """Data ten times as wide are no better for being standardised again."""
+    raw = Checkpoint.load(run).build("data", Dataset).test.numpy()
+    means = []
+    for i, factor in enumerate((1.0, 10.0)):
+        np.savez(tmp_path / f"{i}.npz", train=factor * raw, test=factor * raw)
+        program(
+            "task=likelihood",
+            f"checkpoint={run}",
+            "data=array",
+            f"data.path={i}.npz",
+            "progress=false",
+            f"hydra.run.dir=out{i}",
+            cwd=tmp_path,
+        )
+        means.append(json.loads((tmp_path / f"out{i}/likelihood.json").read_text())["mean"])
+    assert means[0] == pytest.approx(json.loads((run / "likelihood.json").read_text())["mean"])
+    assert means[1] > means[0] + 3  # not means[0] + 2 log 10, a mere change of units
+
+
+def test_one_setting_of_the_likelihood_leaves_the_others(run: Path, tmp_path: Path) -> None:
+    program(
+        "task=likelihood",
+        f"checkpoint={run}",
+        "likelihood.eps=1e-4",
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    said = json.loads((tmp_path / "out/result.json").read_text())["likelihood"]
+    assert "eps=0.0001" in said
+    assert "probes=1" in said
+    assert "rtol=0.1" in said
+
+
+def test_an_override_without_effect_is_refused(run: Path, tmp_path: Path) -> None:
+    message = refused("task=sample", f"checkpoint={run}", "network=unet", cwd=tmp_path)
+    assert "network" in message
+
+
+def test_a_second_sweep_in_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep/0").mkdir(parents=True)
+    (tmp_path / "sweep/0/result.json").write_text("{}")
+    message = refused("--multirun", "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert "hydra.sweep.dir" in message
+
+
 def test_own_network_data_and_sde_by_target(tmp_path: Path) -> None:
     own = [
         "network=custom",
@@ -353,6 +400,19 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),
         (["train.steps=0"], 2, ["train.steps=0"]),
         (["threads=0"], 2, ["threads=0"]),
+        (["seed=abc"], 2, ["seed=abc"]),
+        (["seed=-1"], 2, ["seed=-1"]),
+        (["count=0"], 2, ["count=0"]),
+        (["batch_size=1.5"], 2, ["batch_size=1.5"]),
+        (["progress=abc"], 2, ["progress=abc"]),
+        (["device=null"], 2, ["device=None"]),
+        (["sde=null"], 2, ["sde=null"]),
+        (["loss.weighting=null"], 2, ["weighting=None"]),
+        (["loss.eps=abc"], 2, ["eps=abc"]),
+        (["train.rate=null"], 2, ["train.rate=None"]),
+        (["samplers.predictor_corrector.predictor=null"], 2, ["predictor=None"]),
+        (["optimizer.lr=abc"], 2, ["abc", "settings"]),
+        (["sde=custom", "sde._target_=torch.nn.Identity"], 2, ["SDE"]),
         (["train.batch_size=-1"], 2, ["train.batch_size=-1"]),
         (["samplers.euler_maruyama.steps=0"], 2, ["steps=0"]),
         (["samplers.probability_flow.eps=1"], 2, ["eps=1"]),
@@ -381,8 +441,8 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
 def test_bad_input_is_one_sentence(
     arguments: list[str], code: int, says: list[str], tmp_path: Path
 ) -> None:
-    small = [] if "checkpoint" in " ".join(arguments) else TINY[:3]
-    message = refused(*small, *arguments, "progress=false", cwd=tmp_path, code=code)
+    small = [] if "task=" in " ".join(arguments) else TINY[:2]
+    message = refused(*small, "progress=false", *arguments, cwd=tmp_path, code=code)
     for part in says:
         assert part in message
 

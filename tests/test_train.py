@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
-from scoresde.data import Dataset, two_moons
+from scoresde.data import Dataset, Units, two_moons
 from scoresde.nn import MLP
 from scoresde.train import (
     EMA,
@@ -252,6 +252,13 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         "scoresde.data.files.np.load",  # passes through the package
         "scoresde.run.os.system",
         "scoresde.train.checkpoint.importlib.import_module",
+        "scoresde.train.checkpoint._call",
+        "scoresde.train.checkpoint.build",
+        "scoresde.run.main",
+        "scoresde.run.train",
+        "scoresde.report.write_report",
+        "scoresde.tasks.report.save_result",
+        "scoresde.model.evaluating",
         "scoresdevil.Thing",
         "scoresde.no_such_thing",
         "scoresde.",
@@ -275,3 +282,32 @@ def test_a_users_package_is_built_only_if_allowed(monkeypatch: pytest.MonkeyPatc
 def test_arguments_that_a_class_does_not_take_are_a_sentence() -> None:
     with pytest.raises(InputError, match="beta_med"):
         build({"_target_": "scoresde.VPSDE", "beta_med": 1.0})
+
+
+def test_a_checkpoint_cannot_reach_a_call_through_our_own_builder(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    hostile = {
+        "_target_": "scoresde.train.checkpoint._call",
+        "name": "posix.mkdir",
+        "arguments": {"path": str(made)},
+        "allow": ["posix"],
+    }
+    for section in ("model", "units", "data", "likelihood"):
+        file = Checkpoint({**RECIPE, section: hostile}, {}, {}, step=0, seed=0)
+        with pytest.raises(InputError, match="wants to"):
+            file.build(section, object)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "recipe", [None, [], {}, {"units": "word"}, {"units": {"_target_": "scoresde.VPSDE"}}], ids=str
+)
+def test_a_recipe_that_was_edited_is_a_sentence(recipe: object) -> None:
+    with pytest.raises(InputError, match="units"):
+        Checkpoint(recipe, {}, {}, step=0, seed=0).build("units", Units)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    weights = {k: v * float("nan") for k, v in small_model().state_dict().items()}
+    with pytest.raises(InputError, match="diverged"):
+        Checkpoint(RECIPE, weights, weights, step=0, seed=0).build_model()

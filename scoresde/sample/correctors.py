@@ -18,7 +18,8 @@ three facts.
    :math:`\delta \approx 2 a^2 r^2 \sigma^2 \, d / \lVert \hat z \rVert^2`.
 3. *Bias.* A step that depends on the state, :math:`\delta(x)`, leaves :math:`p / \delta` invariant
    instead of :math:`p`. For :math:`\delta \propto 1 / (d_0 + \lVert \hat z \rVert^2)` with
-   Gaussian noise this multiplies the variance by at most :math:`1 + 2 / (d_0 + d)`.
+   Gaussian noise this multiplies the variance by :math:`1 + 2 / (d_0 + d)`, and for data on a
+   set of few dimensions by at most :math:`1 + 2 / (d_0 + 1)`.
 
 Together: shrink the norm of the sample towards its expectation with the weight of :math:`d_0`
 more dimensions, and keep the bound,
@@ -27,7 +28,8 @@ more dimensions, and keep the bound,
           2 a^2 r^2 \sigma^2 \frac{d_0 + d}{d_0 + \lVert \hat z \rVert^2} \right) .
 
 With :math:`d_0 = 256` the bias stays below 0.8 % of the variance in any dimension; in 3072
-dimensions the rule is the published one per sample, and in 2 it is nearly the annealed one.
+dimensions, where the noise is as large as expected, the rule is the published one per sample, and
+in 2 it is nearly the annealed one.
 
 References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (algorithms 4 and 5).

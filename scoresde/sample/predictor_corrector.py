@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from scoresde.errors import InputError
 from scoresde.model import Evaluations
 from scoresde.sample.base import GridSampler
 from scoresde.sample.correctors import Corrector, Langevin
@@ -37,6 +38,19 @@ class PredictorCorrector(GridSampler):
 
     predictor: Predictor = field(default_factory=ReverseDiffusionPredictor)
     corrector: Corrector | None = field(default_factory=Langevin)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.predictor, Predictor):
+            raise InputError(
+                f"predictor={self.predictor} is no Predictor; give one, such as "
+                "ReverseDiffusionPredictor()."
+            )
+        if not isinstance(self.corrector, Corrector | None):
+            raise InputError(
+                f"corrector={self.corrector} is no Corrector; give one, such as Langevin(), or "
+                "None."
+            )
 
     def step(
         self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde import plots
 from scoresde.data import Units
-from scoresde.errors import check_count
+from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
 from scoresde.sample import Sampler
 from scoresde.streams import fresh_seed
@@ -66,6 +66,12 @@ def draw_samples(
         shape = (len(seeds), *units.shape)
         parts.append(sampler(model, shape, seed=seed, seeds=seeds, progress=progress))
     x = torch.cat([part.x for part in parts]).cpu()
+    if not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).flatten(1).any(1).sum())
+        raise InputError(
+            f"{bad} of {count} samples are not finite: the model or the sampler has diverged; "
+            "check the training, or use more steps or a larger eps."
+        )
     nfe = torch.cat([part.nfe for part in parts]).cpu()
     return Drawn(x, nfe, time.perf_counter() - clock, seed)
 

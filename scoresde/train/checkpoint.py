@@ -2,17 +2,21 @@
 
 A checkpoint is one file of tensors, numbers and strings: the weights, their average, the state of
 the optimiser, and the *recipe*, a tree of plain values in which ``_target_`` names a class. It is
-read with ``weights_only``, so that nothing in it is executed, and a class is built from it only if
-it is *defined in* the package ``scoresde`` or in one that the user allows by name. A name that
-merely passes through the package (``scoresde.data.files.np.load``) is refused.
+read with ``weights_only``, so that nothing in it is executed. What is built from it are the
+classes of the rooms listed in ``ROOMS``, the data sets of ``scoresde.data``, and what is defined
+in packages that the user allows by name: no other function of this package or of any other can be
+called, neither by a private name nor by one that merely passes through a module
+(``scoresde.data.files.np.load``).
 """
 
+import copy
 import importlib
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,13 @@ from scoresde.model import ScoreFunction
 NAME = "checkpoint.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
+ROOMS = tuple(
+    f"scoresde.{room}"
+    for room in (
+        *("sde", "model", "nn", "loss", "times", "likelihood", "divergence", "sample"),
+        "data",  # the last one: its functions too
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -96,20 +107,48 @@ class Checkpoint:
         Raises:
             InputError: If a class is not allowed or not found, or the weights do not fit.
         """
-        model = build(self.recipe["model"], allow)
-        if not isinstance(model, ScoreFunction):
-            raise InputError(
-                f"The checkpoint's model is a {type(model).__name__}, which is no score function; "
-                "the file is damaged."
-            )
+        model = self.build("model", ScoreFunction, allow)
         try:
             model.load_state_dict(self.ema if average else self.model)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
-                f"The checkpoint's weights do not fit its model: {error}; the file is damaged, or "
-                "a class in it has changed since."
+                f"The checkpoint's weights do not fit its model ({_brief(error)}); the file is "
+                "damaged, or a class in it has changed since."
             ) from error
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise InputError("The checkpoint's weights are not finite; its training had diverged.")
         return model.eval()
+
+    def with_value(self, section: str, key: str, value: Any) -> "Checkpoint":
+        """Returns the checkpoint with one value ``a.b`` of a section of its recipe changed."""
+        recipe = copy.deepcopy(self.recipe)
+        *path, last = key.split(".")
+        place = recipe[section]
+        for part in path:
+            place = place[part]
+        place[last] = value
+        return replace(self, recipe=recipe)
+
+    def build(self, section: str, kind: type, allow: Iterable[str] = ()) -> Any:
+        """Builds a section of the recipe.
+
+        Arguments:
+            section: Its name.
+            kind: What it must be.
+            allow: Packages besides ``scoresde`` whose classes may be built.
+
+        Raises:
+            InputError: If it is missing, cannot be built, or is of another kind.
+        """
+        if not isinstance(self.recipe, Mapping) or section not in self.recipe:
+            raise InputError(f"The checkpoint does not say its {section}; the file is damaged.")
+        part = build(self.recipe[section], allow)
+        if not isinstance(part, kind):
+            raise InputError(
+                f"The checkpoint's {section} is a {type(part).__name__} and no {kind.__name__}; "
+                "the file is damaged."
+            )
+        return part
 
 
 def build(tree: Any, allow: Iterable[str] = ()) -> Any:
@@ -134,19 +173,27 @@ def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
     target = _locate(name, ("scoresde", *allow))
     try:
         return target(**arguments)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"{name} does not take the arguments {sorted(arguments)}: {error}."
+            f"{name} does not take the arguments {_brief(arguments)}: {_brief(error)}."
         ) from error
 
 
 def _locate(name: Any, packages: tuple[str, ...]) -> Any:
-    """Finds a class or function that is defined in one of the packages."""
-    if not isinstance(name, str) or not _within(name, packages):
+    """Finds a class or function that a checkpoint may call."""
+    if not isinstance(name, str) or not _within(name, packages) or "._" in f".{name}":
+        package = str(name).partition(".")[0]
+        yours = package.isidentifier() and package not in (*sys.stdlib_module_names, "scoresde")
+        advice = (
+            f"If it is yours and you trust it, name its package: allow={package}."
+            if yours
+            else "The file is not to be trusted."
+        )
         raise InputError(
-            f"The checkpoint wants to build {name!r}, which lies outside of "
-            f"{', '.join(packages)}. If you trust it, name its package: "
-            f"allow={str(name).partition('.')[0]}."
+            f"The checkpoint wants to build {name!r}, which lies outside of what may be built "
+            f"({', '.join(packages)}). {advice}"
         )
     module_name, _, attribute = name.rpartition(".")
     try:
@@ -155,12 +202,20 @@ def _locate(name: Any, packages: tuple[str, ...]) -> Any:
         raise InputError(
             f"The checkpoint wants to build {name!r}, which is not to be found: {error}."
         ) from error
-    if not callable(target) or not _within(getattr(target, "__module__", None) or "", packages):
+    home = getattr(target, "__module__", None) or ""
+    ours = _within(home, ROOMS) and (isinstance(target, type) or _within(home, ROOMS[-1:]))
+    if not callable(target) or not (ours or _within(home, packages[1:])):
         raise InputError(
-            f"The checkpoint wants to call {name!r}, which is not defined in "
-            f"{', '.join(packages)}; the file is not to be trusted."
+            f"The checkpoint wants to call {name!r}, which is none of the parts that a model or a "
+            "data set is built of; the file is not to be trusted."
         )
     return target
+
+
+def _brief(thing: Any) -> str:
+    """Returns one line of at most 200 characters."""
+    text = " ".join(str(thing).split())
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _within(name: str, packages: tuple[str, ...]) -> bool:

@@ -54,6 +54,10 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
             check_count(f"train.{name}", getattr(self, name))
+        if not isinstance(self.rate, Rate):
+            raise InputError(f"train.rate={self.rate} is no Rate; give one, such as CosineRate().")
+        if not isinstance(self.ema, int | float) or not 0 <= self.ema < 1:
+            raise InputError(f"train.ema={self.ema} is no number in [0, 1); 0.999 is usual.")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"train.clip={self.clip} is not positive; give null for none.")
 
@@ -166,7 +170,7 @@ def _optimiser(
     try:
         return make(model.parameters())
     except (ValueError, TypeError) as error:
-        raise InputError(f"The optimiser refuses its settings: {error}.") from error
+        raise InputError(f"The optimiser refuses its settings, {make}: {error}.") from error
 
 
 @torch.no_grad()
