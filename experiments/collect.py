@@ -1,13 +1,15 @@
 """Records a run as an experiment, and writes the table of all of them.
 
-    python experiments/collect.py RUN_FOLDER ...     # record runs, then write the table
-    python experiments/collect.py                    # write the table alone
+    python experiments/collect.py RUN_FOLDER ... [--note TEXT]    # record runs, then the table
+    python experiments/collect.py                                 # write the table alone
 
 Each experiment is a folder named like its recipe: ``results.json`` (figures, command, hardware,
 seed, commit), ``figure.png`` and a ``README.md``. Nothing in them is typed by hand.
 """
 
+import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ HERE = Path(__file__).parent
 PUBLISHED: dict[str, str] = {}
 
 
-def record(run: Path) -> None:
+def record(run: Path, note: str) -> None:
     result = json.loads((run / "result.json").read_text())
     if result.pop("status") != "ok":
         sys.exit(f"{run} did not finish; only finished runs are recorded.")
@@ -33,9 +35,10 @@ def record(run: Path) -> None:
         sys.exit(f"{run} was changed by {overrides}; an experiment is its recipe as it stands.")
     about = {
         "command": " ".join(["python -m scoresde.run", *overrides]),
-        "hardware": hardware(),
+        "hardware": f"{hardware()}, {config['threads'] or 'all'} thread(s) used",
+        "note": note,
         "seed": config["seed"],
-        "commit": git("rev-parse", "--short", "HEAD"),
+        "commit": commit_of(run),
         "torch": torch.__version__,
     }
     folder = HERE / name
@@ -47,7 +50,7 @@ def record(run: Path) -> None:
 
 def page(name: str, about: dict, result: dict) -> str:
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in result.items())
-    facts = "\n".join(f"- {key}: `{value}`" for key, value in about.items())
+    facts = "\n".join(f"- {key}: `{value}`" for key, value in about.items() if value)
     return (
         f"# {name}\n\n{facts}\n\n![test data beside samples](figure.png)\n\n"
         f"| | |\n|---|---|\n{rows}\n\nTimes are in seconds. Lower bits/dim and nats are better.\n"
@@ -82,7 +85,14 @@ def table() -> str:
 def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, one thread of {torch.get_num_threads()} cores"
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
+
+
+def commit_of(run: Path) -> str:
+    """The commit that was checked out when the run began, if the checkout was clean."""
+    began = int((run / ".hydra/config.yaml").stat().st_mtime)
+    commit = git("rev-list", "-1", f"--before={began}", "HEAD")
+    return git("rev-parse", "--short", commit)
 
 
 def git(*arguments: str) -> str:
@@ -92,6 +102,10 @@ def git(*arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    for folder in sys.argv[1:]:
-        record(Path(folder))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--note", default="", help="what else a reader of the times must know")
+    given = parser.parse_args()
+    for folder in given.runs:
+        record(folder, given.note)
     (HERE / "README.md").write_text(table())
