@@ -86,7 +86,7 @@ class ExactTrace(Trace):
     """The divergence itself, by one backward pass for each dimension: for small data."""
 
     def probes(self, streams: Streams, x: Tensor) -> Tensor:
-        dimension = x[0].numel()
+        dimension = x.shape[1:].numel()
         unit = torch.eye(dimension, device=x.device, dtype=x.dtype)
         return unit.reshape(dimension, 1, *x.shape[1:])
 

@@ -602,7 +602,7 @@ class GaussianMixtureModel(ScoreFunction):
         alpha, sigma = alpha.to(x), sigma.to(x)
         _check_shape(x, self.means.shape[1:])
         means = self.means.flatten(1).to(x)
-        deviations = x.flatten(1)[:, None] - alpha[..., None] * means
+        deviations = x.flatten(1).unsqueeze(1) - alpha.unsqueeze(2) * means
         dimension = means.shape[1]
         log_normals = -0.5 * ((deviations**2).sum(2) / v + dimension * torch.log(2 * torch.pi * v))
         return deviations, self.log_weights.to(x) + log_normals, alpha, sigma, v

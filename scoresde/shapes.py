@@ -45,7 +45,7 @@ def one_or_each(coefficient: Tensor, x: Tensor) -> Tensor:
             f"Times of shape {tuple(coefficient.shape)} do not fit {len(x)} examples; give one "
             "time, or one per example."
         )
-    return coefficient.reshape(-1, 1)
+    return coefficient.reshape(-1, 1).to(x.device)
 
 
 def sum_features(x: Tensor) -> Tensor:
@@ -63,5 +63,5 @@ def log_normal(x: Tensor, std: float) -> Tensor:
     Returns:
         The log-densities in nats, with shape ``(B,)``.
     """
-    constant = x[0].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
+    constant = x.shape[1:].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * sum_features((x / std) ** 2) - constant

@@ -83,7 +83,7 @@ class ShrunkNorm(StepRule):
     def __call__(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
         squares = sum_features(noise**2)
         prior = self.pseudo_dimensions
-        gain = (prior + noise[0].numel()) / (prior + squares)
+        gain = (prior + noise.shape[1:].numel()) / (prior + squares)
         return torch.minimum(base.to(gain.dtype) * gain, (sigma**2).to(gain.dtype))
 
 

@@ -121,7 +121,7 @@ class FixedStepSDE:
             system,
             x.flatten(1),
             torch.tensor([0.0, end], dtype=torch.float64, device=x.device),
-            bm=BrownianIncrements(streams, x[0].numel(), x.dtype),
+            bm=BrownianIncrements(streams, x.shape[1:].numel(), x.dtype),
             method=self.method,
             dt=end / self.steps * (1 + 1e-12),
         )
