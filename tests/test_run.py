@@ -92,7 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_trains_for_two_steps(recipe: str, tmp_path: Path) -> None:
     more = ["data.count=400"] if recipe.startswith("moons") else []
-    more += ["baselines=true"] if recipe.endswith("_vp") else []
+    more += ["baselines=true", "progress=true"] if recipe.endswith("_vp") else []
     program(f"+experiment={recipe}", *TINY, *more, "hydra.run.dir=run", cwd=tmp_path)
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "ok"

@@ -768,3 +768,17 @@ def test_additive_noise_makes_milstein_euler():
         TorchSDE(20, method)(model, shape=(8, 2), seed=0).x for method in ("euler", "milstein")
     )
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [EulerMaruyama(steps=3), PredictorCorrector(steps=3), ProbabilityFlow(), TorchSDE(steps=3)],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_progress_is_shown_and_changes_nothing(sampler, capsys):
+    model = GaussianModel(torch.zeros(2), 0.5, VPSDE())
+    quiet = sampler(model, shape=(2, 2), seed=0)
+    assert "step" not in capsys.readouterr().err
+    shown = sampler(model, shape=(2, 2), seed=0, progress=True)
+    assert "step" in capsys.readouterr().err
+    assert torch.equal(quiet.x, shown.x)

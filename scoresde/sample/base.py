@@ -65,7 +65,8 @@ class Watch:
         """Counts one step that reached time ``t``."""
         self.i += 1
         if self.progress:
-            self.bar = self.bar or tqdm(total=n, unit="step", desc="sampling", leave=False)
+            if self.bar is None:
+                self.bar = tqdm(total=n, unit="step", desc="sampling", leave=False)
             self.bar.update()
         if self.callback is not None:
             self.callback(Step(self.i, n, t, x))
