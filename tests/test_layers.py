@@ -10,6 +10,7 @@ import scoresde
 ROOT = Path(scoresde.__file__).parent
 LAYERS = {  # the design's table; a room that serves others of its layer stands half a step lower
     "errors": 0,  # 0 is what everybody may know
+    "recipe": 0.5,  # names rooms by text alone, and imports none
     "shapes": 0.5,  # knows errors
     "sde": 1,
     "streams": 1,
@@ -24,6 +25,7 @@ LAYERS = {  # the design's table; a room that serves others of its layer stands 
     "__init__": 3.5,  # names the parts for users: everything up to the likelihood
     "data": 4,
     "metrics": 4,
+    "interop": 4,
     "train": 5,
     "plots": 5.5,
     "report": 5.5,

@@ -12,13 +12,13 @@ from torch import nn
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
 from scoresde.data import Dataset, Units, two_moons
 from scoresde.nn import MLP
+from scoresde.recipe import build
 from scoresde.train import (
     EMA,
     Checkpoint,
     ConstantRate,
     CosineRate,
     Training,
-    build,
     read_metrics,
     train,
 )
@@ -251,9 +251,9 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         "builtins.eval",
         "scoresde.data.files.np.load",  # passes through the package
         "scoresde.run.os.system",
-        "scoresde.train.checkpoint.importlib.import_module",
-        "scoresde.train.checkpoint._call",
-        "scoresde.train.checkpoint.build",
+        "scoresde.recipe.importlib.import_module",
+        "scoresde.recipe._call",
+        "scoresde.recipe.build",
         "scoresde.run.main",
         "scoresde.run.train",
         "scoresde.report.write_report",
@@ -261,6 +261,8 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         "scoresde.model.evaluating",
         "scoresdevil.Thing",
         "scoresde.no_such_thing",
+        "torch.nn.init.zeros_",
+        "torch.nn.Linear",
         "scoresde.",
         "",
         7,
@@ -287,7 +289,7 @@ def test_arguments_that_a_class_does_not_take_are_a_sentence() -> None:
 def test_a_checkpoint_cannot_reach_a_call_through_our_own_builder(tmp_path: Path) -> None:
     made = tmp_path / "made"
     hostile = {
-        "_target_": "scoresde.train.checkpoint._call",
+        "_target_": "scoresde.recipe._call",
         "name": "posix.mkdir",
         "arguments": {"path": str(made)},
         "allow": ["posix"],

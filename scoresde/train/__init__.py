@@ -1,6 +1,6 @@
 """Training: the loop, the average of the weights, and checkpoints that describe themselves."""
 
-from scoresde.train.checkpoint import Checkpoint, build
+from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import EMA
 from scoresde.train.loop import Training, train
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
@@ -14,7 +14,6 @@ __all__ = [
     "Rate",
     "Tracker",
     "Training",
-    "build",
     "read_metrics",
     "train",
 ]

@@ -2,18 +2,13 @@
 
 A checkpoint is one file of tensors, numbers and strings: the weights, their average, the state of
 the optimiser, and the *recipe*, a tree of plain values in which ``_target_`` names a class. It is
-read with ``weights_only``, so that nothing in it is executed. What is built from it are the
-classes of the rooms listed in ``ROOMS``, the data sets of ``scoresde.data``, and what is defined
-in packages that the user allows by name: no other function of this package or of any other can be
-called, neither by a private name nor by one that merely passes through a module
-(``scoresde.data.files.np.load``).
+read with ``weights_only``, so that nothing in it is executed; see :mod:`scoresde.recipe` for what
+may be built from it.
 """
 
 import copy
-import importlib
 import os
 import pickle
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,17 +19,11 @@ import torch
 
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
+from scoresde.recipe import brief, build
 
 NAME = "checkpoint.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
-ROOMS = tuple(
-    f"scoresde.{room}"
-    for room in (
-        *("sde", "model", "nn", "loss", "times", "likelihood", "divergence", "sample"),
-        "data",  # the last one: its functions too
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,7 @@ class Checkpoint:
             model.load_state_dict(self.ema if average else self.model)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
-                f"The checkpoint's weights do not fit its model ({_brief(error)}); the file is "
+                f"The checkpoint's weights do not fit its model ({brief(error)}); the file is "
                 "damaged, or a class in it has changed since."
             ) from error
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
@@ -149,77 +138,6 @@ class Checkpoint:
                 "the file is damaged."
             )
         return part
-
-
-def build(tree: Any, allow: Iterable[str] = ()) -> Any:
-    """Builds the object that a tree of plain values describes.
-
-    Arguments:
-        tree: Mappings with ``_target_`` become objects; other values stay.
-        allow: Packages besides ``scoresde`` whose classes and functions may be called.
-
-    Raises:
-        InputError: If a name is not allowed or not found, or refuses its arguments.
-    """
-    if isinstance(tree, Mapping):
-        values = {key: build(value, allow) for key, value in tree.items() if key != "_target_"}
-        return _call(tree["_target_"], values, allow) if "_target_" in tree else values
-    if isinstance(tree, list | tuple):
-        return [build(value, allow) for value in tree]
-    return tree
-
-
-def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
-    target = _locate(name, ("scoresde", *allow))
-    try:
-        return target(**arguments)
-    except InputError:
-        raise
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{name} does not take the arguments {_brief(arguments)}: {_brief(error)}."
-        ) from error
-
-
-def _locate(name: Any, packages: tuple[str, ...]) -> Any:
-    """Finds a class or function that a checkpoint may call."""
-    if not isinstance(name, str) or not _within(name, packages) or "._" in f".{name}":
-        package = str(name).partition(".")[0]
-        yours = package.isidentifier() and package not in (*sys.stdlib_module_names, "scoresde")
-        advice = (
-            f"If it is yours and you trust it, name its package: allow={package}."
-            if yours
-            else "The file is not to be trusted."
-        )
-        raise InputError(
-            f"The checkpoint wants to build {name!r}, which lies outside of what may be built "
-            f"({', '.join(packages)}). {advice}"
-        )
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"The checkpoint wants to build {name!r}, which is not to be found: {error}."
-        ) from error
-    home = getattr(target, "__module__", None) or ""
-    ours = _within(home, ROOMS) and (isinstance(target, type) or _within(home, ROOMS[-1:]))
-    if not callable(target) or not (ours or _within(home, packages[1:])):
-        raise InputError(
-            f"The checkpoint wants to call {name!r}, which is none of the parts that a model or a "
-            "data set is built of; the file is not to be trusted."
-        )
-    return target
-
-
-def _brief(thing: Any) -> str:
-    """Returns one line of at most 200 characters."""
-    text = " ".join(str(thing).split())
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _within(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == package or name.startswith(package + ".") for package in packages)
 
 
 def _read(file: Path) -> Any:
