@@ -14,6 +14,7 @@ from scoresde.loss import (
     NoiseWeighting,
 )
 from scoresde.model import (
+    ChainIndex,
     DataParametrisation,
     GaussianMixtureModel,
     GaussianModel,
@@ -26,7 +27,7 @@ from scoresde.model import (
     ScoreParametrisation,
     VParametrisation,
 )
-from scoresde.sde import SDE, VESDE, VPSDE, Cutoffs, SubVPSDE
+from scoresde.sde import SDE, VESDE, VPSDE, Cutoffs, DiscreteVP, SubVPSDE
 
 __version__ = "0.1.0"
 
@@ -34,9 +35,11 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "ChainIndex",
     "Cutoffs",
     "DataParametrisation",
     "DenoisingScoreMatching",
+    "DiscreteVP",
     "EDMWeighting",
     "GaussianMixtureModel",
     "GaussianModel",

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError, check_count
-from scoresde.sde import SDE, as_time
+from scoresde.sde import SDE, DiscreteVP, as_time
 from scoresde.shapes import expand, one_or_each
 from scoresde.streams import Purpose, Streams
 
@@ -334,6 +334,18 @@ class ScaledTime(Label):
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return self.scale * t
+
+
+@dataclass(frozen=True)
+class ChainIndex(Label):
+    """The index t N - 1 of a level of a discrete chain, 0 to N - 1 (Ho et al. 2020)."""
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        if not isinstance(sde, DiscreteVP):
+            raise InputError(
+                f"ChainIndex needs a discrete chain, such as DiscreteVP(), not {sde}."
+            )
+        return sde.index(t)
 
 
 # --- Models --------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.sde import SDE, as_time
+from scoresde.sde import SDE, DiscreteVP, as_time
 
 # --- Distributions of training times -------------------------------------------------------------
 
@@ -109,6 +109,27 @@ class LogNormalTimes(Times):
         )
         z = torch.special.ndtri(first + u.double() * (last - first))
         return sde.time(-2 * (self.mean + self.std * z)).clamp(eps, 1.0).to(u)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class ChainTimes(Times):
+    r"""The N times :math:`(i + 1) / N` of a discrete chain, all equally likely.
+
+    With the noise weighting this is the loss of DDPM, whose network never sees a time between.
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239 (equation 14).
+    """
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        if not isinstance(sde, DiscreteVP):
+            raise InputError(
+                f"ChainTimes needs a discrete chain, such as DiscreteVP(), not {sde}."
+            )
+        return sde.time_of_index((u * sde.steps).floor().clamp(max=sde.steps - 1)).to(u)
 
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
         return torch.ones_like(t)

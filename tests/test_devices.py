@@ -21,6 +21,7 @@ from scoresde.sample import (
     AnnealedLangevin,
     BatchMeanNorm,
     EulerMaruyamaPredictor,
+    Interval,
     Langevin,
     ReverseDiffusionPredictor,
 )
@@ -60,6 +61,7 @@ def test_states_stay_on_their_device(kind: int, sde: SDE) -> None:
             *(EulerMaruyamaPredictor(), ReverseDiffusionPredictor(), AncestralPredictor()),
             *(Langevin(), Langevin(rule=BatchMeanNorm()), AnnealedLangevin()),
         )
-        results += [step(field, x, t, s, z) for step in steps]
+        interval = Interval.of(sde, t, s)
+        results += [step(field, x, interval, z) for step in steps]
         assert {result.device.type for result in results} == {"cuda"}
         assert {result.dtype for result in results} == {torch.float32}

@@ -31,6 +31,7 @@ from scoresde.sample import (
     BatchMeanNorm,
     EulerMaruyama,
     EulerMaruyamaPredictor,
+    Interval,
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
@@ -487,7 +488,7 @@ def test_euler_maruyama_has_strong_order_one(sde):
         share = finest // steps
         increments = z.reshape(steps, share, n, 2).sum(1) / share**0.5
         for i, (t, s) in enumerate(pairwise(grid)):
-            x = EulerMaruyamaPredictor()(field, x, t, s, increments[i])
+            x = EulerMaruyamaPredictor()(field, x, Interval.of(field.sde, t, s), increments[i])
         return x
 
     truth = path(finest)
@@ -560,7 +561,7 @@ def test_the_ancestral_step_is_the_posterior_of_bayes(t, s, sde):
     model = ScoreModel(lambda x, c: x0, sde, DataParametrisation())
     t, s = at(t), at(s)
     mean, std = (
-        AncestralPredictor()(Evaluations(model), x, t, s, z)
+        AncestralPredictor()(Evaluations(model), x, Interval.of(model.sde, t, s), z)
         for z in (torch.zeros_like(x), torch.ones_like(x))
     )
     std = std - mean
@@ -585,7 +586,7 @@ def test_the_reverse_diffusion_step_undoes_the_forward_transition(sde):
     a = sde.alpha(t) / sde.alpha(s)
     tau = torch.sqrt(sde.sigma(t) ** 2 - a**2 * sde.sigma(s) ** 2)
     truth = x - (a - 1) * x + tau**2 * exact.score(x, t) + tau * z
-    ours = ReverseDiffusionPredictor()(Evaluations(exact), x, t, s, z)
+    ours = ReverseDiffusionPredictor()(Evaluations(exact), x, Interval.of(exact.sde, t, s), z)
     torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
 
 
@@ -595,7 +596,7 @@ def test_the_euler_maruyama_step_is_that_of_the_reverse_sde(sde):
     exact = mixture(sde)
     drift = sde.f(t) * x - sde.g(t) ** 2 * exact.score(x, t)
     truth = x + drift * (s - t) + sde.g(t) * torch.sqrt(t - s) * z
-    ours = EulerMaruyamaPredictor()(Evaluations(exact), x, t, s, z)
+    ours = EulerMaruyamaPredictor()(Evaluations(exact), x, Interval.of(exact.sde, t, s), z)
     torch.testing.assert_close(ours, truth)
 
 
@@ -617,7 +618,7 @@ def test_a_langevin_step_is_bounded_where_the_score_vanishes(corrector):
     sde = VESDE(0.01, 10.0)
     exact, t = GaussianModel(torch.ones(2).double(), 0.5, sde), at(0.5)
     centre, z = torch.ones(1, 2).double(), normal(1, 2)
-    moved = corrector(Evaluations(exact), centre, t, t, z) - centre
+    moved = corrector(Evaluations(exact), centre, Interval.of(sde, t, t), z) - centre
     delta = (moved / z).square() / 2  # there the step is sqrt(2 delta) z
     assert float(delta.max()) <= float(sde.sigma(t)) ** 2 * (1 + 1e-12)
 
@@ -657,7 +658,7 @@ def test_the_size_accounts_for_the_predictors_scale(sde):
     """The published alpha of a VP step, a = alpha_t / alpha_s, scales the step's square root."""
     exact, t, s = mixture(sde), at(0.6), at(0.55)
     x, z = normal(4, 2), normal(4, 2, seed=1)
-    moved = AnnealedLangevin()(Evaluations(exact), x, t, s, z)
+    moved = AnnealedLangevin()(Evaluations(exact), x, Interval.of(exact.sde, t, s), z)
     delta = 2 * (sde.alpha(t) / sde.alpha(s) * 0.16 * sde.sigma(t)) ** 2
     truth = x + delta * exact.score(x, t) + torch.sqrt(2 * delta) * z
     torch.testing.assert_close(moved, truth)
@@ -665,7 +666,8 @@ def test_the_size_accounts_for_the_predictors_scale(sde):
 
 def corrected(corrector, part):
     x, z, t = normal(8, 2), normal(8, 2, seed=1), at(0.5)
-    return corrector(Evaluations(mixture(VPSDE())), x[part], t, t, z[part])
+    model = mixture(VPSDE())
+    return corrector(Evaluations(model), x[part], Interval.of(model.sde, t, t), z[part])
 
 
 @each_corrector
@@ -696,7 +698,7 @@ def test_corrections_keep_the_variance_of_a_gaussian(corrector, d, n):
     generator = torch.Generator().manual_seed(1)
     for _ in range(150):  # the memory of the start falls by 5 % a step
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        x = corrector(field, x, t, t, z)
+        x = corrector(field, x, Interval.of(sde, t, t), z)
     delta = 2 * corrector.snr**2 * sigma2
     excess = float(x.var()) / variance * (1 - delta / (2 * variance)) - 1
     error = 4 * (2 / x.numel()) ** 0.5

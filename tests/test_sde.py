@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde import SDE, VESDE, VPSDE, GaussianModel, InputError, SubVPSDE
+from scoresde import SDE, VESDE, VPSDE, DiscreteVP, GaussianModel, InputError, SubVPSDE
 from scoresde.sample import EulerMaruyama
 
 NAMED = [VPSDE(), SubVPSDE(), VESDE()]
-OTHERS = [VPSDE(0.3, 8.0), SubVPSDE(1.0, 1.0), VESDE(0.002, 80.0)]
+OTHERS = [VPSDE(0.3, 8.0), SubVPSDE(1.0, 1.0), VESDE(0.002, 80.0), DiscreteVP()]
 METHODS = ("alpha", "sigma", "f", "g", "log_snr", "time")
 DTYPES = [torch.float32, torch.float64]
 

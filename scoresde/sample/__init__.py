@@ -14,10 +14,12 @@ from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
     AncestralPredictor,
     EulerMaruyamaPredictor,
+    Interval,
     Predictor,
     ReverseDiffusionPredictor,
 )
 from scoresde.sample.probability_flow import ProbabilityFlow
+from scoresde.sample.reference import ReferencePredictorCorrector
 
 __all__ = [
     "AncestralPredictor",
@@ -27,10 +29,12 @@ __all__ = [
     "EulerMaruyama",
     "EulerMaruyamaPredictor",
     "GridSampler",
+    "Interval",
     "Langevin",
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "ReferencePredictorCorrector",
     "ReverseDiffusionPredictor",
     "Sampler",
     "Samples",

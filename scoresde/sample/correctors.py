@@ -45,6 +45,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations
+from scoresde.sample.predictors import Interval
 from scoresde.shapes import expand, sum_features
 
 
@@ -121,12 +122,11 @@ class Corrector(ABC):
     def size(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
         r"""Returns :math:`\delta`; arguments as for :class:`StepRule`."""
 
-    def __call__(self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        """Takes one Langevin step at time ``t``, from which the sampler will go on to ``s``."""
-        sigma = field.sde.sigma(t)
-        a = field.sde.alpha(t) / field.sde.alpha(s)
-        noise = field.noise(x, t)
-        delta = self.size(2 * (a * self.snr * sigma) ** 2, sigma, noise, z)
+    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+        """Takes one Langevin step at the time ``step.t``, before the sampler takes ``step``."""
+        sigma = step.sigma_t
+        noise = field.noise(x, step.t)
+        delta = self.size(2 * (step.a * self.snr * sigma) ** 2, sigma, noise, z)
         return x - expand(delta / sigma.to(delta), x) * noise + expand((2 * delta).sqrt(), x) * z
 
 

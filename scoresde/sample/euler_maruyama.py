@@ -6,7 +6,7 @@ from torch import Tensor
 
 from scoresde.model import Evaluations
 from scoresde.sample.base import GridSampler, Sampler, Watch
-from scoresde.sample.predictors import EulerMaruyamaPredictor
+from scoresde.sample.predictors import EulerMaruyamaPredictor, Interval
 from scoresde.solvers import FixedStepSDE
 from scoresde.streams import Purpose, Streams
 
@@ -41,7 +41,7 @@ class EulerMaruyama(GridSampler):
         self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
     ) -> Tensor:
         z = streams.normal(x.shape[1:], Purpose.DIFFUSION, i, x.dtype)
-        return EulerMaruyamaPredictor()(field, x, t, s, z)
+        return EulerMaruyamaPredictor()(field, x, Interval.of(field.sde, t, s), z)
 
 
 @dataclass(frozen=True)

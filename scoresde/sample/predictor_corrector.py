@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Evaluations
 from scoresde.sample.base import GridSampler
 from scoresde.sample.correctors import Corrector, Langevin
-from scoresde.sample.predictors import Predictor, ReverseDiffusionPredictor
+from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
 from scoresde.streams import Purpose, Streams
 
 
@@ -55,11 +56,23 @@ class PredictorCorrector(GridSampler):
     def step(
         self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
     ) -> Tensor:
+        return self.correct_and_predict(field, x, Interval.of(field.sde, t, s), i, streams)
+
+    def correct_and_predict(
+        self,
+        field: Evaluations,
+        x: Tensor,
+        step: Interval,
+        i: int,
+        streams: Streams,
+        quiet: bool = False,
+    ) -> Tensor:
+        """Corrects states, and takes step ``i``: to its mean alone if it is to be quiet."""
         corrections = int(self.corrector.steps) if self.corrector else 0
         for j in range(corrections):
             assert self.corrector is not None
             draw = i * corrections + j
             z = streams.normal(x.shape[1:], Purpose.LANGEVIN, draw, x.dtype)
-            x = self.corrector(field, x, t, s, z)
+            x = self.corrector(field, x, step, z)
         z = streams.normal(x.shape[1:], Purpose.DIFFUSION, i, x.dtype)
-        return self.predictor(field, x, t, s, z)
+        return self.predictor(field, x, step, torch.zeros_like(z) if quiet else z)

@@ -1,13 +1,7 @@
 r"""Predictors: one step of the reverse process, from time t to the earlier time s.
 
-All of them need only :math:`\alpha` and :math:`\sigma` (and :math:`f, g`, which follow). The
-forward process passes from :math:`s` to :math:`t` as
-
-.. math:: x_t = a x_s + \tau z, \qquad a = \frac{\alpha_t}{\alpha_s}, \qquad
-          \tau^2 = \sigma_t^2 - a^2 \sigma_s^2 = c \, \sigma_t^2, \qquad
-          c = 1 - e^{\lambda_t - \lambda_s},
-
-where the last form, by ``expm1`` of a difference of log-SNRs, loses no digits on small steps.
+All of them need only :math:`\alpha` and :math:`\sigma` (and :math:`f, g`, which follow), and the
+step of the forward process that they reverse, :math:`x_t = a x_s + \tau z`.
 
 References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (sections 3.3, E and F).
@@ -21,16 +15,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.errors import InputError
 from scoresde.model import Evaluations
 from scoresde.sde import SDE
 from scoresde.shapes import expand
+
+
+@dataclass(frozen=True)
+class Interval:
+    r"""A step of the forward process, from the time s to the later t; all float64 ``()``.
+
+    Arguments:
+        t: The later time.
+        h: Its length t - s.
+        a: The factor :math:`a` of :math:`x_t = a x_s + \tau z`.
+        tau: The standard deviation :math:`\tau`.
+        sigma_t: The noise at t.
+        sigma_s: The noise at s.
+    """
+
+    t: Tensor
+    h: Tensor
+    a: Tensor
+    tau: Tensor
+    sigma_t: Tensor
+    sigma_s: Tensor
+
+    @staticmethod
+    def of(sde: SDE, t: Tensor, s: Tensor) -> "Interval":
+        """Returns the exact step of a process."""
+        return Interval(t, t - s, *sde.transition(s, t), sde.sigma(t), sde.sigma(s))
 
 
 class Predictor(ABC):
     """Abstract step of the reverse process, with one network pass."""
 
     @abstractmethod
-    def __call__(self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
         """Moves states ``(B, *)`` from ``t`` to ``s`` with the standard normal noise ``z``."""
 
 
@@ -38,18 +59,17 @@ class Predictor(ABC):
 class EulerMaruyamaPredictor(Predictor):
     r"""Euler-Maruyama on the reverse SDE.
 
-    .. math:: x_s = x - (t - s) \left( f x + \frac{g^2}{\sigma} \hat z \right) + g \sqrt{t - s} z
+    .. math:: x_s = x - h \left( f x + \frac{g^2}{\sigma} \hat z \right) + g \sqrt{h} z
     """
 
-    def __call__(self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        h = t - s
-        x = x - expand(h, x) * field.reverse_drift(x, t)
-        return x + expand(field.sde.g(t) * torch.sqrt(h), x) * z
+    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+        x = x - expand(step.h, x) * field.reverse_drift(x, step.t)
+        return x + expand(field.sde.g(step.t) * torch.sqrt(step.h), x) * z
 
 
 @dataclass(frozen=True)
 class ReverseDiffusionPredictor(Predictor):
-    r"""The forward transition, reversed as it is: the reverse diffusion sampler.
+    r"""The forward step, reversed as it is: the reverse diffusion sampler.
 
     With :math:`x_t - x_s = (a - 1) x_s + \tau z` discretising the forward SDE,
 
@@ -59,11 +79,10 @@ class ReverseDiffusionPredictor(Predictor):
         Song et al. 2021, equation 46, with the exact transition for the discretisation.
     """
 
-    def __call__(self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        a, c, sigma = _transition(field.sde, t, s)
-        noise = field.noise(x, t)
-        mean = expand(2 - a, x) * x - expand(c * sigma, x) * noise
-        return mean + expand(torch.sqrt(c) * sigma, x) * z
+    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+        noise = field.noise(x, step.t)
+        mean = expand(2 - step.a, x) * x - expand(step.tau**2 / step.sigma_t, x) * noise
+        return mean + expand(step.tau, x) * z
 
 
 @dataclass(frozen=True)
@@ -71,24 +90,35 @@ class AncestralPredictor(Predictor):
     r"""The posterior :math:`q(x_s \mid x_t, x_0)` with the expected data for :math:`x_0`.
 
     .. math::
-        x_s = \frac{a \sigma_s^2}{\sigma_t^2} x + \frac{\alpha_s \tau^2}{\sigma_t^2} D(x, t)
-            + \frac{\sigma_s \tau}{\sigma_t} z
-            = \frac{x - c \, \sigma_t \hat z}{a} + \sigma_s \sqrt{c} \, z
+        x_s = \frac{x - (\tau^2 / \sigma_t) \hat z}{a}
+            + \left( \frac{\sigma_s}{\sigma_t} \right)^{1 - v} \tau \, z
 
-    It is Bayes' rule on two Gaussians, so every linear SDE has it, sub-VP too. For VP it is
-    DDPM's ancestral sampling, for VE that of SMLD.
+    It is Bayes' rule on two Gaussians (:meth:`scoresde.sde.SDE.posterior`), so every linear SDE
+    has it, sub-VP too. For VP it is DDPM's ancestral sampling, for VE that of SMLD. Two choices of
+    the variance bound the right one: that of the posterior, exact for data at one point, and
+    :math:`\tau^2`, DDPM's :math:`\beta_i`, exact for data :math:`N(0, I)`.
 
     References:
-        Song et al. 2021, appendix F; Kingma et al. 2021, equation 34.
+        Ho et al. 2020, section 3.2; Song et al. 2021, appendix F.
+        Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (equation 15, the values
+        between).
+
+    Arguments:
+        variance: Where between them, in the logarithm: :math:`v = 0` is the posterior's variance
+            (DDPM's "fixed small"), 1 is :math:`\tau^2` ("fixed large"); in [0, 1].
     """
 
-    def __call__(self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        a, c, sigma = _transition(field.sde, t, s)
-        mean = expand(1 / a, x) * (x - expand(c * sigma, x) * field.noise(x, t))
-        return mean + expand(field.sde.sigma(s) * torch.sqrt(c), x) * z
+    variance: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.variance <= 1:
+            raise InputError(
+                f"variance={self.variance} is outside [0, 1]; give 0 for the posterior's "
+                "variance, 1 for that of the forward step."
+            )
 
-def _transition(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Returns :math:`a`, :math:`c` and :math:`\sigma_t`."""
-    c = -torch.expm1(sde.log_snr(t) - sde.log_snr(s))
-    return sde.alpha(t) / sde.alpha(s), c, sde.sigma(t)
+    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+        noise = field.noise(x, step.t)
+        mean = (x - expand(step.tau**2 / step.sigma_t, x) * noise) / expand(step.a, x)
+        share = (step.sigma_s / step.sigma_t) ** (1 - self.variance)
+        return mean + expand(share * step.tau, x) * z

@@ -1,0 +1,127 @@
+r"""Predictor-corrector sampling as the reference implementation does it, to reproduce its samples.
+
+The published figures of Song et al. 2021 were made with steps that differ from the equations in
+four ways. :class:`ReferencePredictorCorrector` copies them; nothing else in this package does.
+
+1. *The step rule.* N steps are taken at the N times :math:`t_0 = 1, \ldots, t_{N-1} = \epsilon`,
+   equally spaced by :math:`(1 - \epsilon) / (N - 1)`, but each is :math:`1/N` long. The whole way
+   is 1 and not :math:`1 - \epsilon`, and the last step starts at :math:`\epsilon`.
+2. *The transition.* Ancestral and reverse-diffusion steps take :math:`a` and :math:`\tau` from a
+   chain of N levels at :math:`i = \lfloor (N - 1) t \rfloor`:
+
+   ======  =============================  ================================================
+   SDE     a                              tau squared
+   ======  =============================  ================================================
+   VP      :math:`\sqrt{1 - \beta_i}`     :math:`\beta_i`, linear from beta_min/N
+   VE      1                              :math:`\sigma_i^2 - \sigma_{i-1}^2`, geometric
+   subVP   :math:`1 + f / N`              :math:`g^2 / N`
+   ======  =============================  ================================================
+
+   with :math:`\sigma_{-1} = 0`, while the score stays that of the continuous time.
+3. *The Langevin step* measures norms averaged over the batch
+   (:class:`~scoresde.sample.BatchMeanNorm`).
+4. *The end.* The last step adds no noise, and that is all of the denoising.
+
+References:
+    Song et al. 2021, https://arxiv.org/abs/2011.13456 (appendices F and G), and its code.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError, check_count
+from scoresde.model import Evaluations
+from scoresde.sample.base import Sampler, Watch
+from scoresde.sample.correctors import BatchMeanNorm, Corrector, Langevin
+from scoresde.sample.predictor_corrector import PredictorCorrector
+from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
+from scoresde.sde import SDE, VESDE, VPSDE, Betas, DiscreteVP, LinearBetas, SubVPSDE
+from scoresde.streams import Streams
+
+
+@dataclass(frozen=True)
+class ReferencePredictorCorrector(Sampler):
+    """The published predictor-corrector sampler, with the quirks that its samples depend on.
+
+    For anything but reproduction take :class:`~scoresde.sample.PredictorCorrector`.
+
+    Arguments:
+        steps: The number N of steps, at least 2.
+        predictor: The step of the reverse process; the published ancestral sampling is
+            ``AncestralPredictor(variance=1)`` for VP and ``AncestralPredictor()`` for VE.
+        corrector: The corrections at each time, or ``None``; published are
+            ``Langevin(rule=BatchMeanNorm())`` and ``AnnealedLangevin()``.
+        eps: The last time at which the score is evaluated (see :class:`Sampler`).
+        final_denoise: Whether to apply Tweedie's formula too, which the reference does not.
+    """
+
+    steps: int = 1000
+    predictor: Predictor = field(default_factory=ReverseDiffusionPredictor)
+    corrector: Corrector | None = field(default_factory=lambda: Langevin(rule=BatchMeanNorm()))
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        if self.steps < 2:
+            raise InputError(f"steps={self.steps} is no chain; give at least 2.")
+        self._sampler()
+
+    def _sampler(self) -> PredictorCorrector:
+        return PredictorCorrector(self.steps, predictor=self.predictor, corrector=self.corrector)
+
+    def _check_sde(self, sde: SDE, eps: float) -> float:
+        step_of(sde, torch.ones((), dtype=torch.float64), self.steps)
+        return eps
+
+    def _run(
+        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+    ) -> Tensor:
+        sampler, last = self._sampler(), self.steps - 1
+        for i, t in enumerate(torch.linspace(1, eps, self.steps, dtype=torch.float64)):
+            step = step_of(field.sde, t, self.steps)
+            x = sampler.correct_and_predict(field, x, step, i, streams, quiet=i == last)
+            watch(t, x, self.steps)
+        return x
+
+
+def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:
+    """Returns the reference's step of a process, from a time float64 ``()``.
+
+    Raises:
+        InputError: If the reference has none for the SDE.
+    """
+    h = torch.full_like(t, 1 / steps)
+    # Its index is computed in float32, which decides where t lies just above or below a level.
+    i = (t.float() * (steps - 1)).long()
+    sigma = sde.sigma(t)
+    match sde:
+        case VPSDE():
+            return _vp_step(LinearBetas(sde.beta_min, sde.beta_max, steps), t, h, i, sigma)
+        case DiscreteVP() if sde.steps == steps:
+            return _vp_step(sde.betas, t, h, i, sigma)
+        case SubVPSDE():
+            tau = sde.g(t) * torch.sqrt(h)
+            return Interval(t, h, 1 + sde.f(t) * h, tau, sigma, sigma)
+        case VESDE():
+            levels = torch.linspace(
+                math.log(sde.sigma_min), math.log(sde.sigma_max), steps, dtype=torch.float64
+            ).exp()
+            now, before = levels[i], torch.where(i > 0, levels[i - 1], 0.0)
+            tau = torch.sqrt(now**2 - before**2)
+            # SMLD's noise is tau sigma_s / sigma_i of the chain; sigma_t is that of the score.
+            return Interval(t, h, torch.ones_like(t), tau, sigma, before / now * sigma)
+    raise InputError(
+        f"The reference has no chain of {steps} steps for {sde}; use PredictorCorrector, or as "
+        "many steps as the chain has."
+    )
+
+
+def _vp_step(betas: Betas, t: Tensor, h: Tensor, i: Tensor, sigma: Tensor) -> Interval:
+    variances = torch.from_numpy(betas())
+    tau2 = variances[i]
+    levels = torch.sqrt(-torch.expm1(torch.log1p(-variances).cumsum(0)))
+    before = torch.where(i > 0, levels[i - 1], 0.0)
+    ratio = before / levels[i]
+    return Interval(t, h, torch.sqrt(1 - tau2), torch.sqrt(tau2), sigma, ratio * sigma)
