@@ -31,7 +31,7 @@ def record(run: Path, note: str) -> None:
     config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
     name = config["name"]
     overrides = [o for o in result.pop("overrides") if not o.startswith(("progress", "hydra."))]
-    if any(o.partition("=")[0] not in ("+experiment", "seed") for o in overrides):
+    if any(o.partition("=")[0] not in ("+experiment", "seed", "data.root") for o in overrides):
         sys.exit(f"{run} was changed by {overrides}; an experiment is its recipe as it stands.")
     about = {
         "command": " ".join(["python -m scoresde.run", *overrides]),

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction, check_data, check_model
+from scoresde.model import ScoreFunction, check_batch, check_model
 from scoresde.sde import SDE, as_time
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Times, UniformTimes
@@ -100,6 +100,9 @@ class DenoisingScoreMatching:
             :class:`~scoresde.times.LogNormalTimes`) the loss has the same expectation.
         eps: The smallest time, in [0, 1); ``None`` takes the default of the model's SDE
             (``sde.cutoffs.training``: 1e-5 for VP and VE, 1e-3 for sub-VP).
+        reduce_mean: Whether an example's error is the mean over its D dimensions, or half their
+            sum (:math:`D/2` times as much), which meets a clipped gradient and an optimiser's
+            epsilon differently; NCSN++ was trained with half the sum.
 
     Example:
         >>> from scoresde import GaussianModel, VPSDE
@@ -112,6 +115,7 @@ class DenoisingScoreMatching:
     weighting: Weighting = field(default_factory=NoiseWeighting)
     times: Times = field(default_factory=UniformTimes)
     eps: float | None = None
+    reduce_mean: bool = True
 
     def __post_init__(self) -> None:
         if not (isinstance(self.weighting, Weighting) and isinstance(self.times, Times)):
@@ -131,7 +135,7 @@ class DenoisingScoreMatching:
         seeds: Iterable[int] | None = None,
         **cond: Tensor,
     ) -> Tensor:
-        """Returns the weighted squared error, a mean over dimensions, with shape ``(B,)``.
+        """Returns the weighted squared error of each example, with shape ``(B,)``.
 
         Arguments:
             model: A score function.
@@ -147,7 +151,7 @@ class DenoisingScoreMatching:
             InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
         """
         check_model(model)
-        check_data(x)
+        check_batch(x)
         sde = model.sde
         eps = sde.check_eps(sde.cutoffs.training if self.eps is None else self.eps)
         streams = Streams.of(seed, seeds, len(x), x.device) if t is None or noise is None else None
@@ -169,4 +173,6 @@ class DenoisingScoreMatching:
             )
         t = as_time(t)
         error = model.noise(sde.perturb(x, t, noise), t, **cond) - noise
-        return (weight * self.weighting(sde, t)).to(x) * error.square().flatten(1).mean(1)
+        squares = error.square().flatten(1)
+        grade = squares.mean(1) if self.reduce_mean else 0.5 * squares.sum(1)
+        return (weight * self.weighting(sde, t)).to(x) * grade

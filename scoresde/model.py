@@ -141,17 +141,26 @@ def check_model(model: ScoreFunction) -> None:
         )
 
 
-def check_data(x: Tensor) -> None:
-    """Checks a batch of examples.
+def check_batch(x: Tensor) -> None:
+    """Checks the form of a batch of examples.
 
     Raises:
-        InputError: If ``x`` is not a batch ``(B, *)`` of floats, all of them finite.
+        InputError: If ``x`` is not a batch ``(B, *)`` of floats.
     """
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise InputError(
             f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; give "
             "floats (B, ...), with integers dequantised."
         )
+
+
+def check_data(x: Tensor) -> None:
+    """Checks a batch of examples and their values, for which a GPU has to be waited for.
+
+    Raises:
+        InputError: If ``x`` is not a batch ``(B, *)`` of floats, all of them finite.
+    """
+    check_batch(x)
     if not bool(torch.isfinite(x).all()):
         raise InputError("The data have values that are not finite; remove or replace them.")
 

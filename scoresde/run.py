@@ -34,7 +34,7 @@ log = logging.getLogger("scoresde")
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
 INPUT_ERROR, INTERRUPTED = 2, 130
 GROUPS = (
-    *("data", "sde", "network", "parametrisation", "loss", "optimizer", "train"),
+    *("data", "sde", "network", "parametrisation", "label", "loss", "optimizer", "train"),
     *("likelihood", "sampler"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
@@ -127,7 +127,8 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: If one is of the wrong type or range, or would have no effect.
     """
-    for name in ("count", "batch_size", *(["threads"] if config.threads is not None else [])):
+    optional = [name for name in ("threads", "examples") if config[name] is not None]
+    for name in ("count", "batch_size", *optional):
         value = config[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
@@ -221,6 +222,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         exact,
         folder,
         count=config.count,
+        examples=config.examples,
         batch_size=config.batch_size,
         baselines=config.baselines,
         progress=config.progress,
@@ -266,6 +268,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         exact,
         data,
         config.split,
+        examples=config.examples,
         batch_size=config.batch_size,
         seed=config.seed,
         progress=config.progress,
@@ -305,7 +308,7 @@ def measured(plan: Any, data: Any) -> Any:
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
-    parts = ("network", "sde", "parametrisation")
+    parts = ("network", "sde", "parametrisation", "label")
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
     return {
         "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},

@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     FLIP = 8
     DATA = 9
     COMPONENT = 10
+    AUGMENT = 11
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -84,6 +84,27 @@ def test_every_level_survives_the_round_trip_at_any_place_in_its_step(levels):
         assert torch.equal(dataset.decode(x), raw)
 
 
+@pytest.mark.parametrize("levels", [2, 17, 256, 2**15])
+def test_levels_that_are_not_centred_fill_zero_to_one(levels):
+    raw = torch.arange(levels)[:, None].to(torch.uint8 if levels <= 256 else torch.int16)
+    dataset = Dataset.of("levels", [raw] * 3, levels=levels, centred=False)
+    assert dataset.scale == 1 / levels
+    torch.testing.assert_close(dataset.encode(raw), (raw + 0.5) / levels)
+    for u in (0.0, 0.5, 1.0):
+        x = dataset.encode(raw, u)
+        assert x.min() > 0
+        assert x.max() < 1
+        assert torch.equal(dataset.decode(x), raw)
+
+
+@pytest.mark.parametrize("levels", [17, 256, 1000])
+def test_sigma_data_is_the_root_mean_square_in_model_units(levels):
+    raw = levels_of(50, (3, 7), levels).to(torch.uint8 if levels <= 256 else torch.int16)
+    dataset = Dataset.of("levels", [raw] * 3, levels=levels)
+    expected = dataset.encode(raw).double().square().mean().sqrt()
+    assert dataset.sigma_data == pytest.approx(float(expected), rel=1e-12)
+
+
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_the_levels_tile_the_interval(levels):
     dataset = quantised(levels=levels)
@@ -150,6 +171,15 @@ def test_dequantised_pixels_are_uniform_in_their_step():
     assert distance < 1.95 / math.sqrt(len(ranks))  # Kolmogorov and Smirnov, 0.1 %
 
 
+def test_training_examples_may_lie_at_the_centres_of_their_levels():
+    raw = levels_of(40, (1, 4, 4)).to(torch.uint8)
+    dataset = Dataset.of("levels", [raw] * 3, levels=17, dequantise=False)
+    assert torch.equal(dataset.batch("train", everyone(dataset)), dataset.encode(raw))
+    for split in ("validation", "test"):
+        offset = dataset.scaling.decode(dataset.batch(split, everyone(dataset, split))) - raw
+        assert offset.std() == pytest.approx(1 / math.sqrt(12), rel=0.1)
+
+
 def test_batches_are_reproducible_and_fresh_in_every_epoch():
     dataset = quantised(flip=True)
     batch = dataset.batch("train", everyone(dataset), draw=3)
@@ -171,6 +201,13 @@ def test_flips_mirror_half_of_the_training_images_only():
     assert not torch.equal(back, again)
     for split in ("validation", "test"):
         assert torch.equal(dataset.decode(dataset.batch(split, everyone(dataset, split))), raw)
+
+
+def test_labels_go_where_their_examples_go():
+    labels = [torch.arange(5), torch.arange(2), torch.arange(3)]
+    splits = [levels_of(len(y), (4,)).to(torch.uint8) for y in labels]
+    dataset = Dataset.of("labelled", splits, levels=17, labels=labels).to("cpu")
+    assert all(torch.equal(a, b) for a, b in zip(dataset.labels, labels, strict=True))
 
 
 def test_real_batches_are_the_scaled_examples():
@@ -415,6 +452,10 @@ def test_digits_are_the_scans_of_scikit_learn():
     assert int(every.sum(dtype=torch.int64)) == 561718
 
 
+def labelled(labels, splits=3):
+    return Dataset.of("d", [reals()] * 3, labels=[labels] * splits)
+
+
 def reals(value=0.5):
     return torch.tensor([[0.0, 1.0], [value, 2.0], [3.0, 4.0]])
 
@@ -435,6 +476,9 @@ def reals(value=0.5):
         (lambda: Dataset.of("d", [reals().short().neg()] * 3, levels=300), "outside 0 to 299"),
         (lambda: Dataset.of("d", [reals().byte()] * 3, levels=1), "levels=1"),
         (lambda: Dataset.of("d", [reals()] * 3, flip=True), "flip=True"),
+        (lambda: labelled(torch.arange(2)), r"shapes \[\(2,\), .*one for each example, \[\(3,\)"),
+        (lambda: labelled(torch.ones(3)), "types .*float32.* in int64"),
+        (lambda: labelled(torch.arange(3), splits=2), "one for each example"),
         (lambda: Dataset.of("d", [torch.ones(3, 2)] * 3), "All training values are 1.0"),
         (lambda: Scaling(0.0, 0.0), "width=0.0"),
         (lambda: Scaling(math.nan), "shift=nan"),

@@ -1,8 +1,11 @@
 """Data sets: raw examples in splits that do not leak, their units, and exact toy densities."""
 
+from scoresde.data.augment import Augmentation, GeometricAugmentation
 from scoresde.data.base import SPLITS, Dataset, Scaling, Units
 from scoresde.data.bundled import digits
 from scoresde.data.files import array
+from scoresde.data.images import folder
+from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.splits import make_splits, split_indices
 from scoresde.data.toy import (
     Board,
@@ -19,9 +22,11 @@ from scoresde.data.toy import (
 
 __all__ = [
     "SPLITS",
+    "Augmentation",
     "Board",
     "Dataset",
     "Density",
+    "GeometricAugmentation",
     "Mixture",
     "Moons",
     "Scaling",
@@ -29,10 +34,14 @@ __all__ = [
     "Units",
     "array",
     "checkerboard",
+    "cifar10",
     "digits",
+    "fashion_mnist",
+    "folder",
     "gaussian_mixture",
     "gaussian_ring",
     "make_splits",
+    "mnist",
     "spirals",
     "split_indices",
     "two_moons",

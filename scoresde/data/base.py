@@ -15,7 +15,9 @@ Integers are made continuous first. The density of a model on integers is unboun
 
 The :math:`L` levels fill :math:`[0, L]`, which is mapped onto [-1, 1]:
 
-.. math:: x = 2 (y + u) / L - 1, \qquad s = 2 / L, \qquad y = \lfloor (x + 1) L / 2 \rfloor .
+.. math:: x = 2 (y + u) / L - 1, \qquad s = 2 / L, \qquad y = \lfloor (x + 1) L / 2 \rfloor ,
+
+or, not centred, onto [0, 1]: :math:`x = (y + u) / L`, :math:`s = 1 / L`.
 
 Real numbers are standardised by the mean and the standard deviation of all training values.
 
@@ -64,9 +66,9 @@ class Scaling:
             )
 
     @staticmethod
-    def of_levels(levels: int) -> "Scaling":
-        """Maps [0, L] onto [-1, 1]."""
-        return Scaling(levels / 2, levels / 2)
+    def of_levels(levels: int, centred: bool = True) -> "Scaling":
+        """Maps [0, L] onto [-1, 1], or onto [0, 1] if it is not centred."""
+        return Scaling(levels / 2, levels / 2) if centred else Scaling(0.0, float(levels))
 
     @staticmethod
     def of_data(train: Tensor) -> "Scaling":
@@ -191,10 +193,14 @@ class Dataset:
         levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
         flip: Whether training images are mirrored at random (left and right).
         log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
+        dequantise: Whether training examples are dequantised by uniform noise; without it they
+            lie at the centres of their levels. Validation and test always are.
+        labels: The classes of the training, validation and test examples, if known: int64, each
+            with shape ``(N,)``.
 
     Raises:
-        InputError: If the splits do not agree, one is empty, a value is out of range, or there
-            is no axis to flip.
+        InputError: If the splits or their labels do not agree, one is empty, a value is out of
+            range, or there is no axis to flip.
 
     Example:
         >>> splits = [torch.tensor([[0, 1, 2]], dtype=torch.uint8)] * 3
@@ -213,10 +219,14 @@ class Dataset:
     levels: int | None = None
     flip: bool = False
     log_prob: Callable[[Tensor], Tensor] | None = None
+    dequantise: bool = True
+    labels: Sequence[Tensor] | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
             self._check(split)
+        if self.labels is not None:
+            self._check_labels(self.labels)
         if self.flip and len(self.shape) < 2:
             raise InputError(
                 f"flip=True needs images, but an example has shape {self.shape}; give flip=False."
@@ -230,21 +240,26 @@ class Dataset:
         flip: bool = False,
         standardise: bool = True,
         log_prob: Callable[[Tensor], Tensor] | None = None,
+        centred: bool = True,
+        dequantise: bool = True,
+        labels: Sequence[Tensor] | None = None,
     ) -> "Dataset":
         """Builds a data set with the usual scaling.
 
         Arguments:
-            name: As in the class; likewise ``levels``, ``flip`` and ``log_prob``.
+            name: As in the class; likewise ``levels``, ``flip``, ``log_prob``, ``dequantise``
+                and ``labels``.
             splits: Training, validation and test examples.
-            standardise: Whether real-valued data is standardised (quantised data always fills
-                [-1, 1]).
+            standardise: Whether real-valued data is standardised.
+            centred: Whether quantised data fills [-1, 1], or else [0, 1].
         """
         train, validation, test = splits
         if levels is not None:
-            scaling = Scaling.of_levels(levels)
+            scaling = Scaling.of_levels(levels, centred)
         else:
             scaling = Scaling.of_data(train) if standardise else Scaling()
-        return Dataset(name, train, validation, test, scaling, levels, flip, log_prob)
+        shared = (scaling, levels, flip, log_prob, dequantise, labels)
+        return Dataset(name, train, validation, test, *shared)
 
     def _check(self, split: str) -> None:
         raw = self.split(split)
@@ -267,8 +282,17 @@ class Dataset:
             )
         if self.levels is None:
             check_finite(raw)
-        elif raw.min() < 0 or raw.max() >= self.levels:
+        elif self.levels != 256 and (raw.min() < 0 or raw.max() >= self.levels):
             check_range(raw.cpu().numpy(), self.levels)
+
+    def _check_labels(self, labels: Sequence[Tensor]) -> None:
+        wanted = [(len(self.split(name)),) for name in SPLITS]
+        shapes, types = [tuple(part.shape) for part in labels], {part.dtype for part in labels}
+        if shapes != wanted or types != {torch.int64}:
+            raise InputError(
+                f"The labels of {self.name} have the shapes {shapes} and types {types}; give one "
+                f"for each example, {wanted}, in int64."
+            )
 
     def split(self, name: str) -> Tensor:
         """Returns the raw examples of ``train``, ``validation`` or ``test``."""
@@ -283,22 +307,27 @@ class Dataset:
 
     @property
     def scale(self) -> float:
-        """Model units per raw unit; for quantised data, per quantisation step: 2/L."""
+        """Model units per raw unit; for quantised data, per quantisation step (2/L if centred)."""
         return self.scaling.scale
 
     @cached_property
     def units(self) -> Units:
         """What the samples of a model of this data are, without the data."""
-        low, high = float(self.train.min()), float(self.train.max())
         if self.levels is not None:
             low, high = 0.0, self.levels - 1.0
+        else:
+            low, high = float(self.train.min()), float(self.train.max())
         shift, width = self.scaling.shift, self.scaling.width
         return Units(self.shape, shift, width, self.levels, low, high if high > low else low + 1)
 
     @cached_property
     def sigma_data(self) -> float:
         """The root mean square of the training data in model units."""
-        return float(self.encode(self.train).double().square().mean().sqrt())
+        if self.levels is None:
+            return float(self.encode(self.train).double().square().mean().sqrt())
+        counts = torch.bincount(self.train.flatten(), minlength=self.levels).double()
+        squares = self.encode(torch.arange(self.levels, device=counts.device)).double().square()
+        return math.sqrt(float(counts @ squares) / self.train.numel())
 
     def encode(self, raw: Tensor, uniform: Tensor | float = 0.5) -> Tensor:
         """Brings raw examples to model units, as :meth:`Units.encode` does."""
@@ -313,13 +342,14 @@ class Dataset:
         return self.units.to_unit(x)
 
     def batch(self, split: str, streams: Streams, draw: int = 0) -> Tensor:
-        """Returns examples in model units, dequantised, and flipped in training.
+        """Returns examples in model units: dequantised, and in training perhaps flipped.
 
         Example :math:`i` has its own random stream, so that it comes out the same in any batch,
         and afresh with every ``draw``: give the number of the epoch.
 
         Arguments:
-            split: ``train``, ``validation`` or ``test``; the first alone is flipped.
+            split: ``train``, ``validation`` or ``test``; the first alone is flipped, and may
+                stay at the centres of its levels.
             streams: The seed, and which examples (its indices).
             draw: Which dequantisation and flip, in :math:`[0, 2^{32})`.
 
@@ -327,9 +357,11 @@ class Dataset:
             Examples, float32, with shape ``(B, *)``, on the device of the data.
         """
         raw = self.split(split)
-        streams = Streams(streams.seed, streams.indices.to(raw.device))
+        # A program that feeds a GPU need not wait for it; the way back is not safe without.
+        indices = streams.indices.to(raw.device, non_blocking=raw.is_cuda)
+        streams = Streams(streams.seed, indices)
         x = raw[streams.indices]
-        if self.levels is None:
+        if self.levels is None or (split == "train" and not self.dequantise):
             x = self.encode(x)
         else:
             x = self.encode(x, streams.uniform(self.shape, Purpose.DEQUANTISE, draw))
@@ -338,7 +370,8 @@ class Dataset:
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves all examples to a device."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
-        return replace(self, train=train, validation=validation, test=test)
+        labels = None if self.labels is None else tuple(part.to(device) for part in self.labels)
+        return replace(self, train=train, validation=validation, test=test, labels=labels)
 
 
 def _inside(uniform: Tensor | float, levels: int) -> Tensor:

@@ -108,11 +108,12 @@ def check_finite(values: Tensor) -> None:
         )
 
 
-def check_count(name: str, value: int, most: int | None = None) -> int:
-    """Returns a positive integer, at most ``most``."""
-    if not _is_integer(value) or value < 1 or (most is not None and value > most):
+def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
+    """Returns an integer that is at least ``least``, and at most ``most``."""
+    if not _is_integer(value) or value < least or (most is not None and value > most):
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
         bound = "" if most is None else f", at most {most}"
-        raise InputError(f"{name}={value} cannot be used; give a positive integer{bound}.")
+        raise InputError(f"{name}={value} cannot be used; give {kind}{bound}.")
     return value
 
 

@@ -64,6 +64,15 @@ def array(
     return Dataset.of(path.stem, splits, kinds.pop(), flip, standardise)
 
 
+def load_array(path: str | Path) -> np.ndarray:
+    """Reads the array of a ``.npy`` file, or of a ``.npz`` file that has but one.
+
+    Raises:
+        InputError: As in :func:`array`.
+    """
+    return next(iter(_load(Path(path).expanduser(), None).values()))
+
+
 def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
     """Reads the arrays that are asked for; that of a ``.npy`` file is called ''."""
     if path.suffix not in _SUFFIXES:

@@ -70,17 +70,19 @@ def evaluate_likelihood(
     data: Dataset,
     split: str = "test",
     *,
+    examples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates every example of a split once.
+    """Evaluates every example of a split once, or the first of them.
 
     Arguments:
         model: The model.
         likelihood: How to evaluate.
         data: The data set, on the model's device.
         split: ``train``, ``validation`` or ``test``.
+        examples: How many of its first examples, positive; ``None``: all.
         batch_size: The number of examples evaluated together, positive.
         seed: The seed of dequantisation and probes.
         progress: Whether to show a progress bar.
@@ -89,6 +91,8 @@ def evaluate_likelihood(
         InputError: If there is no such split, or the likelihood does not fit the model.
     """
     count, batch_size = len(data.split(split)), check_count("batch_size", batch_size)
+    if examples is not None:
+        count = min(count, check_count("examples", examples))
     clock = time.perf_counter()
     results = []
     bar = tqdm(total=count, desc="likelihood", unit="example", disable=not progress, leave=False)

@@ -59,6 +59,7 @@ def report_training(
     folder: Path,
     *,
     count: int = 64,
+    examples: int | None = None,
     batch_size: int = 256,
     baselines: bool = True,
     progress: bool = True,
@@ -71,6 +72,7 @@ def report_training(
         likelihood: How to evaluate held-out data.
         folder: The run's folder, with the training's ``metrics.jsonl``.
         count: The number of samples of each sampler.
+        examples: How many test examples to evaluate; ``None``: all.
         batch_size: The number of examples sampled or evaluated together.
         baselines: Whether to fit the classical densities to compare with.
         progress: Whether to show progress bars.
@@ -84,7 +86,7 @@ def report_training(
     for name, sampler in samplers.items():
         drawn[name] = draw_samples(model, sampler, data.units, count, **options)
         save_samples(drawn[name], data.units, folder, name)
-    evaluation = evaluate_likelihood(model, likelihood, data, "test", **options)
+    evaluation = evaluate_likelihood(model, likelihood, data, "test", examples=examples, **options)
     evaluation.save(folder)
     scores = [_own_score(evaluation), *(_baselines(data) if baselines else ()), *_exact(data)]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from scoresde.data import Dataset
+from scoresde.data import Augmentation, Dataset
 from scoresde.errors import InputError, check_count
 from scoresde.loss import DenoisingScoreMatching
-from scoresde.model import ScoreFunction
+from scoresde.model import ScoreFunction, ScoreModel
 from scoresde.streams import Purpose, Streams
 from scoresde.train.checkpoint import NAME, Checkpoint
 from scoresde.train.ema import EMA
@@ -39,6 +39,12 @@ class Training:
         validate_every: Every how many updates the validation loss is measured.
         save_every: Every how many updates a checkpoint is written (and always after the last).
         tensorboard: Whether to write TensorBoard events.
+        bf16: Whether the network computes in bfloat16, by autocast; weights, their average and
+            the optimiser's state stay in float32. ``None``: on a GPU.
+        compile: Whether ``torch.compile`` makes the network's kernels, for a minute or so before
+            the first step. ``None``: on a GPU.
+        augment: How training images are augmented; the network is told by the condition
+            ``augment``. ``None``: not at all.
     """
 
     steps: int = 10_000
@@ -50,6 +56,9 @@ class Training:
     validate_every: int = 500
     save_every: int = 1000
     tensorboard: bool = True
+    bf16: bool | None = None
+    compile: bool | None = None
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
@@ -60,12 +69,38 @@ class Training:
             raise InputError(f"train.ema={self.ema} is no number in [0, 1); 0.999 is usual.")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"train.clip={self.clip} is not positive; give null for none.")
+        for name in ("bf16", "compile"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise InputError(f"train.{name}={getattr(self, name)} is no true, false or null.")
+        if not isinstance(self.augment, Augmentation | None):
+            raise InputError(
+                f"train.augment={self.augment} is no Augmentation; give one, such as "
+                "GeometricAugmentation(), or null."
+            )
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns the context in which the network computes."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=_on_gpu(self.bf16, device))
+
+    def prepare(self, model: ScoreFunction) -> None:
+        """Has the network's kernels made, if they are to be; its weights keep their names."""
+        if isinstance(model, ScoreModel) and _on_gpu(self.compile, model.device):
+            if not isinstance(model.network, nn.Module):
+                raise InputError("train.compile=true needs a network that is a torch.nn.Module.")
+            model.network.compile()
 
 
-def batches(data: Dataset, batch_size: int, seed: int) -> Iterator[Tensor]:
+def _on_gpu(choice: bool | None, device: torch.device) -> bool:
+    return device.type == "cuda" if choice is None else choice
+
+
+def batches(
+    data: Dataset, batch_size: int, seed: int, augment: Augmentation | None = None
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yields training batches for ever: in every epoch each example once, in a new order.
 
-    The last examples of an epoch that do not fill a batch wait for the next order.
+    The last examples of an epoch that do not fill a batch wait for the next order. Beside the
+    examples ``(B, *)`` come the conditions that tell the network how they were augmented.
     """
     n = len(data.train)
     size = min(batch_size, n)
@@ -74,7 +109,13 @@ def batches(data: Dataset, batch_size: int, seed: int) -> Iterator[Tensor]:
         keys = Streams.of(seed, batch=n).uniform((), Purpose.ORDER, epoch, torch.float64)
         order = keys.argsort(stable=True)
         for i in range(n // size):
-            yield data.batch("train", Streams(seed, order[i * size : (i + 1) * size]), epoch)
+            streams = Streams(seed, order[i * size : (i + 1) * size])
+            x = data.batch("train", streams, epoch)
+            if augment is None:
+                yield x, {}
+            else:
+                x, labels = augment(x, streams, epoch)
+                yield x, {"augment": labels}
         epoch += 1
 
 
@@ -111,6 +152,7 @@ def train(
             checkpoint.
     """
     ema = EMA(model, training.ema)
+    training.prepare(model)
     optimiser = _optimiser(optimizer, model)
     base_rates = [group["lr"] for group in optimiser.param_groups]
     tracker = Tracker(folder, training.tensorboard)
@@ -124,13 +166,14 @@ def train(
 
     bar = tqdm(total=training.steps, desc="training", unit="step", disable=not progress)
     try:
-        source = batches(data, training.batch_size, seed)
-        for step, x in enumerate(islice(source, training.steps)):
+        source = batches(data, training.batch_size, seed, training.augment)
+        for step, (x, cond) in enumerate(islice(source, training.steps)):
             factor = training.rate(step, training.steps)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             seeds = torch.arange(step * len(x), (step + 1) * len(x), device=x.device)
-            value = loss(model, x, seed=seed, seeds=seeds).mean()
+            with training.autocast(x.device):
+                value = loss(model, x, seed=seed, seeds=seeds, **cond).mean()
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             limit = math.inf if training.clip is None else training.clip

@@ -1,0 +1,39 @@
+"""Checksums of files, of whichever kind their publisher gave."""
+
+import hashlib
+from pathlib import Path
+
+from scoresde.errors import InputError
+
+_KINDS = {32: "md5", 40: "sha1", 64: "sha256"}
+
+
+def kind(checksum: str) -> str:
+    """Returns the name of a checksum's algorithm, which its length tells."""
+    return _KINDS[len(checksum)]
+
+
+def of(data: bytes, algorithm: str) -> str:
+    """Returns the checksum of a file's content."""
+    return hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+
+
+def read(path: Path, checksum: str | None) -> bytes:
+    """Reads a file whole, and checks it unless ``checksum`` is None.
+
+    Raises:
+        InputError: If it cannot be read, or is another.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    if checksum is not None:
+        found = of(data, kind(checksum))
+        if found != checksum:
+            raise InputError(
+                f"{path} is not the published file: its {kind(checksum)} is {found} and not "
+                f"{checksum}; get it again, or take it as it is with data.verify=false, which "
+                "every report will say."
+            )
+    return data

@@ -1,0 +1,104 @@
+"""Downloads that go on where they broke off, and of which only a checked file remains."""
+
+import http.client
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from scoresde.data import _cache, _checksum
+from scoresde.errors import InputError
+
+_ATTEMPTS = 3
+_TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 2**18
+_MOST = 2**30  # bytes, far above any file that is asked for
+_FAILURES = (OSError, http.client.HTTPException)  # the errors of urllib are among them
+
+
+def fetch(url: str, path: Path, checksum: str) -> None:
+    """Downloads a file into a folder of the cache, unless it is there.
+
+    What has come is in ``NAME.part``, from which another call goes on; it gets its name when its
+    checksum is right.
+
+    Arguments:
+        url: Where it is.
+        path: Where it goes; the folder exists.
+        checksum: Its md5, sha1 or sha256.
+
+    Raises:
+        InputError: If it cannot be had, or is another.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with _cache.alone(path):
+            if path.is_file():
+                return
+            _receive_all(url, part)
+            found = _checksum.of(part.read_bytes(), _checksum.kind(checksum))
+            if found == checksum:
+                part.replace(path)
+                return
+            part.unlink()
+    except _FAILURES as error:
+        raise InputError(
+            f"{path.name} is not in {path.parent} and cannot be downloaded from {url} "
+            f"({_reason(error)}); data.root=FOLDER reads your own copy."
+        ) from error
+    raise InputError(
+        f"{url} gave a file whose {_checksum.kind(checksum)} is {found} and not {checksum}, which "
+        "was deleted; try again, or read your own copy with data.root=FOLDER."
+    )
+
+
+def _receive_all(url: str, part: Path) -> None:
+    """Receives a file, with as many further requests as a bad line needs, within reason."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _receive(url, part)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+            part.unlink()  # it was longer than the file
+        except _FAILURES:
+            if attempt == _ATTEMPTS:
+                raise
+    return None
+
+
+def _receive(url: str, part: Path) -> None:
+    """Receives a file, or the rest of it."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            start = 0  # the server sends all of it again
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        bar = tqdm(
+            total=total,
+            initial=start,
+            desc=f"downloading {part.stem}",
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        )
+        with part.open("r+b" if start else "wb") as file, bar:
+            file.seek(start)
+            file.truncate()
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+                if file.tell() > _MOST:
+                    raise ConnectionError(f"it has more than {_MOST:,} bytes")
+            if total is not None and file.tell() < total:
+                raise ConnectionError(f"it broke off after {file.tell():,} of {total:,} bytes")
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    code = f"{error.code} " if isinstance(error, urllib.error.HTTPError) else ""
+    return f"{code}{getattr(reason, 'strerror', None) or reason}"

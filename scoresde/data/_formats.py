@@ -1,0 +1,103 @@
+"""The two plain formats in which the small image sets are published.
+
+IDX: two zero bytes, a byte for the type (8: unsigned bytes), a byte for the number of axes, their
+lengths in four bytes each (big-endian), and the values.
+
+CIFAR-10, binary version: one record of 3073 bytes after another, a label and 3 x 32 x 32 pixels.
+
+References:
+    LeCun, Cortes and Burges, *The MNIST database of handwritten digits*, 1998.
+    Krizhevsky, *Learning multiple layers of features from tiny images*, 2009.
+"""
+
+import gzip
+import io
+import math
+import struct
+import tarfile
+import zlib
+from collections.abc import Collection
+
+import numpy as np
+
+from scoresde.errors import InputError
+
+_RECORD = 1 + 3 * 32 * 32
+_MOST = 2**31  # bytes; the largest of the files has 47 million
+
+
+def idx(data: bytes, name: str, axes: int) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, compressed by gzip or not.
+
+    Arguments:
+        data: The file's content.
+        name: What it is called in errors.
+        axes: The number of axes that it must have.
+
+    Raises:
+        InputError: If it is damaged, or no such file.
+    """
+    try:
+        with _opened(data) as file:
+            start = file.read(4 + 4 * axes)
+            magic, *shape = struct.unpack(f">{1 + axes}I", start)
+            size = math.prod(shape)
+            if magic != 0x800 + axes or not 0 < size <= _MOST:
+                raise InputError(
+                    f"{name} is no IDX file of unsigned bytes with {axes} axes (it starts with "
+                    f"{start[:4].hex(' ')}); get it again."
+                )
+            values = file.read(size + 1)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise InputError(f"{name} is damaged ({error}); get it again.") from error
+    if len(values) != size:
+        raise InputError(
+            f"{name} says that it has {' x '.join(map(str, shape))} values, but is "
+            f"{'shorter' if len(values) < size else 'longer'}; get it again."
+        )
+    return np.frombuffer(values, np.uint8).reshape(shape).copy()
+
+
+def _opened(data: bytes) -> io.BufferedIOBase:
+    raw = io.BytesIO(data)
+    return gzip.GzipFile(fileobj=raw) if data[:2] == b"\x1f\x8b" else raw
+
+
+def cifar(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images ``(N, 3, 32, 32)`` and labels ``(N,)`` of a file of CIFAR-10, both uint8.
+
+    Raises:
+        InputError: If the file does not consist of such records.
+    """
+    if not data or len(data) % _RECORD:
+        raise InputError(
+            f"{name} has {len(data)} bytes, which are no records of {_RECORD}; get it again."
+        )
+    records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
+def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, bytes]:
+    """Reads files of a ``.tar.gz`` archive; nothing is written to disk.
+
+    Arguments:
+        archive: Its content.
+        name: What it is called in errors.
+        wanted: The paths in it.
+
+    Raises:
+        InputError: If the archive is damaged, or lacks one.
+    """
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+            for member in tar:
+                if member.name in wanted and member.isreg() and member.size <= _MOST:
+                    file = tar.extractfile(member)
+                    found[member.name] = file.read() if file else b""
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{name} is damaged ({error}); get it again.") from error
+    missing = [path for path in wanted if path not in found]
+    if missing:
+        raise InputError(f"{name} lacks {missing[0]}; get it again.")
+    return {path: found[path] for path in wanted}

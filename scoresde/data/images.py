@@ -1,0 +1,336 @@
+"""A user's own images: every one below a folder, brought to one size and kept in the cache."""
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from scoresde.data import _cache
+from scoresde.data.base import Dataset
+from scoresde.data.checks import check_count
+from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
+from scoresde.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
+# Of what Pillow reads, the formats in use: some of the others start programs (EPS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm"),
+)
+_MOST_PIXELS = 2**27  # of one image as it is in its file
+_MOST_SIZE = 4096
+_BLOCK = 256  # images decoded before the next are begun, which bounds the memory
+
+
+def folder(
+    path: str | Path,
+    size: int | Sequence[int],
+    mode: str = "RGB",
+    crop: int | None = None,
+    flip: bool = False,
+    centred: bool = True,
+    dequantise: bool = True,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    skip_damaged: bool = False,
+) -> Dataset:
+    """Every image below a folder, in pixels of 256 levels.
+
+    Images are files named ``.png``, ``.jpg``, ``.jpeg``, ``.webp``, ``.bmp``, ``.gif``, ``.tif``,
+    ``.tiff``, ``.ppm``, ``.pgm`` or ``.pbm``; other files, hidden ones (``.NAME``) and links to
+    folders are passed over, and of a moving image the first frame is taken. Each is turned
+    upright as its camera noted, brought to ``mode``, cropped, shrunk or enlarged by a bicubic
+    filter until it just covers ``size``, and cut to it around its centre. Of 16 bits the upper 8
+    are kept; 32-bit images, whose range is unknown, are refused.
+
+    The result is kept in one file of the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``, in
+    ``scoresde/folder``), which may be deleted at any time, and is made again when an image or an
+    argument here has changed. Images are read from it as they are needed, so that a set may be
+    larger than the memory.
+
+    Arguments:
+        path: The folder; it is only read.
+        size: The height and width in pixels: one number for both or two, in [1, 4096].
+        mode: ``L`` for grey (1 channel, luminance), ``RGB`` (3; what is transparent becomes
+            white) or ``RGBA`` (4, with opacity).
+        crop: The side in pixels of the square at an image's centre that is taken first, such as
+            140 for CelebA; ``None`` takes all.
+        flip: Whether training images are mirrored at random.
+        centred: Whether pixels fill [-1, 1] in model units, or else [0, 1].
+        dequantise: Whether training images are dequantised by uniform noise, or lie at the
+            centres of their levels. Evaluation always dequantises.
+        fractions: The shares of training, validation and test images.
+        seed: Names the splits.
+        skip_damaged: Whether images that cannot be used are left out; the name tells how many.
+
+    Raises:
+        InputError: If there is no such folder or no image in it, an image is damaged, too large
+            or too small, an argument cannot be used, or the cache cannot be written.
+    """
+    base = Path(path).expanduser().resolve()
+    decode = _Decode(_height_width(size), mode, crop)
+    shares = check_fractions(fractions, parts=3)
+    files = _image_files(base)
+    key = _key(base, files, asdict(decode), shares, seed, skip_damaged)
+    target = _cache.make(_cache.folder("folder")) / f"{key}.npy"
+    images, note = _load(target) or _build(target, files, decode, shares, seed, skip_damaged)
+    left_out = f" ({note['left_out']} unusable left out)" if note["left_out"] else ""
+    return Dataset.of(
+        base.name + left_out,
+        images.split(note["splits"]),
+        levels=256,
+        flip=flip,
+        centred=centred,
+        dequantise=dequantise,
+    )
+
+
+def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    several = isinstance(size, Sequence) and not isinstance(size, str)
+    both: list[Any] = list(size) if several else [size, size]  # type: ignore[arg-type]
+    if len(both) != 2:
+        raise InputError(f"data.size={size} cannot be used; give one number, or [HEIGHT, WIDTH].")
+    height, width = (check_count("data.size", side, most=_MOST_SIZE) for side in both)
+    return height, width
+
+
+def _image_files(base: Path) -> list[Path]:
+    """Returns the images below a folder, in the order of their names on every machine."""
+    if not base.is_dir():
+        raise InputError(f"data.path={base} is no folder; give one with images in it.")
+    names = {
+        file.relative_to(base).as_posix(): file
+        for file in base.rglob("*")
+        if file.suffix.lower() in _SUFFIXES and file.is_file()
+    }
+    files = [names[name] for name in sorted(names) if "/." not in f"/{name}"]
+    if not files:
+        raise InputError(
+            f"data.path={base} has no image in it or below (files named {', '.join(_SUFFIXES)})."
+        )
+    return files
+
+
+def _key(base: Path, files: Sequence[Path], *arguments: object) -> str:
+    """Names a result by all that it depends on."""
+    states = [(str(file.relative_to(base)), file.stat()) for file in files]
+    listing = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    text = json.dumps([str(base), listing, arguments])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# --- One image -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """How a file becomes an array ``(C, H, W)``; see :func:`folder`."""
+
+    size: tuple[int, int]
+    mode: str
+    crop: int | None
+
+    def __post_init__(self) -> None:
+        if self.mode not in _CHANNELS:
+            raise InputError(f"data.mode={self.mode} is unknown; give {', '.join(_CHANNELS)}.")
+        if self.crop is not None:
+            check_count("data.crop", self.crop)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return _CHANNELS[self.mode], *self.size
+
+    def __call__(self, file: Path) -> np.ndarray | InputError:
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                _check_pixels(image)
+                upright = ImageOps.exif_transpose(image)
+                return self._array(_in_mode(_eight_bits(upright), self.mode))
+        except Exception as error:  # a damaged file can fail in any parser below
+            return InputError(
+                f"{file} cannot be used ({str(error) or type(error).__name__}); remove it, or "
+                "leave such files out by data.skip_damaged=true."
+            )
+
+    def _array(self, image: Image.Image) -> np.ndarray:
+        if self.crop is not None:
+            image = _centre(image, self.crop)
+        height, width = self.size
+        fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        return np.asarray(fitted).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(
+            f"its {image.width} x {image.height} pixels are more than {_MOST_PIXELS:,}"
+        )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Keeps the upper 8 of 16 bits."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a pixel, whose range is unknown; convert it to 8 bits")
+    return image
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    if mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image.convert(mode)
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if left < 0 or top < 0:
+        raise ValueError(
+            f"its {image.width} x {image.height} pixels are fewer than data.crop={side}"
+        )
+    return image.crop((left, top, left + side, top + side))
+
+
+# --- All images ----------------------------------------------------------------------------------
+
+
+def _load(target: Path) -> tuple[Tensor, dict[str, Any]] | None:
+    """Returns what the cache holds, if it does."""
+    try:
+        return _mapped(target), json.loads(_note(target).read_text())
+    except (OSError, EOFError, ValueError):
+        return None
+
+
+def _note(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _mapped(target: Path) -> Tensor:
+    """Returns the array of a file, of which only what is touched takes memory."""
+    try:
+        return torch.from_numpy(np.load(target, mmap_mode="c"))
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+    with warnings.catch_warnings():  # larger than the memory it is lent read-only
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return torch.from_numpy(np.load(target, mmap_mode="r"))
+
+
+def _build(
+    target: Path,
+    files: Sequence[Path],
+    decode: _Decode,
+    fractions: Sequence[float],
+    seed: int,
+    skip: bool,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Decodes all images into a file, which has its name only when it is complete."""
+    try:
+        with _cache.alone(target):
+            done = _load(target)
+            if done is None:
+                _check_space(target.parent, 2 * len(files) * math.prod(decode.shape))
+                _write(target, files, decode, fractions, seed, skip)
+            return done or (_mapped(target), json.loads(_note(target).read_text()))
+    except OSError as error:
+        raise InputError(
+            f"The cache {target} cannot be written or read ({error.strerror}); free space, or set "
+            "XDG_CACHE_HOME to another folder."
+        ) from error
+
+
+def _write(
+    target: Path,
+    files: Sequence[Path],
+    decode: _Decode,
+    fractions: Sequence[float],
+    seed: int,
+    skip: bool,
+) -> None:
+    raw, part = target.with_suffix(".raw"), target.with_suffix(".part")
+    try:
+        digests = _decode_all(raw, files, decode, skip)
+        splits = split_indices(digests, fractions, seed)
+        _arrange(raw, torch.cat(splits).numpy(), decode.shape, part)
+        note = {"splits": [len(s) for s in splits], "left_out": len(files) - len(digests)}
+        _note(target).write_text(json.dumps(note))
+        part.replace(target)
+    finally:
+        raw.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+def _check_space(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"The images need {needed / 2**30:.1f} GiB of disk for a while, and {place} has "
+            f"{free / 2**30:.1f}; lower data.size, or set XDG_CACHE_HOME to another disk."
+        )
+
+
+def _decode_all(raw: Path, files: Sequence[Path], decode: _Decode, skip: bool) -> Tensor:
+    """Writes the images one after another, and returns a digest of each: ``(N, 16)``, uint8.
+
+    Raises:
+        InputError: If one cannot be used and is not to be skipped, or none can.
+    """
+    digests: list[bytes] = []
+    errors: list[InputError] = []
+    bar = tqdm(total=len(files), desc="decoding", unit="image", disable=None, leave=False)
+    with raw.open("wb") as file, bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on oddities in files that it can read
+        for result in _in_order(files, decode):
+            bar.update()
+            if isinstance(result, InputError):
+                errors.append(result)
+                if not skip:
+                    raise result
+                continue
+            data = result.tobytes()
+            digests.append(hashlib.blake2b(data, digest_size=16).digest())
+            file.write(data)
+    if not digests:
+        raise InputError(f"None of {len(files)} images can be used; the first: {errors[0]}")
+    if errors:
+        log.warning("%d of %d images left out; the first: %s", len(errors), len(files), errors[0])
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, 16)
+
+
+def _in_order(files: Sequence[Path], decode: _Decode) -> Iterator[np.ndarray | InputError]:
+    """Decodes on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), _BLOCK):
+            yield from pool.map(decode, files[start : start + _BLOCK])
+
+
+def _arrange(raw: Path, order: np.ndarray, shape: Sequence[int], part: Path) -> None:
+    """Copies the images, split by split, so that each split is one piece of the file."""
+    images = np.memmap(raw, np.uint8, "r", shape=(len(order), *shape))
+    header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+    with part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(order), _BLOCK):
+            file.write(images[order[start : start + _BLOCK]].tobytes())
