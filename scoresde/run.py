@@ -182,8 +182,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = _place(_instantiate(recipe["model"], "model"), device)
-    _check_model(model, data)
     training, loss = _instantiate(plan["train"], "train"), _instantiate(plan["loss"], "loss")
+    _check_model(model, data, 0 if training.augment is None else training.augment.labels)
     loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
     model.sde.check_eps(loss_eps)
     samplers = {
@@ -402,13 +402,14 @@ def _device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def _check_model(model: Any, data: Any) -> None:
+def _check_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
     from scoresde.streams import Streams
 
     x = data.batch("test", Streams.of(0, batch=1)).to(model.device)
+    cond = {"augment": x.new_zeros(1, labels)} if labels else {}
     try:
-        model.noise(x, torch.full((1,), 0.5, device=x.device))
+        model.noise(x, torch.full((1,), 0.5, device=x.device), **cond)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
             f"The network cannot take data of shape {tuple(data.shape)}: "

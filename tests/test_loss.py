@@ -226,6 +226,17 @@ def test_drawn_times_and_noise_come_from_the_streams():
     torch.testing.assert_close(drawn, weight * DenoisingScoreMatching()(exact, x, t, z))
 
 
+def test_half_the_sum_is_half_the_dimension_times_the_mean():
+    exact, x, z = mixture(VPSDE()), normal(4, 2), normal(4, 2, seed=1)
+    mean, half = (
+        DenoisingScoreMatching(reduce_mean=reduce_mean)(exact, x, 0.3, z)
+        for reduce_mean in (True, False)
+    )
+    error = exact.noise(VPSDE().perturb(x, torch.tensor(0.3).double(), z), 0.3) - z
+    torch.testing.assert_close(half, 0.5 * error.square().sum(1))
+    torch.testing.assert_close(half, 2 / 2 * mean)
+
+
 def test_given_times_are_not_weighted_for_a_density():
     exact, x, z = mixture(VPSDE()), normal(4, 2), normal(4, 2, seed=1)
     a, b = (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
-from scoresde.data import Dataset, Units, two_moons
+from scoresde.data import Dataset, GeometricAugmentation, Units, two_moons
 from scoresde.nn import MLP
 from scoresde.recipe import build
 from scoresde.train import (
@@ -50,6 +50,14 @@ def fit(folder: Path, steps: int = 4, lr: float = 1e-3, **options: float) -> Sco
         recipe=RECIPE,
         progress=False,
     )
+
+
+def fit_model(
+    folder: Path, model: ScoreModel, training: Training, data: Dataset | None = None
+) -> ScoreModel:
+    make = functools.partial(torch.optim.Adam, lr=1e-3)
+    data = data or two_moons(count=100)
+    return train(model, data, DenoisingScoreMatching(), training, make, folder, progress=False)
 
 
 # --- Average -------------------------------------------------------------------------------------
@@ -129,6 +137,83 @@ def test_batches_are_the_same_for_the_same_seed() -> None:
     x, _ = next(first)
     assert torch.equal(x, next(second)[0])
     assert not torch.equal(x, next(other)[0])
+
+
+def test_in_bf16_the_network_computes_in_it_and_the_weights_stay_in_float32(
+    tmp_path: Path,
+) -> None:
+    seen = set()
+    model = small_model()
+    layer = next(m for m in model.network.modules() if isinstance(m, nn.Linear))
+    layer.register_forward_hook(lambda _layer, _inputs, output: seen.add(output.dtype))
+    options = Training(steps=2, batch_size=16, tensorboard=False, bf16=True)
+    trained = fit_model(tmp_path, model, options)
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    state = Checkpoint.load(tmp_path).optimizer["state"][0]
+    assert state["exp_avg"].dtype == torch.float32
+
+
+def test_in_bf16_the_loss_is_nearly_that_of_float32(tmp_path: Path) -> None:
+    losses = []
+    for bf16 in (False, True):
+        folder = tmp_path / str(bf16)
+        folder.mkdir()
+        fit(folder, steps=2, bf16=bf16)
+        losses.append(read_metrics(folder)[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights(
+    tmp_path: Path,
+) -> None:
+    states = []
+    for choice in (False, True):
+        folder = tmp_path / str(choice)
+        folder.mkdir()
+        fit(folder, steps=2, compile=choice)
+        states.append(Checkpoint.load(folder).model)
+    plain, compiled = states
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_function_cannot_be_compiled(tmp_path: Path) -> None:
+    model = ScoreModel(lambda x, c: 0 * x, VPSDE())
+    with pytest.raises(InputError, match="compile=true"):
+        Training(compile=True).prepare(model)
+
+
+class Told(nn.Module):
+    """Remembers what it is told of the augmentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.labels: list[torch.Tensor] = []
+
+    def forward(
+        self, x: torch.Tensor, c: torch.Tensor, augment: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if augment is not None:
+            self.labels.append(augment)
+        return self.scale * x
+
+
+def test_the_network_is_told_how_its_images_were_augmented(tmp_path: Path) -> None:
+    images = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+    data = Dataset.of("grey", [images, images, images], levels=2)
+    source = batches(data, 16, seed=0, augment=GeometricAugmentation(1.0))
+    network = Told()
+    model = ScoreModel(network, VPSDE())
+    options = Training(
+        steps=1, batch_size=16, tensorboard=False, augment=GeometricAugmentation(1.0)
+    )
+    fit_model(tmp_path, model, options, data)
+    (told,) = network.labels  # and the validation data are not augmented
+    assert torch.equal(told, next(source)[1]["augment"])
 
 
 def test_training_lowers_the_loss_and_records_it(tmp_path: Path) -> None:
