@@ -137,7 +137,7 @@ def check(config: DictConfig) -> None:
         raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
     if config.seed >= 2**63:
         raise InputError(f"seed={config.seed} is not below 2^63; give a smaller number.")
-    for name in ("progress", "baselines"):
+    for name in ("progress", "baselines", "resident"):
         if not isinstance(config[name], bool):
             raise InputError(f"{name}={config[name]} is neither true nor false.")
     for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
@@ -178,7 +178,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     device = _device(config.device)
     torch.manual_seed(config.seed)
-    data = _data(config.data).to(device)
+    data = _data(config.data)
+    data = data.to(device) if config.resident else data
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = _place(_instantiate(recipe["model"], "model"), device)

@@ -136,6 +136,34 @@ class ChainTimes(Times):
 
 
 @dataclass(frozen=True)
+class LevelTimes(Times):
+    r"""N equally spaced times from 0 to 1, both included, all equally likely.
+
+    With a VE SDE these are the N geometric noise levels of SMLD. ``eps`` does not matter.
+
+    References:
+        Song and Ermon, *Generative modeling by estimating gradients of the data distribution*,
+        2019, https://arxiv.org/abs/1907.05600 (equation 6).
+
+    Arguments:
+        levels: The number N of levels, at least 2.
+    """
+
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        check_count("levels", self.levels)
+        if self.levels < 2:
+            raise InputError(f"levels={self.levels} leaves no two noise levels; give at least 2.")
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        return (u * self.levels).floor().clamp(max=self.levels - 1) / (self.levels - 1)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
 class LowDiscrepancy(Times):
     r"""Covers the times of a batch evenly: :math:`u_i = (u_0 + i / n) \bmod 1`.
 

@@ -9,6 +9,7 @@ from scipy import stats
 from scoresde import SDE, VESDE, VPSDE, InputError, SubVPSDE
 from scoresde.times import (
     ImportanceTimes,
+    LevelTimes,
     LogNormalTimes,
     LogSNRGrid,
     LowDiscrepancy,
@@ -194,3 +195,21 @@ def test_unusable_steps_are_refused(steps, grid):
 def test_the_log_snr_grid_needs_noise_at_its_end(sde):
     with pytest.raises(InputError, match="eps=0"):
         LogSNRGrid()(10, sde, 0.0)
+
+
+# --- Levels --------------------------------------------------------------------------------------
+
+
+def test_level_times_of_a_ve_sde_are_the_geometric_levels():
+    """Song and Ermon: sigma_i / sigma_{i-1} is constant, from sigma_min to sigma_max."""
+    t = LevelTimes(10).quantile(middles(1000), VESDE(), 0.0)
+    levels, counts = VESDE().sigma(t).unique(return_counts=True)
+    ratio = (50 / 0.01) ** (1 / 9)
+    truth = 0.01 * ratio ** torch.arange(10, dtype=torch.float64)
+    torch.testing.assert_close(levels, truth, rtol=1e-12, atol=0)
+    assert set(counts.tolist()) == {100}
+
+
+def test_one_level_is_refused():
+    with pytest.raises(InputError, match="levels=1"):
+        LevelTimes(1)

@@ -135,7 +135,7 @@ def train(
 
     Arguments:
         model: The model, on its device; it is changed.
-        data: The data, on the same device.
+        data: The data; on the same device, or batch by batch brought to it.
         loss: The loss.
         training: How to train.
         optimizer: Makes an optimiser of parameters.
@@ -167,7 +167,8 @@ def train(
     bar = tqdm(total=training.steps, desc="training", unit="step", disable=not progress)
     try:
         source = batches(data, training.batch_size, seed, training.augment)
-        for step, (x, cond) in enumerate(islice(source, training.steps)):
+        for step, batch in enumerate(islice(source, training.steps)):
+            x, cond = _moved(batch, model.device)
             factor = training.rate(step, training.steps)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
@@ -198,13 +199,22 @@ def train(
                 bar.set_postfix(loss=f"{mean:.4f}")
                 recent, clock = [], time.perf_counter()
             if last or done % training.validate_every == 0:
-                tracker.log(done, validation_loss=validation_loss(ema.model, data, loss, seed))
+                with training.autocast(model.device):
+                    held_out = validation_loss(ema.model, data, loss, seed, training.batch_size)
+                tracker.log(done, validation_loss=held_out)
             if saving:
                 save(done)
     finally:
         bar.close()
         tracker.close()
     return ema.model
+
+
+def _moved(
+    batch: tuple[Tensor, dict[str, Tensor]], device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
+    x, cond = batch
+    return x.to(device), {name: value.to(device) for name, value in cond.items()}
 
 
 def _optimiser(
@@ -218,13 +228,19 @@ def _optimiser(
 
 @torch.no_grad()
 def validation_loss(
-    model: ScoreFunction, data: Dataset, loss: DenoisingScoreMatching, seed: int
+    model: ScoreFunction,
+    data: Dataset,
+    loss: DenoisingScoreMatching,
+    seed: int,
+    batch_size: int = _VALIDATION_EXAMPLES,
 ) -> float:
     """Returns the mean loss of validation examples (at most 1024), always with the same noise."""
-    n = min(len(data.validation), _VALIDATION_EXAMPLES)
-    streams = Streams.of(seed, batch=n)
-    x = data.batch("validation", streams)
-    return float(loss(model, x, seed=seed, seeds=streams.indices).mean())
+    indices = torch.arange(min(len(data.validation), _VALIDATION_EXAMPLES))
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    for part in indices.split(batch_size):
+        x = data.batch("validation", Streams(seed, part)).to(model.device)
+        total += loss(model, x, seed=seed, seeds=part.to(x.device)).double().sum()
+    return float(total / len(indices))
 
 
 def _finite_means(records: list[Tensor], done: int, folder: Path) -> tuple[float, float]:
