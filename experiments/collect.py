@@ -37,6 +37,7 @@ def record(run: Path, note: str) -> None:
         "command": " ".join(["python -m scoresde.run", *overrides]),
         "hardware": f"{hardware()}, {config['threads'] or 'all'} thread(s) used",
         "note": note,
+        "data": result.pop("data"),
         "seed": config["seed"],
         "commit": commit_of(run),
         "torch": torch.__version__,
@@ -71,12 +72,13 @@ def table() -> str:
         results = json.loads(path.read_text())["results"]
         unit = "bits/dim" if "bits_per_dim" in results else "nats"
         value = results.get("bits_per_dim", results.get("nats"))
-        baseline = min(results[k] for k in ("gaussian", "mixture") if k in results)
+        baselines = [results[k] for k in ("gaussian", "mixture") if k in results]
+        baseline = f"{min(baselines):.3f}" if baselines else "–"
         exact = f"{results['exact']:.3f}" if "exact" in results else "unknown"
         name = path.parent.name
         lines.append(
             f"| [{name}]({name}/README.md) | {PUBLISHED.get(name, '–')} | {value:.3f} {unit} "
-            f"| {results['standard_error']:.3f} | {baseline:.3f} | {exact} "
+            f"| {results['standard_error']:.3f} | {baseline} | {exact} "
             f"| {results['seconds_training']:.0f} |"
         )
     return "\n".join(lines) + "\n"

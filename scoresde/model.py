@@ -357,6 +357,31 @@ class ChainIndex(Label):
         return sde.index(t)
 
 
+@dataclass(frozen=True)
+class Sigma(Label):
+    """The noise level itself, sigma (NCSN++): embed it with ``FourierEmbedding(log=True)``."""
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return sde.sigma(t)
+
+
+@dataclass(frozen=True)
+class ReversedIndex(Label):
+    """The index (1 - t)(N - 1), rounded, of a noise level of SMLD: 0 is the largest.
+
+    Arguments:
+        scales: The number N of noise levels.
+    """
+
+    scales: int = 1000
+
+    def __post_init__(self) -> None:
+        check_count("scales", self.scales, "the published chain has 1000")
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.round((1 - t) * (self.scales - 1))
+
+
 # --- Models --------------------------------------------------------------------------------------
 
 

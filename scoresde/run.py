@@ -275,7 +275,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         progress=config.progress,
     )
     evaluation.save(folder)
-    summary = {**evaluation.summary(), "likelihood": str(exact)}
+    summary = {"data": data.name, **evaluation.summary(), "likelihood": str(exact)}
     log.info(
         "%s: %.4f ± %.4f %s (%d examples, NFE %.0f, %.1f s): %s",
         config.split,

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.errors import InputError
-from scoresde.nn import MLP, FourierEmbedding, PositionalEmbedding, UNet
-from scoresde.nn.unet import _group_norm
+from scoresde.nn import MLP, FourierEmbedding, Groups, PositionalEmbedding, UNet
 
 SHAPES = [(1, 8, 8), (3, 8, 12), (5, 8, 12), (1, 28, 28), (3, 28, 28)]
 
@@ -317,7 +316,7 @@ def test_unet_attention_lets_distant_pixels_meet():
     ("channels", "groups"), [(1, 1), (5, 1), (8, 2), (20, 5), (37, 1), (128, 32), (384, 32)]
 )
 def test_groups_divide_the_channels(channels, groups):
-    assert _group_norm(channels).num_groups == groups
+    assert Groups()(channels).num_groups == groups
 
 
 @pytest.mark.parametrize(

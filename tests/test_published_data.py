@@ -24,8 +24,18 @@ from scoresde.data import SPLITS, _cache, _download, cifar10, fashion_mnist, mni
 from scoresde.errors import InputError
 from scoresde.recipe import build
 from scoresde.streams import Streams
+from tests.small_sets import (
+    TEST,
+    TRAIN,
+    cifar_files,
+    idx,
+    idx_files,
+    label_of,
+    records,
+    some_images,
+    write,
+)
 
-TRAIN, TEST = 40, 12
 CONF = Path(__file__).parent.parent / "conf" / "data"
 
 
@@ -37,44 +47,6 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "scoresde"
 
 
-# Small files in the publishers' formats
-
-
-def label_of(images):
-    """Our labels follow from the pixels, so that a mix-up shows."""
-    return images.reshape(len(images), -1).sum(1, dtype=np.int64) % 10
-
-
-def some_images(count, shape, seed):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
-
-
-def idx(values):
-    return (
-        struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
-    )
-
-
-def idx_files(train=TRAIN, test=TEST):
-    files = {}
-    for name, count in (("train", train), ("t10k", test)):
-        images = some_images(count, (28, 28), seed=count)
-        files[f"{name}-images-idx3-ubyte"] = idx(images)
-        files[f"{name}-labels-idx1-ubyte"] = idx(label_of(images).astype(np.uint8))
-    return files
-
-
-def records(count, seed):
-    images = some_images(count, (3, 32, 32), seed)
-    labels = label_of(images).astype(np.uint8)[:, None]
-    return np.concatenate([labels, images.reshape(count, -1)], 1).tobytes()
-
-
-def cifar_files():
-    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
-    return {name: records(8, seed) for seed, name in enumerate(names)}
-
-
 def archive(files, folder="cifar-10-batches-bin/"):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -83,12 +55,6 @@ def archive(files, folder="cifar-10-batches-bin/"):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def write(folder, files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
 
 
 def md5(data):

@@ -2,22 +2,67 @@
 
 Data ``x`` has the shape ``(B, *)``, the label ``c`` the shape ``(B,)``, and the output the shape
 of the data. The label is any number that tells noise levels apart; see :class:`Embedding` for how
-a network reads it.
+a network reads it. Further conditions are vectors ``(B, n)``, given by name.
 """
 
+from scoresde.nn.basics import Groups
+from scoresde.nn.blocks import (
+    Attention,
+    BigGANTransition,
+    DDPMTransition,
+    ResidualBlock,
+    Transition,
+)
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding, PositionalEmbedding
 from scoresde.nn.mlp import MLP
-from scoresde.nn.unet import Attention, Downsample, ResidualBlock, UNet, Upsample
+from scoresde.nn.pyramids import (
+    Combination,
+    Concatenation,
+    InputPyramid,
+    InputResidual,
+    InputSkip,
+    OutputPyramid,
+    OutputResidual,
+    OutputSkip,
+    Sum,
+)
+from scoresde.nn.resampling import (
+    BoxResampling,
+    Downsample,
+    FIRResampling,
+    Resampling,
+    Upsample,
+)
+from scoresde.nn.scaled import GeometricSigmas, ScaledBySigma
+from scoresde.nn.unet import UNet
 
 __all__ = [
     "MLP",
     "Attention",
+    "BigGANTransition",
+    "BoxResampling",
+    "Combination",
+    "Concatenation",
     "Conditioning",
+    "DDPMTransition",
     "Downsample",
     "Embedding",
+    "FIRResampling",
     "FourierEmbedding",
+    "GeometricSigmas",
+    "Groups",
+    "InputPyramid",
+    "InputResidual",
+    "InputSkip",
+    "OutputPyramid",
+    "OutputResidual",
+    "OutputSkip",
     "PositionalEmbedding",
+    "Resampling",
     "ResidualBlock",
+    "ScaledBySigma",
+    "Sum",
+    "Transition",
     "UNet",
     "Upsample",
 ]

@@ -2,14 +2,55 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from scoresde.errors import InputError
 
+_SQRT_HALF = math.sqrt(0.5)
+
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+class Constants(nn.Module):
+    """A module with arrays that are no weights.
+
+    They follow the module to its device, are not saved with it, are no narrower than float32, and
+    are never left empty, not even where a module without data is given some by ``to_empty`` or by
+    ``load_state_dict(assign=True)``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants: dict[str, Tensor] = {}
+
+    def constant(self, name: str, values: Tensor) -> None:
+        """Adds an array, or replaces one of this name.
+
+        Arguments:
+            name: The name of the attribute.
+            values: The values, float64 on the CPU.
+        """
+        self._constants[name] = values
+        self.register_buffer(name, values.to(torch.empty(0)), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Constants":
+        super()._apply(fn, recurse)
+        for name, values in self._constants.items():
+            moved = getattr(self, name)
+            dtype = torch.promote_types(torch.float32, moved.dtype)
+            setattr(self, name, values.to(moved.device, dtype))
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        for name, values in self._constants.items():
+            if getattr(self, name).is_meta and args[2].get("assign_to_params_buffers"):
+                setattr(self, name, values.to(torch.get_default_dtype()))
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:
@@ -46,6 +87,48 @@ def check_dropout(dropout: float) -> float:
             "or 0 for none."
         )
     return float(dropout)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Group normalisation: how many groups a number of channels is divided into.
+
+    It is the largest number that divides the channels, is at most ``most``, and leaves at least
+    ``least`` channels to a group. DDPM++ and NCSN++ have (32, 4), DDPM has (32, 1).
+
+    References:
+        Wu and He, *Group normalization*, 2018, https://arxiv.org/abs/1803.08494.
+
+    Arguments:
+        most: The largest number of groups.
+        least: The smallest number of channels in a group, where there are as many.
+        eps: What is added to the variance.
+
+    Example:
+        >>> Groups()(64).num_groups
+        16
+    """
+
+    most: int = 32
+    least: int = 4
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_count("norm.most", self.most)
+        check_count("norm.least", self.least)
+        if not 0 <= self.eps < math.inf:
+            raise InputError(f"norm.eps={self.eps!r} must be non-negative; 1e-6 is usual.")
+
+    def __call__(self, channels: int) -> nn.GroupNorm:
+        """Returns the normalisation of a number of channels."""
+        most = max(1, min(channels // self.least, self.most))
+        groups = next(n for n in range(most, 0, -1) if channels % n == 0)
+        return nn.GroupNorm(groups, channels, eps=self.eps)
+
+
+def add(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
+    """Returns the sum of two states, over the root of two to keep the variance if asked."""
+    return (x + h) * _SQRT_HALF if rescale else x + h
 
 
 def initialise(layer: Layer, scale: float = 1.0) -> Layer:

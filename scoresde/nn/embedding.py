@@ -7,13 +7,13 @@ A network told a single number :math:`c` learns only slow functions of it. An em
 and the frequencies decide how finely the network can tell noise levels apart. They go with the
 unit of the label: a typical one should turn several times over its range.
 
-=======================================  =========================  =============================
-label                                    range                      embedding
-=======================================  =========================  =============================
-:math:`\tfrac14 \log (\sigma / \alpha)`  about -2 to 1.5            ``FourierEmbedding(width)``
-:math:`\log \sigma` (NCSN++)             about -5 to 4              ``FourierEmbedding(width, 16)``
-:math:`999 t` (DDPM)                     0 to 999                   ``PositionalEmbedding(width)``
-=======================================  =========================  =============================
+=======================================  ===============  ========================================
+label                                    range            embedding
+=======================================  ===============  ========================================
+:math:`\tfrac14 \log (\sigma / \alpha)`  about -2 to 1.5  ``FourierEmbedding(width)``
+:math:`\sigma` (NCSN++)                  0.01 to 50       ``FourierEmbedding(width, 16, log=True)``
+:math:`999 t` (DDPM)                     0 to 999         ``PositionalEmbedding(width)``
+=======================================  ===============  ========================================
 
 References:
     Vaswani et al., *Attention is all you need*, 2017, https://arxiv.org/abs/1706.03762 (section
@@ -24,10 +24,11 @@ References:
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from keyword import iskeyword
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_count, initialise
@@ -90,13 +91,15 @@ class PositionalEmbedding(Embedding):
         half = self.width // 2
         k = torch.arange(half, device=c.device, dtype=c.dtype)
         frequencies = self.scale * torch.exp(-math.log(self.max_period) / (half - 1) * k)
-        return _sines(c, frequencies)
+        return _sines(c.unsqueeze(1) * frequencies)
 
 
 class FourierEmbedding(Embedding):
     r"""Sines and cosines of random frequencies, which are not trained.
 
     .. math:: \omega_k = 2 \pi W_k, \qquad W_k \sim N(0, s^2)
+
+    With ``log`` it is the logarithm of the label, which must then be positive, that turns them.
 
     The frequencies are a function of the width and the scale alone: they come from a generator of
     their own, and leave the global one as it is. As a buffer they are saved with the weights.
@@ -108,7 +111,8 @@ class FourierEmbedding(Embedding):
     Arguments:
         width: The number :math:`2n` of features, even, at least 2.
         scale: The standard deviation :math:`s` of the frequencies in turns per unit of the label,
-            positive.
+            or of its logarithm, positive.
+        log: Whether the logarithm of the label is embedded, as for a label that is sigma itself.
 
     Example:
         >>> FourierEmbedding(4)(torch.zeros(3)).shape
@@ -117,37 +121,59 @@ class FourierEmbedding(Embedding):
 
     W: Tensor
 
-    def __init__(self, width: int, scale: float = 1.0) -> None:
+    def __init__(self, width: int, scale: float = 1.0, log: bool = False) -> None:
         super().__init__(width)
         self.scale = _check_scale(scale)
+        self.log = log
         generator = torch.Generator().manual_seed(_SEED)
         # Always drawn on the CPU in float64, and then moved to the default device and data type.
         normal = torch.randn(width // 2, generator=generator, device="cpu", dtype=torch.float64)
         self.register_buffer("W", (scale * normal).to(torch.empty(0)))
 
     def forward(self, c: Tensor) -> Tensor:
-        return _sines(c, 2 * math.pi * self.W)
+        turns = (torch.log(c) if self.log else c).unsqueeze(1) * self.W
+        return _sines(2 * math.pi * turns)
 
 
 class Conditioning(nn.Module):
     """The way of the noise label into a network: an embedding, and two layers that mix it.
 
+    Further conditions are vectors. Each is mapped by a matrix that starts at zero and is added to
+    the features; one that is not given counts as zeros.
+
     Arguments:
         embedding: The embedding of one label.
         features: The number of features that the blocks of the network are told.
+        activation: The activation behind each of the two layers; ``None``: SiLU.
+        conditions: The name and the number of entries of each further condition.
     """
 
-    def __init__(self, embedding: Embedding, features: int) -> None:
+    def __init__(
+        self,
+        embedding: Embedding,
+        features: int,
+        activation: nn.Module | None = None,
+        conditions: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.activation = activation or nn.SiLU()
         self.hidden = initialise(nn.Linear(embedding.width, features))
         self.out = initialise(nn.Linear(features, features))
+        widths = _check_conditions(conditions or {})
+        self.conditions = nn.ModuleDict(
+            {
+                name: initialise(nn.Linear(n, features, bias=False), scale=0.0)
+                for name, n in widths.items()
+            }
+        )
 
-    def forward(self, c: Tensor, x: Tensor) -> Tensor:
+    def forward(self, c: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Returns features ``(B, features)`` for labels ``(B,)``, in the data type of ``x``.
 
         Raises:
-            InputError: If there is not one label for each example of ``x``.
+            InputError: If there is not one label for each example of ``x``, or a condition has
+                another name or shape than was announced.
         """
         if c.shape != x.shape[:1]:
             raise InputError(
@@ -155,8 +181,44 @@ class Conditioning(nn.Module):
                 "give one label per example."
             )
         # Embedded before it is cast: a label of 999 t in bfloat16 has lost its digits.
-        h = silu(self.hidden(self.embedding(c).to(x.dtype)))
-        return silu(self.out(h))
+        h = self.activation(self.hidden(self.embedding(c).to(x.dtype)))
+        h = self.out(h)
+        for name, values in conditions.items():
+            h = h + self._layer(name, values, x)(values.to(x.dtype))
+        return self.activation(h)
+
+    def _layer(self, name: str, values: Tensor, x: Tensor) -> nn.Module:
+        """Returns the layer of a condition ``(B, n)``."""
+        if name not in self.conditions:
+            raise InputError(
+                f"The network knows no condition {name!r} (it knows: "
+                f"{', '.join(self.conditions) or 'none'}); name it and its width when the network "
+                f"is built: conditions={{{name!r}: ...}}."
+            )
+        layer = self.conditions[name]
+        assert isinstance(layer, nn.Linear)
+        if values.shape != (len(x), layer.in_features):
+            raise InputError(
+                f"{name} has the shape {tuple(values.shape)} for {len(x)} examples; give "
+                f"({len(x)}, {layer.in_features})."
+            )
+        return layer
+
+
+def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
+    """Returns names and widths of conditions as a dictionary.
+
+    Raises:
+        InputError: If a name cannot be a keyword, or a width is no positive whole number.
+    """
+    for name in conditions:
+        taken = name in ("x", "c", "t") or hasattr(nn.ModuleDict, str(name))
+        if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or taken:
+            raise InputError(
+                f"conditions={dict(conditions)!r}: {name!r} cannot be the name of a condition; "
+                "give a free name that Python takes as a keyword, such as labels."
+            )
+    return {name: check_count(f"conditions.{name}", n) for name, n in conditions.items()}
 
 
 def _check_scale(scale: float) -> float:
@@ -168,7 +230,6 @@ def _check_scale(scale: float) -> float:
     return scale
 
 
-def _sines(c: Tensor, frequencies: Tensor) -> Tensor:
-    """Returns the sines, then the cosines: ``(B,)`` and ``(n,)`` to ``(B, 2n)``."""
-    angles = c.unsqueeze(1) * frequencies
+def _sines(angles: Tensor) -> Tensor:
+    """Returns the sines, then the cosines: ``(B, n)`` to ``(B, 2n)``."""
     return torch.cat((torch.sin(angles), torch.cos(angles)), dim=1)

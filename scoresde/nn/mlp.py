@@ -13,7 +13,7 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -35,6 +35,8 @@ class MLP(nn.Module):
         dropout: The fraction of each block's hidden units dropped in training, in [0, 1).
         embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(64)``, which
             suits labels of order 1.
+        conditions: The name and the number of entries of each further condition, a vector
+            ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -52,26 +54,28 @@ class MLP(nn.Module):
         depth: int = 4,
         dropout: float = 0.0,
         embedding: Embedding | None = None,
+        conditions: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.shape = check_counts("shape", [shape] if isinstance(shape, int) else shape)
         check_count("width", width)
         check_count("depth", depth)
         size = math.prod(self.shape)
-        self.conditioning = Conditioning(embedding or FourierEmbedding(_EMBEDDED), width)
+        embedding = embedding or FourierEmbedding(_EMBEDDED)
+        self.conditioning = Conditioning(embedding, width, conditions=conditions)
         self.linear_in = initialise(nn.Linear(size, width))
         self.blocks = nn.ModuleList(PerceptronBlock(width, width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
         self.linear_out = initialise(nn.Linear(width, size), scale=0.0)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
         """Returns an output with the shape ``(B, *)`` of the data, for labels ``(B,)``."""
         if x.shape[1:] != self.shape:
             raise InputError(
                 f"The examples have the shape {tuple(x.shape[1:])}, and the network was built for "
                 f"{self.shape}; give it data of its shape."
             )
-        features = self.conditioning(c, x)
+        features = self.conditioning(c, x, conditions)
         h = self.linear_in(x.reshape(-1, self.linear_in.in_features))
         for block in self.blocks:
             h = block(h, features)

@@ -1,13 +1,30 @@
-r"""The U-Net of the DDPM++ family, for images of any number of channels and any size.
+r"""The U-Net of DDPM, DDPM++ and NCSN++, for images of any number of channels and any size.
 
 The image goes down through levels, each half the size of the one before, and comes up again; on
 the way up every block is also given what the block of its size saw on the way down. Residual
-branches are added with the variance kept,
+branches start at zero, are told the noise level by a shift of their channels, and are added with
+the variance kept,
 
-.. math:: h \leftarrow \frac{h + F(h, c)}{\sqrt 2},
+.. math:: h \leftarrow \frac{h + F(h, c)}{\sqrt 2} .
 
-start at zero, and are told the noise level by a shift of their channels. Attention lets distant
-pixels meet at the levels where it is asked for, and always in the middle.
+Attention lets distant pixels meet at the levels where it is asked for, and always in the middle.
+
+The published networks are this one with these arguments, besides sizes:
+
+==================  =====================  =================  ========================
+argument            DDPM                   DDPM++             NCSN++ (VE)
+==================  =====================  =================  ========================
+``transition``      ``DDPMTransition()``   (default)          (default)
+``resampling``      (default)              (default)          ``FIRResampling()``
+``rescale``         ``False``              (default)          (default)
+``norm``            ``Groups(32, 1)``      (default)          (default)
+``input_pyramid``   (none)                 (none)             ``InputResidual()``
+``embedding``       positional             positional         Fourier, of log sigma
+``centre``          (no)                   (no)               ``True``
+==================  =====================  =================  ========================
+
+NCSN++ for VE is wrapped in :class:`ScaledBySigma`, too; at 256 x 256 and above it has
+``InputSkip()`` and ``OutputSkip()``. ``conf/network`` has them all.
 
 On a CPU it runs about a tenth faster as ``net.to(memory_format=torch.channels_last)``, with the
 same results.
@@ -21,20 +38,20 @@ References:
     https://arxiv.org/abs/1809.11096 (appendix B, the residual block).
 """
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention, silu
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import check_count, check_counts, check_dropout, initialise
+from scoresde.nn.basics import Groups, check_count, check_counts
+from scoresde.nn.blocks import BigGANTransition, Parts, Transition, conv3x3
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
+from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
+from scoresde.nn.resampling import BoxResampling, Resampling
 
-_SQRT_HALF = math.sqrt(0.5)
-_GROUP = 4
+_LEAST_WIDTH = 4
 
 
 class UNet(nn.Module):
@@ -56,6 +73,26 @@ class UNet(nn.Module):
         dropout: The fraction of each block's hidden state dropped in training, in [0, 1).
         embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(width)``, which
             suits labels of order 1.
+        transition: How one level leads to the next; ``None``: ``BigGANTransition()``.
+        resampling: How sizes change; ``None``: ``BoxResampling()``.
+        input_pyramid: How levels are shown the image itself, such as ``InputSkip()`` or
+            ``InputResidual()``; ``None``: only the first one is.
+        output_pyramid: How levels paint the output, such as ``OutputSkip()`` or
+            ``OutputResidual()``; ``None``: only the last one does.
+        activation: The activation, one for all; ``None``: SiLU.
+        norm: The normalisation; ``None``: ``Groups()``.
+        rescale: Whether sums of states are divided by the root of two.
+        init_scale: The variance scale, at first, of the layers that end a residual branch, and of
+            the last one; 0 makes them exactly zero.
+        conditional: Whether the network is told the noise label.
+        conditions: The name and the number of entries of each further condition, a vector
+            ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
+        centre: Whether images come in [0, 1], and are moved to [-1, 1] first.
+        head_width: The number of channels of each attention head, in place of ``heads``.
+        attend_after_each: Whether attention follows each block on the way up, as in Ho et al.;
+            else only the last one of a level, as in Song et al.
+        groups: The number of groups of single normalisations for which ``norm`` gives another,
+            by their names in the network, such as ``"middle.attention.norm"``.
 
     Raises:
         InputError: If an argument is out of its range, the size is not divisible by 2^(L - 1), or
@@ -76,49 +113,109 @@ class UNet(nn.Module):
         heads: int = 1,
         dropout: float = 0.0,
         embedding: Embedding | None = None,
+        *,
+        transition: Transition | None = None,
+        resampling: Resampling | None = None,
+        input_pyramid: InputPyramid | None = None,
+        output_pyramid: OutputPyramid | None = None,
+        activation: nn.Module | None = None,
+        norm: Groups | None = None,
+        rescale: bool = True,
+        init_scale: float = 0.0,
+        conditional: bool = True,
+        conditions: Mapping[str, int] | None = None,
+        centre: bool = False,
+        head_width: int | None = None,
+        attend_after_each: bool = False,
+        groups: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.shape = _check_image(shape)
-        check_count("width", width, least=_GROUP)
+        check_count("width", width, least=_LEAST_WIDTH)
         check_count("blocks", blocks)
+        check_count("head_width", 1 if head_width is None else head_width)
         widths = [width * m for m in check_counts("multipliers", multipliers)]
         self.levels = check_count("the number of multipliers", len(widths))
         self._check_size(self.shape[1:])
-        attention = self._check_attention(attention)
-
-        features = 4 * width
-        block = partial(ResidualBlock, features=features, dropout=dropout)
-        attend = partial(Attention, heads=heads)
-        levels = range(self.levels)
-        attends = [attend if level in attention else nn.Identity for level in levels]
-        above, below = [width, *widths[:-1]], [*widths[1:], widths[-1]]
-
-        embedding = embedding or FourierEmbedding(width + width % 2)
-        self.conditioning = Conditioning(embedding, features)
-        self.conv_in = _conv3x3(self.shape[0], width)
-        self.down = nn.ModuleList(
-            DownLevel(above[i], widths[i], blocks, block, attends[i], last=i == levels[-1])
-            for i in levels
+        places = self._check_attention(attention)
+        if conditions and not conditional:
+            raise InputError(
+                f"conditions={dict(conditions)!r} with conditional=False: a network that is told "
+                "nothing takes no condition; leave one of the two out."
+            )
+        features = 4 * width if conditional else None
+        self.centre = centre
+        self.activation = activation or nn.SiLU()
+        parts = Parts(
+            features=features,
+            heads=heads,
+            head_width=head_width,
+            dropout=dropout,
+            norm=norm or Groups(),
+            activation=self.activation,
+            resampling=resampling or BoxResampling(),
+            rescale=rescale,
+            init_scale=init_scale,
         )
-        self.middle = Middle(widths[-1], block, attend)
-        self.up = nn.ModuleList(
-            UpLevel(below[i], above[i], widths[i], blocks, block, attends[i], last=i == 0)
-            for i in reversed(levels)
+        self.transition = transition or BigGANTransition()
+        plan = _Plan(
+            parts=parts,
+            transition=self.transition,
+            blocks=blocks,
+            widths=widths,
+            attends=[parts.attention if i in places else _nothing for i in range(self.levels)],
+            attend_after_each=attend_after_each,
         )
-        self.norm_out = _group_norm(widths[0])
-        self.conv_out = _conv3x3(widths[0], self.shape[0], scale=0.0)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        self.conditioning = None
+        if features is not None:
+            embedding = embedding or FourierEmbedding(width + width % 2)
+            self.conditioning = Conditioning(embedding, features, self.activation, conditions)
+        self.conv_in = conv3x3(self.shape[0], width)
+        down = plan.down(self.shape[0], width, input_pyramid)
+        self.down = nn.ModuleList(down)
+        self.middle = Middle(widths[-1], parts)
+        self.up = nn.ModuleList(plan.up(self.shape[0], down, output_pyramid))
+        self.paints = output_pyramid is not None and output_pyramid.is_output
+        if not self.paints:
+            self.norm_out = parts.norm(widths[0])
+            self.conv_out = conv3x3(widths[0], self.shape[0], init_scale)
+        self._regroup(groups or {})
+
+    def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
         """Returns an output with the shape ``(B, C, H, W)`` of the data, for labels ``(B,)``."""
         self._check_input(x)
-        features = self.conditioning(c, x)
-        skips = [self.conv_in(x)]
+        features = self._features(x, c, conditions)
+        image = 2 * x - 1 if self.centre else x
+        skips = [self.conv_in(image)]
         for level in self.down:
-            skips += level(skips[-1], features)
-        h = self.middle(skips[-1], features)
+            states, image = level(skips[-1], image, features)
+            skips += states
+        h = image = self.middle(skips[-1], features)
         for level in self.up:
-            h = level(h, skips, features)
-        return self.conv_out(silu(self.norm_out(h)))
+            h, image = level(h, image, skips, features)
+        return image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
+
+    def _features(self, x: Tensor, c: Tensor, conditions: dict[str, Tensor]) -> Tensor | None:
+        if self.conditioning is not None:
+            return self.conditioning(c, x, conditions)
+        if conditions:
+            raise InputError(
+                f"The network is told nothing (conditional=False) and was given "
+                f"{', '.join(conditions)}; leave that out."
+            )
+        return None
+
+    def _regroup(self, groups: Mapping[str, int]) -> None:
+        modules = dict(self.named_modules())
+        for name, n in groups.items():
+            norm = modules.get(name)
+            if not isinstance(norm, nn.GroupNorm) or norm.num_channels % check_count(name, n):
+                raise InputError(
+                    f"groups={{{name!r}: {n}}}: it is no normalisation of this network, or has "
+                    f"channels that {n} does not divide; leave it out."
+                )
+            norm.num_groups = n
 
     def _check_attention(self, attention: Sequence[int]) -> tuple[int, ...]:
         places = check_counts("attention", attention, least=0)
@@ -155,9 +252,10 @@ class DownLevel(nn.Module):
         above: The number of channels that come from the level above.
         channels: The number of channels of this level.
         blocks: The number of residual blocks.
-        block: Builds a residual block from its channels in and out.
+        parts: What builds blocks.
         attend: Builds what follows a residual block from the number of channels.
-        last: Whether no level follows, so that the size stays.
+        transition: How it leads to the next level; ``None``: none follows, and the size stays.
+        pyramid: What shows the next level the image; ``None``: nothing does.
     """
 
     def __init__(
@@ -165,23 +263,33 @@ class DownLevel(nn.Module):
         above: int,
         channels: int,
         blocks: int,
-        block: Callable[..., nn.Module],
+        parts: Parts,
         attend: Callable[[int], nn.Module],
-        last: bool,
+        transition: Transition | None = None,
+        pyramid: InputLayer | None = None,
     ) -> None:
         super().__init__()
+        self.above = above
         sources = [above, *[channels] * (blocks - 1)]
-        self.blocks = nn.ModuleList(block(source, channels) for source in sources)
+        self.blocks = nn.ModuleList(parts.block(source, channels) for source in sources)
         self.attentions = nn.ModuleList(attend(channels) for _ in sources)
-        self.downsample = None if last else block(channels, channels, resample=Downsample())
+        self.downsample = None if transition is None else transition.down(channels, parts)
+        self.pyramid = pyramid
 
-    def forward(self, h: Tensor, features: Tensor) -> list[Tensor]:
-        """Returns the states to keep for the way up; the last one is also the way on."""
+    def forward(
+        self, h: Tensor, image: Tensor, features: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Returns the states to keep for the way up, of which the last goes on, and the image."""
         skips = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             h = attention(block(h, features))
             skips.append(h)
-        return skips if self.downsample is None else [*skips, self.downsample(h, features)]
+        if self.downsample is not None:
+            h = self.downsample(h, features)
+            if self.pyramid is not None:
+                h, image = self.pyramid(h, image)
+            skips.append(h)
+        return skips, image
 
 
 class Middle(nn.Module):
@@ -189,27 +297,21 @@ class Middle(nn.Module):
 
     Arguments:
         channels: The number of channels.
-        block: Builds a residual block from its channels in and out.
-        attend: Builds the attention from the number of channels.
+        parts: What builds blocks and attention.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        block: Callable[..., nn.Module],
-        attend: Callable[[int], nn.Module],
-    ) -> None:
+    def __init__(self, channels: int, parts: Parts) -> None:
         super().__init__()
-        self.block_in = block(channels, channels)
-        self.attention = attend(channels)
-        self.block_out = block(channels, channels)
+        self.block_in = parts.block(channels, channels)
+        self.attention = parts.attention(channels)
+        self.block_out = parts.block(channels, channels)
 
-    def forward(self, h: Tensor, features: Tensor) -> Tensor:
+    def forward(self, h: Tensor, features: Tensor | None) -> Tensor:
         return self.block_out(self.attention(self.block_in(h, features)), features)
 
 
 class UpLevel(nn.Module):
-    """One level on the way up: residual blocks, attention once, then twice the size.
+    """One level on the way up: residual blocks, attention, the pyramid, then twice the size.
 
     There is one block more than on the way down: the last one takes what came from above.
 
@@ -218,9 +320,11 @@ class UpLevel(nn.Module):
         above: The number of channels that came from the level above on the way down.
         channels: The number of channels of this level.
         blocks: The number of residual blocks on the way down.
-        block: Builds a residual block from its channels in and out.
-        attend: Builds what follows the blocks from the number of channels.
-        last: Whether no level follows, so that the size stays.
+        parts: What builds blocks.
+        attend: Builds what follows the last block from the number of channels.
+        attend_early: Builds what follows each block before it.
+        transition: How it leads to the next level; ``None``: none follows, and the size stays.
+        pyramid: What the level paints; ``None``: nothing.
     """
 
     def __init__(
@@ -229,133 +333,95 @@ class UpLevel(nn.Module):
         above: int,
         channels: int,
         blocks: int,
-        block: Callable[..., nn.Module],
+        parts: Parts,
         attend: Callable[[int], nn.Module],
-        last: bool,
+        attend_early: Callable[[int], nn.Module],
+        transition: Transition | None = None,
+        pyramid: OutputLayer | None = None,
     ) -> None:
         super().__init__()
         sources, skips = [below, *[channels] * blocks], [*[channels] * blocks, above]
         self.blocks = nn.ModuleList(
-            block(source + skip, channels) for source, skip in zip(sources, skips, strict=True)
+            parts.block(source + skip, channels)
+            for source, skip in zip(sources, skips, strict=True)
         )
+        self.early_attentions = nn.ModuleList(attend_early(channels) for _ in range(blocks))
         self.attention = attend(channels)
-        self.upsample = None if last else block(channels, channels, resample=Upsample())
+        self.upsample = None if transition is None else transition.up(channels, parts)
+        self.pyramid = pyramid
 
-    def forward(self, h: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
-        """Returns the next state; it takes what it needs off the end of ``skips``."""
-        for block in self.blocks:
-            h = block(torch.cat((h, skips.pop()), dim=1), features)
-        h = self.attention(h)
-        return h if self.upsample is None else self.upsample(h, features)
-
-
-class ResidualBlock(nn.Module):
-    r"""The residual block of BigGAN, told the noise level by a shift of its channels.
-
-    .. math::
-        x' = \mathrm{conv}_{1 \times 1}(R(x)), \qquad
-        h = \mathrm{conv}(R(\mathrm{SiLU}(\mathrm{GN}(x)))) + W c, \qquad
-        y = \frac{x' + \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(h)))}{\sqrt 2}
-
-    :math:`R` changes the resolution, or does nothing; the 1 x 1 convolution is there only if the
-    channels or the resolution change. The last convolution starts at zero.
-
-    Arguments:
-        source: The number of channels of the input.
-        channels: The number of channels of the output.
-        features: The number of features of the noise level.
-        dropout: The fraction of the hidden state dropped in training, in [0, 1).
-        resample: Changes the resolution, such as :class:`Downsample`; ``None`` keeps it.
-    """
-
-    def __init__(
-        self,
-        source: int,
-        channels: int,
-        features: int,
-        dropout: float = 0.0,
-        resample: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.resample = nn.Identity() if resample is None else resample
-        self.norm_in = _group_norm(source)
-        self.conv_in = _conv3x3(source, channels)
-        self.shift = initialise(nn.Linear(features, channels))
-        self.norm_out = _group_norm(channels)
-        self.dropout = nn.Dropout(check_dropout(dropout))
-        self.conv_out = _conv3x3(channels, channels, scale=0.0)
-        same = source == channels and resample is None
-        self.shortcut = nn.Identity() if same else initialise(nn.Conv2d(source, channels, 1))
-
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Returns states ``(B, C', H', W')`` for states ``(B, C, H, W)`` and the features."""
-        h = self.conv_in(self.resample(silu(self.norm_in(x))))
-        h = h + self.shift(features)[..., None, None]
-        h = self.conv_out(self.dropout(silu(self.norm_out(h))))
-        return (self.shortcut(self.resample(x)) + h) * _SQRT_HALF
+    def forward(
+        self, h: Tensor, image: Tensor, skips: list[Tensor], features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the next state and the pyramid; it takes its skips off the end of ``skips``."""
+        attentions = [*self.early_attentions, self.attention]
+        for block, attention in zip(self.blocks, attentions, strict=True):
+            h = attention(block(torch.cat((h, skips.pop()), dim=1), features))
+        if self.pyramid is not None:
+            h, image = self.pyramid(h, image)
+        return (h if self.upsample is None else self.upsample(h, features)), image
 
 
-class Attention(nn.Module):
-    r"""Self-attention over the pixels of an image, as a residual block.
+@dataclass(frozen=True)
+class _Plan:
+    """How a network is laid out in levels."""
 
-    .. math:: y = \frac{x + W \, \mathrm{softmax}(q k^\top / \sqrt{d}) \, v}{\sqrt 2}
+    parts: Parts
+    transition: Transition
+    blocks: int
+    widths: Sequence[int]
+    attends: Sequence[Callable[[int], nn.Module]]
+    attend_after_each: bool
 
-    The fused kernels of torch are differentiable in reverse mode, and once. For a derivative in
-    forward mode or a second one, call the network within
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    def down(self, image: int, width: int, pyramid: InputPyramid | None) -> list[DownLevel]:
+        """Returns the levels on the way down, from the full resolution."""
+        levels = []
+        above, last = width, len(self.widths) - 1
+        for i, channels in enumerate(self.widths):
+            given = (above, channels, self.blocks, self.parts, self.attends[i])
+            if i == last:
+                levels.append(DownLevel(*given))
+            elif pyramid is None:
+                levels.append(DownLevel(*given, self.transition))
+                above = channels
+            else:
+                layer = pyramid.layer(image, channels, self.parts)
+                levels.append(DownLevel(*given, self.transition, layer))
+                above, image = layer.channels, layer.image
+        return levels
 
-    Arguments:
-        channels: The number of channels.
-        heads: The number of heads; it divides the channels, into :math:`d` for each.
-    """
-
-    def __init__(self, channels: int, heads: int = 1) -> None:
-        super().__init__()
-        self.heads = check_count("heads", heads)
-        if channels % heads:
-            raise InputError(
-                f"heads={heads} does not divide the {channels} channels of an attention; give a "
-                "divisor, such as 1."
+    def up(
+        self, image: int, down: list[DownLevel], pyramid: OutputPyramid | None
+    ) -> list[UpLevel]:
+        """Returns the levels on the way up, from the lowest resolution."""
+        levels, below = [], None
+        for i in reversed(range(len(self.widths))):
+            channels, attend = self.widths[i], self.attends[i]
+            layer = None
+            if pyramid is not None and below is None:
+                layer = pyramid.lowest(channels, image, self.parts)
+            elif pyramid is not None and below is not None:
+                layer = pyramid.layer(below, channels, image, self.parts)
+            levels.append(
+                UpLevel(
+                    channels if below is None else below,
+                    down[i].above,
+                    channels,
+                    self.blocks,
+                    self.parts,
+                    attend,
+                    attend if self.attend_after_each else _nothing,
+                    self.transition if i > 0 else None,
+                    layer,
+                )
             )
-        self.norm = _group_norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        nn.init.zeros_(self.qkv.bias)
-        for weight in self.qkv.weight.chunk(3):  # three layers of their own, and small at first
-            nn.init.xavier_uniform_(weight, gain=math.sqrt(0.1))
-        self.out = initialise(nn.Linear(channels, channels), scale=0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns states ``(B, C, H, W)`` of the shape of its input."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = scaled_dot_product_attention(q, k, v)  # (B, heads, HW, d)
-        h = self.out(h.transpose(1, 2).flatten(2)).transpose(1, 2)
-        return (x + h.reshape(x.shape)) * _SQRT_HALF
+            below = channels
+        return levels
 
 
-class Downsample(nn.Module):
-    """Halves the size by the average of 2 x 2 pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return avg_pool2d(x, 2)
-
-
-class Upsample(nn.Module):
-    """Doubles the size by repeating each pixel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """Normalises in at most 32 groups of at least four channels, as many as divide them."""
-    most = max(1, min(channels // _GROUP, 32))
-    groups = next(n for n in range(most, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def _conv3x3(source: int, channels: int, scale: float = 1.0) -> nn.Conv2d:
-    return initialise(nn.Conv2d(source, channels, 3, padding=1), scale)
+def _nothing(channels: int) -> nn.Module:
+    """Returns what follows a block where there is no attention."""
+    return nn.Identity()
 
 
 def _check_image(shape: Sequence[int]) -> tuple[int, ...]:

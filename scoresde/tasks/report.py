@@ -131,7 +131,9 @@ def _results(
 ) -> dict[str, Any]:
     unit = evaluation.unit.replace("/", "_per_")
     return {
+        "data": trained.data.name,
         unit: evaluation.mean,
+        "examples": len(evaluation.values),
         "standard_error": evaluation.standard_error,
         "likelihood_nfe": evaluation.summary()["nfe"],
         **{_key(score.name): score.value for score in scores[1:]},

@@ -1,0 +1,1 @@
+"""Checkpoints of other programs, read as models of this one. Nothing in them is executed."""

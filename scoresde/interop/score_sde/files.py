@@ -1,0 +1,95 @@
+"""Reads the reference's files without executing anything in them."""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.recipe import brief
+
+# The learning rate in these files is a number of NumPy, which old and new releases name otherwise.
+_SCALAR = np.float64(0).__reduce__()[0]
+_SAFE: list[Any] = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8")),
+]
+_PREFIX = "module."
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is used of a checkpoint.
+
+    Arguments:
+        path: The file.
+        weights: The tensors by name, without ``module.`` and without the noise levels.
+        average: The averages of the trained ones in their order; ``None`` if there are none.
+        step: The number of updates done.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    average: list[Tensor] | None
+    step: int
+
+
+def read_checkpoint(path: str | Path) -> Content:
+    """Reads a file.
+
+    Raises:
+        InputError: If there is none, it cannot be read without executing code in it, or it is no
+            checkpoint of the reference.
+    """
+    file = Path(path)
+    if not file.is_file():
+        reason = "is a folder" if file.is_dir() else "does not exist"
+        raise InputError(f"{file} {reason}; give a .pth file of score_sde_pytorch.")
+    content = _load(file)
+    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        raise InputError(
+            f"{file} is no checkpoint of score_sde_pytorch: it has no dictionary 'model'."
+        )
+    weights = {str(name).removeprefix(_PREFIX): value for name, value in content["model"].items()}
+    weights.pop("sigmas", None)  # follows from the configuration
+    _check_tensors(file, weights)
+    step = content.get("step", 0)
+    return Content(file, weights, _average(file, content), step if isinstance(step, int) else 0)
+
+
+def _load(file: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            # Mapped, so that the optimiser's state, twice as large as the rest, is not read.
+            return torch.load(
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+            )
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(
+            f"{file} cannot be read without executing code in it ({brief(error)}); it is damaged, "
+            "or no checkpoint of score_sde_pytorch."
+        ) from error
+
+
+def _average(file: Path, content: Mapping[str, Any]) -> list[Tensor] | None:
+    """Returns the averaged tensors, if the file has any."""
+    ema = content.get("ema")
+    if ema is None:
+        return None
+    average = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if not isinstance(average, list | tuple):
+        raise InputError(f"{file} has no list ema.shadow_params; the file is damaged.")
+    _check_tensors(file, {f"ema.shadow_params[{i}]": value for i, value in enumerate(average)})
+    return list(average)
+
+
+def _check_tensors(file: Path, tensors: Mapping[str, Any]) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise InputError(f"{name} in {file} is no tensor of floats; the file is damaged.")

@@ -1,0 +1,247 @@
+"""The blocks that a U-Net is built of, and what all blocks of one network have in common."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import Groups, add, check_count, check_dropout, initialise
+from scoresde.nn.resampling import Resampling
+
+
+class ResidualBlock(nn.Module):
+    r"""A residual block, told the noise level by a shift of its channels.
+
+    .. math::
+        x' = \mathrm{conv}_{1 \times 1}(R(x)), \qquad
+        h = \mathrm{conv}(R(\phi(\mathrm{GN}(x)))) + W c, \qquad
+        y = \frac{x' + \mathrm{conv}(\phi(\mathrm{GN}(h)))}{\sqrt 2}
+
+    :math:`R` changes the resolution (BigGAN), or does nothing (DDPM); the 1 x 1 convolution is
+    there only if the channels or the resolution change. The last convolution starts at zero.
+
+    Arguments:
+        source: The number of channels of the input.
+        channels: The number of channels of the output.
+        features: The number of features of the noise level; ``None``: the block is not told it.
+        dropout: The fraction of the hidden state dropped in training, in [0, 1).
+        resample: Changes the resolution, such as :class:`Downsample`; ``None`` keeps it.
+        norm: The normalisation; ``None``: ``Groups()``.
+        activation: The activation :math:`\phi`; ``None``: SiLU.
+        rescale: Whether the sum is divided by the root of two.
+        init_scale: The variance scale of the last convolution at first.
+    """
+
+    def __init__(
+        self,
+        source: int,
+        channels: int,
+        features: int | None,
+        dropout: float = 0.0,
+        resample: nn.Module | None = None,
+        norm: Groups | None = None,
+        activation: nn.Module | None = None,
+        rescale: bool = True,
+        init_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        norm = norm or Groups()
+        self.rescale = rescale
+        self.resample = nn.Identity() if resample is None else resample
+        self.activation = activation or nn.SiLU()
+        self.norm_in = norm(source)
+        self.conv_in = conv3x3(source, channels)
+        self.shift = None if features is None else initialise(nn.Linear(features, channels))
+        self.norm_out = norm(channels)
+        self.dropout = nn.Dropout(check_dropout(dropout))
+        self.conv_out = conv3x3(channels, channels, init_scale)
+        same = source == channels and resample is None
+        self.shortcut = nn.Identity() if same else initialise(nn.Conv2d(source, channels, 1))
+
+    def forward(self, x: Tensor, features: Tensor | None) -> Tensor:
+        """Returns states ``(B, C', H', W')`` for states ``(B, C, H, W)`` and the features."""
+        h = self.conv_in(self.resample(self.activation(self.norm_in(x))))
+        if self.shift is not None:
+            h = h + self.shift(features)[..., None, None]
+        h = self.conv_out(self.dropout(self.activation(self.norm_out(h))))
+        return add(self.shortcut(self.resample(x)), h, self.rescale)
+
+
+class Attention(nn.Module):
+    r"""Self-attention over the pixels of an image, as a residual block.
+
+    .. math:: y = \frac{x + W \, \mathrm{softmax}(q k^\top / \sqrt{d}) \, v}{\sqrt 2}
+
+    The fused kernels of torch are differentiable in reverse mode, and once. For a derivative in
+    forward mode or a second one, call the network within
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+
+    Arguments:
+        channels: The number of channels.
+        heads: The number of heads; it divides the channels, into :math:`d` for each.
+        norm: The normalisation; ``None``: ``Groups()``.
+        rescale: Whether the sum is divided by the root of two.
+        init_scale: The variance scale of the last layer at first.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 1,
+        norm: Groups | None = None,
+        rescale: bool = True,
+        init_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = check_count("heads", heads)
+        if channels % heads:
+            raise InputError(
+                f"heads={heads} does not divide the {channels} channels of an attention; give a "
+                "divisor, such as 1."
+            )
+        self.rescale = rescale
+        self.norm = (norm or Groups())(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        nn.init.zeros_(self.qkv.bias)
+        for weight in self.qkv.weight.chunk(3):  # three layers of their own, and small at first
+            nn.init.xavier_uniform_(weight, gain=math.sqrt(0.1))
+        self.out = initialise(nn.Linear(channels, channels), init_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns states ``(B, C, H, W)`` of the shape of its input."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = scaled_dot_product_attention(q, k, v)  # (B, heads, HW, d)
+        h = self.out(h.transpose(1, 2).flatten(2)).transpose(1, 2)
+        return add(x, h.reshape(x.shape), self.rescale)
+
+
+class Head(nn.Module):
+    """Turns a state into an image or into another state: normalise, activate, convolve.
+
+    Arguments:
+        norm: The normalisation of the state's channels.
+        activation: The activation.
+        conv: The convolution.
+    """
+
+    def __init__(self, norm: nn.Module, activation: nn.Module, conv: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.activation = activation
+        self.conv = conv
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(self.activation(self.norm(h)))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all parts of one U-Net have in common, and the builder of its parts.
+
+    Arguments:
+        features: The number of features of the noise level, or ``None``.
+        heads: The number of attention heads.
+        head_width: The number of channels of each head, in place of ``heads``, or ``None``.
+        dropout: The fraction dropped in residual blocks.
+        norm: The normalisation.
+        activation: The activation.
+        resampling: How sizes change.
+        rescale: Whether sums are divided by the root of two.
+        init_scale: The variance scale, at first, of the layers that end a branch.
+    """
+
+    features: int | None
+    heads: int
+    head_width: int | None
+    dropout: float
+    norm: Groups
+    activation: nn.Module
+    resampling: Resampling
+    rescale: bool
+    init_scale: float
+
+    def block(
+        self, source: int, channels: int, resample: nn.Module | None = None
+    ) -> ResidualBlock:
+        """Returns a residual block."""
+        style = (self.norm, self.activation, self.rescale, self.init_scale)
+        return ResidualBlock(source, channels, self.features, self.dropout, resample, *style)
+
+    def attention(self, channels: int) -> Attention:
+        """Returns an attention."""
+        heads = max(1, channels // self.head_width) if self.head_width else self.heads
+        return Attention(channels, heads, self.norm, self.rescale, self.init_scale)
+
+    def head(self, channels: int, image: int, scale: float = 1.0) -> Head:
+        """Returns a head from ``channels`` to ``image`` channels."""
+        return Head(self.norm(channels), self.activation, conv3x3(channels, image, scale))
+
+
+class Transition(ABC):
+    """Abstract: how one level of a U-Net leads to the next."""
+
+    @abstractmethod
+    def down(self, channels: int, parts: Parts) -> nn.Module:
+        """Returns a layer of a state and features that halves the size."""
+
+    @abstractmethod
+    def up(self, channels: int, parts: Parts) -> nn.Module:
+        """Returns a layer of a state and features that doubles the size."""
+
+
+@dataclass(frozen=True)
+class BigGANTransition(Transition):
+    """The size changes inside of a residual block (DDPM++, NCSN++).
+
+    References:
+        Brock et al. 2019, https://arxiv.org/abs/1809.11096 (appendix B).
+    """
+
+    def down(self, channels: int, parts: Parts) -> nn.Module:
+        return parts.block(channels, channels, parts.resampling.down())
+
+    def up(self, channels: int, parts: Parts) -> nn.Module:
+        return parts.block(channels, channels, parts.resampling.up())
+
+
+@dataclass(frozen=True)
+class DDPMTransition(Transition):
+    """The size changes between residual blocks (DDPM).
+
+    Arguments:
+        convolution: Whether a 3 x 3 convolution comes with it.
+    """
+
+    convolution: bool = True
+
+    def down(self, channels: int, parts: Parts) -> nn.Module:
+        layers = parts.resampling
+        return Between(layers.down_conv(channels, channels) if self.convolution else layers.down())
+
+    def up(self, channels: int, parts: Parts) -> nn.Module:
+        layers = parts.resampling
+        return Between(layers.up_conv(channels, channels) if self.convolution else layers.up())
+
+
+class Between(nn.Module):
+    """A layer between residual blocks, which is not told the noise level.
+
+    Arguments:
+        layer: A layer of states ``(B, C, H, W)``.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor, features: Tensor | None) -> Tensor:
+        return self.layer(h)
+
+
+def conv3x3(source: int, channels: int, scale: float = 1.0) -> nn.Conv2d:
+    """Returns a 3 x 3 convolution that keeps the size, drawn with a variance scale."""
+    return initialise(nn.Conv2d(source, channels, 3, padding=1), scale)

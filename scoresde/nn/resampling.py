@@ -1,0 +1,235 @@
+r"""Resampling: how an image becomes half or twice its size, with or without a convolution.
+
+A network that halves by dropping pixels, or doubles by repeating them, sees frequencies that are
+not there. Filters of finite impulse response (FIR) remove them: the image is convolved with
+:math:`h \otimes h` before every second pixel is dropped, and after zeros were put between pixels,
+
+.. math:: (\downarrow x)_i = \sum_k h_k \, x_{2 i + o - k}, \qquad
+          (\uparrow x)_i = 2 \sum_j h_{i + o - 2 j} \, x_j
+
+along each axis, with zeros beyond the border and the offset :math:`o` that keeps the image in its
+place. :math:`h` sums to one.
+
+References:
+    Zhang, *Making convolutional networks shift-invariant again*, 2019,
+    https://arxiv.org/abs/1904.11486.
+    Karras et al., *Analyzing and improving the image quality of StyleGAN*, 2020,
+    https://arxiv.org/abs/1912.04958 (their ``upfirdn2d``).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, interpolate, pad
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import Constants, initialise
+
+
+@dataclass(frozen=True)
+class Resampling(ABC):
+    """Abstract: builds the layers that change the size of an image."""
+
+    @abstractmethod
+    def down(self) -> nn.Module:
+        """Returns a layer that halves the size."""
+
+    @abstractmethod
+    def up(self) -> nn.Module:
+        """Returns a layer that doubles the size."""
+
+    @abstractmethod
+    def down_conv(self, source: int, channels: int) -> nn.Module:
+        """Returns a 3 x 3 convolution from ``source`` to ``channels`` that halves the size."""
+
+    @abstractmethod
+    def up_conv(self, source: int, channels: int) -> nn.Module:
+        """Returns a 3 x 3 convolution from ``source`` to ``channels`` that doubles the size."""
+
+
+@dataclass(frozen=True)
+class BoxResampling(Resampling):
+    """Averages 2 x 2 pixels, and repeats each pixel (DDPM, DDPM++).
+
+    A convolution halves the size with a stride of two.
+
+    Arguments:
+        both_sides: Whether such a convolution sees zeros beyond all borders; else, as in DDPM,
+            only beyond the last row and column.
+    """
+
+    both_sides: bool = False
+
+    def down(self) -> nn.Module:
+        return Downsample()
+
+    def up(self) -> nn.Module:
+        return Upsample()
+
+    def down_conv(self, source: int, channels: int) -> nn.Module:
+        if self.both_sides:
+            return ResamplingConv(nn.Identity(), source, channels, stride=2, padding=1)
+        return ResamplingConv(nn.ZeroPad2d((0, 1, 0, 1)), source, channels, stride=2)
+
+    def up_conv(self, source: int, channels: int) -> nn.Module:
+        return ResamplingConv(Upsample(), source, channels, padding=1)
+
+
+@dataclass(frozen=True)
+class FIRResampling(Resampling):
+    """Filters before every second pixel is dropped, and after zeros were inserted (NCSN++).
+
+    Arguments:
+        kernel: The filter :math:`h` along each axis, or a square one for both axes together; it
+            is divided by its sum.
+
+    Example:
+        >>> FIRResampling().down()(torch.ones(1, 1, 4, 4))
+        tensor([[[[0.7656, 0.7656],
+                  [0.7656, 0.7656]]]])
+    """
+
+    kernel: Sequence[float] | Sequence[Sequence[float]] = (1, 3, 3, 1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", _check_kernel(self.kernel))
+
+    def down(self) -> nn.Module:
+        return FilteredDown(self.kernel)
+
+    def up(self) -> nn.Module:
+        return FilteredUp(self.kernel)
+
+    def down_conv(self, source: int, channels: int) -> nn.Module:
+        return ResamplingConv(FilteredDown(self.kernel, 1, margin=1), source, channels, stride=2)
+
+    def up_conv(self, source: int, channels: int) -> nn.Module:
+        return ResamplingConv(FilteredUp(self.kernel, margin=1), source, channels)
+
+
+class Downsample(nn.Module):
+    """Halves the size by the average of 2 x 2 pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return avg_pool2d(x, 2)
+
+
+class Upsample(nn.Module):
+    """Doubles the size by repeating each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Filter(Constants):
+    """Abstract: a filter of each channel by itself, ``(B, C, H, W)``.
+
+    Arguments:
+        kernel: The filter, float64 ``(n, n)``, with n even and at least 4.
+        margin: The number of pixels beyond the border to return as well.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, kernel: Tensor, margin: int = 0) -> None:
+        super().__init__()
+        self.constant("kernel", kernel)
+        self.margin = margin
+
+    def _per_channel(self, x: Tensor) -> Tensor:
+        """Returns the filter once for each channel, ``(C, 1, n, n)``."""
+        return self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
+
+class FilteredDown(Filter):
+    """Filters, and keeps one pixel of ``stride`` along each axis.
+
+    Arguments:
+        kernel: The filter, square, or along each axis; it is divided by its sum.
+        stride: The distance of the pixels kept.
+        margin: The number of pixels beyond the border to return as well, before the stride.
+    """
+
+    def __init__(self, kernel: Sequence, stride: int = 2, margin: int = 0) -> None:
+        # A convolution turns its filter around, which torch's conv2d does not do.
+        super().__init__(_filter(kernel).flip(0, 1), margin)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = len(self.kernel) // 2 - 1 + self.margin
+        return conv2d(x, self._per_channel(x), None, self.stride, padding, groups=x.shape[1])
+
+
+class FilteredUp(Filter):
+    """Puts a zero after each pixel along each axis, and filters with a gain of four.
+
+    Arguments:
+        kernel: The filter, square, or along each axis; it is divided by its sum.
+        margin: The number of pixels beyond the border to return as well, 0 or 1.
+    """
+
+    def __init__(self, kernel: Sequence, margin: int = 0) -> None:
+        super().__init__(4 * _filter(kernel), margin)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding, channels = len(self.kernel) // 2 - 1 - self.margin, x.shape[1]
+        return conv_transpose2d(x, self._per_channel(x), None, 2, padding, groups=channels)
+
+
+class ResamplingConv(nn.Module):
+    """A 3 x 3 convolution behind a layer that prepares the change of size.
+
+    Arguments:
+        before: What comes before the convolution.
+        source: The number of channels of the input.
+        channels: The number of channels of the output.
+        stride: The stride of the convolution.
+        padding: Its padding.
+    """
+
+    def __init__(
+        self, before: nn.Module, source: int, channels: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__()
+        self.before = before
+        self.conv = initialise(nn.Conv2d(source, channels, 3, stride, padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.before(x))
+
+
+def _check_kernel(kernel: Sequence) -> tuple:
+    """Returns a filter as a tuple of numbers, or of rows of numbers.
+
+    Raises:
+        InputError: If it is none, or cannot be divided by its sum.
+    """
+    try:
+        values = torch.tensor(kernel, dtype=torch.float64, device="cpu")
+        square = values.ndim == 1 or (values.ndim == 2 and len(set(values.shape)) == 1)
+    except (TypeError, ValueError, RuntimeError):
+        square = False
+    if not square or not 0 < abs(float(values.sum())) < math.inf:
+        raise InputError(
+            f"kernel={kernel!r} is no filter; give a list of numbers that do not sum to zero, "
+            "such as [1, 3, 3, 1]."
+        )
+    rows = values.tolist()
+    return tuple(tuple(row) if isinstance(row, list) else row for row in rows)
+
+
+def _filter(kernel: Sequence) -> Tensor:
+    """Returns the filter of both axes with a sum of one, float64 ``(n, n)`` on the CPU.
+
+    Zeros that change nothing make its length even and at least four.
+    """
+    values = torch.tensor(kernel, dtype=torch.float64, device="cpu")
+    if values.ndim == 1:
+        values = torch.outer(values, values)
+    while len(values) % 2 or len(values) < 4:
+        values = pad(values, (1, 0, 1, 0) if len(values) % 2 else (1, 1, 1, 1))
+    return values / values.sum()

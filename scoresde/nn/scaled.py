@@ -1,0 +1,96 @@
+r"""A network whose output is divided by the noise level: one that predicts a score.
+
+Scores are of the size :math:`1 / \sigma`, which spans four orders of magnitude for VE; a network
+does better to predict what is of order one, :math:`F = \sigma \nabla_x \log p`.
+
+References:
+    Song and Ermon, *Improved techniques for training score-based generative models*, 2020,
+    https://arxiv.org/abs/2006.09011 (section 3.2).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import Constants, check_count
+from scoresde.shapes import expand
+
+
+@dataclass(frozen=True)
+class GeometricSigmas(Sequence[float]):
+    r"""Noise levels from the largest to the smallest, each the same part of the one before.
+
+    .. math:: \sigma_i = \sigma_{max} \left( \sigma_{min} / \sigma_{max} \right)^{i / (N - 1)}
+
+    Arguments:
+        sigma_min: The smallest level, positive.
+        sigma_max: The largest level.
+        scales: The number N of levels, at least 2.
+
+    Example:
+        >>> list(GeometricSigmas(1.0, 100.0, 3))
+        [100.0, 10.0, 1.0]
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    scales: int = 1000
+
+    def __post_init__(self) -> None:
+        check_count("scales", self.scales, 2)
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InputError(
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: they need "
+                "0 < sigma_min < sigma_max; the published values are 0.01 and 50."
+            )
+
+    def __len__(self) -> int:
+        return self.scales
+
+    def __getitem__(self, i: Any) -> Any:
+        places = range(self.scales)[i]
+        return [*map(self._level, places)] if isinstance(i, slice) else self._level(places)
+
+    def _level(self, i: int) -> float:
+        share = i / (self.scales - 1)
+        return float(self.sigma_max ** (1 - share) * self.sigma_min**share)
+
+
+class ScaledBySigma(Constants):
+    """A network whose output is divided by the noise level that its label tells.
+
+    Arguments:
+        network: The network.
+        sigmas: The noise level of each label 0, 1, ..., N - 1; a label in between counts as the
+            one below it. ``None``: the label is the noise level.
+
+    Example:
+        >>> from scoresde.nn import UNet
+        >>> network = ScaledBySigma(UNet((1, 8, 8), width=8, init_scale=1.0))
+        >>> network(torch.ones(2, 1, 8, 8), torch.tensor([0.1, 10.0])).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    sigmas: Tensor
+
+    def __init__(self, network: nn.Module, sigmas: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.indexed = sigmas is not None
+        if sigmas is not None:
+            table = torch.tensor(list(sigmas), dtype=torch.float64, device="cpu")
+            if table.ndim != 1 or not len(table) or not bool((table > 0).all()):
+                raise InputError(
+                    "sigmas must be a list of positive numbers, such as GeometricSigmas()."
+                )
+            self.constant("sigmas", table)
+
+    def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
+        """Returns an output with the shape ``(B, *)`` of the data, for labels ``(B,)``."""
+        sigma = self.sigmas[c.long()] if self.indexed else c
+        return self.network(x, c, **conditions) / expand(sigma, x)
