@@ -38,7 +38,11 @@ GROUPS = (
     *("likelihood", "sampler"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
-USED = {"sample": ("sampler",), "likelihood": ("data", "likelihood")}
+USED = {
+    "sample": ("sampler",),
+    "likelihood": ("data", "likelihood"),
+    "import": ("data", "likelihood"),
+}
 
 
 def main() -> None:
@@ -140,6 +144,8 @@ def check(config: DictConfig) -> None:
     for name in ("progress", "baselines", "resident"):
         if not isinstance(config[name], bool):
             raise InputError(f"{name}={config[name]} is neither true nor false.")
+    if config.reference is not None and config.task != "import":
+        raise InputError(f"reference has no effect on task={config.task}; leave it out.")
     for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
         if not isinstance(config[name], str):
             raise InputError(f"{name}={config[name]} is no word; give text.")
@@ -165,6 +171,7 @@ def _run(config: DictConfig, folder: Path) -> dict[str, Any]:
         "train": train,
         "sample": sample,
         "likelihood": likelihood,
+        "import": import_,
     }
     if config.task not in tasks:
         raise InputError(f"task={config.task} is unknown; give one of {', '.join(tasks)}.")
@@ -290,6 +297,26 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     return summary
 
 
+def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Turns a checkpoint of another program into one of ours."""
+    from scoresde.tasks.importing import import_checkpoint, read_foreign
+
+    if config.checkpoint is None:
+        raise InputError("task=import needs checkpoint=FILE.pth, or a folder of diffusers.")
+    reference = config.reference
+    if isinstance(reference, DictConfig):
+        reference = OmegaConf.to_container(reference, resolve=True)
+    imported = read_foreign(config.checkpoint, reference)
+    plan = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plan, dict)
+    parts = {key: plan[key] for key in ("name", "likelihood")}
+    data = plan["data"] if _given("data") else None
+    checkpoint = import_checkpoint(imported, folder, parts, data)
+    parameters = sum(value.numel() for value in checkpoint.ema.values())
+    log.info("%d numbers, step %d: %s", parameters, checkpoint.step, folder / "checkpoint.pt")
+    return {"parameters": parameters, "step": checkpoint.step}
+
+
 # --- Building objects ----------------------------------------------------------------------------
 
 
@@ -373,6 +400,13 @@ def _evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
     """Returns the checkpoint's data, or the data given in the checkpoint's units."""
     from scoresde.data import Dataset, Units
 
+    if "data" not in checkpoint.recipe and not any(
+        text.startswith("data=") for text in _given("data")
+    ):
+        raise InputError(
+            "The checkpoint does not say its data; give some, such as data=folder "
+            "data.path=FOLDER."
+        )
     data = _merged(checkpoint, "data", Dataset, config)
     units = checkpoint.build("units", Units, _allowed(config))
     if (tuple(data.shape), data.levels) != (tuple(units.shape), units.levels):

@@ -9,13 +9,13 @@ is what all other combinations of options are tested with.
 import math
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 ACTIVATIONS = {
-    "swish": F.silu,
-    "elu": F.elu,
-    "relu": F.relu,
-    "lrelu": lambda h: F.leaky_relu(h, 0.2),
+    "swish": functional.silu,
+    "elu": functional.elu,
+    "relu": functional.relu,
+    "lrelu": lambda h: functional.leaky_relu(h, 0.2),
 }
 
 
@@ -51,10 +51,12 @@ class Network:
 
     def norm(self, h, of, name=""):
         groups = min(h.shape[1] // 4, 32) if self.plus else 32
-        return F.group_norm(h, groups, of[name + "weight"], of[name + "bias"], eps=1e-6)
+        return functional.group_norm(h, groups, of[name + "weight"], of[name + "bias"], eps=1e-6)
 
     def conv(self, h, of, name="", **kwargs):
-        return F.conv2d(h, of[name + "weight"], of[name + "bias"], **{"padding": 1, **kwargs})
+        return functional.conv2d(
+            h, of[name + "weight"], of[name + "bias"], **{"padding": 1, **kwargs}
+        )
 
     def mix(self, h, of, name):
         return torch.einsum("bchw,cd->bdhw", h, of[name + ".W"]) + of[name + ".b"][:, None, None]
@@ -77,7 +79,9 @@ class Network:
             h, x = change(h), change(x)
         h = self.conv(h, of, "Conv_0.")
         if self.features is not None:
-            told = F.linear(self.act(self.features), of["Dense_0.weight"], of["Dense_0.bias"])
+            told = functional.linear(
+                self.act(self.features), of["Dense_0.weight"], of["Dense_0.bias"]
+            )
             h = h + told[:, :, None, None]
         h = self.conv(self.act(self.norm(h, of, "GroupNorm_1.")), of, "Conv_1.")
         if "Conv_2.weight" in of:
@@ -107,7 +111,7 @@ class Network:
 
     def down_conv(self, x, of):
         if not self.get("fir", False):
-            return self.conv(F.pad(x, (0, 1, 0, 1)), of, "Conv_0.", stride=2, padding=0)
+            return self.conv(functional.pad(x, (0, 1, 0, 1)), of, "Conv_0.", stride=2, padding=0)
         p = len(self.kernel()) - 2 + 2
         x = upfirdn2d(x, self.kernel(), pad=((p + 1) // 2, p // 2))
         return self.conv(x, of, "Conv2d_0.", stride=2, padding=0)
@@ -118,7 +122,7 @@ class Network:
         # As in StyleGAN2: zeros between pixels, the convolution with all of its borders, the
         # filter. (The reference's own does not run.)
         zeros = upfirdn2d(x, torch.ones(1, 1, dtype=torch.float64), up=2)[..., :-1, :-1]
-        h = F.conv2d(zeros, of["Conv2d_0.weight"], padding=2)
+        h = functional.conv2d(zeros, of["Conv2d_0.weight"], padding=2)
         p = len(self.kernel()) - 2 - 2
         h = upfirdn2d(h, 4 * self.kernel(), pad=((p + 1) // 2 + 1, p // 2 + 1))
         return h + of["Conv2d_0.bias"][:, None, None]
@@ -149,8 +153,8 @@ class Network:
         if self.options["conditional"]:
             first, second = self.take(), self.take()
             h = torch.cat((angles.sin(), angles.cos()), 1)
-            h = self.act(F.linear(h, first["weight"], first["bias"]))
-            self.features = F.linear(h, second["weight"], second["bias"])
+            h = self.act(functional.linear(h, first["weight"], first["bias"]))
+            self.features = functional.linear(h, second["weight"], second["bias"])
         if fourier or not self.options["scale_by_sigma"]:
             return labels
         low, high = math.log(self.options["sigma_min"]), math.log(self.options["sigma_max"])
@@ -162,7 +166,10 @@ class Network:
         x = x if self.data["centered"] else 2 * x - 1
         entry, output = self.get("progressive_input", "none"), self.get("progressive", "none")
         levels, blocks = len(self.options["ch_mult"]), self.options["num_res_blocks"]
-        sees = [self.data["image_size"] // 2**i in self.options["attn_resolutions"] for i in range(levels)]
+        sees = [
+            self.data["image_size"] // 2**i in self.options["attn_resolutions"]
+            for i in range(levels)
+        ]
 
         image, states = x, [self.conv(x, self.take())]
         for i in range(levels):
@@ -210,8 +217,8 @@ def upfirdn2d(x, kernel, up=1, down=1, pad=(0, 0)):
     b, c, h, w = x.shape
     zeros = x.new_zeros(b, c, h, up, w, up)
     zeros[:, :, :, 0, :, 0] = x
-    image = F.pad(zeros.reshape(b * c, 1, h * up, w * up), (*pad, *pad))
-    image = F.conv2d(image, kernel.flip(0, 1)[None, None])[..., ::down, ::down]
+    image = functional.pad(zeros.reshape(b * c, 1, h * up, w * up), (*pad, *pad))
+    image = functional.conv2d(image, kernel.flip(0, 1)[None, None])[..., ::down, ::down]
     return image.reshape(b, c, *image.shape[2:])
 
 

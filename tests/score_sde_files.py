@@ -1,4 +1,4 @@
-"""Files in the reference's format, made for tests: configurations, tensors, and what holds them."""
+"""Files in the reference's format, made for tests: configurations, tensors, whole contents."""
 
 import copy
 import math

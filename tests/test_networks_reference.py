@@ -127,8 +127,8 @@ def test_every_tensor_of_the_published_networks_has_its_place(name):
     assert sum(array.numel() for array in arrays) == SHAPES[name]["parameters"]
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_published_configuration_describes_a_model(name):
+@pytest.mark.parametrize("name", [name for name in names() if name not in SHAPES])
+def test_every_other_published_configuration_describes_a_model(name):
     with torch.device("meta"):
         model = build(describe(name))
     theirs = read_config(name)["data"]

@@ -1,4 +1,4 @@
-"""The reference's sampling steps: against a transcript of its rules, and against its own samples.
+"""The reference's sampling steps against a transcript of its rules; its samples and likelihoods.
 
 The recorded samples need the folder of recorded numbers, named in SCORESDE_REFERENCE.
 """
@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import VESDE, VPSDE, DiscreteVP, GaussianMixtureModel, InputError, SubVPSDE
+from scoresde import (
+    VESDE,
+    VPSDE,
+    DiscreteVP,
+    GaussianMixtureModel,
+    InputError,
+    Likelihood,
+    SubVPSDE,
+)
+from scoresde.divergence import Hutchinson
+from scoresde.metrics import bits_per_dim
 from scoresde.model import Evaluations
 from scoresde.sample import (
     AncestralPredictor,
@@ -19,12 +29,14 @@ from scoresde.sample import (
     BatchMeanNorm,
     EulerMaruyamaPredictor,
     Langevin,
+    ProbabilityFlow,
     ReferencePredictorCorrector,
     ReverseDiffusionPredictor,
 )
 from scoresde.sample.base import Watch
 
 STEPS, SNR, SHAPE = 32, 0.16, (6, 3)
+COMPARED = 2  # of four recorded examples: an adaptive solver takes its time on such rough networks
 PREDICTORS = {
     "euler_maruyama": EulerMaruyamaPredictor(),
     "reverse_diffusion": ReverseDiffusionPredictor(),
@@ -151,8 +163,10 @@ def test_a_chain_is_sampled_on_its_own_levels_only():
 # --- Its own samples -----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(FOLDER is None, reason="needs the recorded numbers: SCORESDE_REFERENCE=FOLDER")
-@pytest.mark.parametrize(
+needs_numbers = pytest.mark.skipif(
+    FOLDER is None, reason="needs the recorded numbers: SCORESDE_REFERENCE=FOLDER"
+)
+each_continuous = pytest.mark.parametrize(
     "name",
     [
         "vp_ddpmpp_continuous",
@@ -161,12 +175,20 @@ def test_a_chain_is_sampled_on_its_own_levels_only():
         "ve_ncsnpp_skip_continuous",
     ],
 )
-def test_recorded_samples_are_reproduced(name):
+
+
+def recorded_model(name):
     from scoresde.interop.score_sde import load_checkpoint
 
     folder = Path(FOLDER) / "tiny"
-    recorded = np.load(folder / f"{name}.npz")
     model = load_checkpoint(folder / f"{name}.pth", folder / f"{name}.json")
+    return model, np.load(folder / f"{name}.npz")
+
+
+@needs_numbers
+@each_continuous
+def test_recorded_samples_are_reproduced(name):
+    model, recorded = recorded_model(name)
     ve = isinstance(model.sde, VESDE)
     cases = [key.split("/")[1:3] for key in recorded.files if key.endswith("/noise")]
     assert len(cases) >= 2
@@ -176,3 +198,42 @@ def test_recorded_samples_are_reproduced(name):
         truth = torch.from_numpy(recorded[f"pc/{predictor}/{corrector}/sample"])
         error = (x if ve else (x + 1) / 2) - truth
         assert float(error.abs().max() / truth.abs().max()) < 1e-3, (predictor, corrector)
+
+
+class Fixed(Hutchinson):
+    """One probe that is given."""
+
+    def __init__(self, probe):
+        super().__init__(1)
+        object.__setattr__(self, "probe", probe)
+
+    def probes(self, streams, x):
+        return self.probe.to(x).reshape(1, *x.shape)
+
+
+@needs_numbers
+@each_continuous
+def test_recorded_likelihoods_are_reproduced(name):
+    model, recorded = recorded_model(name)
+    exact = Likelihood(
+        Fixed(torch.from_numpy(recorded["lik_probe"])[:COMPARED]), 1e-5, 1e-5, eps=1e-5
+    )
+    x = torch.from_numpy(recorded["x"])[:COMPARED]
+    result = exact(model, x)
+    scale = (1.0 if isinstance(model.sde, VESDE) else 2.0) / 256
+    values = bits_per_dim(result.log_prob, x.shape[1:], scale)
+    torch.testing.assert_close(
+        values.float(), torch.from_numpy(recorded["lik_bpd"])[:COMPARED], rtol=0, atol=1e-2
+    )
+
+
+@needs_numbers
+@each_continuous
+def test_recorded_flows_are_reproduced(name):
+    model, recorded = recorded_model(name)
+    ve = isinstance(model.sde, VESDE)
+    flow = ProbabilityFlow(1e-5, 1e-5, eps=1e-5 if ve else 1e-3)
+    x = flow(model, latent=torch.from_numpy(recorded["ode_latent"])[:COMPARED]).x
+    truth = torch.from_numpy(recorded["ode_sample"])[:COMPARED]
+    error = (x if ve else (x + 1) / 2) - truth
+    assert float(error.abs().max() / truth.abs().max()) < 1e-2

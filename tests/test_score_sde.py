@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from scoresde import InputError, VESDE, VPSDE, DiscreteVP, ScoreModel, SubVPSDE
+from scoresde import VESDE, VPSDE, DiscreteVP, InputError, ScoreModel, SubVPSDE
 from scoresde.interop.score_sde import describe, load_checkpoint, load_recipe, names, read_config
 from scoresde.recipe import build
 from tests.score_sde_by_the_book import score
@@ -243,7 +243,8 @@ def test_missing_extra_and_misshapen_tensors_are_named(saved):
     for word, change in changes.items():
         values = content(options)
         change(values["model"])
-        refused(lambda path=saved(values): load_checkpoint(path, options), KEY, word, ".pth")
+        path = saved(values)
+        refused(lambda path=path: load_checkpoint(path, options), KEY, word, ".pth")
     values = content(options)
     values["model"]["module.all_modules.99.weight"] = torch.ones(1)
     refused(lambda: load_checkpoint(saved(values), options), "all_modules.99.weight", "besides")

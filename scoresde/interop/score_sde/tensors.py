@@ -64,15 +64,16 @@ class _Source:
 def places(recipe: Mapping[str, Any]) -> list[Place]:
     """Returns all tensors of the reference, in its order, for the recipe of a network."""
     with torch.device("meta"):
-        ours = nn.ModuleDict({"network": build(recipe)}).state_dict()
+        ours = nn.ModuleDict({"network": build(recipe)})
+        conditional = any(".conditioning." in name for name, _ in ours.named_modules())
         # A network that is not told its label has layers for it all the same.
-        told = nn.ModuleDict({"network": build(_told(recipe))})
+        told = ours if conditional else nn.ModuleDict({"network": build(_told(recipe))})
+    kept = ours.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in told.state_dict().items()}
     prefixes = {module: name for name, module in told.named_modules()}
     network = next(module for module in told.modules() if isinstance(module, UNet))
-    conditional = any(".conditioning." in name for name in ours)
     return [
-        _place(f"all_modules.{i}.{source.theirs}", source, name, shapes[name], name in ours)
+        _place(f"all_modules.{i}.{source.theirs}", source, name, shapes[name], name in kept)
         for i, module in enumerate(_listed(network, conditional))
         for source in _sources(module, isinstance(network.transition, DDPMTransition))
         for name in [f"{prefixes[module]}.{source.ours}"]
@@ -93,17 +94,11 @@ def convert(
         InputError: If one is missing, left over, or of another shape.
     """
     _check_names(weights, where, path)
+    _check_shapes(weights, where, path)  # before anything of a wrong size is allocated
     state = {place.ours: torch.empty(place.target) for place in where if place.ours}
     for place in where:
-        value = weights[place.theirs]
-        if tuple(value.shape) != place.shape:
-            raise InputError(
-                f"{place.theirs} in {path} has the shape {tuple(value.shape)} and the "
-                f"configuration asks for {place.shape}; give the configuration that it was "
-                "trained with."
-            )
         if place.ours:
-            i, parts = place.part
+            value, (i, parts) = weights[place.theirs], place.part
             target = state[place.ours].chunk(parts)[i]
             target.copy_((value.T if place.turned else value).reshape(target.shape))
     return state
@@ -120,6 +115,16 @@ def _check_names(weights: Mapping[str, Tensor], where: list[Place], path: str | 
             raise InputError(
                 f"{path} {problem} {', '.join(names[:3])}{more}; give the configuration that it "
                 "was trained with."
+            )
+
+
+def _check_shapes(weights: Mapping[str, Tensor], where: list[Place], path: str | Path) -> None:
+    for place in where:
+        shape = tuple(weights[place.theirs].shape)
+        if shape != place.shape:
+            raise InputError(
+                f"{place.theirs} in {path} has the shape {shape} and the configuration asks for "
+                f"{place.shape}; give the configuration that it was trained with."
             )
 
 

@@ -1,0 +1,72 @@
+r"""Checkpoints of the diffusers library: folders of its ``UNet2DModel``.
+
+What their score is made of the network's output :math:`F`, and what the network is told:
+
+==============  ==================  ==========================  =================================
+their network   label               score                       our SDE
+==============  ==================  ==========================  =================================
+``positional``  the index i of the  :math:`-F / \sigma`         DiscreteVP, with the betas of the
+(DDPM)          level, 0 to N - 1   (``epsilon``)               scheduler
+``fourier``     :math:`\sigma(t)`   :math:`F`, which has been   VE, with the sigmas of the
+(NCSN++)                            divided by :math:`\sigma`   scheduler
+==============  ==================  ==========================  =================================
+
+Data are in [0, 1] if ``center_input_sample`` is true, and in [-1, 1] if it is false.
+
+The library itself is not needed. Files ``.safetensors`` are read by the small package
+``safetensors``: ``pip install scoresde[interop]``.
+
+References:
+    https://github.com/huggingface/diffusers; ``google/ddpm-cifar10-32``, ``google/ncsnpp-*`` and
+    others like them on https://huggingface.co.
+"""
+
+from pathlib import Path
+
+from scoresde.interop.diffusers.configuration import describe, swaps_sines
+from scoresde.interop.diffusers.files import read_folder
+from scoresde.interop.diffusers.tensors import places, renamed, swap_sines
+from scoresde.interop.score_sde import Imported
+from scoresde.interop.score_sde.tensors import convert
+from scoresde.model import ScoreModel
+from scoresde.recipe import build
+
+__all__ = ["load_checkpoint", "load_recipe"]
+
+
+def load_checkpoint(folder: str | Path) -> ScoreModel:
+    """Reads a checkpoint of diffusers as a score model. Nothing in it is executed.
+
+    Arguments:
+        folder: The folder of a ``UNet2DModel``, with ``config.json`` and
+            ``diffusion_pytorch_model.safetensors`` or ``.bin``, or the folder of a pipeline, with
+            such a folder ``unet`` in it. The ``scheduler_config.json`` of the pipeline tells the
+            noise levels; without it they are the defaults of the library's ``DDPMScheduler`` and
+            ``ScoreSdeVeScheduler``.
+
+    Returns:
+        The model, with dropout switched off.
+
+    Raises:
+        InputError: If a file is missing, damaged, or cannot be read without executing code in it,
+            the configuration describes another kind of network or of noise, or a tensor is
+            missing, left over or of another shape than the configuration says.
+    """
+    imported = load_recipe(folder)
+    model = build(imported.recipe)
+    model.load_state_dict(imported.raw)
+    return model.eval()
+
+
+def load_recipe(folder: str | Path) -> Imported:
+    """Reads a checkpoint as plain values and tensors of our names.
+
+    There is one set of weights, which of published models is the average.
+    Arguments and errors are those of :func:`load_checkpoint`.
+    """
+    content = read_folder(folder)
+    recipe = describe(content.config, content.scheduler)
+    state = convert(renamed(content.weights), places(recipe["network"]), content.path)
+    if swaps_sines(content.config):
+        swap_sines(state)
+    return Imported(recipe=recipe, ema=None, raw=state, step=0, config=content.config.values)

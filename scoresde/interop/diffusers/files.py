@@ -1,0 +1,189 @@
+"""Reads the files of the library without executing anything in them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.recipe import brief
+
+_CONFIG = "config.json"
+_SCHEDULER = "scheduler_config.json"
+_WEIGHTS = "diffusion_pytorch_model"
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Values:
+    """A configuration; what cannot be used is an error that names the file, the key, the value.
+
+    Arguments:
+        path: The file.
+        values: The values by key.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def error(self, key: str, reason: str) -> InputError:
+        """Returns the error that the value of a key makes."""
+        value = json.dumps(self.values.get(key))
+        return InputError(f"{self.path}: {key}={brief(value)} is not supported: {reason}.")
+
+    def get(self, key: str, default: Any = _MISSING) -> Any:
+        """Returns a value, whatever it is."""
+        return self.values[key] if default is _MISSING else self.values.get(key, default)
+
+    def one_of(self, key: str, known: Sequence[Any], default: Any = _MISSING) -> Any:
+        """Returns a value that must be a known one."""
+        value = self.get(key, default)
+        if not any(value == k and isinstance(value, bool) == isinstance(k, bool) for k in known):
+            raise self.error(key, f"known are {', '.join(json.dumps(k) for k in known)}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Returns a value that must be true or false."""
+        return self.one_of(key, (True, False))
+
+    def count(self, key: str, default: Any = _MISSING) -> int:
+        """Returns a value that must be a positive whole number."""
+        return self._count(key, self.get(key, default))
+
+    def counts(self, key: str) -> list[int]:
+        """Returns a value that must be a list of positive whole numbers."""
+        return [self._count(key, n) for n in self.items(key)]
+
+    def number(self, key: str, default: Any = _MISSING) -> float:
+        """Returns a value that must be a finite number."""
+        return self._number(key, self.get(key, default))
+
+    def numbers(self, key: str) -> list[float]:
+        """Returns a value that must be a list of finite numbers."""
+        return [self._number(key, x) for x in self.items(key)]
+
+    def items(self, key: str) -> list[Any]:
+        """Returns a value that must be a list with something in it."""
+        values = self.get(key)
+        if not isinstance(values, list) or not values:
+            raise self.error(key, "it must be a list")
+        return values
+
+    def _count(self, key: str, value: Any) -> int:
+        if type(value) is not int or value < 1:
+            raise self.error(key, "positive whole numbers are needed")
+        return value
+
+    def _number(self, key: str, value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise self.error(key, "finite numbers are needed")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is used of a folder.
+
+    Arguments:
+        config: The configuration of the network.
+        scheduler: The configuration of the scheduler; without one, there are no values in it.
+        path: The file of the weights.
+        weights: The tensors by name.
+    """
+
+    config: Values
+    scheduler: Values
+    path: Path
+    weights: dict[str, Tensor]
+
+
+def read_folder(folder: str | Path) -> Content:
+    """Reads the folder of a network or of a pipeline.
+
+    Raises:
+        InputError: If a file is missing, damaged, or cannot be read without executing code in it.
+    """
+    home = _network_folder(Path(folder))
+    config = Values(home / _CONFIG, _read_json(home / _CONFIG))
+    path = _weights_file(home)
+    return Content(config, _scheduler(home), path, _read_weights(path))
+
+
+def _network_folder(folder: Path) -> Path:
+    """Returns the folder of the network itself."""
+    for home in (folder / "unet", folder):
+        if (home / _CONFIG).is_file():
+            return home
+    raise InputError(
+        f"{folder} has no {_CONFIG}, and no folder unet with one; give the folder of a "
+        "UNet2DModel or of a pipeline that diffusers has saved."
+    )
+
+
+def _scheduler(home: Path) -> Values:
+    """Returns the configuration of the scheduler that goes with a network."""
+    whole = home.resolve()
+    pipeline = whole.parent if whole.name == "unet" else home
+    for place in (pipeline / "scheduler", pipeline):
+        path = place / _SCHEDULER
+        if path.is_file():
+            return Values(path, _read_json(path))
+    return Values(home / _SCHEDULER, {})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {brief(error)}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {brief(values)}, and no dictionary; the file is damaged.")
+    return values
+
+
+def _weights_file(home: Path) -> Path:
+    files = [home / f"{_WEIGHTS}{suffix}" for suffix in (".safetensors", ".bin")]
+    for path in files:
+        if path.is_file():
+            return path
+    names = " or ".join(path.name for path in files)
+    raise InputError(f"{home} has no {names}; give a folder with the weights in one such file.")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{path} holds no dictionary of tensors; the file is damaged.")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise InputError(f"{name} in {path} is no tensor of floats; the file is damaged.")
+    return {str(name): value for name, value in weights.items()}
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(
+            f"{path} is read by the package safetensors, which is not installed: "
+            "pip install scoresde[interop]."
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path} is damaged: {brief(error)}.") from error
+
+
+def _pickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(
+            f"{path} cannot be read without executing code in it ({brief(error)}); it is damaged, "
+            "or no file of weights."
+        ) from error

@@ -1,0 +1,164 @@
+"""Gives every tensor of the library its place in ours, by walking our modules.
+
+Its tensors have names, ``down_blocks.0.resnets.1.conv1.weight``, and all but the frequencies of
+Fourier features are the weight or the bias of a layer.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.interop.score_sde.tensors import Place
+from scoresde.nn import Attention, FourierEmbedding, ResidualBlock, UNet
+from scoresde.nn.blocks import Between
+from scoresde.recipe import build
+
+_BLOCK = {
+    "norm1": "norm_in",
+    "conv1": "conv_in",
+    "time_emb_proj": "shift",
+    "norm2": "norm_out",
+    "conv2": "conv_out",
+}
+_ATTENTION = ("to_q", "to_k", "to_v")
+# The parts of attentions as the library named them before version 0.13.
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_WHOLE = (0, 1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the library, and its counterpart.
+
+    Arguments:
+        theirs: Its name.
+        ours: The counterpart's name in the U-Net.
+        module: The counterpart.
+        part: Which part of the counterpart's rows it is, and of how many.
+    """
+
+    theirs: str
+    ours: str
+    module: nn.Module
+    part: tuple[int, int]
+
+
+def places(recipe: Mapping[str, Any]) -> list[Place]:
+    """Returns all tensors of the library for the recipe of a network."""
+    with torch.device("meta"):
+        model = nn.ModuleDict({"network": build(recipe)})
+    name, network = next((n, m) for n, m in model.named_modules() if isinstance(m, UNet))
+    return [place for layer in layers(network) for place in _places(name, layer)]
+
+
+def layers(network: UNet) -> Iterator[Layer]:
+    """Yields all layers of the library for one of our networks."""
+    names = {module: name for name, module in network.named_modules()}
+    for theirs, module in _listed(network):
+        for inner, ours, part in _parts(module):
+            yield Layer(
+                theirs=f"{theirs}.{inner}".rstrip("."),
+                ours=f"{names[module]}.{ours}".rstrip("."),
+                module=module.get_submodule(ours),
+                part=part,
+            )
+
+
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors with the parts of attentions under their present names."""
+
+    def present(name: str) -> str:
+        path, _, rest = name.rpartition("attentions.")
+        number, _, part = rest.partition(".")
+        layer, _, last = part.rpartition(".")
+        new = f"{path}attentions.{number}.{_OLD.get(layer, layer)}.{last}"
+        return new if layer in _OLD and new not in weights else name
+
+    return {present(name): value for name, value in weights.items()}
+
+
+def swap_sines(state: dict[str, Tensor]) -> None:
+    """Makes a layer that reads cosines and sines read sines and cosines."""
+    name = "network.conditioning.hidden.weight"
+    state[name] = state[name].roll(state[name].shape[1] // 2, dims=1)
+
+
+def _places(network: str, layer: Layer) -> Iterator[Place]:
+    """Yields the tensors of one layer."""
+    for name, tensor in layer.module.state_dict().items():
+        target, rows = tuple(tensor.shape), len(tensor) // layer.part[1]
+        yield Place(
+            theirs=f"{layer.theirs}.{'weight' if name == 'W' else name}",
+            shape=(rows, *target[1:]),
+            ours=f"{network}.{layer.ours}.{name}",
+            target=target,
+            part=layer.part,
+            turned=False,
+            trained=True,
+        )
+
+
+def _listed(network: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yields our modules, each with the name of its counterpart."""
+    conditioning = network.conditioning
+    if isinstance(conditioning.embedding, FourierEmbedding):
+        yield "time_proj", conditioning.embedding
+    yield "time_embedding.linear_1", conditioning.hidden
+    yield "time_embedding.linear_2", conditioning.out
+    yield "conv_in", network.conv_in
+    for i, level in enumerate(network.down):
+        name = f"down_blocks.{i}"
+        yield from _level(name, level.blocks, level.attentions)
+        yield from _change(name, "down", level.downsample)
+        if level.pyramid is not None:
+            yield f"{name}.skip_conv", level.pyramid.conv
+    middle = network.middle
+    yield from _level("mid_block", [middle.block_in, middle.block_out], [middle.attention])
+    for i, level in enumerate(network.up):
+        name = f"up_blocks.{i}"
+        yield from _level(name, level.blocks, [*level.early_attentions, level.attention])
+        yield from _change(name, "up", level.upsample)
+        if level.pyramid is not None:
+            last = level is network.up[-1]
+            yield "conv_norm_out" if last else f"{name}.skip_norm", level.pyramid.head.norm
+            yield "conv_out" if last else f"{name}.skip_conv", level.pyramid.head.conv
+    if not network.paints:
+        yield "conv_norm_out", network.norm_out
+        yield "conv_out", network.conv_out
+
+
+def _level(
+    name: str, blocks: Iterable[nn.Module], attentions: Iterable[nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the blocks of a level, and the attentions that are there."""
+    for i, block in enumerate(blocks):
+        yield f"{name}.resnets.{i}", block
+    there = [module for module in attentions if isinstance(module, Attention)]
+    for i, attention in enumerate(there):
+        yield f"{name}.attentions.{i}", attention
+
+
+def _change(name: str, way: str, module: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yields what leads from one level to the next."""
+    if isinstance(module, Between):
+        yield f"{name}.{way}samplers.0.conv", module.layer.get_submodule("conv")
+    elif module is not None:
+        yield f"{name}.resnet_{way}", module
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Yields the layers in a module: their name, ours, and which part of ours it is."""
+    match module:
+        case ResidualBlock():
+            yield from ((theirs, ours, _WHOLE) for theirs, ours in _BLOCK.items())
+            if isinstance(module.shortcut, nn.Conv2d):
+                yield "conv_shortcut", "shortcut", _WHOLE
+        case Attention():
+            yield "group_norm", "norm", _WHOLE
+            yield from ((name, "qkv", (i, 3)) for i, name in enumerate(_ATTENTION))
+            yield "to_out.0", "out", _WHOLE
+        case _:
+            yield "", "", _WHOLE

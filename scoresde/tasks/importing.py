@@ -1,0 +1,94 @@
+"""Foreign checkpoints become checkpoints of ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scoresde.data import Scaling, Units
+from scoresde.errors import InputError
+from scoresde.interop import diffusers, score_sde
+from scoresde.interop.score_sde import Imported
+from scoresde.train import Checkpoint
+from scoresde.train.checkpoint import NAME
+
+_LEVELS = 256
+_SETS = {"CIFAR10": "scoresde.data.cifar10"}
+
+
+def read_foreign(path: str | Path, reference: Mapping[str, Any] | str | None) -> Imported:
+    """Reads a checkpoint of another program.
+
+    Arguments:
+        path: A ``.pth`` file of score_sde_pytorch, or a folder of diffusers.
+        reference: The configuration of the former: one of its own by name, a ``.json`` or
+            ``.yaml`` file, or its values; ``None`` for a folder of diffusers.
+
+    Raises:
+        InputError: If it cannot be read, or does not fit its configuration.
+    """
+    if Path(path).is_dir():
+        if reference is not None:
+            raise InputError(
+                f"{path} is a folder of diffusers, which brings its configuration; leave out "
+                "reference=."
+            )
+        return diffusers.load_recipe(path)
+    if reference is None:
+        names = ", ".join(score_sde.names()[:2])
+        raise InputError(
+            f"task=import needs the configuration of {path}: give reference=NAME (such as "
+            f"{names}) or reference=FILE.json."
+        )
+    return score_sde.load_recipe(path, reference)
+
+
+def import_checkpoint(
+    imported: Imported, folder: Path, parts: Mapping[str, Any], data: Mapping[str, Any] | None
+) -> Checkpoint:
+    """Writes ``checkpoint.pt`` of what was read, after which every task works on it.
+
+    Arguments:
+        imported: What was read.
+        folder: Where to write.
+        parts: What else the recipe says: the likelihood, say, as plain values.
+        data: The data as plain values; ``None``: those that the checkpoint names, if we have them.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        InputError: If its weights do not fit its model, or are not finite.
+    """
+    network = _network(imported.recipe)
+    centred = not network["centre"]
+    scaling = Scaling.of_levels(_LEVELS, centred)
+    units = Units(network["shape"], scaling.shift, scaling.width, _LEVELS, 0.0, _LEVELS - 1.0)
+    data = data or _named_data(imported.config, centred)
+    recipe = {
+        "model": imported.recipe,
+        "units": {"_target_": "scoresde.data.Units", **units.describe()},
+        **({"data": dict(data)} if data else {}),
+        **parts,
+    }
+    average = imported.raw if imported.ema is None else imported.ema
+    checkpoint = Checkpoint(recipe, imported.raw, average, imported.step, seed=0)
+    for choice in (True, False):
+        checkpoint.build_model(average=choice)
+    checkpoint.save(folder / NAME)
+    return checkpoint
+
+
+def _network(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the description of the U-Net, which may be wrapped."""
+    network = recipe["network"]
+    while "shape" not in network:
+        network = network["network"]
+    return network
+
+
+def _named_data(config: Mapping[str, Any], centred: bool) -> dict[str, Any] | None:
+    data = config.get("data")
+    name = data.get("dataset") if isinstance(data, Mapping) else None
+    if name not in _SETS or (data or {}).get("image_size") != 32:
+        return None
+    return {"_target_": _SETS[name], "centred": centred}
