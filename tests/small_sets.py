@@ -3,6 +3,7 @@
 import struct
 
 import numpy as np
+from PIL import Image
 
 TRAIN, TEST = 40, 12
 
@@ -46,3 +47,9 @@ def write(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
+
+
+def write_pictures(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(some_images(12, (40, 36, 3), seed=0)):
+        Image.fromarray(pixels).save(folder / f"{i}.png")

@@ -19,14 +19,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from PIL import Image
 
 import scoresde.run
 from scoresde.data import Dataset
 from scoresde.run import measured
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint
-from tests.small_sets import cifar_files, idx_files, some_images, write
+from tests.small_sets import cifar_files, idx_files, write, write_pictures
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
@@ -87,10 +86,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "cifar", cifar_files())
     write(folder / "mnist", idx_files())
     write(folder / "fashion", idx_files())
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    for i, pixels in enumerate(some_images(12, (40, 36, 3), seed=0)):
-        Image.fromarray(pixels).save(pictures / f"{i}.png")
+    write_pictures(folder / "pictures")
     return folder
 
 
