@@ -62,13 +62,12 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         Four random words of 32 bits in an int64 tensor, with shape ``(4, *)``.
     """
+    # Made on the device by arithmetic: a copy from the host would have to be waited for.
     shape = (2, *(1,) * (counter.ndim - 1))
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).reshape(shape)
-    words = [
-        [(k + i * step) & _WORD for k, step in zip(key, _KEY_STEPS, strict=True)]
-        for i in range(_ROUNDS)
-    ]
-    keys = torch.tensor(words, device=counter.device).reshape(_ROUNDS, *shape)
+    multipliers = _pair(_MULTIPLIERS, counter.device).reshape(shape)
+    rounds = torch.arange(_ROUNDS, device=counter.device).unsqueeze(1)
+    keys = _pair(key, counter.device) + rounds * _pair(_KEY_STEPS, counter.device)
+    keys = (keys & _WORD).reshape(_ROUNDS, *shape)
     even, odd = counter[0::2], counter[1::2]
     for i in range(_ROUNDS):
         # The product wraps modulo 2^64, which keeps all of its bits; the mask drops the sign.
@@ -76,6 +75,29 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
         even = (((product >> 32) & _WORD).flip(0) ^ odd).bitwise_xor_(keys[i])
         odd = (product & _WORD).flip(0)
     return torch.stack((even[0], odd[0], even[1], odd[1]))
+
+
+def _indices(seeds: Iterable[int], device: torch.device | str | None) -> Tensor:
+    """Returns indices of streams on a device, int64; for a range nothing is copied there."""
+    if isinstance(seeds, range):
+        _check_ends(*(seeds[0], seeds[-1]) if seeds else (0, 0))
+        return torch.arange(seeds.start, seeds.stop, seeds.step, device=device)
+    indices = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds))
+    if indices.is_floating_point() and len(indices):
+        raise InputError("seeds has fractions; give non-negative integers.")
+    if indices.numel():
+        _check_ends(int(indices.min()), int(indices.max()))
+    return indices.to(device, torch.int64)
+
+
+def _check_ends(first: int, last: int) -> None:
+    if not 0 <= min(first, last) <= max(first, last) < 2**56:
+        raise InputError("seeds has an index outside [0, 2^56); give non-negative integers.")
+
+
+def _pair(values: tuple[int, int], device: torch.device) -> Tensor:
+    first, second = values
+    return torch.arange(2, device=device) * (second - first) + first
 
 
 def fresh_seed() -> int:
@@ -132,19 +154,12 @@ class Streams:
             if batch is None:
                 raise InputError("Neither seeds nor a batch size is given; give one of them.")
             return Streams(seed, torch.arange(batch, device=device))
-        indices = torch.as_tensor(
-            seeds if isinstance(seeds, Tensor) else list(seeds), device=device
-        )
-        if indices.is_floating_point() and len(indices):
-            raise InputError("seeds has fractions; give non-negative integers.")
-        indices = indices.to(torch.int64)
+        indices = _indices(seeds, device)
         if indices.ndim != 1 or (batch is not None and len(indices) != batch):
             raise InputError(
                 f"seeds has shape {tuple(indices.shape)} for a batch of {batch}; "
                 "give one index per sample."
             )
-        if len(indices) and not (indices.min() >= 0 and indices.max() < 2**56):
-            raise InputError("seeds has an index outside [0, 2^56); give non-negative integers.")
         return Streams(seed, indices)
 
     def __len__(self) -> int:

@@ -22,7 +22,9 @@ cd "$work"
 echo "wheel: python -m scoresde.run"
 PYTHONPATH="$work/site" "$python" -c "
 import scoresde
-assert scoresde.__file__.startswith('$work/site'), scoresde.__file__"
+assert scoresde.__file__.startswith('$work/site'), scoresde.__file__
+from scoresde.interop import diffusers, score_sde
+assert score_sde.names(), 'the published configurations are missing'"
 # shellcheck disable=SC2086
 PYTHONPATH="$work/site" "$python" -m scoresde.run $two_steps hydra.run.dir=from_wheel
 test -s from_wheel/report.html

@@ -1,6 +1,7 @@
 """The rooms of the package: imports go downward, and only some rooms know some libraries."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,12 @@ def test_only_stated_rooms_know_a_library(path):
 )
 def test_imports_of_every_form_are_seen(line, wanted):
     assert list(rooms(ROOT / "sample" / "some.py", line)) == [wanted]
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    found = {
+        ".".join(("scoresde", *path.relative_to(ROOT).parent.parts))
+        for path in ROOT.rglob("__init__.py")
+    }
+    assert set(listed["tool"]["setuptools"]["packages"]) == found | {"scoresde.conf"}

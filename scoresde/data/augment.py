@@ -134,8 +134,10 @@ def _warped(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     """Maps pixels by p -> matrix p + 2 shift, in coordinates of [-1, 1] of the shorter side."""
     height, width = x.shape[-2:]
     # Turning is rigid in pixels and not in the unit square of an oblong image.
-    size = x.new_tensor([width, height], dtype=torch.float32) / min(height, width)
-    inverse = torch.linalg.inv(matrix) * size / size.unsqueeze(1)
+    size = torch.ones(2, device=x.device)
+    size[0] *= width / min(height, width)
+    size[1] *= height / min(height, width)
+    inverse = torch.linalg.inv_ex(matrix).inverse * size / size.unsqueeze(1)
     offset = -(inverse @ (2 * shift).unsqueeze(2))
     grid = affine_grid(torch.cat((inverse, offset), 2), list(x.shape), align_corners=False)
     moved = grid_sample(

@@ -172,7 +172,7 @@ def train(
             factor = training.rate(step, training.steps)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            seeds = torch.arange(step * len(x), (step + 1) * len(x), device=x.device)
+            seeds = range(step * len(x), (step + 1) * len(x))
             with training.autocast(x.device):
                 value = loss(model, x, seed=seed, seeds=seeds, **cond).mean()
             optimiser.zero_grad(set_to_none=True)
