@@ -22,7 +22,7 @@ from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from scoresde.errors import InputError, SolverError, check_count
 from scoresde.tasks.report import save_result
@@ -103,6 +103,8 @@ def explain(error: BaseException) -> str | None:
                 return str(inner)
             given = ", ".join(HydraConfig.get().overrides.task) or "nothing"
             return f"{_one_line(error)} Check the values given: {given}."
+        case MissingMandatoryValue():
+            return f"{error.full_key} has no value; give {error.full_key}=..."
         case OmegaConfBaseException():
             return _one_line(error)
         case torch.OutOfMemoryError():
