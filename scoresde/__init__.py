@@ -5,6 +5,7 @@ network plus an SDE; a loss grades it on data; a sampler or a :class:`Likelihood
 is applied to it; a task wires them together.
 """
 
+from scoresde.bound import VariationalBound
 from scoresde.errors import InputError, SolverError
 from scoresde.likelihood import Likelihood, LogLikelihood
 from scoresde.loss import (
@@ -58,4 +59,5 @@ __all__ = [
     "SolverError",
     "SubVPSDE",
     "VParametrisation",
+    "VariationalBound",
 ]

@@ -9,26 +9,31 @@ The prior stands for :math:`p_1`. The two differ by what is left of the data at 
 VE by its variance beside that of the noise. The result keeps the two terms and the latent apart,
 so that whoever knows :math:`p_1` can put it in.
 
-What is measured is the density at :math:`\epsilon`, evaluated on the data as they are. The
-defaults keep the difference to the data's own density small: 1e-5 for VP costs 0.0009 bits/dim on
-natural-image-like data (1e-3, the sampling cut-off, would cost 0.41), 1e-3 for sub-VP less than
-1e-5; VE starts at its :math:`\sigma_{min}`, whose cost only the choice of that can reduce.
+(:mod:`scoresde.flow` carries the points.) What is measured is the density at :math:`\epsilon`,
+evaluated on the data as they are. The defaults keep the difference to the data's own density
+small: 1e-5 for VP costs 0.0008 bits/dim on natural-image-like data (1e-3, the sampling cut-off,
+would cost 0.42), 1e-3 for sub-VP less than 1e-5; VE starts at its :math:`\sigma_{min}`, whose cost
+only the choice of that can reduce: 0.39 at 0.01 (``experiments/likelihood_cutoff.py``).
+:mod:`scoresde.cutoff` has other ways across.
 
 References:
     Chen et al., *Neural ordinary differential equations*, 2018 (theorem 1).
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (section D.2).
 """
 
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from scoresde.divergence import ExactTrace, Hutchinson, Trace
-from scoresde.errors import InputError
+from scoresde.cutoff import Cutoff, PlainCutoff
+from scoresde.divergence import ExactTrace, Trace
+from scoresde.errors import InputError, check_count
+from scoresde.flow import Carried, Clock, Flow, NoiseClock, as_trace
 from scoresde.model import Evaluations, ScoreFunction, check_data, check_model, evaluating
-from scoresde.solvers import AdaptiveODE
+from scoresde.solvers import AdaptiveODE, Method
 from scoresde.streams import Streams
 
 
@@ -37,7 +42,8 @@ class LogLikelihood:
     """What a likelihood evaluation returns; B examples.
 
     Arguments:
-        log_prob: The log-density in nats of model units, ``(B,)``: the sum of the next two.
+        log_prob: The log-density in nats of model units, ``(B,)``: the sum of the next two, and
+            of what a cut-off adds.
         prior_log_prob: The prior's log-density of the latent, ``(B,)``.
         log_det: The integral of the divergence, ``(B,)``.
         standard_error: That of ``log_prob`` over the probes, ``(B,)``: 0 if the trace is exact,
@@ -45,6 +51,7 @@ class LogLikelihood:
         latent: The state at time 1, ``(B, *)``.
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
+        failed: Which examples could not be solved, bool ``(B,)``; their values are NaN.
     """
 
     log_prob: Tensor
@@ -54,6 +61,7 @@ class LogLikelihood:
     latent: Tensor
     nfe: Tensor
     seed: int
+    failed: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ class Likelihood:
     r"""Evaluates :math:`\log p(x)` under a score function.
 
     Every probe is fixed along the path, each integrates its own divergence, and all share the
-    network pass of the field. The step size of the solver is shared by the batch (see
-    :mod:`scoresde.solvers.ode`).
+    network pass of the field. Each example has its own step sizes (see
+    :mod:`scoresde.solvers.runge_kutta`), so that its value does not depend on its batch mates.
 
     Arguments:
         probes: The number of Rademacher probes, positive; or ``"exact"`` for the trace itself, for
@@ -71,7 +79,18 @@ class Likelihood:
         atol: Absolute tolerance of the solver, positive.
         eps: The time to start at, in [0, 1); ``None`` takes the default of the model's SDE
             (``sde.cutoffs.likelihood``: 1e-5 for VP, 1e-3 for sub-VP, 0 for VE).
-        method: ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2`` or ``adaptive_heun``.
+        method: The ODE method, an object or its short name (see
+            :class:`~scoresde.solvers.AdaptiveODE`).
+        cutoff: What stands between the data and their state at ``eps``.
+        clock: The variable in which the flow is solved (see :mod:`scoresde.flow`).
+        target_error: Draws further sets of probes for each example until its standard error is
+            at most this, in nats, positive; ``None``: one set. Its ``probes`` share a network
+            pass, further sets take new ones.
+        max_sets: How many sets of probes at most, positive; if they do not do, a warning says so.
+        strict: Whether an example that cannot be solved is an error, or becomes NaN and is
+            flagged while the others go on.
+        differentiable: Whether the result keeps its graph to the data, the conditions and the
+            model's parameters (see :mod:`scoresde.flow`).
 
     Raises:
         InputError: If an argument is out of range.
@@ -88,25 +107,31 @@ class Likelihood:
     rtol: float = 1e-5
     atol: float = 1e-5
     eps: float | None = None
-    method: str = "dopri5"
+    method: Method | str = "dopri5"
+    cutoff: Cutoff = field(default_factory=PlainCutoff)
+    clock: Clock = field(default_factory=NoiseClock)
+    target_error: float | None = None
+    max_sets: int = 100
+    strict: bool = True
+    differentiable: bool = False
 
     def __post_init__(self) -> None:
-        self._solver()
-        self._trace()
+        solver, trace = self._solver(), self._trace()
+        if self.differentiable:
+            _ = solver.replays  # refuses what cannot be differentiated
+        check_count("max_sets", self.max_sets)
+        target = self.target_error
+        if target is not None and not target > 0:
+            raise InputError(f"target_error={target} is not positive; give nats, such as 1.0.")
+        if target is not None and self.differentiable and not isinstance(trace, ExactTrace):
+            raise InputError("target_error and differentiable exclude each other; give one.")
 
     def _solver(self) -> AdaptiveODE:
-        return AdaptiveODE(self.rtol, self.atol, self.method)
+        return AdaptiveODE(self.rtol, self.atol, self.method, strict=self.strict)
 
     def _trace(self) -> Trace:
-        if isinstance(self.probes, Trace):
-            return self.probes
-        if self.probes == "exact":
-            return ExactTrace()
-        if isinstance(self.probes, str):
-            raise InputError(f"probes={self.probes!r}: give a positive integer, or 'exact'.")
-        return Hutchinson(self.probes)
+        return as_trace(self.probes)
 
-    @torch.no_grad()
     def __call__(
         self,
         model: ScoreFunction,
@@ -127,29 +152,75 @@ class Likelihood:
 
         Raises:
             InputError: If the arguments do not fit the model, or the data are not finite.
+            SolverError: If an example cannot be solved, and ``strict``.
         """
         eps = self.check(model)
         check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
-        state, trace, field = model.state(x), self._trace(), Evaluations(model, cond)
-        probes = trace.probes(streams, state)
+        with torch.set_grad_enabled(self.differentiable), evaluating(model):
+            return self._evaluate(model, x, eps, streams, cond)
 
-        def system(t: Tensor, pair: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            return trace(lambda y: field.velocity(y, t), pair[0], probes)
-
-        estimates = state.new_zeros(len(x), trace.estimates)
-        with evaluating(model):
-            latent, log_dets = self._solver()(system, (state, estimates), eps, 1.0)
-        prior, log_det = model.sde.prior_log_prob(latent), log_dets.mean(1)
+    def _evaluate(
+        self,
+        model: ScoreFunction,
+        x: Tensor,
+        eps: float,
+        streams: Streams,
+        cond: dict[str, Tensor],
+    ) -> LogLikelihood:
+        before = Evaluations(model, cond)
+        start, extra = self.cutoff.start(before, model.state(x), eps, streams)
+        flow = Flow(model, cond, self._trace(), graph=self.differentiable, clock=self.clock)
+        carried = self._carry(flow, start, eps, streams, 0)
+        prior = model.sde.prior_log_prob(carried.x)
+        log_det, error, passes = self._until(flow, start, eps, streams, carried)
         return LogLikelihood(
-            log_prob=prior + log_det,
+            log_prob=prior + log_det + extra,
             prior_log_prob=prior,
             log_det=log_det,
-            standard_error=trace.standard_error(log_dets),
-            latent=latent.to(x.dtype),
-            nfe=field.nfe(x),
+            standard_error=error,
+            latent=carried.x.to(x.dtype),
+            nfe=before.nfe(x) + passes,
             seed=streams.seed,
+            failed=carried.failed,
         )
+
+    def _carry(self, flow: Flow, x: Tensor, eps: float, streams: Streams, draw: int) -> Carried:
+        """Carries points to time 1 with one set of probes."""
+        assert flow.trace is not None
+        flow = replace(flow, probes=flow.trace.probes(streams, x, draw))
+        return flow.carry(x, eps, 1.0, self._solver())
+
+    def _until(
+        self, flow: Flow, x: Tensor, eps: float, streams: Streams, first: Carried
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws sets of probes until the error is small enough.
+
+        Returns:
+            The log-determinants, their standard errors and the network passes, each ``(B,)``.
+        """
+        assert flow.trace is not None
+        sets = _Sets(flow.trace, first.log_dets)
+        passes = first.evaluations
+        if self.target_error is None:
+            return sets.mean, sets.standard_error, passes
+        for draw in range(1, self.max_sets):
+            open_ = ~(sets.standard_error <= self.target_error) & ~first.failed
+            rows = open_.nonzero()[:, 0]
+            if len(rows) == 0:
+                return sets.mean, sets.standard_error, passes
+            part = self._carry(flow.take(rows), x[rows], eps, streams[rows], draw)
+            sets.add(rows, part.log_dets)
+            passes = passes.index_add(0, rows, part.evaluations)
+        worst = float(sets.standard_error.nan_to_num(torch.inf).amax())
+        if worst > self.target_error:
+            warnings.warn(
+                f"After {self.max_sets} sets of probes a standard error is still {worst:.3g} "
+                f"nats, above target_error={self.target_error}; give more probes, or raise "
+                "max_sets.",
+                stacklevel=4,
+            )
+        return sets.mean, sets.standard_error, passes
 
     def check(self, model: ScoreFunction) -> float:
         """Returns the cut-off for a model.
@@ -159,3 +230,38 @@ class Likelihood:
         """
         check_model(model)
         return model.sde.check_eps(model.sde.cutoffs.likelihood if self.eps is None else self.eps)
+
+
+class _Sets:
+    """Independent sets of probes, some examples with more of them than others.
+
+    The error of the mean over r sets is the root of the sum of their own squared errors over r;
+    sets of a single estimate know none, and then it comes from the spread of the sets.
+    """
+
+    def __init__(self, trace: Trace, log_dets: Tensor) -> None:
+        self.trace = trace
+        self.count = log_dets.new_ones(len(log_dets))
+        self.total = log_dets.mean(1)
+        self.squares = torch.zeros_like(self.total)
+        self.variance = trace.standard_error(log_dets).square()
+
+    def add(self, rows: Tensor, log_dets: Tensor) -> None:
+        """Adds a set for some examples."""
+        value, n = log_dets.mean(1), self.count[rows]
+        old = self.total[rows] / n
+        self.squares[rows] += (value - old) ** 2 * n / (n + 1)
+        self.total[rows] += value
+        self.count[rows] += 1
+        self.variance[rows] += self.trace.standard_error(log_dets).square()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean over all sets, ``(B,)``."""
+        return self.total / self.count
+
+    @property
+    def standard_error(self) -> Tensor:
+        """That of the mean, ``(B,)``; NaN for a single estimate."""
+        spread = self.squares / (self.count - 1) / self.count
+        return torch.where(self.variance.isnan(), spread, self.variance / self.count**2).sqrt()

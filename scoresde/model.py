@@ -94,7 +94,7 @@ class Evaluations:
         self.model = model
         self.sde = model.sde
         self.cond = cond or {}
-        self.count = 0
+        self.count: int | Tensor = 0
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """Returns the score, and counts one pass."""
@@ -125,7 +125,7 @@ class Evaluations:
 
     def nfe(self, x: Tensor) -> Tensor:
         """Returns the number of passes so far for each example of ``x``, int64 ``(B,)``."""
-        return torch.full((len(x),), self.count, dtype=torch.int64, device=x.device)
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device) + self.count
 
 
 def check_model(model: ScoreFunction) -> None:

@@ -213,7 +213,8 @@ def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:
     """Draws the way of points from noise to data, in the colours of time.
 
     Arguments:
-        times: The times passed, with shape ``(T,)``, from 1 (noise) down to about 0 (data).
+        times: The times passed, from 1 (noise) down to about 0 (data), with shape ``(T,)``, or
+            ``(T, B)`` where each point has its own.
         paths: The points at these times, with shape ``(T, B, 2)``.
         path: Where to write.
 
@@ -223,16 +224,18 @@ def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:
     from matplotlib.collections import LineCollection
 
     t, x = _array(times), _array(paths)
-    if t.ndim != 1 or len(t) < 2 or x.ndim != 3 or x.shape[0] != len(t) or x.shape[2] != 2:
+    if x.ndim != 3 or x.shape[2] != 2 or t.shape not in (x.shape[:1], x.shape[:2]) or len(t) < 2:
         raise InputError(
-            f"times {t.shape} and paths {x.shape} do not fit; give (T,) and (T, B, 2), T >= 2."
+            f"times {t.shape} and paths {x.shape} do not fit; give (T,) or (T, B), and (T, B, 2), "
+            "T >= 2."
         )
+    t = np.broadcast_to(t.reshape(len(t), -1), x.shape[:2])
     figure, (axes,) = _figure(1, width=5.2, height=4.4)
     keep = np.unique(np.linspace(0, len(t) - 1, 400).round().astype(int))
     t, x = t[keep], x[keep]
     segments = np.stack([x[:-1], x[1:]], axis=2).reshape(-1, 2, 2)
     lines = LineCollection(list(segments), cmap=_clock(), lw=0.9, alpha=0.7)
-    lines.set_array(np.repeat((t[:-1] + t[1:]) / 2, x.shape[1]))
+    lines.set_array(((t[:-1] + t[1:]) / 2).reshape(-1))
     lines.set_clim(0, max(1.0, float(t.max())))
     axes.add_collection(lines)
     axes.scatter(

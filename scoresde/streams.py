@@ -50,6 +50,7 @@ class Purpose(IntEnum):
     DATA = 9
     COMPONENT = 10
     AUGMENT = 11
+    CUTOFF = 12
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -165,7 +166,7 @@ class Streams:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, part: slice) -> "Streams":
+    def __getitem__(self, part: slice | Tensor) -> "Streams":
         return Streams(self.seed, self.indices[part])
 
     def _words(self, shape: Sequence[int], purpose: Purpose, draw: int) -> Tensor:

@@ -3,13 +3,36 @@
 import pytest
 import torch
 
-from scoresde import InputError
-from scoresde.divergence import ExactTrace, Hutchinson
-from scoresde.streams import Streams
+from scoresde import VPSDE, GaussianMixtureModel, InputError, ScoreModel
+from scoresde.divergence import (
+    ColourProbing,
+    ExactTrace,
+    Gaussian,
+    Hutchinson,
+    HutchPlusPlus,
+    Orthogonal,
+    Rademacher,
+    Sphere,
+)
+from scoresde.model import Evaluations
+from scoresde.nn import UNet
+from scoresde.streams import Purpose, Streams
 
-SHAPES = [(5,), (1,), (2, 3, 3)]
+SHAPES = [(5,), (1,), (2, 3, 3), (2, 4), (1, 2, 2, 3)]
+EXACT = [
+    *(ExactTrace(), ExactTrace(chunk=1), ExactTrace(chunk=4), ExactTrace(chunk=100)),
+    *(ExactTrace(forward=True), ExactTrace(chunk=1, forward=True)),
+]
+RANDOM = [
+    *(Hutchinson(), Hutchinson(3, Gaussian()), Hutchinson(3, Sphere())),
+    *(Hutchinson(3, Orthogonal()), ColourProbing(2), ColourProbing(2, repeats=3)),
+    *(HutchPlusPlus(3), HutchPlusPlus(10)),
+]
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+each_exact = pytest.mark.parametrize("trace", EXACT, ids=repr)
+each_random = pytest.mark.parametrize("trace", RANDOM, ids=repr)
+each_trace = pytest.mark.parametrize("trace", [*EXACT, *RANDOM], ids=repr)
 
 
 def normal(*shape, seed=0):
@@ -40,9 +63,10 @@ def estimate(trace, field, x, seed=0, seeds=None):
 
 
 @each_shape
-def test_the_exact_trace_is_that_of_the_jacobian(shape):
+@each_exact
+def test_the_exact_trace_is_that_of_the_jacobian(trace, shape):
     field, x = Field(shape), normal(3, *shape)
-    _, divergence = estimate(ExactTrace(), field, x)
+    _, divergence = estimate(trace, field, x)
     torch.testing.assert_close(divergence, field.divergence(x)[:, None])
 
 
@@ -55,27 +79,87 @@ def test_the_field_is_returned_as_it_is(trace, shape):
     assert divergence.shape == (3, trace.estimates)
 
 
-@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(1), Hutchinson(5)], ids=repr)
+@pytest.mark.parametrize("trace", [t for t in EXACT if not t.forward] + RANDOM, ids=repr)
 def test_the_field_is_evaluated_once(trace):
     field = Field((4,))
     estimate(trace, field, normal(3, 4))
     assert field.calls == 1
 
 
+@pytest.mark.parametrize(("chunk", "calls"), [(4, 1), (2, 2), (1, 4)])
+def test_the_forward_mode_evaluates_the_field_once_for_each_chunk(chunk, calls):
+    field = Field((4,))
+    estimate(ExactTrace(chunk, forward=True), field, normal(3, 4))
+    assert field.calls == calls
+
+
+@each_trace
+def test_the_products_are_as_many_as_declared(trace):
+    x, count = normal(3, 2, 2, 2), 0
+    probes = trace.probes(Streams.of(0, batch=3), x)
+
+    def product(e):
+        nonlocal count
+        count += 1
+        return e.expand(x.shape)
+
+    product.x = product.v = x
+    product.batch = lambda probes: torch.stack([product(e) for e in probes])
+    estimates = trace.estimate(product, probes)
+    assert (count, estimates.shape) == (trace.products(probes), (3, trace.estimates))
+
+
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 3)], ids=str)
-def test_random_probes_are_unbiased(shape):
+@each_random
+def test_random_probes_are_unbiased(trace, shape):
     n, field = 4000, Field(shape)
     x = normal(1, *shape)
-    _, estimates = estimate(Hutchinson(), field, x.expand(n, *shape))
-    z = (estimates.mean() - field.divergence(x)[0]) / (estimates.std() / n**0.5)
+    _, estimates = estimate(trace, field, x.expand(n, *shape))
+    means = estimates.mean(1)
+    z = (means.mean() - field.divergence(x)[0]) / (means.std() / n**0.5)
     assert abs(float(z)) < 3.5
 
 
-def test_several_probes_are_independent():
+@pytest.mark.parametrize(
+    "trace",
+    [
+        *(Hutchinson(3, kind) for kind in (Rademacher(), Gaussian(), Sphere(), Orthogonal())),
+        *(ColourProbing(2, repeats=3), HutchPlusPlus(9)),
+    ],
+    ids=repr,
+)
+def test_several_estimates_are_uncorrelated(trace):
     n, field = 4000, Field((5,))
-    _, estimates = estimate(Hutchinson(3), field, normal(1, 5).expand(n, 5))
-    off_diagonal = torch.corrcoef(estimates.T) - torch.eye(3)
+    _, estimates = estimate(trace, field, normal(1, 5).expand(n, 5))
+    errors = estimates - field.divergence(normal(1, 5))
+    if isinstance(trace, HutchPlusPlus):  # given the subspace, which differs between examples
+        errors = errors / errors.square().mean(1, keepdim=True).sqrt()
+    off_diagonal = (errors.T @ errors) / errors.square().mean() / n - torch.eye(3)
+    off_diagonal.fill_diagonal_(0)
     assert float(off_diagonal.abs().max()) * n**0.5 < 4
+
+
+@each_random
+def test_sets_of_different_draws_are_independent(trace):
+    n, field = 4000, Field((5,))
+    x, streams = normal(1, 5).expand(n, 5), Streams.of(0, batch=n)
+    sets = [trace(field, x, trace.probes(streams, x, draw))[1].mean(1) for draw in (0, 1)]
+    assert abs(float(torch.corrcoef(torch.stack(sets))[0, 1])) * n**0.5 < 4
+
+
+@each_random
+def test_sets_of_several_draws_may_be_joined(trace):
+    field, x, streams = Field((5,)), normal(4, 5), Streams.of(0, batch=4)
+    sets = [trace.probes(streams, x, draw) for draw in (0, 1)]
+    _, joined = trace(field, x, torch.cat(sets))
+    apart = torch.cat([trace(field, x, probes)[1] for probes in sets], 1)
+    torch.testing.assert_close(joined, apart, rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_draw_of_signs_has_the_addresses_it_always_had():
+    streams, x = Streams.of(3, batch=2), torch.zeros(2, 4)
+    expected = [streams.sign((4,), Purpose.PROBE, k) for k in (2, 3)]
+    assert torch.equal(Hutchinson(2).probes(streams, x, draw=1), torch.stack(expected))
 
 
 def test_random_probes_are_exact_for_a_diagonal_jacobian():
@@ -85,39 +169,140 @@ def test_random_probes_are_exact_for_a_diagonal_jacobian():
     torch.testing.assert_close(estimates, truth, rtol=1e-13, atol=1e-13)
 
 
-def test_the_variance_is_that_of_the_off_diagonal_part():
-    """For Rademacher probes it is 2 ||(J + J^T) / 2 - diag J||^2."""
-    n, a = 20_000, normal(6, 6)
-    _, estimates = estimate(Hutchinson(), lambda x: x @ a.T, torch.zeros(n, 6).double())
-    symmetric = (a + a.T) / 2
-    truth = 2 * (symmetric - symmetric.diag().diag()).square().sum()
-    assert float(estimates.var() / truth) == pytest.approx(1, abs=0.05)
+D = 6
+SYMMETRIC = (normal(D, D) + normal(D, D).T) / 2
+NORM, TRACE = SYMMETRIC.square().sum(), SYMMETRIC.trace()
+SPHERE = 2 * (D * NORM - TRACE**2) / (D + 2)
 
 
-def test_the_standard_error_is_that_of_the_mean():
-    n, trace = 4000, Hutchinson(8)
-    _, estimates = estimate(trace, Field((5,)), normal(1, 5).expand(n, 5))
-    claimed = trace.standard_error(estimates).square().mean()
-    assert float(claimed / estimates.mean(1).var()) == pytest.approx(1, abs=0.1)
+@pytest.mark.parametrize(
+    ("trace", "variance"),
+    [
+        (Hutchinson(), 2 * (NORM - SYMMETRIC.diag().square().sum())),
+        (Hutchinson(1, Gaussian()), 2 * NORM),
+        (Hutchinson(1, Sphere()), SPHERE),
+        (Hutchinson(4, Orthogonal()), SPHERE / 4 * (D - 4) / (D - 1)),
+        (ColourProbing(4), 4 * (SYMMETRIC[0, 4] ** 2 + SYMMETRIC[1, 5] ** 2)),
+    ],
+    ids=lambda value: repr(value) if not isinstance(value, torch.Tensor) else "",
+)
+def test_the_variance_is_as_derived(trace, variance):
+    """Of the mean of one set, for a linear field."""
+    n, a = 20_000, normal(D, D)
+    _, estimates = estimate(trace, lambda x: x @ a.T, torch.zeros(n, D).double())
+    assert float(estimates.mean(1).var() / variance) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        Hutchinson(8),
+        *(Hutchinson(3, kind) for kind in (Gaussian(), Sphere(), Orthogonal())),
+        *(ColourProbing(2, repeats=4), HutchPlusPlus(9), HutchPlusPlus(8)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_standard_error_is_that_of_the_mean(trace, draws):
+    n = 6000
+    x, streams = normal(1, 5).expand(n, 5), Streams.of(0, batch=n)
+    probes = torch.cat([trace.probes(streams, x, draw) for draw in range(draws)])
+    _, estimates = trace(Field((5,)), x, probes)
+    claimed = trace.standard_error(estimates).square()
+    squared_error = (estimates.mean(1) - Field((5,)).divergence(x[:1])).square()
+    z = (claimed - squared_error).mean() / ((claimed - squared_error).std() / n**0.5)
+    assert abs(float(z)) < 3.5
+
+
+def test_the_wholly_orthogonal_frame_is_exact_and_knows_it():
+    field, x, trace = Field((2, 2)), normal(3, 2, 2), Hutchinson(4, Orthogonal())
+    _, estimates = estimate(trace, field, x)
+    torch.testing.assert_close(estimates, field.divergence(x)[:, None].expand(3, 4))
+    assert float(trace.standard_error(estimates).max()) < 1e-12
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_orthogonal_probes_are_orthogonal(count):
+    probes = Hutchinson(count, Orthogonal()).probes(Streams.of(0, batch=3), normal(3, 5))
+    products = torch.einsum("kbd,lbd->bkl", probes, probes)
+    torch.testing.assert_close(products, 5 * torch.eye(count).double().expand(3, count, count))
+
+
+class Convolution(torch.nn.Conv2d):
+    """Three by three, so that it reaches one pixel far, with a sine after it."""
+
+    def __init__(self, channels, groups):
+        super().__init__(channels, channels, 3, padding=1, groups=groups, dtype=torch.float64)
+        self.weight.data = normal(*self.weight.shape)
+
+    def forward(self, x):
+        return torch.sin(super().forward(x))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("spacing", [2, 3])
+def test_colours_are_exact_for_a_field_that_reaches_less_far(spacing, groups):
+    field, x = Convolution(2, groups), normal(3, 2, 7, 4)
+    _, truth = estimate(ExactTrace(), field, x)
+    _, colours = estimate(ColourProbing(spacing), field, x)
+    torch.testing.assert_close(colours, truth)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "products"),
+    [
+        *((4, (3, 32, 32), 48), (4, (3, 2, 32), 24), (4, (7,), 4), (4, (3,), 3)),
+        *((2, (3, 5), 6), (2, (1, 4, 4, 4), 8), (1, (3, 4, 4), 3)),
+    ],
+)
+def test_colours_take_as_many_products_as_there_are(spacing, shape, products):
+    trace, x = ColourProbing(spacing, repeats=2), torch.zeros(1, *shape)
+    assert trace.products(trace.probes(Streams.of(0, batch=1), x)) == 2 * products
+
+
+def test_colours_farther_apart_than_the_image_are_exact():
+    field, x = Field((2, 3, 3)), normal(2, 2, 3, 3)
+    _, estimates = estimate(ColourProbing(9), field, x)
+    torch.testing.assert_close(estimates, field.divergence(x)[:, None])
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_jacobian_of_low_rank_is_exact_for_hutch_plus_plus(rank):
+    a = normal(8, rank, seed=1) @ normal(rank, 8, seed=2)
+    _, estimates = estimate(HutchPlusPlus(6), lambda x: x @ a.T, normal(3, 8))
+    torch.testing.assert_close(estimates, a.trace().expand(3, 2))
+
+
+def test_hutch_plus_plus_beats_signs_where_singular_values_fall_fast():
+    n, basis = 500, torch.linalg.qr(normal(20, 20))[0]
+    a = basis @ (2.0 ** -torch.arange(20).double()).diag() @ basis.T
+    x = torch.zeros(n, 20).double()
+    errors = [
+        estimate(t, lambda x: x @ a, x)[1].mean(1) - a.trace()
+        for t in (Hutchinson(12), HutchPlusPlus(12))
+    ]
+    assert float(errors[0].std() / errors[1].std()) > 3
 
 
 def test_one_probe_knows_no_error_and_the_exact_trace_has_none():
     one = torch.zeros(3, 1)
-    assert bool(Hutchinson(1).standard_error(one).isnan().all())
+    for trace in (Hutchinson(1), ColourProbing(), HutchPlusPlus(3)):
+        assert bool(trace.standard_error(one).isnan().all())
     assert torch.equal(ExactTrace().standard_error(one), torch.zeros(3))
 
 
-@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(2)], ids=repr)
+@each_trace
 @pytest.mark.parametrize("field", [torch.ones_like, torch.zeros_like, lambda x: x.detach()])
 def test_a_constant_field_has_no_divergence(field, trace):
     _, divergence = estimate(trace, field, normal(3, 4))
     assert torch.equal(divergence, torch.zeros(3, trace.estimates).double())
 
 
-def test_gradients_may_be_off_outside_and_no_graph_comes_back():
+@each_exact
+def test_gradients_may_be_off_outside_and_no_graph_comes_back(trace):
     field, x = Field((4,)), normal(3, 4)
     with torch.no_grad():
-        v, divergence = estimate(ExactTrace(), field, x)
+        v, divergence = estimate(trace, field, x)
     torch.testing.assert_close(divergence, field.divergence(x)[:, None])
     assert (v.requires_grad, divergence.requires_grad) == (False, False)
 
@@ -128,11 +313,19 @@ def test_parameters_get_no_gradient():
     assert weight.grad is None
 
 
-def test_an_examples_estimate_is_its_own():
+@each_trace
+def test_an_examples_estimate_is_its_own(trace):
     field, x = Field((5,)), normal(8, 5)
-    _, together = estimate(Hutchinson(3), field, x)
-    _, alone = estimate(Hutchinson(3), field, x[6:7], seeds=[6])
+    _, together = estimate(trace, field, x)
+    _, alone = estimate(trace, field, x[6:7], seeds=[6])
     torch.testing.assert_close(together[6:7], alone, rtol=1e-12, atol=1e-12)
+
+
+@each_trace
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_estimates_have_the_states_type(trace, dtype):
+    _, estimates = estimate(trace, torch.sin, torch.zeros(3, 2, 2, dtype=dtype))
+    assert (estimates.dtype, trace.standard_error(estimates).dtype) == (dtype, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -147,3 +340,162 @@ def test_probes_are_signs_of_the_states_type(dtype):
 def test_an_unusable_number_of_probes_is_refused(count):
     with pytest.raises(InputError, match="probes="):
         Hutchinson(count)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ExactTrace(0), "chunk=0"),
+        (lambda: ExactTrace(2.5), "chunk=2.5"),
+        (lambda: ColourProbing(0), "spacing=0"),
+        (lambda: ColourProbing(4, repeats=-1), "repeats=-1"),
+        (lambda: HutchPlusPlus(2), "count=2"),
+        (lambda: HutchPlusPlus("many"), "count=many"),
+        (lambda: Hutchinson(1, "gauss"), "distribution='gauss'"),
+    ],
+)
+def test_an_unusable_argument_is_refused_by_its_value(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("trace", [Hutchinson(6, Orthogonal()), HutchPlusPlus(18)], ids=repr)
+def test_more_probes_than_dimensions_are_refused(trace):
+    with pytest.raises(InputError, match=r"=(6|18)"):
+        trace.probes(Streams.of(0, batch=1), torch.zeros(1, 5))
+
+
+# --- Differentiating the divergence --------------------------------------------------------------
+
+
+def cubic(weight):
+    """A field whose divergence is that of its linear part plus 3 |x|^2 / 2."""
+    return lambda x: (x.flatten(1) @ weight.T + x.flatten(1) ** 3 / 2).reshape(x.shape)
+
+
+@each_exact
+def test_the_exact_trace_can_be_differentiated(trace):
+    weight, x = normal(4, 4).requires_grad_(), normal(3, 2, 2).requires_grad_()
+    probes = trace.probes(Streams.of(0, batch=3), x)
+    _, divergence = trace(cubic(weight), x, probes, create_graph=True)
+    by_x, by_weight = torch.autograd.grad(divergence.sum(), (x, weight))
+    torch.testing.assert_close(by_x, 3 * x.detach())
+    torch.testing.assert_close(by_weight, 3 * torch.eye(4).double())
+
+
+@pytest.mark.parametrize("trace", [ExactTrace(), *RANDOM[:-2]], ids=repr)
+def test_estimates_have_the_gradient_of_finite_differences(trace):
+    field, x = Field((4,)), normal(3, 4).requires_grad_()
+    probes = trace.probes(Streams.of(0, batch=3), x)
+
+    def both(x):
+        return trace(field, x, probes, create_graph=True)
+
+    assert torch.autograd.gradcheck(both, x)
+
+
+def test_the_gradient_of_hutch_plus_plus_is_unbiased():
+    n, field, trace = 4000, Field((5,)), HutchPlusPlus(6)
+    x = normal(1, 5).expand(n, 5).clone().requires_grad_()
+    probes = trace.probes(Streams.of(0, batch=n), x)
+    _, estimates = trace(field, x, probes, create_graph=True)
+    (ours,) = torch.autograd.grad(estimates.mean(1).sum(), x)
+    _, exact = ExactTrace()(field, x[:1], torch.eye(5).double()[:, None], create_graph=True)
+    (truth,) = torch.autograd.grad(exact.sum(), x)
+    z = (ours.mean(0) - truth[0]) / (ours.std(0) / n**0.5)
+    assert float(z.abs().max()) < 4
+
+
+def test_the_gradient_of_hutch_plus_plus_is_finite_where_the_rank_is_low():
+    trace, x = HutchPlusPlus(9), normal(3, 4).requires_grad_()
+    probes = trace.probes(Streams.of(0, batch=3), x)
+    _, estimates = trace(
+        lambda x: x[:, :1] ** 2 * torch.ones_like(x), x, probes, create_graph=True
+    )
+    assert bool(torch.autograd.grad(estimates.sum(), x)[0].isfinite().all())
+
+
+def test_states_that_need_no_gradient_are_left_as_they_are():
+    weight, x = normal(4, 4).requires_grad_(), normal(3, 4)
+    probes = Hutchinson().probes(Streams.of(0, batch=3), x)
+    _, divergence = Hutchinson()(cubic(weight), x, probes, create_graph=True)
+    assert (x.requires_grad, divergence.requires_grad) == (False, True)
+
+
+# --- Networks ------------------------------------------------------------------------------------
+
+
+def score_field(layout):
+    torch.manual_seed(0)
+    net = UNet((1, 4, 4), width=8, blocks=1, init_scale=1.0)
+    model = ScoreModel(net, VPSDE()).double().eval().to(memory_format=layout)
+    return lambda x: Evaluations(model).velocity(x, torch.tensor(0.4).double())
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_every_layout_of_a_network_has_an_exact_trace(layout, create_graph):
+    """Torch cannot batch the backward pass of a group normalisation in channels_last."""
+    field, x = score_field(layout), normal(2, 1, 4, 4)
+    probes = ExactTrace().probes(Streams.of(0, batch=2), x)
+    _, divergence = ExactTrace()(field, x, probes, create_graph=create_graph)
+    _, truth = ExactTrace(chunk=1)(field, x, probes)
+    torch.testing.assert_close(divergence.detach(), truth)
+
+
+def test_a_network_that_cannot_be_batched_is_a_sentence():
+    field, x = score_field(torch.channels_last), normal(2, 1, 4, 4)
+    with pytest.raises(InputError, match=r"chunk=4 unit vectors at once .* ExactTrace\(chunk=1\)"):
+        estimate(ExactTrace(chunk=4), field, x)
+
+
+def test_the_forward_mode_takes_a_network_with_attention():
+    field, x = score_field(torch.contiguous_format), normal(2, 1, 4, 4)
+    (_, forward), (_, backward) = (
+        estimate(t, field, x) for t in (ExactTrace(forward=True), ExactTrace())
+    )
+    torch.testing.assert_close(forward, backward)
+
+
+def test_a_network_that_has_no_forward_mode_is_a_sentence():
+    field, x = score_field(torch.channels_last), normal(2, 1, 4, 4)
+    with pytest.raises(InputError, match=r"forwards .*ExactTrace\(chunk=1\)"):
+        estimate(ExactTrace(forward=True), field, x)
+
+
+def test_a_network_with_attention_can_be_differentiated_twice():
+    field, x = score_field(torch.channels_last), normal(2, 1, 4, 4).requires_grad_()
+    trace = Hutchinson()
+    probes = trace.probes(Streams.of(0, batch=2), x)
+    _, estimates = trace(field, x, probes, create_graph=True)
+    (gradient,) = torch.autograd.grad(estimates.sum(), x)
+    step = 1e-5 * normal(2, 1, 4, 4, seed=1)
+    ends = [trace(field, x + sign * step, probes)[1].sum() for sign in (1, -1)]
+    torch.testing.assert_close((gradient * step).sum(), (ends[0] - ends[1]) / 2, rtol=1e-5, atol=0)
+
+
+def test_a_mixture_can_be_differentiated_forwards():
+    model = GaussianMixtureModel([0.3, 0.7], normal(2, 3), [0.3, 0.5], VPSDE())
+    x, t = normal(4, 3, seed=1), torch.tensor(0.3).double()
+    ends = [estimate(trace, lambda y: model.score(y, t), x)[1] for trace in EXACT]
+    for other in ends[1:]:
+        torch.testing.assert_close(other, ends[0])
+
+
+def test_the_last_product_frees_the_graph():
+    field, x, product = Field((4,)), normal(3, 4).requires_grad_(), None
+    trace = Hutchinson(2)
+
+    class Kept(Hutchinson):
+        def estimate(self, given, probes):
+            nonlocal product
+            product = given
+            return super().estimate(given, probes)
+
+    probes = trace.probes(Streams.of(0, batch=3), x)
+    Kept(2)(field, x, probes)
+    with pytest.raises(RuntimeError, match="second time"):
+        product(probes[0])

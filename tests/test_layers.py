@@ -20,7 +20,10 @@ LAYERS = {  # the design's table; a room that serves others of its layer stands 
     "times": 2,
     "divergence": 2,
     "solvers": 2,
+    "flow": 2.5,  # carries points and densities, for samplers and likelihoods
+    "cutoff": 2.5,
     "loss": 3,
+    "bound": 3,
     "sample": 3,
     "likelihood": 3,
     "__init__": 3.5,  # names the parts for users: everything up to the likelihood

@@ -207,7 +207,7 @@ class Fixed(Hutchinson):
         super().__init__(1)
         object.__setattr__(self, "probe", probe)
 
-    def probes(self, streams, x):
+    def probes(self, streams, x, draw=0):
         return self.probe.to(x).reshape(1, *x.shape)
 
 

@@ -19,6 +19,7 @@ from scoresde import (
     GaussianMixtureModel,
     GaussianModel,
     InputError,
+    Likelihood,
     ScoreFunction,
     ScoreModel,
     SubVPSDE,
@@ -95,9 +96,11 @@ class Spy(ScoreFunction):
         self.model = model
         self.sde = model.sde
         self.times = []
+        self.calls = 0
 
     def _ask(self, view, x, t):
-        self.times.append(float(t))
+        self.times += t.reshape(-1).tolist()
+        self.calls += 1
         return getattr(self.model, view)(x, t)
 
     def score(self, x, t):
@@ -141,7 +144,9 @@ def test_the_evaluations_are_counted_truly(final, sampler):
     sampler = type(sampler)(**(vars(sampler) | {"final_denoise": final}))
     spy = Spy(mixture(VPSDE()))
     out = sampler(spy, shape=(3, 2), seed=0)
-    assert (out.nfe.dtype, out.nfe.tolist()) == (torch.int64, [len(spy.times)] * 3)
+    assert (out.nfe.dtype, int(out.nfe.max())) == (torch.int64, spy.calls)
+    if not isinstance(sampler, ProbabilityFlow):  # where each sample has its own steps
+        assert out.nfe.tolist() == [spy.calls] * 3
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_a_given_eps_is_where_it_stops(sampler):
     seen, spy = [], Spy(mixture(VPSDE()))
     sampler(spy, shape=(3, 2), seed=0, callback=seen.append)
     assert min(spy.times) >= 0.2
-    assert float(seen[-1].t) >= 0.2
+    assert float(seen[-1].t.min()) >= 0.2
 
 
 @each_sampler
@@ -276,8 +281,8 @@ def test_conditions_reach_the_network(sampler):
     model = ScoreModel(lambda x, c, y: seen.append(y) or 0 * x, VPSDE())
     y = torch.tensor([3, 1])
     sampler(model, shape=(2, 2), seed=0, y=y)
-    assert all(torch.equal(condition, y) for condition in seen)
-    assert seen
+    assert torch.equal(seen[0], y)
+    assert {value for condition in seen for value in condition.tolist()} == {3, 1}
 
 
 @pytest.mark.parametrize("grid", [UniformGrid(), LogSNRGrid()], ids=repr)
@@ -294,9 +299,10 @@ def test_a_callback_is_told_every_step_of_a_grid(grid):
 def test_a_callback_is_told_the_way_of_an_adaptive_solver():
     seen = []
     out = ProbabilityFlow()(mixture(VPSDE()), shape=(2, 2), seed=0, callback=seen.append)
-    times = [float(step.t) for step in seen]
+    times = torch.stack([step.t for step in seen])
     assert [step.i for step in seen] == list(range(1, len(seen) + 1))
-    assert (times == sorted(times, reverse=True), times[-1]) == (True, 1e-3)
+    assert bool((times.diff(dim=0) <= 0).all())
+    assert (times[0].tolist(), times[-1].tolist()) == ([1.0] * 2, [1e-3] * 2)
     assert torch.equal(seen[-1].x, out.x)
 
 
@@ -502,7 +508,7 @@ def test_euler_maruyama_has_strong_order_one(sde):
 
 @each_sde
 def test_the_flow_is_that_of_the_gaussian_to_its_tolerance(sde):
-    """The tolerance is one of a step; over all steps the error here is up to 12 times that."""
+    """The tolerance is one of a step; over all steps the error here is up to 27 times that."""
     exact = GaussianModel(normal(4), normal(4, seed=1).abs() + 0.2, sde)
     latent = sde.prior_std * normal(16, 4, seed=2)
     truth = exact.flow(latent, 1.0, sde.cutoffs.sampling)
@@ -512,7 +518,7 @@ def test_the_flow_is_that_of_the_gaussian_to_its_tolerance(sde):
         for rtol in tolerances
     ]
     assert errors == sorted(errors, reverse=True)
-    assert all(error < 20 * rtol for error, rtol in zip(errors, tolerances, strict=True))
+    assert all(error < 40 * rtol for error, rtol in zip(errors, tolerances, strict=True))
 
 
 @each_sde
@@ -547,7 +553,46 @@ def test_latents_of_data_have_the_marginal_at_one(sde):
 def test_the_passes_of_an_encoding_are_counted():
     spy = Spy(mixture(VPSDE()))
     out = ProbabilityFlow().encode(spy, normal(3, 2))
-    assert out.nfe.tolist() == [len(spy.times)] * 3
+    assert int(out.nfe.max()) == spy.calls
+
+
+# --- Densities of samples ------------------------------------------------------------------------
+
+
+@each_sde
+def test_the_density_of_a_sample_is_that_of_the_exact_model(sde):
+    exact, eps = mixture(sde, dtype=torch.float64), sde.cutoffs.sampling
+    latent = sde.prior_std * normal(6, 2)
+    out = ProbabilityFlow(1e-7, 1e-7, probes="exact")(exact, latent=latent)
+    log_prob = out.log_prob - sde.prior_log_prob(latent) + exact.log_prob(latent, 1.0)
+    torch.testing.assert_close(log_prob, exact.log_prob(out.x, eps), rtol=0, atol=1e-4)
+    assert torch.equal(out.standard_error, torch.zeros(6).double())
+
+
+def test_the_density_of_a_sample_is_that_of_the_likelihood():
+    exact = mixture(VPSDE(), dtype=torch.float64)
+    out = ProbabilityFlow(1e-8, 1e-8, probes=4, eps=1e-4)(exact, (3, 2), seed=0)
+    again = Likelihood(4, 1e-8, 1e-8, eps=1e-4)(exact, out.x, seed=0)
+    torch.testing.assert_close(out.log_prob, again.log_prob, rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.standard_error, again.standard_error, rtol=0, atol=1e-4)
+
+
+def test_samplers_that_measure_no_density_say_so():
+    exact = mixture(VPSDE())
+    assert ProbabilityFlow()(exact, (2, 2), seed=0).log_prob is None
+    assert EulerMaruyama(2)(exact, (2, 2), seed=0).log_prob is None
+
+
+def test_a_denoised_sample_has_no_density():
+    with pytest.raises(InputError, match="final_denoise=True"):
+        ProbabilityFlow(probes=1, final_denoise=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_flow_sample_is_the_same_in_any_batch(dtype):
+    exact, latent = mixture(VPSDE(), dtype=dtype), normal(5, 2).to(dtype)
+    flow = ProbabilityFlow(1e-3, 1e-3)
+    assert torch.equal(flow(exact, latent=latent).x[2:3], flow(exact, latent=latent[2:3]).x)
 
 
 # --- Predictors ----------------------------------------------------------------------------------

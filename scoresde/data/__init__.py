@@ -3,6 +3,11 @@
 from scoresde.data.augment import Augmentation, GeometricAugmentation
 from scoresde.data.base import SPLITS, Dataset, Scaling, Units
 from scoresde.data.bundled import digits
+from scoresde.data.dequantisation import (
+    Dequantisation,
+    TruncatedNormalDequantisation,
+    UniformDequantisation,
+)
 from scoresde.data.files import array
 from scoresde.data.images import folder
 from scoresde.data.published import cifar10, fashion_mnist, mnist
@@ -26,11 +31,14 @@ __all__ = [
     "Board",
     "Dataset",
     "Density",
+    "Dequantisation",
     "GeometricAugmentation",
     "Mixture",
     "Moons",
     "Scaling",
     "Spirals",
+    "TruncatedNormalDequantisation",
+    "UniformDequantisation",
     "Units",
     "array",
     "checkerboard",

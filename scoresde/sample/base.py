@@ -28,11 +28,16 @@ class Samples:
         x: The samples, with shape ``(B, *)``.
         nfe: The network passes that each sample took part in, int64 ``(B,)``.
         seed: The seed that was used.
+        log_prob: The log-density of the samples in nats of model units, ``(B,)``, where the
+            sampler measures it.
+        standard_error: That of ``log_prob`` over the probes, ``(B,)``.
     """
 
     x: Tensor
     nfe: Tensor
     seed: int
+    log_prob: Tensor | None = None
+    standard_error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Step:
     Arguments:
         i: How many steps are done.
         n: How many there are, or ``None`` where an adaptive solver cannot know.
-        t: The time reached, float64 ``()``.
+        t: The time reached, float64 ``()``, or ``(B,)`` where each sample has its own.
         x: The state there, with shape ``(B, *)``; not a copy.
     """
 
@@ -78,6 +83,15 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """What a walk through time ends with; the fields as in :class:`Samples`."""
+
+    x: Tensor
+    log_prob: Tensor | None = None
+    standard_error: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Sampler(ABC):
     """Abstract sampler.
 
@@ -94,7 +108,7 @@ class Sampler(ABC):
     @abstractmethod
     def _run(
         self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
-    ) -> Tensor:
+    ) -> Arrival:
         """Brings states from time 1 to time ``eps``."""
 
     @torch.no_grad()
@@ -142,13 +156,14 @@ class Sampler(ABC):
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model):
-                x = self._run(field, start, eps, streams, watch)
+                end = self._run(field, start, eps, streams, watch)
+                x = end.x
                 if self.final_denoise:
                     x = field.denoise(x, torch.tensor(eps, dtype=torch.float64))
         finally:
             watch.close()
         x = x if latent is None else x.to(latent.dtype)
-        return Samples(x, field.nfe(x), streams.seed)
+        return Samples(x, field.nfe(x), streams.seed, end.log_prob, end.standard_error)
 
     def check(self, model: ScoreFunction) -> float:
         """Returns the cut-off for a model.
@@ -206,11 +221,11 @@ class GridSampler(Sampler):
 
     def _run(
         self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
-    ) -> Tensor:
+    ) -> Arrival:
         for i, (t, s) in enumerate(pairwise(self.times(field.sde, eps))):
             x = self.step(field, x, t, s, i, streams)
             watch(s, x, self.steps)
-        return x
+        return Arrival(x)
 
 
 def _batch(shape: Sequence[int] | None, latent: Tensor | None) -> int:

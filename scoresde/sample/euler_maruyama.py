@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoresde.model import Evaluations
-from scoresde.sample.base import GridSampler, Sampler, Watch
+from scoresde.sample.base import Arrival, GridSampler, Sampler, Watch
 from scoresde.sample.predictors import EulerMaruyamaPredictor, Interval
 from scoresde.solvers import FixedStepSDE
 from scoresde.streams import Purpose, Streams
@@ -66,7 +66,7 @@ class TorchSDE(Sampler):
 
     def _run(
         self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
-    ) -> Tensor:
+    ) -> Arrival:
         def drift(tau: Tensor, x: Tensor) -> Tensor:
             t = (1 - tau).clamp(eps, 1)
             watch(t, x)
@@ -75,4 +75,5 @@ class TorchSDE(Sampler):
         def diffusion(tau: Tensor) -> Tensor:
             return field.sde.g((1 - tau).clamp(eps, 1))
 
-        return FixedStepSDE(self.steps, self.method)(drift, diffusion, x, 1 - eps, streams)
+        solver = FixedStepSDE(self.steps, self.method)
+        return Arrival(solver(drift, diffusion, x, 1 - eps, streams))

@@ -1,14 +1,17 @@
 """The probability-flow ODE: a deterministic map between noise and data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from scoresde.divergence import Trace
+from scoresde.errors import InputError
+from scoresde.flow import Carried, Clock, Flow, NoiseClock, as_trace
 from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
-from scoresde.sample.base import Sampler, Samples, Step, Watch
-from scoresde.solvers import AdaptiveODE
+from scoresde.sample.base import Arrival, Sampler, Samples, Step, Watch
+from scoresde.solvers import AdaptiveODE, Method
 from scoresde.streams import Streams
 
 
@@ -19,9 +22,8 @@ class ProbabilityFlow(Sampler):
     .. math:: \frac{dx}{dt} = f x - \tfrac12 g^2 \nabla_x \log p_t(x)
 
     from :math:`t = 1` to ``eps``; :meth:`encode` goes the other way. The network is never
-    evaluated below ``eps`` or above 1. The step size is shared by the batch (see
-    :mod:`scoresde.solvers.ode`): a sample changes with its batch mates by about the tolerance,
-    less than 1e-5 at ``rtol=1e-7``.
+    evaluated below ``eps`` or above 1. Each sample has its own step sizes (see
+    :mod:`scoresde.solvers.runge_kutta`), so that it does not depend on its batch mates.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 13).
@@ -29,7 +31,11 @@ class ProbabilityFlow(Sampler):
     Arguments:
         rtol: Relative tolerance of a step, positive.
         atol: Absolute tolerance of a step, positive.
-        method: ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2`` or ``adaptive_heun``.
+        method: The ODE method, an object or its short name (see
+            :class:`~scoresde.solvers.AdaptiveODE`).
+        probes: Measures the log-density of the samples in the same solution, and how (see
+            :class:`~scoresde.Likelihood`); ``None``: not at all.
+        clock: The variable in which the flow is solved (see :mod:`scoresde.flow`).
         eps: The time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the expected data there.
 
@@ -45,31 +51,43 @@ class ProbabilityFlow(Sampler):
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    method: str = "dopri5"
+    method: Method | str = "dopri5"
+    probes: int | str | Trace | None = None
+    clock: Clock = field(default_factory=NoiseClock)
 
     def __post_init__(self) -> None:
         self._solver()
+        self._trace()
+        if self.probes is not None and self.final_denoise:
+            raise InputError(
+                "final_denoise=True leaves the state whose density probes measures; give one of "
+                "the two."
+            )
 
     def _solver(self) -> AdaptiveODE:
         return AdaptiveODE(self.rtol, self.atol, self.method)
 
+    def _trace(self) -> Trace | None:
+        return None if self.probes is None else as_trace(self.probes)
+
     def _run(
         self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
-    ) -> Tensor:
-        return self._integrate(field, x, 1.0, eps, watch)
+    ) -> Arrival:
+        trace = self._trace()
+        flow = Flow(field.model, field.cond, trace, clock=self.clock)
+        if trace is None:
+            return Arrival(self._carry(flow, field, x, 1.0, eps, watch).x)
+        flow = replace(flow, probes=trace.probes(streams, x))
+        end = self._carry(flow, field, x, 1.0, eps, watch)
+        log_prob = field.sde.prior_log_prob(x) - end.log_dets.mean(1)
+        return Arrival(end.x, log_prob, trace.standard_error(end.log_dets))
 
-    def _integrate(
-        self, field: Evaluations, x: Tensor, start: float, end: float, watch: Watch
-    ) -> Tensor:
-        (x,) = self._solver()(
-            lambda t, state: (field.velocity(state[0], t),),
-            (x,),
-            start,
-            end,
-            lambda t, state: watch(t, state[0]),
-        )
-        watch(torch.tensor(end, dtype=torch.float64), x)
-        return x
+    def _carry(
+        self, flow: Flow, field: Evaluations, x: Tensor, start: float, end: float, watch: Watch
+    ) -> Carried:
+        carried = flow.carry(x, start, end, self._solver(), lambda t, y: watch(t, y[0]))
+        field.count = field.count + carried.evaluations
+        return carried
 
     @torch.no_grad()
     def encode(
@@ -91,7 +109,8 @@ class ProbabilityFlow(Sampler):
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model):
-                latent = self._integrate(field, model.state(x), eps, 1.0, watch).to(x.dtype)
+                flow = Flow(model, cond, clock=self.clock)
+                latent = self._carry(flow, field, model.state(x), eps, 1.0, watch).x.to(x.dtype)
         finally:
             watch.close()
         return Samples(latent, field.nfe(latent), seed=0)

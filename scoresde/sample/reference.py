@@ -34,7 +34,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations
-from scoresde.sample.base import Sampler, Watch
+from scoresde.sample.base import Arrival, Sampler, Watch
 from scoresde.sample.correctors import BatchMeanNorm, Corrector, Langevin
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
@@ -77,13 +77,13 @@ class ReferencePredictorCorrector(Sampler):
 
     def _run(
         self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
-    ) -> Tensor:
+    ) -> Arrival:
         sampler, last = self._sampler(), self.steps - 1
         for i, t in enumerate(torch.linspace(1, eps, self.steps, dtype=torch.float64)):
             step = step_of(field.sde, t, self.steps)
             x = sampler.correct_and_predict(field, x, step, i, streams, quiet=i == last)
             watch(t, x, self.steps)
-        return x
+        return Arrival(x)
 
 
 def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:

@@ -1,29 +1,23 @@
-r"""Ordinary differential equations by torchdiffeq's adaptive Runge-Kutta methods.
-
-The step size is shared by the batch: torchdiffeq integrates it as one system. The error that
-accepts a step is the largest over the batch of the root mean square over one example, so that
-every example keeps the tolerance, but which steps are taken depends on the batch mates. At
-rtol = 1e-7 an example moves by less than 1e-5 when its mates change (tested).
-
-References:
-    Dormand and Prince, *A family of embedded Runge-Kutta formulae*, 1980.
-    Chen, *torchdiffeq*, 2018.
-"""
+"""Ordinary differential equations, solved to a tolerance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-import torchdiffeq
 from torch import Tensor
 
-from scoresde.errors import InputError, SolverError, check_count
+from scoresde.errors import InputError, check_count
+from scoresde.solvers.base import Control, Field, Method, Problem, Solution, State, Watch
+from scoresde.solvers.runge_kutta import BogackiShampine, DormandPrince, RungeKutta, Tsitouras
+from scoresde.solvers.shared_step import TorchDiffEq
 
-State = tuple[Tensor, ...]
-Field = Callable[[Tensor, State], State]
-Watch = Callable[[Tensor, State], None]
-
-METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+METHODS: dict[str, Method] = {
+    "dopri5": DormandPrince(),
+    "tsit5": Tsitouras(),
+    "bosh3": BogackiShampine(),
+    "dopri8": TorchDiffEq("dopri8"),
+    "fehlberg2": TorchDiffEq("fehlberg2"),
+    "adaptive_heun": TorchDiffEq("adaptive_heun"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +27,11 @@ class AdaptiveODE:
     Arguments:
         rtol: Relative tolerance of a step, positive.
         atol: Absolute tolerance of a step, positive.
-        method: One of ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``.
-        max_steps: How many steps it may take.
+        method: How: an object, or its short name. ``dopri5``, ``tsit5`` and ``bosh3`` give every
+            example its own steps; ``dopri8``, ``fehlberg2`` and ``adaptive_heun`` are
+            torchdiffeq's, with one step for the batch.
+        max_steps: How many steps an example may take, positive.
+        strict: Whether an example that fails is an error, or is flagged and becomes NaN.
 
     Raises:
         InputError: If an argument is out of range.
@@ -42,101 +39,70 @@ class AdaptiveODE:
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    method: str = "dopri5"
+    method: Method | str = "dopri5"
     max_steps: int = 10_000
+    strict: bool = True
 
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise InputError(f"rtol={self.rtol}, atol={self.atol}: both must be positive.")
         check_count("max_steps", self.max_steps)
+        self._method()
+
+    def _method(self) -> Method:
+        if isinstance(self.method, Method):
+            return self.method
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} is not one of {', '.join(METHODS)}.")
+        return METHODS[self.method]
 
     def __call__(
-        self, field: Field, state: State, start: float, end: float, watch: Watch | None = None
-    ) -> State:
+        self,
+        field: Field,
+        state: State,
+        start: float,
+        end: float,
+        watch: Watch | None = None,
+        *,
+        take: Callable[[Tensor], Field] | None = None,
+        record: bool = False,
+        describe: Callable[[Tensor], str] | None = None,
+    ) -> Solution:
         """Integrates a state.
 
         Arguments:
-            field: Maps a time, float64 with shape ``()``, and a state to its derivative. It is
-                never called outside of the two times.
+            field: Maps times, float64 with shape ``()`` or ``(B,)``, and a state to its
+                derivative. It is never called outside of the two times.
             state: Arrays, each with shape ``(B, *)``.
             start: The time of the state.
             end: The time to reach.
-            watch: Called with the time and the state before every accepted step.
-
-        Returns:
-            The state at ``end``.
+            watch: Called with times and the state as the solution proceeds.
+            take: Returns the field of some examples alone, given their indices: then the others
+                stop costing when they have ended. ``None`` keeps the batch whole.
+            record: Whether to keep the times of all steps.
+            describe: Puts a time, ``()``, into words for an error.
 
         Raises:
-            SolverError: If the step size underflows, the field is not finite, or there are too
-                many steps.
+            SolverError: If ``strict`` and the step size underflows, the field is not finite, or
+                there are too many steps; it names the example and the time.
         """
-        if start == end:
-            return state
-        system = _System(field, min(start, end), max(start, end), watch)
-        times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
-        # Without step_t the last step passes the end, and the end is interpolated.
-        options = {"step_t": times[1:], "norm": _worst_example, "max_num_steps": self.max_steps}
-        try:
-            solution = torchdiffeq.odeint(
-                system,
-                state,
-                times,
-                rtol=self.rtol,
-                atol=self.atol,
-                method=self.method,
-                options=options,
-            )
-        except (AssertionError, _StepError) as error:
-            raise SolverError(self._explain(system, str(error))) from error
-        return tuple(array[-1] for array in solution)
-
-    def _explain(self, system: "_System", message: str) -> str:
-        cause = (
-            f"took more than {self.max_steps} steps"
-            if "max_num_steps" in message
-            else "met a step size of zero or a state that is not finite"
-        )
-        return (
-            f"The ODE solver {cause} near t = {system.last:.6g}. The field is too rough there or "
-            f"not finite; check the model, or use a larger eps or tolerance (rtol={self.rtol}, "
-            f"atol={self.atol})."
-        )
-
-
-class _StepError(Exception):
-    """The size of a step is not a number, because the field is not."""
-
-
-class _System:
-    """The field as torchdiffeq calls it."""
-
-    def __init__(self, field: Field, low: float, high: float, watch: Watch | None) -> None:
-        self.field = field
-        self.low, self.high = low, high
-        self.watch = watch
-        self.time: Tensor | None = None
-
-    def __call__(self, t: Tensor, state: State) -> State:
-        # torchdiffeq rounds t to the state's data type, and probes the first step size beyond the
-        # end of short intervals; neither may reach the field.
-        if not bool(torch.isfinite(t)):
-            raise _StepError
-        self.time = t.double().clamp(self.low, self.high)
-        return self.field(self.time, state)
-
-    def callback_accept_step(self, t: Tensor, state: State, dt: Tensor) -> None:
-        if self.watch is not None:
-            self.watch(t.double().clamp(self.low, self.high), state)
+        problem = Problem(field, state, float(start), float(end), take, watch)
+        if describe is not None:
+            problem = replace(problem, describe=describe)
+        control = Control(self.rtol, self.atol, self.max_steps, self.strict, record)
+        return self._method().solve(problem, control)
 
     @property
-    def last(self) -> float:
-        """The last time at which the field was called."""
-        return float("nan") if self.time is None else float(self.time)
+    def replays(self) -> RungeKutta:
+        """The method, as one that can walk on recorded times.
 
-
-def _worst_example(state: State) -> Tensor:
-    """The norm of a step's error: the largest root mean square of any part of any example."""
-    parts = [array.flatten(1).square().mean(1).amax() for array in state if array.numel()]
-    return torch.stack(parts).amax().sqrt()
+        Raises:
+            InputError: If it cannot.
+        """
+        method = self._method()
+        if not isinstance(method, RungeKutta):
+            raise InputError(
+                f"method={self.method!r} cannot be differentiated; use 'dopri5', 'tsit5' or "
+                "'bosh3'."
+            )
+        return method

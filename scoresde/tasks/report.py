@@ -296,16 +296,16 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
 
 
 def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
-    """Returns the times ``(T,)`` and the raw states ``(T, B, 2)`` of a few samples' paths."""
+    """Returns the times ``(T, B)`` and the raw states ``(T, B, 2)`` of a few samples' paths."""
     times, states = [], []
 
     def remember(step: Step) -> None:
-        times.append(float(step.t))
+        times.append(step.t.cpu().expand(_PATHS))
         states.append(trained.data.scaling.decode(step.x.cpu()))
 
     shape = (_PATHS, *trained.data.shape)
     sampler(trained.model, shape, seed=trained.seed, callback=remember)
-    return torch.tensor(times), torch.stack(states)
+    return torch.stack(times), torch.stack(states)
 
 
 def save_result(folder: Path, result: Mapping[str, Any]) -> None:

@@ -1,0 +1,358 @@
+r"""The probability of integers under a density, by draws of their dequantisation.
+
+One draw :math:`u \sim q` (see :mod:`scoresde.data.dequantisation`) has the log-weight
+
+.. math:: \ell = \log p(y + u) - \log q(u), \qquad \mathbb{E} \, e^\ell = P(y),
+          \qquad \log p(y + u) = \log p(x) + D \log s ,
+
+where :math:`s` counts model units per quantisation step. There are two ways to combine :math:`K`
+independent draws: their mean is the plain bound, known better; their importance-weighted mean is
+a tighter one,
+
+.. math:: L_1 = \mathbb{E} \, \ell \;\le\;
+          L_K = \mathbb{E} \log \frac1K \sum_k e^{\ell_k} \;\le\; \log P(y) ,
+
+which rises with :math:`K` and falls short of :math:`\log P` by about :math:`\operatorname{var}(w)
+/ (2 K P^2)`, with the weights :math:`w = e^\ell`, once :math:`K` is large enough to see all that
+matters of them. What that is worth falls with the dimension: on 3072 independent normal variables
+of two steps' width, with uniform offsets, the plain bound is short by 0.0151 bits/dim, 16 draws by
+0.0097 and 64 by 0.0083; on the 64 pixels of the digits under a Gaussian fit, 16 draws gain 0.035.
+
+**Probes.** The weighted mean is no bound where :math:`\log p` is itself an estimate. Normal noise
+of variance :math:`v` (in nats²) makes :math:`\mathbb{E} e^\ell` too large by the factor
+:math:`e^{v/2}`, and the weighted mean too high by up to
+
+.. math:: \min \left( \frac{v}{2} \Big( 1 - \frac1K \Big), \sqrt{2 v \log K} \right) ,
+
+the first from the curvature of the logarithm, the second because no mean exceeds its largest
+term. One Rademacher probe of 0.039 bits/dim on 3072 dimensions is 83 nats of noise, which lifts
+16 draws by up to 195 nats: 0.09 bits/dim, more than most papers differ by. Take the exact trace
+for weights, or so many probes that :attr:`Bound.bias` is small; the plain mean has no such bias.
+(The noise of a :class:`~scoresde.cutoff.VariationalCutoff` does no harm: its weights, like those
+of the offsets, are right in the mean.)
+
+References:
+    Burda et al., *Importance weighted autoencoders*, 2016, https://arxiv.org/abs/1509.00519.
+    Nowozin, *Debiasing evidence approximations*, ICLR 2018 (the order 1/K of the gap).
+    Hoogeboom et al., *Learning discrete distributions by dequantization*, 2020,
+    https://arxiv.org/abs/2001.11235.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.data.base import Units
+from scoresde.data.checks import check_count
+from scoresde.data.dequantisation import Dequantisation, UniformDequantisation
+from scoresde.errors import InputError
+from scoresde.model import ScoreFunction
+from scoresde.streams import Streams, philox
+
+_WORD = 0xFFFFFFFF
+_SEEDS = 0xFF  # a purpose that no stream has
+_MOST_BIAS = 0.1  # nats
+
+
+@dataclass(frozen=True)
+class Bound:
+    r"""K draws of the log-weight of each of B examples, combined.
+
+    Arguments:
+        log_prob: The combined log-weight in nats, ``(B,)``.
+        standard_error: That of ``log_prob`` over the draws and their probes, ``(B,)``; NaN for one
+            draw.
+        probe_error: The part of it that the probes alone make, ``(B,)``: 0 if :math:`\log p` is
+            exact, NaN where unknown.
+        bias: The most by which the noise of the probes lifts ``log_prob`` in the mean, in nats,
+            ``(B,)``; NaN where unknown.
+        effective_draws: How many draws it rests on, in [1, K], ``(B,)``.
+    """
+
+    log_prob: Tensor
+    standard_error: Tensor
+    probe_error: Tensor
+    bias: Tensor
+    effective_draws: Tensor
+
+
+def average(log_weights: Tensor, errors: Tensor | None = None) -> Bound:
+    r"""Combines draws to their mean, an unbiased estimate of the plain bound :math:`L_1`.
+
+    Arguments:
+        log_weights: Independent log-weights :math:`\ell_k` in nats, with shape ``(K, B)``.
+        errors: The standard error of each over its probes, with that shape; ``None`` if exact.
+
+    Raises:
+        InputError: If the shapes do not fit.
+
+    Example:
+        >>> bound = average(torch.tensor([[-1.0], [-3.0]]))
+        >>> float(bound.log_prob), float(bound.standard_error)
+        (-2.0, 1.0)
+    """
+    log_weights, errors = _checked(log_weights, errors)
+    k = len(log_weights)
+    mean = log_weights.mean(0)
+    return Bound(
+        log_prob=mean,
+        standard_error=_or_nan(log_weights, lambda w: w.std(0) / math.sqrt(k)),
+        probe_error=errors.square().sum(0).sqrt() / k,
+        bias=torch.zeros_like(mean),
+        effective_draws=torch.full_like(mean, k),
+    )
+
+
+def importance_weighted(log_weights: Tensor, errors: Tensor | None = None) -> Bound:
+    r"""Combines draws to the importance-weighted bound :math:`L_K`.
+
+    .. math:: \log \frac1K \sum_k w_k, \qquad w_k = e^{\ell_k}
+
+    Its standard error is that of the mean weight, relative to it,
+
+    .. math:: \frac{\operatorname{std}(w)}{\sqrt K \, \bar w}
+              = \sqrt{\frac{K / n - 1}{K - 1}} ,
+              \qquad n = \frac{(\sum_k w_k)^2}{\sum_k w_k^2} ,
+
+    where :math:`n` is the number of effective draws, and half of its square estimates the gap
+    that is left to :math:`\log P`. Neither can be trusted where :math:`n` is near 1: the error
+    never exceeds 1 nat, however wide the weights are. They widen with the dimension, so that the
+    images of a sharp model may need more draws than can be had; the result is then still a bound.
+    Noise of the probes lifts it (see above).
+
+    Arguments:
+        log_weights: Independent log-weights :math:`\ell_k` in nats, with shape ``(K, B)``.
+        errors: The standard error of each over its probes, with that shape; ``None`` if exact.
+
+    Raises:
+        InputError: If the shapes do not fit.
+
+    References:
+        Burda et al. 2016, https://arxiv.org/abs/1509.00519 (theorem 1).
+
+    Example:
+        >>> bound = importance_weighted(torch.tensor([[0.25], [0.75]]).log())
+        >>> torch.stack((bound.log_prob.exp(), bound.standard_error)).T
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
+    log_weights, errors = _checked(log_weights, errors)
+    k, share = len(log_weights), log_weights.softmax(0)
+    effective = 1 / share.square().sum(0)
+    return Bound(
+        log_prob=log_weights.logsumexp(0) - math.log(k),
+        standard_error=_or_nan(share, lambda w: k * w.std(0) / math.sqrt(k)),
+        probe_error=(share * errors).square().sum(0).sqrt(),
+        bias=_most_lift(errors),
+        effective_draws=effective,
+    )
+
+
+def _most_lift(errors: Tensor) -> Tensor:
+    """Returns the most by which noise lifts a weighted mean: ``(K, B)`` to ``(B,)``."""
+    k, variance = len(errors), errors.square().mean(0)
+    if k == 1:  # even where the variance is unknown
+        return torch.zeros_like(variance)
+    return torch.minimum(variance / 2 * (1 - 1 / k), torch.sqrt(2 * variance * math.log(k)))
+
+
+def _or_nan(draws: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
+    return error(draws) if len(draws) > 1 else torch.full_like(draws[0], torch.nan)
+
+
+def _checked(log_weights: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the draws and their errors in float64."""
+    if log_weights.ndim != 2 or len(log_weights) == 0:
+        raise InputError(
+            f"The log-weights have shape {tuple(log_weights.shape)}; give one for each draw and "
+            "example, (K, B)."
+        )
+    if errors is not None and errors.shape != log_weights.shape:
+        raise InputError(
+            f"The errors have shape {tuple(errors.shape)}, the log-weights "
+            f"{tuple(log_weights.shape)}; they must agree."
+        )
+    errors = torch.zeros_like(log_weights) if errors is None else errors
+    return log_weights.double(), errors.double()
+
+
+class Evaluated(Protocol):
+    """What the evaluation of a log-density returns, such as :class:`LogLikelihood`."""
+
+    @property
+    def log_prob(self) -> Tensor:
+        """The log-density in nats of model units, ``(B,)``."""
+
+    @property
+    def standard_error(self) -> Tensor:
+        """That of ``log_prob`` over its own random numbers, ``(B,)``: 0 if it has none."""
+
+    @property
+    def nfe(self) -> Tensor:
+        """The network passes of each example, int64 ``(B,)``."""
+
+
+class LogDensity(Protocol):
+    """Evaluates the log-density of a batch ``(B, *)`` in model units, as a ``Likelihood`` does."""
+
+    def __call__(
+        self,
+        model: ScoreFunction,
+        x: Tensor,
+        /,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        **cond: Tensor,
+    ) -> Evaluated: ...
+
+
+@dataclass(frozen=True)
+class LogProbability:
+    r"""What :func:`log_probability` returns; B examples, K draws, float64 nats per example.
+
+    Arguments:
+        log_prob: A lower bound of :math:`\log P(y)`, as ``bound.log_prob``, ``(B,)``.
+        standard_error: Its standard error, as ``bound.standard_error``, ``(B,)``.
+        nfe: The network passes of each example over all draws, int64 ``(B,)``.
+        bound: All that the combination knows.
+        log_weights: Of every draw, ``(K, B)``, for another combination of the same draws.
+        errors: Their standard errors over the probes, ``(K, B)``.
+        seed: The seed that was used.
+    """
+
+    log_prob: Tensor
+    standard_error: Tensor
+    nfe: Tensor
+    bound: Bound
+    log_weights: Tensor
+    errors: Tensor
+    seed: int
+
+
+def log_probability(
+    likelihood: LogDensity,
+    model: ScoreFunction,
+    units: Units,
+    raw: Tensor,
+    *,
+    dequantisation: Dequantisation | None = None,
+    draws: int = 1,
+    combine: Callable[[Tensor, Tensor], Bound] = average,
+    seed: int | None = None,
+    seeds: Iterable[int] | None = None,
+    **cond: Tensor,
+) -> LogProbability:
+    r"""Bounds the log-probability of integers from below.
+
+    Every draw has its own offsets and its own probes. The first has those of the same seed in
+    :meth:`Dataset.batch` and in the likelihood, and an example's numbers do not depend on its
+    batch.
+
+    Arguments:
+        likelihood: Evaluates :math:`\log p(x)`.
+        model: The model of the data in model units.
+        units: What the data is (:attr:`Dataset.units`), with levels.
+        raw: Integers 0 to L-1, with shape ``(B, *)``.
+        dequantisation: The density of the offsets; uniform by default.
+        draws: The number of draws K, positive.
+        combine: :func:`average` or :func:`importance_weighted`.
+        seed: Names the random streams of offsets and probes; ``None`` draws a fresh one.
+        seeds: The index of each example's stream; ``range(B)`` by default.
+        **cond: Conditions for the network, each with shape ``(B, *)``.
+
+    Warns:
+        UserWarning: If the noise of the probes lifts the result by more than 0.1 nats in the mean
+            over examples, or if a single probe leaves that unknown.
+
+    Raises:
+        InputError: If an argument is out of range, the data is not of these units, or the
+            likelihood does not fit the model.
+
+    Example:
+        >>> from scoresde import GaussianModel, Likelihood, VPSDE
+        >>> units = Units(shape=(2,), shift=2.0, width=2.0, levels=4)
+        >>> model = GaussianModel(torch.zeros(2), 1.0, VPSDE())
+        >>> y = torch.tensor([[1, 2]])
+        >>> p = log_probability(Likelihood("exact"), model, units, y, draws=4, seed=0)
+        >>> bool(p.log_prob < 2 * math.log(0.1915))  # Phi(1/2) - Phi(0)
+        True
+    """
+    dequantisation = UniformDequantisation() if dequantisation is None else dequantisation
+    check_count("draws", draws, most=2**32)
+    dequantisation.check(_check_raw(units, raw))
+    streams = Streams.of(seed, seeds, len(raw), raw.device)
+    volume = raw[0].numel() * math.log(units.scaling.scale)
+    log_weights, errors, nfes = [], [], []
+    for k in range(draws):
+        u = dequantisation.sample(streams, raw.shape[1:], k)
+        x = units.encode(raw, u).to(model.device)
+        probes = probe_seed(streams.seed, k)
+        result = likelihood(model, x, seed=probes, seeds=streams.indices, **cond)
+        log_q = dequantisation.log_prob(u).to(result.log_prob.device)
+        log_weights.append(result.log_prob.double() + volume - log_q)
+        errors.append(result.standard_error.double())
+        nfes.append(result.nfe)
+    weights, noise = torch.stack(log_weights), torch.stack(errors)
+    bound = combine(weights, noise)
+    _warn(bound)
+    nfe = torch.stack(nfes).sum(0)
+    return LogProbability(
+        bound.log_prob, bound.standard_error, nfe, bound, weights, noise, streams.seed
+    )
+
+
+def probe_seed(seed: int, draw: int) -> int:
+    """Returns the seed of the probes of a draw: for the first draw the seed itself.
+
+    The others are random words at an address (seed, draw) of their own.
+
+    Arguments:
+        seed: The seed, in :math:`[0, 2^{64})`.
+        draw: The number of the draw, in :math:`[0, 2^{32})`.
+
+    Returns:
+        A seed, in :math:`[0, 2^{64})`.
+    """
+    if draw == 0:
+        return seed
+    counter = torch.tensor([[0], [draw], [0], [_SEEDS]])
+    low, high = philox(counter, (seed & _WORD, seed >> 32)).flatten().tolist()[:2]
+    return high << 32 | low
+
+
+def _check_raw(units: Units, raw: Tensor) -> int:
+    """Returns the number of levels of integers that are of these units."""
+    if units.levels is None:
+        raise InputError(
+            "Real-valued data has no levels and no probability, only a density; evaluate "
+            "Likelihood on units.encode(raw)."
+        )
+    if raw.is_floating_point() or raw.shape[1:] != tuple(units.shape) or raw.numel() == 0:
+        raise InputError(
+            f"The data has shape {tuple(raw.shape)} and type {raw.dtype}; give integers with "
+            f"shape (B, {', '.join(map(str, units.shape))}), not in model units."
+        )
+    low, high = int(raw.min()), int(raw.max())
+    if low < 0 or high >= units.levels:
+        raise InputError(
+            f"The data ranges from {low} to {high}, outside 0 to {units.levels - 1}; give the "
+            "units of this data."
+        )
+    return units.levels
+
+
+def _warn(bound: Bound) -> None:
+    known = bound.log_prob.isfinite()  # an example that could not be solved has no bias either
+    bias = float(bound.bias[known].mean()) if known.any() else 0.0
+    size = "an unknown amount" if math.isnan(bias) else f"up to {bias:.3g} nats per example"
+    if not bias <= _MOST_BIAS:
+        warnings.warn(
+            f"The noise of the probes makes importance weights too high by {size}; take "
+            "probes='exact', or more of them (a single one does not know its error).",
+            stacklevel=3,
+        )
