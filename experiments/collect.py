@@ -46,6 +46,8 @@ def record(run: Path, note: str) -> None:
     config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
     name = config["name"]
     overrides = [o for o in result.pop("overrides") if not o.startswith(("progress", "hydra."))]
+    # Where the data lay is nobody's business, and nobody else's path.
+    overrides = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides]
     if any(o.partition("=")[0] not in ("+experiment", "seed", "data.root") for o in overrides):
         sys.exit(f"{run} was changed by {overrides}; an experiment is its recipe as it stands.")
     about = {
