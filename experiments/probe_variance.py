@@ -87,7 +87,7 @@ def main() -> None:
             f"{row['rmse']:.4f} ± {row['uncertainty']:.4f} bits/dim   claimed {row['claimed']:.4f}"
         )
     result = {
-        "checkpoint": str(given.checkpoint),
+        "recipe": checkpoint.recipe["name"],
         "data": f"{data.name}, {given.split}",
         **{key: vars(given)[key] for key in ("examples", "times", "repeats")},
         "shape": list(x.shape[1:]),
@@ -95,7 +95,7 @@ def main() -> None:
         "rows": unique(rows),
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    (given.out / "table.json").write_text(json.dumps(result, indent=2) + "\n")
     draw(unique(rows), given.out / "figure.png", f"{data.name}, {x[0].numel()} dimensions")
 
 
