@@ -17,7 +17,8 @@ from scoresde.errors import InputError
 ROOMS = tuple(
     f"scoresde.{room}"
     for room in (
-        *("sde", "model", "nn", "loss", "times", "likelihood", "divergence", "sample"),
+        *("sde", "model", "nn", "loss", "times", "likelihood", "bound", "cutoff"),
+        *("flow", "solvers", "divergence", "sample"),
         "data",  # the last one: its functions too
     )
 )

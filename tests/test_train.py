@@ -398,3 +398,11 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     weights = {k: v * float("nan") for k, v in small_model().state_dict().items()}
     with pytest.raises(InputError, match="diverged"):
         Checkpoint(RECIPE, weights, weights, step=0, seed=0).build_model()
+
+
+def test_a_value_of_a_part_that_an_older_checkpoint_lacks_may_be_given() -> None:
+    checkpoint = Checkpoint({"likelihood": {"eps": None}}, {}, {}, step=0, seed=0)
+    name = "scoresde.cutoff.RescaledCutoff"
+    changed = checkpoint.with_value("likelihood", "cutoff._target_", name)
+    assert changed.recipe["likelihood"] == {"eps": None, "cutoff": {"_target_": name}}
+    assert checkpoint.recipe["likelihood"] == {"eps": None}

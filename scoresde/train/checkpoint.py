@@ -114,6 +114,9 @@ class Checkpoint:
         *path, last = key.split(".")
         place = recipe[section]
         for part in path:
+            # What an older program did not write is built from what the user says of it.
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
             place = place[part]
         place[last] = value
         return replace(self, recipe=recipe)
