@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from scoresde.errors import InputError, SolverError, check_count
+from scoresde.tasks.parts import Parts, Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.summary import format_table, summarise
 
@@ -33,14 +34,15 @@ log = logging.getLogger("scoresde")
 # In a checkout that is not installed, conf/ is no package but lies beside ours.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
 INPUT_ERROR, INTERRUPTED = 2, 130
+PARTS = "parts"  # where a likelihood keeps the batches that are done
 GROUPS = (
     *("data", "sde", "network", "parametrisation", "label", "loss", "optimizer", "train"),
-    *("likelihood", "sampler"),
+    *("likelihood", "sampler", "dequantisation"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
 USED = {
     "sample": ("sampler",),
-    "likelihood": ("data", "likelihood"),
+    "likelihood": ("data", "likelihood", "dequantisation"),
     "import": ("data", "likelihood"),
 }
 
@@ -49,6 +51,8 @@ def main() -> None:
     """Runs the program on the command line's arguments."""
     # A console script, unlike "python -m", does not look for modules in the current folder.
     sys.path.insert(0, os.getcwd())
+    # The other data set is one of the group data, at the place ood.
+    sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
         fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
@@ -60,22 +64,24 @@ def _main(config: DictConfig) -> None:
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     folder = Path(HydraConfig.get().runtime.output_dir)
     result: dict[str, Any] = {"overrides": list(HydraConfig.get().overrides.task)}
+    rank = _rank()
     if not sweeping:
         _refuse_second_run(config, folder)
-    save_result(folder, {"status": "running", **result})
+    save_result(folder, {"status": "running", **result}, rank.index)
     try:
         check(config)
+        _check_rank(config, rank)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         result |= {"status": "ok", **_run(config, folder)}
-        save_result(folder, result)
+        save_result(folder, result, rank.index)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         sentence = explain(error)
         message = sentence or f"{type(error).__name__}: {error}"
-        save_result(folder, {**result, "status": "failed", "error": message})
+        save_result(folder, {**result, "status": "failed", "error": message}, rank.index)
         if not sweeping and sentence is None:
             raise
         if not sweeping:
@@ -119,7 +125,23 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).replace(hint, "").split())
 
 
+def _rank() -> Rank:
+    """Which of the processes that torchrun has started this is."""
+    return Rank(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _check_rank(config: DictConfig, rank: Rank) -> None:
+    if rank.size == 1:
+        return
+    if config.task != "likelihood":
+        raise InputError(f"task={config.task} runs in one process; start it without torchrun.")
+    if not any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra):
+        raise InputError(f"{rank.size} processes must share a folder; give hydra.run.dir=FOLDER.")
+
+
 def _refuse_second_run(config: DictConfig, folder: Path) -> None:
+    if config.task == "likelihood" and (_rank().size > 1 or (folder / PARTS).exists()):
+        return  # it goes on where it stopped, if it is the same
     if (folder / "result.json").exists():
         fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
 
@@ -133,8 +155,11 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: If one is of the wrong type or range, or would have no effect.
     """
+    missing = [group for group in GROUPS if group not in config]
+    if missing:
+        raise InputError(f"{missing[0]} was removed and leaves nothing; leave ~{missing[0]} out.")
     optional = [name for name in ("threads", "examples") if config[name] is not None]
-    for name in ("count", "batch_size", *optional):
+    for name in ("count", "batch_size", "draws", *optional):
         value = config[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
@@ -143,9 +168,11 @@ def check(config: DictConfig) -> None:
         raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
     if config.seed >= 2**63:
         raise InputError(f"seed={config.seed} is not below 2^63; give a smaller number.")
-    for name in ("progress", "baselines", "resident"):
+    for name in ("progress", "baselines", "resident", "weighted"):
         if not isinstance(config[name], bool):
             raise InputError(f"{name}={config[name]} is neither true nor false.")
+    if config.get("ood") is not None and config.task != "likelihood":
+        raise InputError(f"ood has no effect on task={config.task}; leave it out.")
     if config.reference is not None and config.task != "import":
         raise InputError(f"reference has no effect on task={config.task}; leave it out.")
     for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
@@ -198,7 +225,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     model.sde.check_eps(loss_eps)
     samplers = {
         name: _instantiate(value, f"samplers.{name}")
-        for name, value in (plan["samplers"] or {}).items()
+        for name, value in (plan.get("samplers") or {}).items()
     }
     exact = _instantiate(plan["likelihood"], "likelihood")
     for tool in (*samplers.values(), exact):
@@ -266,37 +293,112 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Evaluates a checkpoint on a split of its data, or of the data given."""
-    from scoresde.likelihood import Likelihood
-    from scoresde.tasks.evaluation import evaluate_likelihood
+    from scoresde.tasks.evaluation import check_draws, evaluate_likelihood
+    from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
 
     checkpoint, model = _load(config)
     data = _evaluated_data(checkpoint, config).to(model.device)
     _check_model(model, data)
-    exact = _merged(checkpoint, "likelihood", Likelihood, config)
-    evaluation = evaluate_likelihood(
-        model,
-        exact,
-        data,
-        config.split,
-        examples=config.examples,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        progress=config.progress,
+    exact = _likelihood(checkpoint, config)
+    draws = _draws(config)
+    check_draws(data, draws)
+    sets = {PARTS: data}
+    if config.get("ood") is not None:
+        other = replace(_data(config.ood).to(model.device), scaling=data.scaling)
+        check_comparable(data, other)
+        sets["parts_ood"] = other
+    evaluated = []
+    for name, one in sets.items():
+        parts = Parts(folder / name, _rank())
+        parts.claim(_identity(checkpoint, config, one, exact, draws))
+        evaluation = evaluate_likelihood(
+            model,
+            exact,
+            one,
+            config.split,
+            examples=config.examples,
+            batch_size=config.batch_size,
+            draws=draws,
+            seed=config.seed,
+            parts=parts,
+            progress=config.progress and _rank().index == 0,
+        )
+        evaluated.append(Evaluated(one, evaluation))
+    if _rank().index > 0:
+        return {}
+    results = report_likelihood(
+        evaluated[0],
+        evaluated[1] if len(evaluated) > 1 else None,
+        folder,
+        title=checkpoint.recipe.get("name", "a model"),
+        facts=[("likelihood", str(exact)), ("SDE", str(model.sde))],
+        configuration=OmegaConf.to_yaml(config),
     )
-    evaluation.save(folder)
-    summary = {"data": data.name, **evaluation.summary(), "likelihood": str(exact)}
-    log.info(
-        "%s: %.4f ± %.4f %s (%d examples, NFE %.0f, %.1f s): %s",
-        config.split,
-        evaluation.mean,
-        evaluation.standard_error,
-        evaluation.unit,
-        summary["count"],
-        summary["nfe"],
-        evaluation.seconds,
-        folder / "likelihood.json",
+    _say(config, evaluated, results, folder)
+    return {**results, "likelihood": str(exact)}
+
+
+def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
+    from scoresde.bound import VariationalBound
+    from scoresde.likelihood import Likelihood
+
+    exact = _merged(checkpoint, "likelihood", object, config)
+    if not isinstance(exact, Likelihood | VariationalBound):
+        raise InputError(
+            f"likelihood is a {type(exact).__name__}; give a Likelihood or a VariationalBound."
+        )
+    return exact
+
+
+def _draws(config: DictConfig) -> Any:
+    """Returns how integers are dequantised, or None for the plain way."""
+    from scoresde.tasks.evaluation import Draws
+
+    if config.draws == 1 and not _given("dequantisation"):
+        if config.weighted:
+            raise InputError("weighted=true has no effect on a single draw; give draws=16, say.")
+        return None
+    return Draws(
+        config.draws, _instantiate(config.dequantisation, "dequantisation"), config.weighted
     )
-    return summary
+
+
+def _identity(
+    checkpoint: Any, config: DictConfig, data: Any, exact: Any, draws: Any
+) -> dict[str, str]:
+    """What an evaluation's numbers depend on, in words."""
+    weights = checkpoint.ema if config.weights == "average" else checkpoint.model
+    total = sum(float(w.double().abs().sum()) for w in weights.values() if w.is_floating_point())
+    values = data.split(config.split).double()
+    return {
+        "checkpoint": f"{config.checkpoint}, step {checkpoint.step}, {total!r}",
+        "data": f"{data.name}, {tuple(values.shape)}, {float(values.sum())!r}",
+        "split": config.split,
+        "likelihood": str(exact),
+        "draws": str(draws),
+        "seed": str(config.seed),
+        "weights": config.weights,
+        "batch_size": str(config.batch_size),
+    }
+
+
+def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Path) -> None:
+    for one in evaluated:
+        e = one.evaluation
+        log.info(
+            "%s: %.4f ± %.4f %s (%d examples, NFE %.0f, %.1f s): %s",
+            e.split if len(evaluated) == 1 else one.title,
+            e.mean,
+            e.standard_error,
+            e.unit,
+            len(e.values),
+            e.summary()["nfe"],
+            e.seconds,
+            folder / "likelihood.json",
+        )
+    if "auroc" in results:
+        log.info("AUROC: %.4f ± %.4f", results["auroc"], results["auroc_standard_error"])
+    log.info("Report: %s", folder / "report.html")
 
 
 def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -343,7 +445,7 @@ def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     return {
         "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
         "units": {"_target_": "scoresde.data.Units", **data.units.describe()},
-        **{key: plan[key] for key in kept},
+        **{key: plan.get(key) for key in kept},
     }
 
 

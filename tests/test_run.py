@@ -255,7 +255,7 @@ def test_likelihood_task_evaluates_every_example_once(run: Path, tmp_path: Path)
     )
     summary = json.loads((tmp_path / "out/likelihood.json").read_text())
     with np.load(tmp_path / "out/likelihood.npz") as file:
-        values, errors = file["values"], file["probe_errors"]
+        values, errors = file["value"], file["standard_error"]
     assert summary["count"] == len(values) == 40
     assert math.isclose(summary["mean"], values.mean(), rel_tol=1e-9)
     assert math.isclose(summary["standard_error"], values.std(ddof=1) / 40**0.5, rel_tol=1e-9)

@@ -45,9 +45,9 @@ def test_evaluation_of_levels_is_in_bits_per_dimension() -> None:
         model, Likelihood(probes=3), data, batch_size=32, seed=1, progress=False
     )
     assert result.unit == "bits/dim"
-    assert result.values.shape == result.probe_errors.shape == (70,)
+    assert result.values.shape == result.errors.shape == (70,)
     # A diagonal Jacobian: every probe gives the exact trace.
-    assert float(result.probe_errors.max()) < 1e-4
+    assert float(result.errors.max()) < 1e-4
     assert math.isclose(
         result.standard_error, float(result.values.std()) / math.sqrt(70), rel_tol=1e-6
     )

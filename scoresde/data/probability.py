@@ -203,7 +203,6 @@ class LogDensity(Protocol):
         self,
         model: ScoreFunction,
         x: Tensor,
-        /,
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,

@@ -7,6 +7,7 @@ from scoresde.metrics.baselines import (
     gaussian_baseline,
     mixture_baseline,
 )
+from scoresde.metrics.detection import auroc
 from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
 from scoresde.metrics.likelihood import bits_per_dim, nats
@@ -16,6 +17,7 @@ __all__ = [
     "Baseline",
     "Estimate",
     "Family",
+    "auroc",
     "bits_per_dim",
     "gaussian_baseline",
     "mixture_baseline",

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,38 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.data import Dataset
-from scoresde.errors import check_count
-from scoresde.likelihood import Likelihood
+from scoresde.bound import BoundResult, VariationalBound, prior_mismatch, spectrum
+from scoresde.data import Dataset, Dequantisation, UniformDequantisation
+from scoresde.data.probability import (
+    LogProbability,
+    average,
+    importance_weighted,
+    log_probability,
+)
+from scoresde.errors import InputError, check_count
+from scoresde.likelihood import Likelihood, LogLikelihood
 from scoresde.metrics import Estimate, bits_per_dim, nats
 from scoresde.model import ScoreFunction
 from scoresde.streams import Streams
+from scoresde.tasks.parts import Columns, Parts, gather
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How integers become points of a density.
+
+    Arguments:
+        count: Dequantisations of each example, positive.
+        dequantisation: What they are drawn from.
+        weighted: Whether they are importance-weighted, a tighter bound, or averaged.
+    """
+
+    count: int = 1
+    dequantisation: Dequantisation = field(default_factory=UniformDequantisation)
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("draws", self.count)
 
 
 @dataclass(frozen=True)
@@ -25,16 +51,19 @@ class Evaluation:
 
     Arguments:
         split: Which examples.
-        unit: ``bits/dim`` (quantised data, dequantised uniformly) or ``nats`` (the negative
-            log-density in raw units).
+        unit: ``bits/dim`` (quantised data, dequantised) or ``nats`` (the negative log-density in
+            raw units).
         mean: The mean over examples, in that unit; lower is better.
         standard_error: That of the mean, over examples and probes.
         values: The value of each example, ``(N,)``.
-        probe_errors: The standard error of each value over the probes, ``(N,)``; NaN for a single
-            probe, 0 for the exact trace.
+        errors: The standard error of each value over probes and draws, ``(N,)``; NaN where a
+            single one knows none, 0 for the exact trace.
+        log_prob: The log-density of each example in nats of model units, ``(N,)``.
         nfe: The network passes of each example, ``(N,)``.
-        seconds: The wall-clock time.
+        each: The wall-clock time of each example, its share of its batch's, ``(N,)``.
+        seconds: The wall-clock time of all, whenever it was spent.
         seed: The seed of dequantisation and probes.
+        mismatch: The divergence in nats of the noised data from the prior, by the data's moments.
     """
 
     split: str
@@ -42,37 +71,55 @@ class Evaluation:
     mean: float
     standard_error: float
     values: Tensor
-    probe_errors: Tensor
+    errors: Tensor
+    log_prob: Tensor
     nfe: Tensor
+    each: Tensor
     seconds: float
     seed: int
+    mismatch: float
 
     def summary(self) -> dict[str, float | int | str]:
         """Returns the numbers that describe the whole."""
-        arrays = ("values", "probe_errors", "nfe")
-        numbers = {k: v for k, v in asdict(self).items() if k not in arrays}
-        return {**numbers, "count": len(self.values), "nfe": float(self.nfe.double().mean())}
+        return {
+            "split": self.split,
+            "unit": self.unit,
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "mean_log_prob": float(self.log_prob.mean()),
+            "count": len(self.values),
+            "failed": int(self.values.isnan().sum()),
+            "nfe": float(self.nfe.double().mean()),
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "prior_mismatch_nats": self.mismatch,
+        }
 
-    def save(self, folder: Path) -> None:
-        """Saves ``likelihood.json`` and, for each example, ``likelihood.npz``."""
-        (folder / "likelihood.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+    def save(self, folder: Path, name: str = "likelihood") -> None:
+        """Saves ``NAME.json`` and the table of all examples, ``NAME.npz``."""
+        (folder / f"{name}.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
         np.savez(
-            folder / "likelihood.npz",
-            values=self.values.numpy(),
-            probe_errors=self.probe_errors.numpy(),
+            folder / f"{name}.npz",
+            index=np.arange(len(self.values)),
+            value=self.values.numpy(),
+            standard_error=self.errors.numpy(),
+            log_prob=self.log_prob.numpy(),
             nfe=self.nfe.numpy(),
+            seconds=self.each.numpy(),
         )
 
 
 def evaluate_likelihood(
     model: ScoreFunction,
-    likelihood: Likelihood,
+    likelihood: Likelihood | VariationalBound,
     data: Dataset,
     split: str = "test",
     *,
     examples: int | None = None,
     batch_size: int = 256,
+    draws: Draws | None = None,
     seed: int = 0,
+    parts: Parts | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluates every example of a split once, or the first of them.
@@ -84,7 +131,9 @@ def evaluate_likelihood(
         split: ``train``, ``validation`` or ``test``.
         examples: How many of its first examples, positive; ``None``: all.
         batch_size: The number of examples evaluated together, positive.
+        draws: How integers are dequantised; ``None``: once, uniformly.
         seed: The seed of dequantisation and probes.
+        parts: Where finished batches are kept and, if they are there, read.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -93,30 +142,116 @@ def evaluate_likelihood(
     count, batch_size = len(data.split(split)), check_count("batch_size", batch_size)
     if examples is not None:
         count = min(count, check_count("examples", examples))
-    clock = time.perf_counter()
-    results = []
+    likelihood.check(model)
+    check_draws(data, draws)
+
+    def compute(piece: range) -> Columns:
+        streams = Streams.of(seed, piece, len(piece), model.device)
+        return evaluate_batch(model, likelihood, data, split, streams, draws)
+
+    found: dict[int, Columns] = {}
     bar = tqdm(total=count, desc="likelihood", unit="example", disable=not progress, leave=False)
-    for start in range(0, count, batch_size):
-        streams = Streams.of(seed, range(start, min(start + batch_size, count)))
-        x = data.batch(split, Streams(seed, streams.indices)).to(model.device)
-        results.append(likelihood(model, x, seed=seed, seeds=streams.indices))
-        bar.update(len(x))
+    for piece, columns in gather(parts, count, batch_size, compute):
+        found[piece.start] = columns
+        bar.update(len(piece))
     bar.close()
-    log_prob = torch.cat([r.log_prob for r in results]).double().cpu()
-    errors = torch.cat([r.standard_error for r in results]).double().cpu()
+    table = [found[start] for start in sorted(found)]
+    log_prob, error, nfe, each = (
+        torch.cat([columns[name] for columns in table])
+        for name in ("log_prob", "standard_error", "nfe", "seconds")
+    )
     values, unit, width = in_units(log_prob, data)
-    estimate = Estimate.of(values)
+    finite = values[~values.isnan()]
+    if len(finite) == 0:
+        raise InputError("No example could be evaluated; check the model, or give a larger eps.")
+    estimate = Estimate.of(finite)
     return Evaluation(
         split=split,
         unit=unit,
         mean=estimate.mean,
         standard_error=estimate.standard_error,
         values=values,
-        probe_errors=errors * width,
-        nfe=torch.cat([r.nfe for r in results]).cpu(),
-        seconds=time.perf_counter() - clock,
+        errors=error * width,
+        log_prob=log_prob,
+        nfe=nfe,
+        each=each,
+        seconds=float(each.sum()),
         seed=seed,
+        mismatch=_mismatch(model, data),
     )
+
+
+def evaluate_batch(
+    model: ScoreFunction,
+    likelihood: Likelihood | VariationalBound,
+    data: Dataset,
+    split: str,
+    streams: Streams,
+    draws: Draws | None = None,
+) -> Columns:
+    """Evaluates the examples of a split that streams name; one row for each, on the CPU."""
+    clock, seeds = time.perf_counter(), streams.indices
+    result: LogLikelihood | BoundResult | LogProbability
+    if draws is None or data.levels is None:
+        x = data.batch(split, streams).to(model.device)
+        result = likelihood(model, x, seed=streams.seed, seeds=seeds)
+        log_prob = result.log_prob.double()
+    else:
+        result = _probability(model, likelihood, data, split, streams, draws)
+        # The columns hold densities in model units, whatever they come from.
+        log_prob = result.log_prob.double() - math.prod(data.shape) * math.log(data.scale)
+    seconds = (time.perf_counter() - clock) / len(seeds)
+    return {
+        "log_prob": log_prob.cpu(),
+        "standard_error": result.standard_error.double().cpu(),
+        "nfe": result.nfe.cpu(),
+        "seconds": torch.full((len(seeds),), seconds, dtype=torch.float64),
+    }
+
+
+def _probability(
+    model: ScoreFunction,
+    likelihood: Likelihood | VariationalBound,
+    data: Dataset,
+    split: str,
+    streams: Streams,
+    draws: Draws,
+) -> LogProbability:
+    """Evaluates the log-probabilities of integers by several dequantisations."""
+    raw = data.split(split)[streams.indices.to(data.split(split).device)]
+    return log_probability(
+        likelihood,
+        model,
+        data.units,
+        raw.to(model.device),
+        dequantisation=draws.dequantisation,
+        draws=draws.count,
+        combine=importance_weighted if draws.weighted else average,
+        seed=streams.seed,
+        seeds=streams.indices,
+    )
+
+
+def check_draws(data: Dataset, draws: Draws | None) -> None:
+    """Checks that a dequantisation fits the data.
+
+    Raises:
+        InputError: If the data are no integers, or too many levels for it.
+    """
+    if draws is None:
+        return
+    if data.levels is None:
+        raise InputError(
+            f"draws={draws.count} has no effect: {data.name} is real-valued, and only integers "
+            "are dequantised; leave draws, weighted and dequantisation out."
+        )
+    draws.dequantisation.check(data.levels)
+
+
+def _mismatch(model: ScoreFunction, data: Dataset) -> float:
+    """How far the noised training data is from the prior, in nats, by their moments."""
+    train = data.train[:2048].cpu()
+    return float(prior_mismatch(model.sde, *spectrum(data.encode(train).double())))
 
 
 def in_units(log_prob: Tensor, data: Dataset) -> tuple[Tensor, str, float]:

@@ -261,7 +261,7 @@ def _plane_figures(
     """Draws the density of two-dimensional data and the paths of the deterministic flow."""
     data = trained.data
     test = data.test.cpu()
-    panels = {"test data": test[: len(next(iter(drawn.values())).x)]} if drawn else {}
+    panels = {"test data": test[: len(next(iter(drawn.values())).x) if drawn else _PATHS]}
     panels |= {_title(name): data.decode(d.x) for name, d in drawn.items()}
     figures = [
         Figure(
@@ -308,8 +308,10 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
     return torch.stack(times), torch.stack(states)
 
 
-def save_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Writes ``result.json``, whole or not at all."""
+def save_result(folder: Path, result: Mapping[str, Any], rank: int = 0) -> None:
+    """Writes ``result.json``, whole or not at all; of several processes, the first does."""
+    if rank > 0:
+        return
     temporary = folder / "result.json.part"
     temporary.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
     temporary.replace(folder / "result.json")

@@ -1,0 +1,148 @@
+"""The report of a likelihood evaluation: figures, extremes, and another data set beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoresde import plots
+from scoresde.data import Dataset
+from scoresde.errors import InputError
+from scoresde.metrics import auroc
+from scoresde.report import Figure, Report, Score, write_report
+from scoresde.tasks.evaluation import Evaluation
+from scoresde.tasks.sampling import is_image
+
+_EXTREMES = 16
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A data set with the likelihood of its examples."""
+
+    data: Dataset
+    evaluation: Evaluation
+
+    @property
+    def title(self) -> str:
+        """The data set and the split."""
+        return f"{self.data.name} ({self.evaluation.split})"
+
+
+def report_likelihood(
+    one: Evaluated,
+    other: Evaluated | None,
+    folder: Path,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]] = (),
+    configuration: str = "",
+) -> dict[str, Any]:
+    """Writes the tables, figures and ``report.html`` of an evaluation.
+
+    Arguments:
+        one: The data.
+        other: Data from elsewhere, to be told apart; ``None``: none.
+        folder: The run's folder.
+        title: The model's name.
+        facts: What else a reader wants to know, as pairs of label and value.
+        configuration: The whole configuration as YAML.
+
+    Returns:
+        The results in numbers.
+    """
+    one.evaluation.save(folder)
+    results: dict[str, Any] = {"data": one.data.name, **one.evaluation.summary()}
+    both = [one]
+    if other is not None:
+        other.evaluation.save(folder, "ood")
+        results |= _apart(one, other)
+        both.append(other)
+    unit = one.evaluation.unit
+    values = {e.title: e.evaluation.values for e in both}
+    figures = [
+        Figure(f"Examples by their {unit}.", plots.histogram(values, folder / "values.png", unit)),
+        *(figure for e in both for figure in _extremes(e, folder)),
+    ]
+    scores = [
+        Score(e.title, e.evaluation.mean, e.evaluation.standard_error, unit, _note(e.evaluation))
+        for e in both
+    ]
+    write_report(
+        Report(
+            title=f"Likelihood of {title}",
+            subtitle=" and ".join(e.title for e in both),
+            facts=[*facts, *_facts(results)],
+            scores=scores,
+            figures=figures,
+            configuration=configuration,
+        ),
+        folder / "report.html",
+    )
+    return results
+
+
+def _apart(one: Evaluated, other: Evaluated) -> dict[str, Any]:
+    """Tells two data sets apart by the log-density: the expected ones should have the larger."""
+    pair = [e.evaluation.log_prob[e.evaluation.log_prob.isfinite()] for e in (one, other)]
+    area, error = auroc(*pair)
+    return {
+        "ood": other.data.name,
+        "ood_mean": other.evaluation.mean,
+        "ood_standard_error": other.evaluation.standard_error,
+        "auroc": area,
+        "auroc_standard_error": error,
+    }
+
+
+def check_comparable(data: Dataset, other: Dataset) -> None:
+    """Checks that two data sets can be compared by their densities.
+
+    Raises:
+        InputError: If their examples are of different kinds.
+    """
+    if (tuple(data.shape), data.levels) != (tuple(other.shape), other.levels):
+        raise InputError(
+            f"ood={other.name} has the shape {tuple(other.shape)} and levels={other.levels}, the "
+            f"data {tuple(data.shape)} and levels={data.levels}; give data of the same kind."
+        )
+
+
+def _note(evaluation: Evaluation) -> str:
+    nfe = evaluation.summary()["nfe"]
+    return f"NFE {nfe:.0f}, {evaluation.seconds:.0f} s for {len(evaluation.values)} examples"
+
+
+def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("mean log-density", f"{results['mean_log_prob']:.2f} nats in model units"),
+        ("mismatch of the prior", f"{results['prior_mismatch_nats']:.2g} nats"),
+        ("examples that failed", str(results["failed"])),
+        ("seed", str(results["seed"])),
+    ]
+    if "auroc" in results:
+        area = f"{results['auroc']:.4f} ± {results['auroc_standard_error']:.4f}"
+        facts.append((f"AUROC against {results['ood']}", area))
+    return facts
+
+
+def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
+    """Draws the images that the model finds least and most likely."""
+    data, values = one.data, one.evaluation.values
+    if not is_image(data.units):
+        return []
+    order = values.argsort()
+    order = order[~values[order].isnan()]
+    ends = {"most": order[:_EXTREMES], "least": order[-_EXTREMES:].flip(0)}
+    figures = []
+    for word, rows in ends.items():
+        raw = data.split(one.evaluation.split).cpu()[rows]
+        name = "".join(c if c.isalnum() else "_" for c in data.name)
+        path = folder / f"{word}_likely_{name}.png"
+        picture = plots.image_grid(data.to_unit(data.encode(raw)), path)
+        low, high = (float(f(values[rows])) for f in (torch.min, torch.max))
+        caption = f"{one.title}: the {word} likely, {low:.2f} to {high:.2f} {one.evaluation.unit}."
+        figures.append(Figure(caption, picture))
+    return figures
