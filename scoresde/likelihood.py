@@ -157,7 +157,8 @@ class Likelihood:
         eps = self.check(model)
         check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
-        with torch.set_grad_enabled(self.differentiable), evaluating(model):
+        frozen = not self.differentiable
+        with torch.set_grad_enabled(self.differentiable), evaluating(model, frozen):
             return self._evaluate(model, x, eps, streams, cond)
 
     def _evaluate(

@@ -166,15 +166,26 @@ def check_data(x: Tensor) -> None:
 
 
 @contextmanager
-def evaluating(model: ScoreFunction) -> Iterator[None]:
-    """Switches dropout off for a while: a solver needs the same field at every call."""
+def evaluating(model: ScoreFunction, frozen: bool = False) -> Iterator[None]:
+    """Switches dropout off for a while: a solver needs the same field at every call.
+
+    Arguments:
+        model: A score function.
+        frozen: Whether its parameters need no gradients for the while. Then what a layer keeps
+            for them is not kept, and a compiled network does not compute them.
+    """
     training = [module for module in model.modules() if module.training]
+    learned = [p for p in model.parameters() if frozen and p.requires_grad]
     model.eval()
+    for parameter in learned:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 # --- What a network's output means ---------------------------------------------------------------

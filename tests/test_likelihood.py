@@ -139,6 +139,25 @@ def test_the_dropout_is_off_and_the_training_mode_restored():
     assert all(module.training for module in model.modules())
 
 
+def test_parameters_are_frozen_for_the_while_and_free_again():
+    net = nn.Linear(2, 2)
+    net.bias.requires_grad_(False)
+    seen = []
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, c):
+            seen.append(net.weight.requires_grad)
+            return self.net(x)
+
+    Likelihood(1)(ScoreModel(Looks(), VPSDE()), torch.ones(2, 2), seed=0)
+    assert not any(seen)
+    assert (net.weight.requires_grad, net.bias.requires_grad) == (True, False)
+
+
 def test_no_gradient_is_left_behind():
     net = nn.Linear(2, 2)
     out = Likelihood(2)(ScoreModel(lambda x, c: net(x), VPSDE()), torch.ones(2, 2), seed=0)

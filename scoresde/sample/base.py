@@ -155,7 +155,7 @@ class Sampler(ABC):
             start = model.state(latent)
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:
-            with evaluating(model):
+            with evaluating(model, frozen=True):
                 end = self._run(field, start, eps, streams, watch)
                 x = end.x
                 if self.final_denoise:
