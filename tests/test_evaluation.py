@@ -317,3 +317,10 @@ def test_processes_without_a_common_folder_are_refused(run, tmp_path):
     )
     assert done.returncode == 2
     assert "give hydra.run.dir=FOLDER" in done.stderr
+
+
+def test_the_program_refuses_draws_of_real_numbers(run, tmp_path):
+    draws = ("draws=2", "weighted=true")
+    refused = start(tmp_path / "real", *task(run, *draws), check=False)
+    assert refused.returncode == 2
+    assert "real-valued" in refused.stderr
