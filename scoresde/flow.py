@@ -226,15 +226,20 @@ class Flow:
     def _solve(
         self, state: State, start: float, end: float, solver: AdaptiveODE, watch: Watch | None
     ) -> Solution:
+        first, last = (self.clock.of(self.model.sde, t) for t in (start, end))
+
         def tell(reading: Tensor, state: State) -> None:
             assert watch is not None
-            watch(self._time(reading)[0], state)
+            t = self._time(reading)[0]
+            # The ends as they are, and not as the clock rounds them.
+            t = torch.where(reading == first, start, torch.where(reading == last, end, t))
+            watch(t, state)
 
         return solver(
             self,
             state,
-            self.clock.of(self.model.sde, start),
-            self.clock.of(self.model.sde, end),
+            first,
+            last,
             None if watch is None else tell,
             take=self.take,
             record=self.graph,

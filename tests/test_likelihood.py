@@ -99,6 +99,18 @@ def test_with_the_exact_density_of_the_latent_every_point_is_exact(sde):
 
 
 @each_sde
+@pytest.mark.parametrize(("shape", "count"), [((2,), 50), ((3, 16, 16), 2)], ids=str)
+def test_a_mixture_of_points_and_of_images(shape, count, sde):
+    eps = sde.cutoffs.likelihood
+    means = 0.8 * normal(3, *shape, seed=5)
+    exact = GaussianMixtureModel([0.2, 0.3, 0.5], means, [0.3, 0.5, 0.4], sde)
+    x = exact.sample(count, eps, seed=0)
+    ours = Likelihood("exact", rtol=1e-5, atol=1e-5)(exact, x)
+    error = exact.log_prob(ours.latent, 1.0) + ours.log_det - exact.log_prob(x, eps)
+    assert float(bits(error, math.prod(shape)).abs().max()) < 1e-3
+
+
+@each_sde
 @pytest.mark.parametrize("shape", [(2, 3, 2), (1, 4), (1,)], ids=str)
 def test_data_of_any_shape(shape, sde):
     d, eps = math.prod(shape), sde.cutoffs.likelihood

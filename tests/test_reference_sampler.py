@@ -72,7 +72,7 @@ def sampled(model, predictor, corrector, noise, eps):
     numbers = Replay(noise)
     x = model.sde.prior_std * numbers.normal((), 0, dtype=noise.dtype)
     with torch.no_grad():
-        x = sampler._run(Evaluations(model), x, eps, numbers, Watch(None, False))
+        x = sampler._run(Evaluations(model), x, eps, numbers, Watch(None, False)).x
     assert not numbers.numbers
     return x
 

@@ -24,6 +24,7 @@ from scoresde import (
     ScoreModel,
     SubVPSDE,
 )
+from scoresde.flow import NoiseClock
 from scoresde.model import Evaluations
 from scoresde.nn import MLP
 from scoresde.sample import (
@@ -128,7 +129,7 @@ class Flat(SDE):
 
 @each_sampler
 def test_samplers_are_values(sampler):
-    twin = eval(repr(sampler))
+    twin = eval(repr(sampler), {**globals(), "NoiseClock": NoiseClock})
     assert sampler == twin
     assert hash(sampler) == hash(twin)
     with pytest.raises(AttributeError):
