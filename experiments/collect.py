@@ -22,6 +22,16 @@ import yaml
 HERE = Path(__file__).parent
 # What is published for the same measurement: nothing for these small sets.
 PUBLISHED: dict[str, str] = {}
+APART = """
+
+## Measured apart
+
+- what a likelihood loses to its cut-off: [table](likelihood_cutoff/table.md)
+  (`likelihood_cutoff.py`)
+- trace estimators at equal cost: [figure](probe_variance/figure.png) (`probe_variance.py`)
+- the cost of a likelihood at equal error: [tables](likelihood_speed/README.md)
+  (`likelihood_speed.py`)
+"""
 WAITING = """
 
 ## Ready to run on a GPU
@@ -98,7 +108,7 @@ def table() -> str:
             f"| {results['standard_error']:.3f} | {baseline} | {exact} "
             f"| {results['seconds_training']:.0f} |"
         )
-    return "\n".join(lines) + WAITING
+    return "\n".join(lines) + APART + WAITING
 
 
 def hardware() -> str:

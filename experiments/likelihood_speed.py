@@ -232,6 +232,39 @@ def summarise(rows: list[dict]) -> list[dict]:
     return summary
 
 
+def page(result: dict, command: str) -> str:
+    """Returns the figures as Markdown, a table for each case."""
+    lines = [
+        "# What a likelihood costs at equal error",
+        "",
+        f"- command: `{command}`",
+        f"- hardware: {result['hardware']}; {result['batch']} examples at most, median of "
+        f"{result['rounds']} rounds in turns; commit {result['commit']}",
+        "",
+        "Errors are root mean squares over the examples, in bits/dim, against the same integral",
+        "in float64. Cells: network passes per example, and the wall-clock as a share of the",
+        "reference's (scipy's RK45 through NumPy, two passes an evaluation).",
+    ]
+    summary = result["at_error"]
+    for case in dict.fromkeys(s["case"] for s in summary):
+        mine = [s for s in summary if s["case"] == case]
+        targets = list(dict.fromkeys(s["error"] for s in mine))
+        lines += ["", f"## {case}", ""]
+        lines += ["| way | " + " | ".join(f"error {t:.0e}" for t in targets) + " |"]
+        lines += ["|---" * (len(targets) + 1) + "|"]
+        for way in dict.fromkeys(s["way"] for s in mine):
+            cells = [s for s in mine if s["way"] == way]
+            texts = [
+                "–" if math.isnan(s["seconds"]) else f"{s['passes']:.0f}, {s['of_reference']:.2f}"
+                for s in cells
+            ]
+            lines.append(f"| {way} | " + " | ".join(texts) + " |")
+    if result["peak_memory_mib"]:
+        lines += ["", "## Peak memory of an evaluation, MiB", "", "| way | |", "|---|---|"]
+        lines += [f"| {way} | {mib:.0f} |" for way, mib in result["peak_memory_mib"].items()]
+    return "\n".join(lines) + "\n"
+
+
 def memory(argv: list[str], way: str) -> float:
     """The peak memory of one way in a process of its own, in MiB above the model's."""
     command = [sys.executable, __file__, *argv, "--only", way]
@@ -288,6 +321,9 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         result = {
             "hardware": f"CPU, 1 thread, torch {torch.__version__}",
+            "commit": subprocess.run(
+                ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+            ).stdout.strip(),
             "batch": args.batch,
             "rounds": args.rounds,
             "at_error": summary,
@@ -295,6 +331,10 @@ def main() -> None:
             "runs": rows,
         }
         (args.out / "table.json").write_text(json.dumps(result, indent=1) + "\n")
+        command = (
+            "python experiments/likelihood_speed.py --checkpoint RUN [--published FILE:CONFIG]"
+        )
+        (args.out / "README.md").write_text(page(result, command))
 
 
 if __name__ == "__main__":
