@@ -53,6 +53,7 @@ def record(run: Path, note: str) -> None:
     result = json.loads((run / "result.json").read_text())
     if result.pop("status") != "ok":
         sys.exit(f"{run} did not finish; only finished runs are recorded.")
+    result.pop("task", None)
     config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
     name = config["name"]
     overrides = [o for o in result.pop("overrides") if not o.startswith(("progress", "hydra."))]

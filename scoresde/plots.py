@@ -35,6 +35,7 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 RED = (204, 64, 64)
 SEPARATOR = (150, 150, 150)
 MARGIN = 24  # pixels around the panels of a comparison
+LABEL = 26  # pixels for a line of text below an image
 
 
 def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Path:
@@ -85,6 +86,38 @@ def image_grid(images: Tensor, path: Path, columns: int = 8, zoom: int | None = 
 
     tiles = _tiles(images, columns, zoom)
     imsave(_folder(path), tiles, dpi=DPI)
+    return Path(path)
+
+
+def labelled_grid(images: Tensor, labels: Sequence[str], path: Path, columns: int = 8) -> Path:
+    """Draws images in a grid, each with a short text below it.
+
+    Arguments:
+        images: As in :func:`image_grid`.
+        labels: A text for each image; up to eight letters fit below a small one.
+        path: Where to write.
+        columns: Images in a row, positive.
+
+    Raises:
+        InputError: As in :func:`image_grid`, or if there is not one text for each image.
+    """
+    from matplotlib.figure import Figure
+
+    if len(labels) != len(images):
+        raise InputError(f"{len(labels)} labels for {len(images)} images; give one for each.")
+    tiles = [_tiles(one, 1) for one in images.split(1)]
+    if columns < 1:
+        raise InputError(f"columns={columns} is no grid; give at least 1.")
+    rows = math.ceil(len(tiles) / columns)
+    cell_y, cell_x = tiles[0].shape[0] + LABEL, tiles[0].shape[1] + LABEL // 2
+    height, width = rows * cell_y, min(columns, len(tiles)) * cell_x
+    figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
+    for i, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+        x, top = i % columns * cell_x + LABEL // 4, height - i // columns * cell_y
+        figure.figimage(tile, x, top - tile.shape[0], origin="upper")
+        middle, below = (x + tile.shape[1] / 2) / width, (top - tile.shape[0] - 3) / height
+        figure.text(middle, below, label, fontsize=6.5, color=INK, ha="center", va="top")
+    figure.savefig(_folder(path), dpi=DPI)
     return Path(path)
 
 

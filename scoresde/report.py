@@ -80,12 +80,13 @@ class Report:
     Arguments:
         title: The name of the recipe.
         subtitle: One sentence below it.
-        facts: What was trained, on what, how long: pairs of a name and a value.
+        facts: What was done, on what, how long: pairs of a name and a value.
         real: Real data, shown beside the samples.
         samplers: What the samplers drew.
         scores: Grades of the model and of its baselines.
         figures: Other pictures.
         configuration: The run's configuration in YAML.
+        data_sets: Whether the scores compare data sets, none of them the best, and not models.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Report:
     scores: Sequence[Score] = ()
     figures: Sequence[Figure] = ()
     configuration: str = ""
+    data_sets: bool = False
 
 
 def write_report(report: Report, path: Path) -> Path:
@@ -126,7 +128,7 @@ def _page(report: Report) -> str:
         _header(report),
         _facts(report.facts),
         _samples(report.real, report.samplers),
-        _scores(report.scores),
+        _scores(report.scores, report.data_sets),
         _figures([*alone, *report.figures]),
         _configuration(report.configuration),
     ]
@@ -149,7 +151,7 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
         return ""
     rows = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
     content = '<dl class="facts">\n' + "\n".join(rows) + "\n</dl>"
-    return _section("The run", ["What was trained, on what, and how."], content)
+    return _section("The run", ["What was done, on what, and how."], content)
 
 
 def _samples(real: Figure | None, samplers: Sequence[SamplerResult]) -> str:
@@ -171,26 +173,28 @@ def _card(path: Path, name: str, settings: str, cost: Sequence[str]) -> str:
     return _figure("card", _image(path, name), "\n".join(lines))
 
 
-def _scores(scores: Sequence[Score]) -> str:
+def _scores(scores: Sequence[Score], data_sets: bool) -> str:
     if not scores:
         return ""
     units = list(dict.fromkeys(one.unit for one in scores))
     ordered = sorted(scores, key=lambda one: units.index(one.unit))
-    tables = [_table(unit, list(group)) for unit, group in groupby(ordered, lambda one: one.unit)]
+    groups = groupby(ordered, lambda one: one.unit)
+    tables = [_table(unit, list(group), data_sets) for unit, group in groups]
     about = [text for word, text in _ABOUT_UNITS.items() if any(word in unit for unit in units)]
-    about.append("Lower is better; the best is in bold.")
+    about.append(_ABOUT_DATA if data_sets else _ABOUT_MODELS)
     if any(math.isfinite(one.standard_error) for one in scores):
         about.append(_ABOUT_ERRORS)
     return _section("Scores on held-out data", about, "\n".join(tables))
 
 
-def _table(unit: str, scores: Sequence[Score]) -> str:
+def _table(unit: str, scores: Sequence[Score], data_sets: bool) -> str:
     finite = [one for one in scores if math.isfinite(one.value)]
-    best = min((one.value for one in finite), default=math.nan)
+    best = min((one.value for one in finite if not data_sets), default=math.nan)
+    what = "data" if data_sets else "model"
     ends = [one.value + s * _error(one) for one in finite for s in (-1, 1)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     rows = "\n".join(_row(one, one.value == best, low, high) for one in scores)
-    head = f'<tr><th>model</th><th class="number">{escape(unit)}</th><th class="wide"></th></tr>'
+    head = f'<tr><th>{what}</th><th class="number">{escape(unit)}</th><th class="wide"></th></tr>'
     return f"<table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
 
 
@@ -309,6 +313,8 @@ _ABOUT_UNITS = {
     "nats": "Nats say how surprising an example is to the model that has not seen it: the negative"
     " logarithm of its density in the units of the data.",
 }
+_ABOUT_MODELS = "Lower is better; the best is in bold."
+_ABOUT_DATA = "The lower, the more likely the model finds the data."
 _ABOUT_ERRORS = (
     "± is one standard error: how far the mean would move with other held-out examples and other"
     " random draws of the estimate. It does not cover another training seed."

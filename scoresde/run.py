@@ -4,6 +4,8 @@ Exit codes: 0 done; 1 the configuration is refused by Hydra, or a job of a sweep
 input cannot be used (one sentence says why); 130 interrupted.
 """
 
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -63,10 +65,9 @@ def main() -> None:
 def _main(config: DictConfig) -> None:
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     folder = Path(HydraConfig.get().runtime.output_dir)
-    result: dict[str, Any] = {"overrides": list(HydraConfig.get().overrides.task)}
-    rank = _rank()
-    if not sweeping:
-        _refuse_second_run(config, folder)
+    overrides = list(HydraConfig.get().overrides.task)
+    result: dict[str, Any] = {"task": config.get("task"), "overrides": overrides}
+    rank, before = _rank(), _result(folder)
     save_result(folder, {"status": "running", **result}, rank.index)
     try:
         check(config)
@@ -81,7 +82,9 @@ def _main(config: DictConfig) -> None:
     except Exception as error:
         sentence = explain(error)
         message = sentence or f"{type(error).__name__}: {error}"
-        save_result(folder, {**result, "status": "failed", "error": message}, rank.index)
+        failed = {**result, "status": "failed", "error": message}
+        # An evaluation that was finished stays so when it is not gone on with.
+        save_result(folder, before if before.get("status") == "ok" else failed, rank.index)
         if not sweeping and sentence is None:
             raise
         if not sweeping:
@@ -139,10 +142,20 @@ def _check_rank(config: DictConfig, rank: Rank) -> None:
         raise InputError(f"{rank.size} processes must share a folder; give hydra.run.dir=FOLDER.")
 
 
-def _refuse_second_run(config: DictConfig, folder: Path) -> None:
-    if config.task == "likelihood" and (_rank().size > 1 or (folder / PARTS).exists()):
-        return  # it goes on where it stopped, if it is the same
-    if (folder / "result.json").exists():
+def _result(folder: Path) -> dict[str, Any]:
+    """Returns what a run in the folder has left; nothing where there is none, or none to read."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def _refuse_second_run(task: str | None, folder: Path) -> None:
+    if not (folder / "result.json").exists():
+        return
+    # A likelihood goes on where it stopped, if it is the same; its pieces know.
+    if task != "likelihood" or _result(folder).get("task") != task:
         fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
 
 
@@ -309,8 +322,8 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         sets["parts_ood"] = other
     evaluated = []
     for name, one in sets.items():
-        parts = Parts(folder / name, _rank())
-        parts.claim(_identity(checkpoint, config, one, exact, draws))
+        identity = _identity(checkpoint, config, one, exact, draws)
+        parts = Parts(folder / name, _rank()).claim(identity)
         evaluation = evaluate_likelihood(
             model,
             exact,
@@ -366,13 +379,15 @@ def _draws(config: DictConfig) -> Any:
 def _identity(
     checkpoint: Any, config: DictConfig, data: Any, exact: Any, draws: Any
 ) -> dict[str, str]:
-    """What an evaluation's numbers depend on, in words."""
+    """What an evaluation's numbers depend on, in words; where the files lie is no part of it."""
     weights = checkpoint.ema if config.weights == "average" else checkpoint.model
-    total = sum(float(w.double().abs().sum()) for w in weights.values() if w.is_floating_point())
-    values = data.split(config.split).double()
+    plan = json.dumps(checkpoint.recipe.get("model"), sort_keys=True, default=str)
+    print_ = _fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
+    values = data.split(config.split)
+    kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
     return {
-        "checkpoint": f"{config.checkpoint}, step {checkpoint.step}, {total!r}",
-        "data": f"{data.name}, {tuple(values.shape)}, {float(values.sum())!r}",
+        "checkpoint": f"step {checkpoint.step}, {print_}",
+        "data": f"{kind}, {_fingerprint(values)}",
         "split": config.split,
         "likelihood": str(exact),
         "draws": str(draws),
@@ -380,6 +395,19 @@ def _identity(
         "weights": config.weights,
         "batch_size": str(config.batch_size),
     }
+
+
+def _fingerprint(*parts: str | torch.Tensor) -> str:
+    """Returns 16 digits that change with any text, number or order of rows."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        else:
+            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Path) -> None:
@@ -528,7 +556,10 @@ def _place(model: Any, device: torch.device) -> Any:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        # Each process of torchrun takes the next GPU of its machine.
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -565,6 +596,7 @@ class Callbacks(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called before a single run."""
         _make_folder(config.hydra.run.dir)
+        _refuse_second_run(config.get("task"), Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called before a sweep."""

@@ -17,8 +17,10 @@ from scoresde import VPSDE, GaussianModel, InputError, Likelihood, VariationalBo
 from scoresde.data import Dataset, TruncatedNormalDequantisation, UniformDequantisation
 from scoresde.metrics import auroc
 from scoresde.recipe import build
+from scoresde.run import _device, _fingerprint
 from scoresde.tasks import evaluate_likelihood
 from scoresde.tasks.evaluation import Draws
+from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
 from scoresde.tasks.parts import Parts, Rank, gather
 from scoresde.train import Checkpoint
 
@@ -65,15 +67,14 @@ def test_a_finished_piece_is_read_and_not_computed(tmp_path):
         return {"value": torch.tensor(piece, dtype=torch.float64)}
 
     parts = Parts(tmp_path)
-    first = dict(gather(parts, 7, 3, compute))
-    again = dict(gather(parts, 7, 3, compute))
+    first = list(gather(parts, 7, 3, compute))
+    again = list(gather(parts, 7, 3, compute))
     assert len(calls) == 3
-    assert {piece: c["value"].tolist() for piece, c in first.items()} == {
-        piece: c["value"].tolist() for piece, c in again.items()
-    }
+    assert [c["value"].tolist() for _, c, _ in first] == [c["value"].tolist() for _, c, _ in again]
+    assert [fresh for *_, fresh in first + again] == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "short"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "short", "words", "scalar"])
 def test_a_damaged_piece_is_computed_again(damage, tmp_path):
     parts, piece = Parts(tmp_path), range(0, 3)
     parts.save(piece, {"value": torch.arange(3.0)})
@@ -81,8 +82,9 @@ def test_a_damaged_piece_is_computed_again(damage, tmp_path):
     content = path.read_bytes()
     if damage == "pickle":
         np.savez(path, value=np.array([print, print, print], dtype=object))
-    elif damage == "short":
-        np.savez(path, value=np.zeros(2))
+    elif damage in ("short", "words", "scalar"):
+        value = {"short": np.zeros(2), "words": np.array(["a", "b", "c"]), "scalar": np.zeros(())}
+        np.savez(path, value=value[damage], _mark=np.array(""))
     else:
         bad = {"empty": b"", "cut": content[: len(content) // 2], "text": b"no"}
         path.write_bytes(bad[damage])
@@ -94,6 +96,31 @@ def test_pieces_of_another_evaluation_are_refused_by_what_differs(tmp_path):
     Parts(tmp_path).claim({"split": "test", "seed": "0"})
     with pytest.raises(InputError, match=r"with seed = 0, and this one has 1"):
         Parts(tmp_path).claim({"split": "test", "seed": "1"})
+
+
+def test_a_piece_of_another_evaluation_is_computed_again(tmp_path):
+    """Whole, of the right name, length and columns, but without our mark."""
+    ours = Parts(tmp_path / "ours").claim({"seed": "0"})
+    theirs = Parts(tmp_path / "theirs").claim({"seed": "1"})
+    truth = evaluate(parts=ours)
+    evaluate(seed=1, parts=theirs)
+    for path in theirs.folder.glob("0*.npz"):
+        path.replace(ours.folder / path.name)
+    np.savez(ours.folder / "00000000-00000005.npz", value=np.zeros(5))
+    assert torch.equal(evaluate(parts=ours).log_prob, truth.log_prob)
+
+
+def test_an_unreadable_identity_is_a_sentence(tmp_path):
+    (tmp_path / "identity.json").write_text("{")
+    with pytest.raises(InputError, match="remove the folder"):
+        Parts(tmp_path).claim({"seed": "0"})
+
+
+def test_a_fingerprint_sees_the_order_of_rows_and_no_threads():
+    x = torch.randn(200, 700, generator=torch.Generator().manual_seed(0))
+    assert _fingerprint(x) != _fingerprint(x.flip(0)) != _fingerprint(x.flip(0).reshape(700, 200))
+    assert _fingerprint(x) == _fingerprint(x.T.contiguous().T)
+    assert _fingerprint(torch.tensor(1.0), torch.zeros(2, dtype=torch.uint8))
 
 
 # --- Evaluations ---------------------------------------------------------------------------------
@@ -144,6 +171,8 @@ def test_an_example_that_fails_is_counted_and_left_out():
     result = evaluate_likelihood(model, broken, data, progress=False)
     assert result.summary()["failed"] == int((data.test[:, 0] > 0).sum())
     assert math.isfinite(result.mean)
+    assert result.summary()["mean_log_prob"] == pytest.approx(-result.mean)
+    assert result.summary()["standard_error_log_prob"] == pytest.approx(result.standard_error)
 
 
 class Breaks(GaussianModel):
@@ -219,6 +248,32 @@ def test_numbers_that_cannot_be_ranked_are_refused(values):
         auroc(values, torch.ones(2))
 
 
+@pytest.mark.parametrize("other", [normal(3).train[:, :1], integers().train])
+def test_data_of_another_kind_are_refused(other):
+    levels = 4 if other.dtype == torch.uint8 else None
+    with pytest.raises(InputError, match="of the same kind"):
+        check_comparable(normal(), Dataset.of("other", [other] * 3, levels=levels))
+
+
+def test_two_sets_of_images_of_one_name_are_both_reported(tmp_path):
+    pixels = torch.randint(0, 4, (20, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    model = GaussianModel(torch.zeros(1, 4, 4), 1.0, VPSDE())
+    both = []
+    for values in (pixels, 3 * (pixels > 1)):
+        data = Dataset.of("same", [values.to(torch.uint8)] * 3, levels=4)
+        result = evaluate_likelihood(model, Likelihood(1, 0.1, 0.1), data, progress=False)
+        both.append(Evaluated(data, result))
+    results = report_likelihood(*both, tmp_path, title="any")
+    scores = [-e.evaluation.values for e in both]
+    area = roc_auc_score([1] * 20 + [0] * 20, torch.cat(scores).numpy())
+    assert results["auroc"] == pytest.approx(area)
+    assert results["mean_log_prob"] == pytest.approx(float(both[0].evaluation.log_prob.mean()))
+    assert len(list(tmp_path.glob("*_likely_*.png"))) == 4
+    page = (tmp_path / "report.html").read_text()
+    assert "same (ood) (test)" in page
+    assert "AUROC" in page
+
+
 # --- The program ---------------------------------------------------------------------------------
 
 
@@ -262,7 +317,15 @@ def start(folder, *overrides, check=True, background=False, **environment):
 
 
 def task(run, *more):
-    return ("task=likelihood", f"checkpoint={run}", "examples=60", "batch_size=8", *more)
+    return ("task=likelihood", f"checkpoint={run}", "examples=48", "batch_size=4", *more)
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """An evaluation by one process that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    start(folder, *task(run))
+    return folder
 
 
 def column(folder, name="log_prob", table="likelihood"):
@@ -270,8 +333,7 @@ def column(folder, name="log_prob", table="likelihood"):
         return file[name].tolist()
 
 
-def test_killed_and_started_again_it_equals_the_uninterrupted(run, tmp_path):
-    start(tmp_path / "whole", *task(run))
+def test_killed_and_started_again_it_equals_the_uninterrupted(run, whole, tmp_path):
     victim = start(tmp_path / "killed", *task(run), background=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed/parts").glob("0*.npz")) and time.monotonic() < deadline:
@@ -280,21 +342,23 @@ def test_killed_and_started_again_it_equals_the_uninterrupted(run, tmp_path):
     victim.communicate()
     done = len(list((tmp_path / "killed/parts").glob("0*.npz")))
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed/parts").glob("0*.npz")}
-    assert done >= 1
+    assert 1 <= done < 12
     start(tmp_path / "killed", *task(run))
-    assert column(tmp_path / "killed") == column(tmp_path / "whole")
+    for name in ("index", "value", "standard_error", "log_prob", "nfe"):
+        assert column(tmp_path / "killed", name) == column(whole, name)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     changed = start(tmp_path / "killed", *task(run, "seed=1"), check=False)
     assert changed.returncode == 2
     assert "seed = 0, and this one has 1" in changed.stderr
+    # The refusal leaves the finished evaluation as it was.
+    assert json.loads((tmp_path / "killed/result.json").read_text())["status"] == "ok"
 
 
-def test_two_processes_share_a_split_and_tell_data_apart(run, tmp_path):
-    more = ("ood=gaussian_ring", "split=validation")
+def test_two_processes_equal_one_and_tell_data_apart(run, whole, tmp_path):
     ranks = [
         start(
             tmp_path / "two",
-            *task(run, *more),
+            *task(run, "ood=gaussian_ring"),
             background=True,
             RANK=str(index),
             WORLD_SIZE="2",
@@ -303,7 +367,8 @@ def test_two_processes_share_a_split_and_tell_data_apart(run, tmp_path):
     ]
     outputs = [process.communicate() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
-    assert len(column(tmp_path / "two")) == len(column(tmp_path / "two", table="ood")) == 60
+    assert column(tmp_path / "two") == column(whole)
+    assert len(column(tmp_path / "two", table="ood")) == 48
     result = json.loads((tmp_path / "two/result.json").read_text())
     assert 0 <= result["auroc"] <= 1
     assert (tmp_path / "two/report.html").exists()
@@ -324,3 +389,14 @@ def test_the_program_refuses_draws_of_real_numbers(run, tmp_path):
     refused = start(tmp_path / "real", *task(run, *draws), check=False)
     assert refused.returncode == 2
     assert "real-valued" in refused.stderr
+
+
+def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: None)  # tries the device
+    assert _device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    assert _device("auto") == _device("cuda") == torch.device("cuda:2")
+    assert _device("cuda:1") == torch.device("cuda:1")
+    assert _device("cpu") == torch.device("cpu")

@@ -179,3 +179,15 @@ def test_histogram(tmp_path):
 
 def test_pictures_leave_pyplot_alone():
     assert "pyplot" not in Path(plots.__file__).read_text(encoding="utf-8")
+
+
+def test_labelled_grid_needs_a_text_for_each_image(tmp_path):
+    images = torch.rand(5, 3, 6, 9)
+    path = plots.labelled_grid(images, ["-3071", *"abcd"], tmp_path / "labels.png", columns=2)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="1 labels for 5 images"):
+        plots.labelled_grid(images, ["a"], path)
+    with pytest.raises(InputError, match="columns=0"):
+        plots.labelled_grid(images, ["a"] * 5, path, columns=0)
+    with pytest.raises(InputError, match=r"shape \(0, 3"):
+        plots.labelled_grid(images[:0], [], path)

@@ -514,10 +514,30 @@ def test_split_and_sampler_of_a_checkpoint_are_checked(run: Path, tmp_path: Path
 
 
 def test_second_run_in_a_folder_is_refused(run: Path) -> None:
-    before = (run / "checkpoint.pt").read_bytes()
+    names = ("checkpoint.pt", "result.json", "likelihood.npz", ".hydra/config.yaml")
+    before = [(run / name).read_bytes() for name in names]
     message = refused(*TINY, f"hydra.run.dir={run}", cwd=run.parent)
     assert "hydra.run.dir" in message
-    assert (run / "checkpoint.pt").read_bytes() == before
+    assert [(run / name).read_bytes() for name in names] == before
+
+
+def test_a_likelihood_leaves_the_folder_of_a_training_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("result.json", "likelihood.npz", "report.html", ".hydra/config.yaml")
+    before = [(run / name).read_bytes() for name in names]
+    for size in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        given = ("task=likelihood", f"checkpoint={run}", f"hydra.run.dir={run}")
+        assert "holds a run already" in refused(*given, cwd=run.parent)
+        assert [(run / name).read_bytes() for name in names] == before
+
+
+def test_a_likelihood_that_failed_can_be_started_again(run: Path, tmp_path: Path) -> None:
+    given = ("task=likelihood", "examples=4", "progress=false", "hydra.run.dir=out")
+    assert "no file" in refused(*given, "checkpoint=nope", cwd=tmp_path)
+    program(*given, f"checkpoint={run}", cwd=tmp_path)
+    assert json.loads((tmp_path / "out/result.json").read_text())["status"] == "ok"
 
 
 def test_data_set_reaches_the_task_whole(run: Path) -> None:

@@ -80,13 +80,15 @@ class Evaluation:
     mismatch: float
 
     def summary(self) -> dict[str, float | int | str]:
-        """Returns the numbers that describe the whole."""
+        """Returns the numbers that describe the whole; examples that failed are left out."""
+        density = Estimate.of(self.log_prob[~self.log_prob.isnan()])
         return {
             "split": self.split,
             "unit": self.unit,
             "mean": self.mean,
             "standard_error": self.standard_error,
-            "mean_log_prob": float(self.log_prob.mean()),
+            "mean_log_prob": density.mean,
+            "standard_error_log_prob": density.standard_error,
             "count": len(self.values),
             "failed": int(self.values.isnan().sum()),
             "nfe": float(self.nfe.double().mean()),
@@ -151,8 +153,10 @@ def evaluate_likelihood(
 
     found: dict[int, Columns] = {}
     bar = tqdm(total=count, desc="likelihood", unit="example", disable=not progress, leave=False)
-    for piece, columns in gather(parts, count, batch_size, compute):
+    for piece, columns, fresh in gather(parts, count, batch_size, compute):
         found[piece.start] = columns
+        if progress and not fresh:
+            bar.initial += len(piece)  # what took no time says nothing of the rest
         bar.update(len(piece))
     bar.close()
     table = [found[start] for start in sorted(found)]

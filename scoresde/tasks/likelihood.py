@@ -1,11 +1,9 @@
 """The report of a likelihood evaluation: figures, extremes, and another data set beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from scoresde import plots
 from scoresde.data import Dataset
@@ -20,15 +18,22 @@ _EXTREMES = 16
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A data set with the likelihood of its examples."""
+    """A data set with the likelihood of its examples.
+
+    Arguments:
+        data: The data set.
+        evaluation: The likelihood of one of its splits.
+        also: Tells it from another data set of the same name.
+    """
 
     data: Dataset
     evaluation: Evaluation
+    also: str = ""
 
     @property
     def title(self) -> str:
         """The data set and the split."""
-        return f"{self.data.name} ({self.evaluation.split})"
+        return f"{self.data.name}{self.also} ({self.evaluation.split})"
 
 
 def report_likelihood(
@@ -56,14 +61,17 @@ def report_likelihood(
     one.evaluation.save(folder)
     results: dict[str, Any] = {"data": one.data.name, **one.evaluation.summary()}
     both = [one]
+    caption = f"Examples by their {one.evaluation.unit}."
     if other is not None:
+        other = replace(other, also=" (ood)") if other.title == one.title else other
         other.evaluation.save(folder, "ood")
         results |= _apart(one, other)
+        caption += f" {_in_words(one, other, results)}"
         both.append(other)
     unit = one.evaluation.unit
     values = {e.title: e.evaluation.values for e in both}
     figures = [
-        Figure(f"Examples by their {unit}.", plots.histogram(values, folder / "values.png", unit)),
+        Figure(caption, plots.histogram(values, folder / "values.png", unit)),
         *(figure for e in both for figure in _extremes(e, folder)),
     ]
     scores = [
@@ -78,6 +86,7 @@ def report_likelihood(
             scores=scores,
             figures=figures,
             configuration=configuration,
+            data_sets=True,
         ),
         folder / "report.html",
     )
@@ -95,6 +104,14 @@ def _apart(one: Evaluated, other: Evaluated) -> dict[str, Any]:
         "auroc": area,
         "auroc_standard_error": error,
     }
+
+
+def _in_words(one: Evaluated, other: Evaluated, results: dict[str, Any]) -> str:
+    area = f"{results['auroc']:.4f} ± {results['auroc_standard_error']:.4f}"
+    return (
+        f"AUROC {area}: how often an example of {one.title} is more likely than one of "
+        f"{other.title}; 0.5 tells nothing apart."
+    )
 
 
 def check_comparable(data: Dataset, other: Dataset) -> None:
@@ -116,8 +133,9 @@ def _note(evaluation: Evaluation) -> str:
 
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
+    density = f"{results['mean_log_prob']:.2f} ± {results['standard_error_log_prob']:.2f}"
     facts = [
-        ("mean log-density", f"{results['mean_log_prob']:.2f} nats in model units"),
+        ("mean log-density", f"{density} nats in model units"),
         ("mismatch of the prior", f"{results['prior_mismatch_nats']:.2g} nats"),
         ("examples that failed", str(results["failed"])),
         ("seed", str(results["seed"])),
@@ -139,10 +157,15 @@ def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
     figures = []
     for word, rows in ends.items():
         raw = data.split(one.evaluation.split).cpu()[rows]
-        name = "".join(c if c.isalnum() else "_" for c in data.name)
+        name = "".join(c if c.isalnum() else "_" for c in data.name + one.also)
         path = folder / f"{word}_likely_{name}.png"
-        picture = plots.image_grid(data.to_unit(data.encode(raw)), path)
-        low, high = (float(f(values[rows])) for f in (torch.min, torch.max))
-        caption = f"{one.title}: the {word} likely, {low:.2f} to {high:.2f} {one.evaluation.unit}."
+        labels = [_short(float(value)) for value in values[rows]]
+        picture = plots.labelled_grid(data.to_unit(data.encode(raw)), labels, path)
+        caption = f"{one.title}: the {word} likely images, with their {one.evaluation.unit}."
         figures.append(Figure(caption, picture))
     return figures
+
+
+def _short(value: float) -> str:
+    """Writes a number in few letters: 2.05, -3071."""
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,16 +1,19 @@
 """Finished pieces of a long evaluation, kept so that nothing is computed twice.
 
 A piece is a file, written under another name, flushed and then renamed, so that it is there whole
-or not at all. Several processes may share a folder: each begins with its own pieces and then helps
-with what is missing, and none waits for another. A piece that two of them compute is the same
-twice, since every example has its own random streams.
+or not at all. It carries the mark of what it belongs to, and without that it is not read. Several
+processes may share a folder: each begins with its own pieces and then helps with what is missing,
+and none waits for another. A piece that two of them compute is the same twice, since every example
+has its own random streams.
 """
 
+import hashlib
 import json
 import os
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 
 Columns = dict[str, Tensor]
+_MARK = "_mark"
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,26 @@ class Parts:
     Arguments:
         folder: The folder; made if it is not there.
         rank: Which of the processes that share it this one is.
+        mark: Stands in every piece; those with another are not read.
     """
 
     folder: Path
     rank: Rank = Rank()
+    mark: str = ""
 
-    def claim(self, identity: Mapping[str, str]) -> None:
-        """States what the pieces belong to.
+    def claim(self, identity: Mapping[str, str]) -> "Parts":
+        """States what the pieces belong to; returns the folder of pieces with that mark.
 
         Raises:
             InputError: If there are pieces of something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "identity.json"
-        if path.exists():
-            _compare(json.loads(path.read_text(encoding="utf-8")), dict(identity), self.folder)
-        else:
-            text = json.dumps(dict(identity), indent=2) + "\n"
+        path, text = self.folder / "identity.json", json.dumps(dict(identity), indent=2) + "\n"
+        if not path.exists():
             _write(path, lambda file: file.write(text.encode()))
+        # Also what was just written: another process may have come between.
+        _compare(_identity(path), dict(identity), self.folder)
+        return replace(self, mark=hashlib.sha256(text.encode()).hexdigest())
 
     def pieces(self, count: int, size: int) -> list[range]:
         """Divides ``count`` examples into pieces of at most ``size``, this process's first."""
@@ -76,8 +82,13 @@ class Parts:
             return None
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                columns = {name: torch.from_numpy(file[name]) for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+                arrays = {name: file[name] for name in file.files}
+            if str(arrays.pop(_MARK, None)) != self.mark:
+                return None
+            columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+        if any(column.ndim == 0 for column in columns.values()):
             return None
         whole = all(len(column) == len(piece) for column in columns.values())
         return columns if columns and whole else None
@@ -85,6 +96,7 @@ class Parts:
     def save(self, piece: range, columns: Columns) -> None:
         """Writes a piece whole."""
         arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
+        arrays[_MARK] = np.array(self.mark)
         _write(self._path(piece), lambda file: np.savez(file, **arrays))
 
     def _path(self, piece: range) -> Path:
@@ -93,8 +105,8 @@ class Parts:
 
 def gather(
     parts: Parts | None, count: int, size: int, compute: Callable[[range], Columns]
-) -> Iterator[tuple[range, Columns]]:
-    """Yields all pieces, those that are there read and the others computed.
+) -> Iterator[tuple[range, Columns, bool]]:
+    """Yields all pieces, and whether each was computed here or had been there.
 
     Arguments:
         parts: Where they are kept; ``None``: nowhere.
@@ -104,12 +116,24 @@ def gather(
     """
     parts_ = Parts(Path()) if parts is None else parts
     for piece in parts_.pieces(count, check_count("batch_size", size)):
-        columns = None if parts is None else parts.load(piece)
-        if columns is None:
-            columns = compute(piece)
-            if parts is not None:
-                parts.save(piece, columns)
-        yield piece, columns
+        there = None if parts is None else parts.load(piece)
+        columns = compute(piece) if there is None else there
+        if parts is not None and there is None:
+            parts.save(piece, columns)
+        yield piece, columns, there is None
+
+
+def _identity(path: Path) -> dict[str, str]:
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        identity = None
+    if not isinstance(identity, dict):
+        raise InputError(
+            f"{path} cannot be read; remove the folder {path.parent} to begin anew, or choose "
+            "another by hydra.run.dir=FOLDER."
+        )
+    return identity
 
 
 def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path) -> None:
@@ -123,7 +147,8 @@ def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path) ->
 
 
 def _write(path: Path, write: Callable) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Process numbers are not enough: those of two machines that share the folder may agree.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         write(file)
         file.flush()

@@ -34,7 +34,7 @@ def _order(path: Path) -> tuple[int, str]:
 def _row(path: Path) -> dict[str, Any]:
     result = json.loads((path / "result.json").read_text(encoding="utf-8"))
     overrides = dict(text.partition("=")[::2] for text in result.pop("overrides", []))
-    status = result.pop("status", "interrupted")
+    status, _ = result.pop("status", "interrupted"), result.pop("task", None)
     status = "interrupted" if status == "running" else status
     return {"job": path.name, "status": status, **overrides, **result}
 
