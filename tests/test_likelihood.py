@@ -304,9 +304,9 @@ def test_a_target_error_is_met(probes):
     exact = mixture(VPSDE(), 6)
     x = exact.sample(8, seed=0)
     truth = Likelihood("exact", 1e-4, 1e-4)(exact, x).log_prob
-    ours = Likelihood(probes, 1e-4, 1e-4, target_error=0.1, max_sets=1000)(exact, x, seed=0)
-    assert float(ours.standard_error.max()) <= 0.1
-    assert float((ours.log_prob - truth).abs().max()) < 0.5
+    ours = Likelihood(probes, 1e-4, 1e-4, target_error=0.25, max_sets=200)(exact, x, seed=0)
+    assert float(ours.standard_error.max()) <= 0.25
+    assert float((ours.log_prob - truth).abs().max()) < 1.25
     assert len(set(ours.nfe.tolist())) > 1  # those that need more take more
 
 
