@@ -50,18 +50,18 @@ def models(sde: SDE) -> list[ScoreFunction]:
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["network", "Gaussian", "mixture"])
 def test_states_stay_on_their_device(kind: int, sde: SDE) -> None:
-    with FakeTensorMode():
+    t, s = (torch.tensor(v, dtype=torch.float64, device="cpu") for v in (0.5, 0.4))
+    interval = Interval.of(sde, t, s)
+    predictors = (EulerMaruyamaPredictor(), ReverseDiffusionPredictor(), AncestralPredictor())
+    rows = [predictor.row(sde, interval) for predictor in predictors]
+    with FakeTensorMode(allow_non_fake_inputs=True):
         model = models(sde)[kind]
         x, z = torch.empty(4, 2, device="cuda"), torch.empty(4, 2, device="cuda")
-        t, s = (torch.tensor(v, dtype=torch.float64, device="cpu") for v in (0.5, 0.4))
         field = Evaluations(model)
         results = [view(x, t) for view in (model.score, model.noise, model.denoise)]
         results += [field.velocity(x, t), sde.prior_log_prob(x)]
-        steps = (
-            *(EulerMaruyamaPredictor(), ReverseDiffusionPredictor(), AncestralPredictor()),
-            *(Langevin(), Langevin(rule=BatchMeanNorm()), AnnealedLangevin()),
-        )
-        interval = Interval.of(sde, t, s)
-        results += [step(field, x, interval, z) for step in steps]
+        results += [row(x, (field.noise(x, t),), (z,)) for row in rows]
+        correctors = (Langevin(), Langevin(rule=BatchMeanNorm()), AnnealedLangevin())
+        results += [corrector(field, x, interval, z) for corrector in correctors]
         assert {result.device.type for result in results} == {"cuda"}
         assert {result.dtype for result in results} == {torch.float32}

@@ -41,6 +41,7 @@ from scoresde.sample import (
     ShrunkNorm,
     TorchSDE,
 )
+from scoresde.sample.base import Noise, Watch
 from scoresde.streams import Purpose, Streams
 from scoresde.times import LogSNRGrid, UniformGrid
 
@@ -427,29 +428,39 @@ def test_a_sample_is_the_same_alone_and_in_a_batch_in_any_order(make, sampler):
 # --- Order of convergence ------------------------------------------------------------------------
 
 
-class Units:
-    """Instead of random numbers: zero, zero and one, for the three states below."""
+class Impulses:
+    """Instead of random numbers: one for state i at the i-th number, and zero for the others."""
+
+    def __init__(self):
+        self.drawn = 0
 
     def normal(self, shape, purpose, draw, dtype):
-        return torch.tensor([0.0, 0.0, 1.0], dtype=dtype)[:, None].expand(3, *shape)
+        self.drawn += 1
+        z = torch.zeros(BATCH, *shape, dtype=dtype)
+        z[self.drawn - 1] = 1.0
+        return z
+
+
+BATCH = 1200
 
 
 def moments(sampler, exact, eps):
     """The mean and the variance at eps of a sampler on a Gaussian with independent features.
 
-    There a step is x -> A x + b + B z, and three states read A, b and B off it, without any
-    random number. They start from the exact marginal at t = 1.
+    There a sample is linear in the start and in all of the noises, and a batch reads every
+    coefficient off it, without any random number. They start from the exact marginal at t = 1.
     """
-    field, states = Evaluations(exact), torch.tensor([0.0, 1.0, 0.0]).double()
-    sde, one = exact.sde, at(1.0)
-    mean = sde.alpha(one) * exact.mean
+    field, sde, one = Evaluations(exact), exact.sde, at(1.0)
+    x = torch.zeros(BATCH, len(exact.mean)).double()
+    x[-1] = 1.0
+    numbers = Impulses()
+    y = sampler._run(field, x, eps, Noise(numbers), Watch(None, False)).x
+    assert numbers.drawn < BATCH - 1
+    rest = y[-2]
+    a, noises = y[-1] - rest, y[: numbers.drawn] - rest
+    mean = a * sde.alpha(one) * exact.mean + rest
     variance = sde.alpha(one) ** 2 * exact.variances + sde.sigma(one) ** 2
-    for i, (t, s) in enumerate(pairwise(sampler.times(sde, eps))):
-        x = states[:, None].expand(3, len(mean))
-        b, a, c = sampler.step(field, x, t, s, i, Units())
-        a, c = a - b, c - b
-        mean, variance = a * mean + b, a**2 * variance + c**2
-    return mean, variance
+    return mean, a**2 * variance + noises.square().sum(0)
 
 
 @each_sde
@@ -650,9 +661,8 @@ def test_the_euler_maruyama_step_is_that_of_the_reverse_sde(sde):
 
 
 def step_size(rule, noise, sigma=2.0, snr=0.16, z=None):
-    base = torch.tensor(2 * (snr * sigma) ** 2)
     z = torch.zeros_like(noise) if z is None else z
-    return rule(base, torch.tensor(sigma), noise, z)
+    return rule(2 * (snr * sigma) ** 2, sigma, noise, z)
 
 
 @pytest.mark.parametrize(

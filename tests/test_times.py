@@ -8,11 +8,15 @@ from scipy import stats
 
 from scoresde import SDE, VESDE, VPSDE, InputError, SubVPSDE
 from scoresde.times import (
+    CosineGrid,
+    ExplicitGrid,
     ImportanceTimes,
+    KarrasGrid,
     LevelTimes,
     LogNormalTimes,
     LogSNRGrid,
     LowDiscrepancy,
+    PowerGrid,
     UniformGrid,
     UniformTimes,
 )
@@ -20,7 +24,7 @@ from scoresde.times import (
 SDES = [VPSDE(), SubVPSDE(), VESDE()]
 EPS = 1e-3
 TIMES = [UniformTimes(), ImportanceTimes(), LogNormalTimes(), LowDiscrepancy(ImportanceTimes())]
-GRIDS = [UniformGrid(), LogSNRGrid()]
+GRIDS = [UniformGrid(), LogSNRGrid(), KarrasGrid(), PowerGrid(), CosineGrid(0.5)]
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 each_times = pytest.mark.parametrize("times", TIMES, ids=repr)
@@ -182,6 +186,52 @@ def test_the_uniform_grid_is_uniform_in_time(sde):
 def test_the_log_snr_grid_is_uniform_in_the_log_snr(sde):
     steps = sde.log_snr(LogSNRGrid()(10, sde, EPS)).diff()
     torch.testing.assert_close(steps, steps.mean().expand(10), rtol=1e-9, atol=0)
+
+
+def ratio(sde, times):
+    return torch.exp(-0.5 * sde.log_snr(times))
+
+
+@each_sde
+def test_the_karras_grid_is_uniform_in_a_root_of_the_noise(sde):
+    """Equation 5 of Karras et al., in sigma / alpha."""
+    steps = (ratio(sde, KarrasGrid(7)(10, sde, EPS)) ** (1 / 7)).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(10), rtol=1e-9, atol=0)
+
+
+@each_sde
+def test_the_cosine_grid_is_uniform_in_the_angle(sde):
+    steps = torch.atan(ratio(sde, CosineGrid(0.5)(10, sde, EPS)) / 0.5).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(10), rtol=1e-9, atol=0)
+
+
+@each_sde
+def test_the_quadratic_grid_is_uniform_in_the_root_of_time(sde):
+    steps = PowerGrid(2)(10, sde, EPS).sqrt().diff()
+    torch.testing.assert_close(steps, steps.mean().expand(10), rtol=1e-9, atol=0)
+
+
+def test_an_explicit_grid_is_what_it_is():
+    grid = ExplicitGrid([1, 0.5, 0.1])
+    assert grid(2, VPSDE(), 0.1).tolist() == [1.0, 0.5, 0.1]
+    with pytest.raises(InputError, match=r"give steps=2 and eps=0\.1"):
+        grid(3, VPSDE(), 0.1)
+    with pytest.raises(InputError, match=r"give steps=2 and eps=0\.1"):
+        grid(2, VPSDE(), 0.2)
+
+
+@pytest.mark.parametrize("times", [(1,), (1, 0.1, 0.5), (0.9, 0.1), (1, -0.1), (1, 1)])
+def test_times_that_do_not_fall_are_refused(times):
+    with pytest.raises(InputError, match="do not fall"):
+        ExplicitGrid(times)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: KarrasGrid(0.5), lambda: PowerGrid(0), lambda: CosineGrid(-1)]
+)
+def test_grids_refuse_what_makes_no_grid(make):
+    with pytest.raises(InputError, match=r"rho=0\.5|power=0|sigma_data=-1"):
+        make()
 
 
 @each_grid

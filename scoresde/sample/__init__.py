@@ -9,7 +9,9 @@ from scoresde.sample.correctors import (
     ShrunkNorm,
     StepRule,
 )
+from scoresde.sample.ddim import DDIM, Euler
 from scoresde.sample.euler_maruyama import EulerMaruyama, TorchSDE
+from scoresde.sample.multistep import DEIS, IPNDM, DPMSolverPP, DPMSolverPPSDE, UniPC
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
     AncestralPredictor,
@@ -20,21 +22,34 @@ from scoresde.sample.predictors import (
 )
 from scoresde.sample.probability_flow import ProbabilityFlow
 from scoresde.sample.reference import ReferencePredictorCorrector
+from scoresde.sample.restart import Loop, Restart
+from scoresde.sample.single_step import SEEDS, DPMSolver, Heun
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "IPNDM",
+    "SEEDS",
     "AncestralPredictor",
     "AnnealedLangevin",
     "BatchMeanNorm",
     "Corrector",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverPPSDE",
+    "Euler",
     "EulerMaruyama",
     "EulerMaruyamaPredictor",
     "GridSampler",
+    "Heun",
     "Interval",
     "Langevin",
+    "Loop",
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReferencePredictorCorrector",
+    "Restart",
     "ReverseDiffusionPredictor",
     "Sampler",
     "Samples",
@@ -42,4 +57,5 @@ __all__ = [
     "Step",
     "StepRule",
     "TorchSDE",
+    "UniPC",
 ]

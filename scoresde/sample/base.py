@@ -4,10 +4,10 @@ A sampler is a value, a frozen bundle of hyper-parameters. Applied to a score fu
 samples; it holds no model, so that the same sampler serves any number of them.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,6 +57,27 @@ class Step:
     x: Tensor
 
 
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a walk through time, of each sample its own.
+
+    Arguments:
+        streams: One random stream for each sample.
+        temperature: The factor of all noise.
+    """
+
+    streams: Streams
+    temperature: float = 1.0
+
+    def __call__(self, x: Tensor, purpose: Purpose, draw: int) -> Tensor:
+        """Returns fresh normal noise for states ``(B, *)``."""
+        return self.temperature * self.streams.normal(x.shape[1:], purpose, draw, x.dtype)
+
+    def diffusion(self, x: Tensor, draw: int, t: Tensor, s: Tensor) -> Tensor:
+        """Returns the normal noise of the reverse process from ``t`` to the earlier ``s``."""
+        return self(x, Purpose.DIFFUSION, draw)
+
+
 class Watch:
     """Reports steps to a callback and to a progress bar."""
 
@@ -100,14 +121,23 @@ class Sampler(ABC):
             (``sde.cutoffs.sampling``: 1e-3 for VP and sub-VP, 1e-5 for VE).
         final_denoise: Whether to return the expected data of the state at ``eps``, for one more
             network pass, instead of the state itself.
+        temperature: The factor of the first noise and of all noise added on the way, positive:
+            1 samples the model, less keeps to its likely samples.
     """
 
     eps: float | None = field(default=None, kw_only=True)
     final_denoise: bool = field(default=False, kw_only=True)
+    temperature: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise InputError(
+                f"temperature={self.temperature} is not positive; 1 samples the model as it is."
+            )
 
     @abstractmethod
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
     ) -> Arrival:
         """Brings states from time 1 to time ``eps``."""
 
@@ -147,16 +177,16 @@ class Sampler(ABC):
         streams = Streams.of(seed, seeds, _batch(shape, latent), model.device)
         if latent is None:
             assert shape is not None
-            start = model.sde.prior_std * streams.normal(
-                tuple(shape)[1:], Purpose.LATENT, dtype=model.state(torch.empty(0)).dtype
-            )
+            dtype = model.state(torch.empty(0)).dtype
+            start = streams.normal(tuple(shape)[1:], Purpose.LATENT, dtype=dtype)
+            start *= self.temperature * model.sde.prior_std
         else:
             check_data(latent)
             start = model.state(latent)
         watch, field = Watch(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model, frozen=True):
-                end = self._run(field, start, eps, streams, watch)
+                end = self._run(field, start, eps, Noise(streams, self.temperature), watch)
                 x = end.x
                 if self.final_denoise:
                     x = field.denoise(x, torch.tensor(eps, dtype=torch.float64))
@@ -182,7 +212,7 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class GridSampler(Sampler):
-    """Abstract sampler that walks on a grid fixed beforehand; a subclass owns the step.
+    """Abstract sampler that walks on a grid fixed beforehand.
 
     Arguments:
         steps: The number of intervals, positive.
@@ -193,13 +223,16 @@ class GridSampler(Sampler):
     grid: Grid = field(default_factory=UniformGrid)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("steps", self.steps)
+        if not isinstance(self.grid, Grid):
+            raise InputError(f"grid={self.grid} is no Grid; give one, such as UniformGrid().")
 
     @abstractmethod
-    def step(
-        self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
+    def walk(
+        self, field: Evaluations, x: Tensor, times: Tensor, noise: Noise, watch: Watch
     ) -> Tensor:
-        """Moves states from time ``t`` to the earlier ``s`` (float64, ``()``); step ``i``."""
+        """Brings states along falling times, float64 ``(n + 1,)``, from the first to the last."""
 
     def _check_sde(self, sde: SDE, eps: float) -> float:
         return float(self.times(sde, eps)[-1])
@@ -220,12 +253,9 @@ class GridSampler(Sampler):
         return times
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
     ) -> Arrival:
-        for i, (t, s) in enumerate(pairwise(self.times(field.sde, eps))):
-            x = self.step(field, x, t, s, i, streams)
-            watch(s, x, self.steps)
-        return Arrival(x)
+        return Arrival(self.walk(field, x, self.times(field.sde, eps), noise, watch))
 
 
 def _batch(shape: Sequence[int] | None, latent: Tensor | None) -> int:

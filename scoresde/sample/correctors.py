@@ -53,12 +53,12 @@ class StepRule(ABC):
     """Abstract rule for the size of a Langevin step."""
 
     @abstractmethod
-    def __call__(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
+    def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         r"""Returns :math:`\delta`, with shape ``()`` or ``(B,)``.
 
         Arguments:
-            base: :math:`2 a^2 r^2 \sigma^2`, with shape ``()``.
-            sigma: The noise level, with shape ``()``.
+            base: :math:`2 a^2 r^2 \sigma^2`.
+            sigma: The noise level.
             noise: The expected noise, with shape ``(B, *)``.
             z: The random direction, with shape ``(B, *)``.
         """
@@ -81,11 +81,11 @@ class ShrunkNorm(StepRule):
                 "explode where a score vanishes; the default is 256."
             )
 
-    def __call__(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
+    def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         squares = sum_features(noise**2)
         prior = self.pseudo_dimensions
         gain = (prior + noise.shape[1:].numel()) / (prior + squares)
-        return torch.minimum(base.to(gain.dtype) * gain, (sigma**2).to(gain.dtype))
+        return (base * gain).clamp(max=sigma**2)
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class BatchMeanNorm(StepRule):
               {\mathrm{mean} \lVert \nabla_x \log p_t(x) \rVert} \right)^2
     """
 
-    def __call__(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
+    def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         ratio = z.flatten(1).norm(dim=1).mean() / noise.flatten(1).norm(dim=1).mean()
-        return base.to(ratio.dtype) * ratio**2
+        return base * ratio**2
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Corrector(ABC):
         check_count("corrector.steps", self.steps, "for no correction use corrector=null")
 
     @abstractmethod
-    def size(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
+    def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         r"""Returns :math:`\delta`; arguments as for :class:`StepRule`."""
 
     def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Corrector(ABC):
         sigma = step.sigma_t
         noise = field.noise(x, step.t)
         delta = self.size(2 * (step.a * self.snr * sigma) ** 2, sigma, noise, z)
-        return x - expand(delta / sigma.to(delta), x) * noise + expand((2 * delta).sqrt(), x) * z
+        return x - expand(delta / sigma, x) * noise + expand((2 * delta).sqrt(), x) * z
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Langevin(Corrector):
 
     rule: StepRule = field(default_factory=ShrunkNorm)
 
-    def size(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
+    def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         return self.rule(base, sigma, noise, z)
 
 
@@ -148,5 +148,5 @@ class Langevin(Corrector):
 class AnnealedLangevin(Corrector):
     r"""Annealed Langevin dynamics: the step :math:`2 a^2 (r \sigma)^2` depends on time alone."""
 
-    def size(self, base: Tensor, sigma: Tensor, noise: Tensor, z: Tensor) -> Tensor:
-        return base
+    def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
+        return torch.tensor(base, dtype=torch.float64)

@@ -1,18 +1,21 @@
 """Euler-Maruyama on the reverse SDE: our own loop, and torchsde's solvers on the same equation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
 from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, GridSampler, Sampler, Watch
+from scoresde.sample.base import Arrival, Noise, Sampler, Watch
+from scoresde.sample.plan import Move, Node, PlannedSampler
 from scoresde.sample.predictors import EulerMaruyamaPredictor, Interval
+from scoresde.sde import SDE
 from scoresde.solvers import FixedStepSDE
-from scoresde.streams import Purpose, Streams
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(GridSampler):
+class EulerMaruyama(PlannedSampler):
     r"""The reverse SDE by Euler-Maruyama: weak order 1, one network pass a step.
 
     .. math:: dx = (f x - g^2 \nabla_x \log p_t(x)) \, dt + g \, d\bar w
@@ -37,11 +40,11 @@ class EulerMaruyama(GridSampler):
         (torch.Size([4, 2]), tensor([100, 100, 100, 100]))
     """
 
-    def step(
-        self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
-    ) -> Tensor:
-        z = streams.normal(x.shape[1:], Purpose.DIFFUSION, i, x.dtype)
-        return EulerMaruyamaPredictor()(field, x, Interval.of(field.sde, t, s), z)
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+        predictor = EulerMaruyamaPredictor()
+        return [
+            Move(a, b, predictor.row(sde, Interval.of(sde, a.t, b.t))) for a, b in pairwise(nodes)
+        ]
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,11 @@ class TorchSDE(Sampler):
     method: str = "euler"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         FixedStepSDE(self.steps, self.method)
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
     ) -> Arrival:
         def drift(tau: Tensor, x: Tensor) -> Tensor:
             t = (1 - tau).clamp(eps, 1)
@@ -76,4 +80,4 @@ class TorchSDE(Sampler):
             return field.sde.g((1 - tau).clamp(eps, 1))
 
         solver = FixedStepSDE(self.steps, self.method)
-        return Arrival(solver(drift, diffusion, x, 1 - eps, streams))
+        return Arrival(solver(drift, diffusion, x, 1 - eps, noise.streams))

@@ -1,16 +1,17 @@
 """Predictor-corrector: Langevin corrections between the steps of the reverse process."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Evaluations
-from scoresde.sample.base import GridSampler
+from scoresde.sample.base import GridSampler, Noise, Watch
 from scoresde.sample.correctors import Corrector, Langevin
 from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
-from scoresde.streams import Purpose, Streams
+from scoresde.streams import Purpose
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,13 @@ class PredictorCorrector(GridSampler):
                 "None."
             )
 
-    def step(
-        self, field: Evaluations, x: Tensor, t: Tensor, s: Tensor, i: int, streams: Streams
+    def walk(
+        self, field: Evaluations, x: Tensor, times: Tensor, noise: Noise, watch: Watch
     ) -> Tensor:
-        return self.correct_and_predict(field, x, Interval.of(field.sde, t, s), i, streams)
+        for i, (t, s) in enumerate(pairwise(times.cpu())):
+            x = self.correct_and_predict(field, x, Interval.of(field.sde, t, s), i, noise)
+            watch(s, x, len(times) - 1)
+        return x
 
     def correct_and_predict(
         self,
@@ -64,15 +68,14 @@ class PredictorCorrector(GridSampler):
         x: Tensor,
         step: Interval,
         i: int,
-        streams: Streams,
+        noise: Noise,
         quiet: bool = False,
     ) -> Tensor:
         """Corrects states, and takes step ``i``: to its mean alone if it is to be quiet."""
         corrections = int(self.corrector.steps) if self.corrector else 0
         for j in range(corrections):
             assert self.corrector is not None
-            draw = i * corrections + j
-            z = streams.normal(x.shape[1:], Purpose.LANGEVIN, draw, x.dtype)
+            z = noise(x, Purpose.LANGEVIN, i * corrections + j)
             x = self.corrector(field, x, step, z)
-        z = streams.normal(x.shape[1:], Purpose.DIFFUSION, i, x.dtype)
+        z = noise(x, Purpose.DIFFUSION, i)
         return self.predictor(field, x, step, torch.zeros_like(z) if quiet else z)

@@ -9,24 +9,24 @@ References:
     Kingma et al. 2021, https://arxiv.org/abs/2107.00630 (appendix A.4).
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Evaluations
+from scoresde.sample.plan import Row
 from scoresde.sde import SDE
-from scoresde.shapes import expand
 
 
 @dataclass(frozen=True)
 class Interval:
-    r"""A step of the forward process, from the time s to the later t; all float64 ``()``.
+    r"""A step of the forward process, from the time s to the later t.
 
     Arguments:
-        t: The later time.
+        t: The later time, float64 ``()``.
         h: Its length t - s.
         a: The factor :math:`a` of :math:`x_t = a x_s + \tau z`.
         tau: The standard deviation :math:`\tau`.
@@ -35,24 +35,29 @@ class Interval:
     """
 
     t: Tensor
-    h: Tensor
-    a: Tensor
-    tau: Tensor
-    sigma_t: Tensor
-    sigma_s: Tensor
+    h: float
+    a: float
+    tau: float
+    sigma_t: float
+    sigma_s: float
 
     @staticmethod
     def of(sde: SDE, t: Tensor, s: Tensor) -> "Interval":
         """Returns the exact step of a process."""
-        return Interval(t, t - s, *sde.transition(s, t), sde.sigma(t), sde.sigma(s))
+        parts = (t - s, *sde.transition(s, t), sde.sigma(t), sde.sigma(s))
+        return Interval(t, *(float(part) for part in parts))
 
 
 class Predictor(ABC):
     """Abstract step of the reverse process, with one network pass."""
 
     @abstractmethod
+    def row(self, sde: SDE, step: Interval) -> Row:
+        """Returns the step's coefficients, of the state, the expected noise and the noise."""
+
     def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
         """Moves states ``(B, *)`` from ``t`` to ``s`` with the standard normal noise ``z``."""
+        return self.row(field.sde, step)(x, (field.noise(x, step.t),), (z,))
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class EulerMaruyamaPredictor(Predictor):
     .. math:: x_s = x - h \left( f x + \frac{g^2}{\sigma} \hat z \right) + g \sqrt{h} z
     """
 
-    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
-        x = x - expand(step.h, x) * field.reverse_drift(x, step.t)
-        return x + expand(field.sde.g(step.t) * torch.sqrt(step.h), x) * z
+    def row(self, sde: SDE, step: Interval) -> Row:
+        f, g = float(sde.f(step.t)), float(sde.g(step.t))
+        drift = -step.h * g**2 / step.sigma_t
+        return Row(1 - step.h * f, (drift,), (g * math.sqrt(step.h),))
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,8 @@ class ReverseDiffusionPredictor(Predictor):
         Song et al. 2021, equation 46, with the exact transition for the discretisation.
     """
 
-    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
-        noise = field.noise(x, step.t)
-        mean = expand(2 - step.a, x) * x - expand(step.tau**2 / step.sigma_t, x) * noise
-        return mean + expand(step.tau, x) * z
+    def row(self, sde: SDE, step: Interval) -> Row:
+        return Row(2 - step.a, (-(step.tau**2) / step.sigma_t,), (step.tau,))
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,7 @@ class AncestralPredictor(Predictor):
                 "variance, 1 for that of the forward step."
             )
 
-    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
-        noise = field.noise(x, step.t)
-        mean = (x - expand(step.tau**2 / step.sigma_t, x) * noise) / expand(step.a, x)
+    def row(self, sde: SDE, step: Interval) -> Row:
         share = (step.sigma_s / step.sigma_t) ** (1 - self.variance)
-        return mean + expand(share * step.tau, x) * z
+        of_noise = -(step.tau**2) / step.sigma_t
+        return Row(1 / step.a, (of_noise / step.a,), (share * step.tau,))

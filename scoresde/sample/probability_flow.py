@@ -10,9 +10,8 @@ from scoresde.divergence import Trace
 from scoresde.errors import InputError
 from scoresde.flow import Carried, Clock, Flow, NoiseClock, as_trace
 from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
-from scoresde.sample.base import Arrival, Sampler, Samples, Step, Watch
+from scoresde.sample.base import Arrival, Noise, Sampler, Samples, Step, Watch
 from scoresde.solvers import AdaptiveODE, Method
-from scoresde.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class ProbabilityFlow(Sampler):
     clock: Clock = field(default_factory=NoiseClock)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._solver()
         self._trace()
         if self.probes is not None and self.final_denoise:
@@ -71,13 +71,13 @@ class ProbabilityFlow(Sampler):
         return None if self.probes is None else as_trace(self.probes)
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
     ) -> Arrival:
         trace = self._trace()
         flow = Flow(field.model, field.cond, trace, clock=self.clock)
         if trace is None:
             return Arrival(self._carry(flow, field, x, 1.0, eps, watch).x)
-        flow = replace(flow, probes=trace.probes(streams, x))
+        flow = replace(flow, probes=trace.probes(noise.streams, x))
         end = self._carry(flow, field, x, 1.0, eps, watch)
         log_prob = field.sde.prior_log_prob(x) - end.log_dets.mean(1)
         return Arrival(end.x, log_prob, trace.standard_error(end.log_dets))

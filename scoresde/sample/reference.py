@@ -29,17 +29,17 @@ References:
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, Sampler, Watch
+from scoresde.sample.base import Arrival, Noise, Sampler, Watch
 from scoresde.sample.correctors import BatchMeanNorm, Corrector, Langevin
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
 from scoresde.sde import SDE, VESDE, VPSDE, Betas, DiscreteVP, LinearBetas, SubVPSDE
-from scoresde.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class ReferencePredictorCorrector(Sampler):
     corrector: Corrector | None = field(default_factory=lambda: Langevin(rule=BatchMeanNorm()))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("steps", self.steps)
         if self.steps < 2:
             raise InputError(f"steps={self.steps} is no chain; give at least 2.")
@@ -76,12 +77,12 @@ class ReferencePredictorCorrector(Sampler):
         return eps
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, streams: Streams, watch: Watch
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
     ) -> Arrival:
         sampler, last = self._sampler(), self.steps - 1
         for i, t in enumerate(torch.linspace(1, eps, self.steps, dtype=torch.float64)):
             step = step_of(field.sde, t, self.steps)
-            x = sampler.correct_and_predict(field, x, step, i, streams, quiet=i == last)
+            x = sampler.correct_and_predict(field, x, step, i, noise, quiet=i == last)
             watch(t, x, self.steps)
         return Arrival(x)
 
@@ -92,36 +93,33 @@ def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:
     Raises:
         InputError: If the reference has none for the SDE.
     """
-    h = torch.full_like(t, 1 / steps)
+    h = 1 / steps
     # Its index is computed in float32, which decides where t lies just above or below a level.
-    i = (t.float() * (steps - 1)).long()
-    sigma = sde.sigma(t)
+    i = int(t.float() * (steps - 1))
+    sigma = float(sde.sigma(t))
     match sde:
         case VPSDE():
             return _vp_step(LinearBetas(sde.beta_min, sde.beta_max, steps), t, h, i, sigma)
         case DiscreteVP() if sde.steps == steps:
             return _vp_step(sde.betas, t, h, i, sigma)
         case SubVPSDE():
-            tau = sde.g(t) * torch.sqrt(h)
-            return Interval(t, h, 1 + sde.f(t) * h, tau, sigma, sigma)
+            tau = float(sde.g(t)) * math.sqrt(h)
+            return Interval(t, h, 1 + float(sde.f(t)) * h, tau, sigma, sigma)
         case VESDE():
-            levels = torch.linspace(
-                math.log(sde.sigma_min), math.log(sde.sigma_max), steps, dtype=torch.float64
-            ).exp()
-            now, before = levels[i], torch.where(i > 0, levels[i - 1], 0.0)
-            tau = torch.sqrt(now**2 - before**2)
+            levels = np.geomspace(sde.sigma_min, sde.sigma_max, steps)
+            now, before = levels[i], levels[i - 1] if i > 0 else 0.0
+            tau = math.sqrt(now**2 - before**2)
             # SMLD's noise is tau sigma_s / sigma_i of the chain; sigma_t is that of the score.
-            return Interval(t, h, torch.ones_like(t), tau, sigma, before / now * sigma)
+            return Interval(t, h, 1.0, tau, sigma, before / now * sigma)
     raise InputError(
         f"The reference has no chain of {steps} steps for {sde}; use PredictorCorrector, or as "
         "many steps as the chain has."
     )
 
 
-def _vp_step(betas: Betas, t: Tensor, h: Tensor, i: Tensor, sigma: Tensor) -> Interval:
-    variances = torch.from_numpy(betas())
-    tau2 = variances[i]
-    levels = torch.sqrt(-torch.expm1(torch.log1p(-variances).cumsum(0)))
-    before = torch.where(i > 0, levels[i - 1], 0.0)
-    ratio = before / levels[i]
-    return Interval(t, h, torch.sqrt(1 - tau2), torch.sqrt(tau2), sigma, ratio * sigma)
+def _vp_step(betas: Betas, t: Tensor, h: float, i: int, sigma: float) -> Interval:
+    variances = betas()
+    levels = np.sqrt(-np.expm1(np.cumsum(np.log1p(-variances))))
+    before = levels[i - 1] if i > 0 else 0.0
+    a, tau = math.sqrt(1 - variances[i]), math.sqrt(variances[i])
+    return Interval(t, h, a, tau, sigma, float(before / levels[i]) * sigma)

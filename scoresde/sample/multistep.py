@@ -1,0 +1,327 @@
+r"""Multistep methods: past outputs of the model, put to use again.
+
+The polynomial under the integrals of :mod:`scoresde.sample.exponential` goes through the newest
+outputs at times of the grid, so that every step costs one network pass whatever the order.
+
+**The order.** A polynomial through p values errs by :math:`O(h^p)`, its integral over a step by
+:math:`O(h^{p+1})`, and all steps together by :math:`O(h^p)`, for any grid whose neighbouring steps
+have a bounded ratio. That holds once p values are known. The first steps have fewer:
+
+- with ``single_steps=False``, as published, the first step holds the one value that it has and
+  errs by :math:`O(h^2)`. It is one step of N, so it leaves an error of order 2 in the whole. The
+  first step lies where data are still noise and the outputs hardly change, so that the constant is
+  small; with few passes this is the better use of them.
+- with ``single_steps=True`` a step for which too few values are known is a single step of order
+  :math:`p - 1`, of as many passes: it errs by :math:`O(h^p)`, and the order is p.
+
+References:
+    Lu et al., *DPM-Solver++*, 2022, https://arxiv.org/abs/2211.01095 (algorithm 2).
+    Zhang and Chen 2023, https://arxiv.org/abs/2204.13902.
+    Liu et al., *Pseudo numerical methods for diffusion models*, 2022,
+    https://arxiv.org/abs/2202.09778.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.model import Evaluations
+from scoresde.sample.exponential import (
+    DataIntegral,
+    Integral,
+    NoiseIntegral,
+    NoiseLevel,
+    Planner,
+    Time,
+    rising,
+)
+from scoresde.sample.plan import Move, Node, PlannedSampler
+from scoresde.sde import SDE
+from scoresde.times import KarrasGrid
+
+
+@dataclass(frozen=True)
+class Multistep(PlannedSampler):
+    """Abstract multistep method of the probability flow.
+
+    Arguments:
+        order: The number of values that the polynomial goes through.
+        single_steps: Whether the first steps, for which there are too few values, are single
+            steps of nearly the full order, or rise in order with one pass each.
+    """
+
+    ORDERS: ClassVar[range] = range(1, 5)
+
+    order: int = 3
+    single_steps: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in self.ORDERS:
+            raise InputError(
+                f"order={self.order} is not one of {', '.join(map(str, self.ORDERS))}."
+            )
+
+    @property
+    @abstractmethod
+    def integral(self) -> Integral:
+        """The integral that the steps solve."""
+
+    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+        return self.integral.evaluate(field, x, t)
+
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+        planner = Planner(sde, self.integral)
+        for i in range(len(nodes) - 1):
+            points = rising(nodes, i, self.order)
+            if self.single_steps and len(points) + 1 < self.order:
+                planner.single_step(nodes[i], nodes[i + 1], self.order - 1)
+            else:
+                self.advance(planner, nodes[i], nodes[i + 1], points)
+        return planner.moves
+
+    def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
+        """Adds the step from ``a`` to ``b`` by the outputs at ``points``, the newest first."""
+        planner.step(a, b, points)
+
+    @property
+    def convergence(self) -> int:
+        """The order on any grid: ``order``, or 2 at most where the first steps rise to it."""
+        return self.order if self.single_steps else min(self.order, 2)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP(Multistep):
+    r"""DPM-Solver++ (multistep): a polynomial of the expected data in the log-SNR.
+
+    Its second difference is Newton's, so that order 3 is order 3: the form that is commonly coded
+    lacks a factor 2 there, and has order 2.
+
+    References:
+        Lu et al. 2022, https://arxiv.org/abs/2211.01095 (section 4).
+
+    Arguments:
+        steps: The number of intervals, positive; one network pass each.
+        grid: How they are spaced; uniform in time by default.
+        order: The number of values in the polynomial, 1 (DDIM), 2 (2M) or 3 (3M).
+        single_steps: How it starts (see :mod:`scoresde.sample.multistep`).
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    ORDERS = range(1, 4)
+
+    @property
+    def integral(self) -> Integral:
+        return DataIntegral()
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    """Diffusion exponential integrator sampler: a polynomial of the expected noise in time.
+
+    The published tAB-r, a polynomial of degree r, is ``order=r + 1`` here.
+
+    References:
+        Zhang and Chen 2023, https://arxiv.org/abs/2204.13902 (equation 15).
+
+    Arguments:
+        steps: The number of intervals, positive; one network pass each.
+        grid: How they are spaced; uniform in time by default.
+        order: The number of values in the polynomial, 1 to 4.
+        single_steps: How it starts (see :mod:`scoresde.sample.multistep`).
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    @property
+    def integral(self) -> Integral:
+        return NoiseIntegral(Time())
+
+
+@dataclass(frozen=True)
+class IPNDM(Multistep):
+    r"""Improved pseudo numerical method: the rule of Adams and Bashforth for equal steps.
+
+    .. math::
+        \frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t}
+            + (\tilde\sigma_s - \tilde\sigma_t) \sum_j c_j \hat z_{t_j}
+
+    The :math:`c_j` are those of equal steps in :math:`\tilde\sigma`, whatever the steps are, which
+    costs it its order and helps it with few steps. On ``KarrasGrid(rho=1)``, where the steps are
+    equal, the order is as for any multistep method. On any other smooth grid it is 2 at most: the
+    right weights of two values, :math:`1 + r/2` and :math:`-r/2` with the ratio :math:`r = 1 +
+    O(h)` of neighbouring steps, differ from :math:`3/2` and :math:`-1/2` by :math:`O(h)`, on
+    values that differ by :math:`O(h)`, which in a step makes :math:`O(h^3)` and no less.
+
+    References:
+        Zhang and Chen 2023, https://arxiv.org/abs/2204.13902 (appendix B.3).
+
+    Arguments:
+        steps: The number of intervals, positive; one network pass each.
+        grid: How they are spaced; uniform in time by default.
+        order: The number of values, 1 to 4.
+        single_steps: How it starts (see :mod:`scoresde.sample.multistep`).
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    order: int = 4
+
+    @property
+    def integral(self) -> Integral:
+        return NoiseIntegral(NoiseLevel())
+
+    def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
+        planner.evaluate(a)
+        weights = [b.alpha * (b.ratio - a.ratio) * c for c in adams_bashforth(len(points))]
+        planner.moves.append(Move(a, b, planner.weighted(a, b, points, weights)))
+
+    @property
+    def convergence(self) -> int:
+        """The order on the grid of the sampler."""
+        return super().convergence if self.grid == KarrasGrid(1) else min(self.order, 2)
+
+
+def adams_bashforth(order: int) -> list[float]:
+    r"""Returns the coefficients of Adams and Bashforth, the newest first.
+
+    They solve :math:`\sum_j c_j (-j)^m = \int_0^1 u^m \, du = 1 / (m + 1)`.
+    """
+    j, m = np.arange(order), np.arange(order)[:, None]
+    return np.linalg.solve((-j.astype(float)) ** m, 1 / (m[:, 0] + 1)).tolist()
+
+
+@dataclass(frozen=True)
+class UniPC(Multistep):
+    r"""UniPC: a multistep predictor, corrected by the output that it leads to.
+
+    A step to :math:`s` is predicted by the polynomial through p outputs. The output at :math:`s`
+    is needed for the next step anyway; before that it joins the polynomial, and the step is done
+    again with p + 1 values: an order more for no pass. The last step is not corrected, so the
+    order is :math:`p + 1`: one step that errs by :math:`O(h^{p+1})` is within it. What the first
+    steps leave is one order more than for the predictor alone, too: 3 at most where they rise.
+
+    Written with differences of outputs, the weights solve a linear system that is exact for
+    polynomials, and the function :math:`B(h)` of the publication cancels, except where one
+    difference is left and its weight is published as :math:`B(h) / 2`; both choices agree with
+    the exact weight to the order needed.
+
+    References:
+        Zhao et al., *UniPC*, 2023, https://arxiv.org/abs/2302.04867 (equation 3, theorem 3.1).
+
+    Arguments:
+        steps: The number of intervals, positive; one network pass each.
+        grid: How they are spaced; uniform in time by default.
+        order: The number p of values in the predictor, 1 to 3.
+        single_steps: How it starts (see :mod:`scoresde.sample.multistep`); the first step is then
+            of order p.
+        bh: Which :math:`B(h)`: 1 for :math:`h`, 2 for :math:`e^h - 1` (on the expected data,
+            :math:`1 - e^{-h}`).
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    ORDERS = range(1, 4)
+
+    bh: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bh not in (1, 2):
+            raise InputError(f"bh={self.bh} is neither 1 nor 2; the published default is 2.")
+
+    @property
+    def integral(self) -> Integral:
+        return DataIntegral()
+
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+        planner = Planner(sde, self.integral)
+        single = self.single_steps and self.order > 1
+        for i in range(len(nodes) - 1):
+            a, b = nodes[i], nodes[i + 1]
+            if single and i == 0:
+                planner.single_step(a, b, self.order)
+                continue
+            planner.evaluate(a)
+            correction = None
+            if i > int(single):
+                points = [a, *rising(nodes, i - 1, self.order)]
+                weights = self._weights(sde, nodes[i - 1], a, points)
+                correction = planner.weighted(nodes[i - 1], a, points, weights)
+            points = rising(nodes, i, self.order)
+            weights = self._weights(sde, a, b, points)
+            row = planner.weighted(a, b, points, weights)
+            planner.moves.append(Move(a, b, row, correction=correction))
+        return planner.moves
+
+    def _weights(self, sde: SDE, a: Node, b: Node, points: Sequence[Node]) -> list[float]:
+        """Returns the weights of outputs; two of them share B(h) / 2 as published."""
+        if len(points) != 2:
+            return self.integral.weights(sde, a, b, points)
+        h = b.ell - a.ell
+        exact = -math.expm1(-h)
+        other = points[0] if points[1] is a else points[1]
+        slope = 0.5 * (h if self.bh == 1 else exact) * h / (other.ell - a.ell)
+        return [b.alpha * (exact - slope if point is a else slope) for point in points]
+
+    @property
+    def convergence(self) -> int:
+        """The order on any grid: ``order + 1``, or 3 at most where the first steps rise to it."""
+        return self.order + 1 if self.single_steps else min(self.order + 1, 3)
+
+
+@dataclass(frozen=True)
+class DPMSolverPPSDE(Multistep):
+    r"""DPM-Solver++ for the reverse SDE: 2M-SDE and 3M-SDE, with any noise scale.
+
+    The integral is that over the expected data with the noise scale :math:`\tau`, and the
+    polynomial goes through past values. So it is the predictor of SA-Solver, too.
+
+    **The order.** The noise-free part errs as :class:`DPMSolverPP`. But past values carry the
+    noise of past steps, and a polynomial through them extends that noise into the next step: a
+    share of order :math:`h` of it, in each step, correlated with the state. So the weak order is 1
+    for every :math:`\tau > 0`, with a small constant; :class:`SEEDS` reaches 2.
+
+    References:
+        Lu et al. 2022, https://arxiv.org/abs/2211.01095 (algorithm 4);
+        Xue et al. 2023, https://arxiv.org/abs/2309.05019 (equation 14).
+
+    Arguments:
+        steps: The number of intervals, positive; one network pass each.
+        grid: How they are spaced; uniform in time by default.
+        order: The number of values in the polynomial, 1, 2 (2M-SDE) or 3 (3M-SDE).
+        tau: The noise scale :math:`\tau`, non-negative; 1 is the reverse SDE, 0 the flow.
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    ORDERS = range(1, 4)
+
+    order: int = 2
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.tau < math.inf:
+            raise InputError(f"tau={self.tau} is negative; 1 is the reverse SDE, 0 the flow.")
+        if self.single_steps:
+            raise InputError("single_steps=True raises no weak order above 1; leave it out.")
+
+    @property
+    def integral(self) -> DataIntegral:
+        return DataIntegral(self.tau)
+
+    def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
+        planner.step(a, b, points, self.integral.noise(a, b))
+
+    @property
+    def convergence(self) -> int:
+        """The weak order, on any grid."""
+        return 1 if self.tau > 0 else super().convergence

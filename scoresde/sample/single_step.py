@@ -1,0 +1,216 @@
+r"""Single-step methods: Heun, DPM-Solver and SEEDS, which look ahead within a step.
+
+They know no past, so that any grid will do and every step stands alone; the price is several
+network passes a step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.model import Evaluations
+from scoresde.sample.exponential import (
+    DataIntegral,
+    HalfLogSNR,
+    NoiseIntegral,
+    NoiseLevel,
+    Planner,
+)
+from scoresde.sample.plan import Move, Node, PlannedSampler, Row
+from scoresde.sde import SDE
+
+
+@dataclass(frozen=True)
+class DPMSolver(PlannedSampler):
+    r"""DPM-Solver (single-step): a polynomial of the expected noise in the log-SNR.
+
+    Orders 2 and 3 evaluate the noise inside the step, at equal parts of it in :math:`\ell`
+    (derived in :meth:`scoresde.sample.exponential.Planner.single_step`); the order holds on any
+    grid.
+
+    References:
+        Lu et al. 2022, https://arxiv.org/abs/2206.00927 (algorithms 1 and 2).
+
+    Arguments:
+        steps: The number of intervals, positive; ``order`` network passes each.
+        grid: How they are spaced; uniform in time by default.
+        order: 1 (DDIM), 2 or 3.
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (1, 2, 3):
+            raise InputError(f"order={self.order} is not one of 1, 2, 3.")
+
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+        planner = Planner(sde, NoiseIntegral(HalfLogSNR()))
+        for a, b in pairwise(nodes):
+            planner.single_step(a, b, self.order)
+        return planner.moves
+
+    @property
+    def convergence(self) -> int:
+        """The order, on any grid."""
+        return self.order
+
+
+@dataclass(frozen=True)
+class Heun(PlannedSampler):
+    r"""Heun's method in the relative noise level, with churn: the sampler of EDM.
+
+    .. math:: \frac{d}{d\tilde\sigma} \frac{x}{\alpha} = \hat z
+
+    by the trapezoidal rule, of order 2 on any grid. Before a step the noise may be raised, from
+    :math:`\tilde\sigma` to :math:`(1 + \gamma) \tilde\sigma` with :math:`\gamma = \min(churn / N,
+    \sqrt 2 - 1)`: the state is perturbed as the forward process would, which changes no marginal,
+    and lets errors of earlier steps be forgotten. So with churn the weak order is 2, too. A level
+    is never raised above that of t = 1.
+
+    The published sampler of N steps ends at zero noise with a denoising: that is ``steps=N - 1``
+    with ``KarrasGrid()`` and ``final_denoise=True``, in 2 N - 1 passes.
+
+    References:
+        Karras et al. 2022, https://arxiv.org/abs/2206.00364 (algorithm 2, table 5).
+
+    Arguments:
+        steps: The number of intervals, positive; two network passes each.
+        grid: How they are spaced; uniform in time by default.
+        churn: How much noise is added in all (:math:`S_{churn}`), non-negative.
+        churn_low: The lowest relative noise level that is raised (:math:`S_{tmin}`).
+        churn_high: The highest (:math:`S_{tmax}`).
+        churn_noise: The factor of the noise added (:math:`S_{noise}`), positive; slightly above
+            1 makes up for a network that removes too much.
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    churn: float = 0.0
+    churn_low: float = 0.0
+    churn_high: float = math.inf
+    churn_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.churn < math.inf:
+            raise InputError(f"churn={self.churn} is negative; 0 adds no noise.")
+        if not 0 <= self.churn_low <= self.churn_high:
+            raise InputError(
+                f"churn_low={self.churn_low}, churn_high={self.churn_high}: they need "
+                "0 <= churn_low <= churn_high."
+            )
+        if not 0 < self.churn_noise < math.inf:
+            raise InputError(f"churn_noise={self.churn_noise} is not positive; 1 is exact.")
+
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+        planner = Planner(sde, NoiseIntegral(NoiseLevel()))
+        a = nodes[0]
+        for b in nodes[1:]:
+            raised = b if b is nodes[-1] else self._raised(sde, b, nodes)
+            planner.evaluate(a)
+            planner.moves.append(Move(a, b, planner.row(a, b, (a,)), ends=False))
+            planner.evaluate(b)
+            row = renoise(planner.row(a, b, (b, a)), b, raised, self.churn_noise)
+            planner.moves.append(Move(b, raised, row, begins=False))
+            a = raised
+        return planner.moves
+
+    def _raised(self, sde: SDE, node: Node, nodes: Sequence[Node]) -> Node:
+        if not (self.churn and self.churn_low <= node.ratio <= self.churn_high):
+            return node
+        gamma = min(self.churn / (len(nodes) - 1), math.sqrt(2) - 1)
+        return Node.at(sde, [max(node.ell - math.log1p(gamma), nodes[0].ell)])[0]
+
+    @property
+    def convergence(self) -> int:
+        """2, on any grid (weakly, with churn)."""
+        return 2
+
+
+def renoise(row: Row, a: Node, b: Node, factor: float = 1.0) -> Row:
+    r"""Returns a row that ends at ``a``, followed by the forward process to the noisier ``b``.
+
+    .. math:: x_b = \frac{\alpha_b}{\alpha_a} x_a
+              + \alpha_b \sqrt{\tilde\sigma_b^2 - \tilde\sigma_a^2} \, z
+    """
+    if a is b:
+        return row
+    added = math.sqrt(max(b.ratio**2 - a.ratio**2, 0.0))
+    return row.then(b.alpha / a.alpha, factor * b.alpha * added)
+
+
+@dataclass(frozen=True)
+class SEEDS(PlannedSampler):
+    r"""Stochastic exponential integrator of weak order 2, through the middle of the step.
+
+    With the middle :math:`m` in :math:`\ell`, and the noises of the two halves,
+
+    .. math::
+        x_m &= a_{tm} x_t + w_{tm} D_t + n_{tm} z_1, \\
+        x_s &= a_{ts} x_t + w_t D_t + w_m D_m + a_{ms} n_{tm} z_1 + n_{ms} z_2 ,
+
+    where the weights integrate the line through :math:`D_t` and :math:`D_m`, so that the noise of
+    the step is that of the exact solution along *one* Brownian motion.
+
+    **The weak order.** With additive noise write :math:`b` for the drift and :math:`W` for the
+    noise so far. An error per step of mean :math:`O(h^3)`, and correlated with the noise by
+    :math:`O(h^3)`, makes weak order 2. The terms of lower order are :math:`b' \int_0^h W_u du`,
+    which the middle gives as :math:`b' h W_{h/2}`: both have the covariance :math:`h^2 / 2` with
+    :math:`W_h`; and :math:`\tfrac12 b'' \int W_u^2 du`, with the mean :math:`h^2 / 2`, as
+    :math:`h W_{h/2}^2` has. The variance of the first differs by :math:`O(h^3)`. So the order is
+    2, where multistep methods, which extend old noise into the next step, stay at 1.
+
+    References:
+        Gonzalez et al., *SEEDS: exponential SDE solvers for fast high-quality sampling from
+        diffusion models*, 2023, https://arxiv.org/abs/2305.14267 (SEEDS-2).
+
+    Arguments:
+        steps: The number of intervals, positive; two network passes each.
+        grid: How they are spaced; uniform in time by default.
+        tau: The noise scale (see :mod:`scoresde.sample.exponential`), non-negative; 1 is the
+            reverse SDE, 0 the flow.
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there.
+    """
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.tau < math.inf:
+            raise InputError(f"tau={self.tau} is negative; 1 is the reverse SDE, 0 the flow.")
+
+    @property
+    def integral(self) -> DataIntegral:
+        """The integral that the steps solve."""
+        return DataIntegral(self.tau)
+
+    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+        return self.integral.evaluate(field, x, t)
+
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+        planner, integral = Planner(sde, self.integral), self.integral
+        for a, b in pairwise(nodes):
+            (m,) = Node.at(sde, [0.5 * (a.ell + b.ell)])
+            first, second = integral.noise(a, m), integral.noise(m, b)
+            planner.evaluate(a)
+            planner.moves.append(Move(a, m, planner.row(a, m, (a,), first), ends=False))
+            planner.evaluate(m)
+            row = planner.row(a, b, (m, a))
+            if self.tau:
+                noises = (second, integral.scale(m, b) * first)
+                row = Row(row.scale, row.outputs, noises)
+            planner.moves.append(Move(m, b, row, begins=False))
+        return planner.moves
+
+    @property
+    def convergence(self) -> int:
+        """2, on any grid (weakly, with noise)."""
+        return 2
