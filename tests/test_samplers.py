@@ -28,22 +28,35 @@ from scoresde.flow import NoiseClock
 from scoresde.model import Evaluations
 from scoresde.nn import MLP
 from scoresde.sample import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    SEEDS,
     AncestralPredictor,
     AnnealedLangevin,
+    AnnealedLangevinDynamics,
     BatchMeanNorm,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
     EulerMaruyama,
     EulerMaruyamaPredictor,
+    Heun,
     Interval,
     Langevin,
+    Loop,
     PredictorCorrector,
     ProbabilityFlow,
+    Restart,
     ReverseDiffusionPredictor,
     ShrunkNorm,
     TorchSDE,
+    UniPC,
 )
 from scoresde.sample.base import Noise, Watch
 from scoresde.streams import Purpose, Streams
-from scoresde.times import LogSNRGrid, UniformGrid
+from scoresde.times import KarrasGrid, LogSNRGrid, UniformGrid
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 10.0)]
 PREDICTORS = [EulerMaruyamaPredictor(), ReverseDiffusionPredictor(), AncestralPredictor()]
@@ -56,6 +69,19 @@ SAMPLERS = [
     ProbabilityFlow(rtol=1e-3, atol=1e-3),
     TorchSDE(steps=8),
     TorchSDE(steps=4, method="srk"),
+    DDIM(8, KarrasGrid()),
+    DDIM(8, eta=0.5),
+    Euler(40),
+    Heun(4, churn=2.0),
+    DPMSolver(4, order=3),
+    DPMSolverPP(8, order=3, single_steps=True),
+    DPMSolverPPSDE(8),
+    UniPC(8),
+    DEIS(8),
+    IPNDM(8),
+    SEEDS(4),
+    Restart(Heun(4, LogSNRGrid()), (Loop(0.2, 2.0, 2, 2),)),
+    AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=2)),
 ]
 DISCRETISATION = 0.06
 
@@ -130,7 +156,7 @@ class Flat(SDE):
 
 @each_sampler
 def test_samplers_are_values(sampler):
-    twin = eval(repr(sampler), {**globals(), "NoiseClock": NoiseClock})
+    twin = eval(repr(sampler), {**globals(), "NoiseClock": NoiseClock, "inf": math.inf})
     assert sampler == twin
     assert hash(sampler) == hash(twin)
     with pytest.raises(AttributeError):
@@ -159,6 +185,19 @@ def test_the_evaluations_are_counted_truly(final, sampler):
         (PredictorCorrector(steps=8), 16),
         (PredictorCorrector(steps=8, corrector=None), 8),
         (PredictorCorrector(steps=8, corrector=Langevin(steps=3)), 32),
+        (DDIM(8), 8),
+        (Heun(8), 16),
+        (Heun(8, final_denoise=True), 17),
+        (DPMSolver(8, order=3), 24),
+        (DPMSolverPP(8, order=3), 8),
+        (DPMSolverPP(8, order=3, single_steps=True), 9),
+        (DEIS(8, order=4, single_steps=True), 8 + 2 * 2),
+        (UniPC(8, order=3), 8),
+        (UniPC(8, order=3, single_steps=True), 10),
+        (IPNDM(8), 8),
+        (SEEDS(8), 16),
+        (Restart(DDIM(8, LogSNRGrid()), (Loop(0.2, 2.0, 3, 4),)), 8 + 3 * 4),
+        (AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=5)), 25),
     ],
     ids=repr,
 )
@@ -410,6 +449,12 @@ SEEDED = [
     ),
     TorchSDE(steps=20),
     ProbabilityFlow(rtol=1e-7, atol=1e-7),
+    DPMSolverPPSDE(steps=20, order=3),
+    UniPC(steps=20),
+    SEEDS(steps=20),
+    Heun(steps=20, churn=10.0),
+    Restart(Heun(10, LogSNRGrid()), (Loop(0.2, 2.0, 2, 2),)),
+    AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=5)),
 ]
 
 
@@ -513,6 +558,117 @@ def test_euler_maruyama_has_strong_order_one(sde):
     errors = torch.stack([(path(k) - truth).square().mean().sqrt() for k in counts]).log2()
     order = float(errors[0] - errors[-1]) / (len(counts) - 1)
     assert 0.85 < order < 1.2
+
+
+# --- Relations between methods, and what their options do ----------------------------------------
+
+
+@each_sde
+def test_ddim_that_draws_all_noise_anew_is_the_ancestral_sampler(sde):
+    ancestral = PredictorCorrector(8, LogSNRGrid(), AncestralPredictor(), None)
+    a, b = (s(mixture(sde), (3, 2), seed=0).x for s in (DDIM(8, LogSNRGrid(), 1.0), ancestral))
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@each_sde
+@pytest.mark.parametrize(
+    "sampler",
+    [DPMSolver(8, order=1), DPMSolverPP(8, order=1), DEIS(8, order=1), IPNDM(8, order=1)],
+    ids=name,
+)
+def test_every_family_begins_with_ddim(sampler, sde):
+    a, b = (s(mixture(sde), (3, 2), seed=0).x for s in (sampler, DDIM(8)))
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_heun_is_the_published_algorithm():
+    """Karras et al., algorithm 2, in sigma for alpha = 1, written down once more."""
+    sde, steps = VESDE(0.01, 10.0), 6
+    exact, noises = mixture(sde), Streams.of(0, batch=3)
+    sampler = Heun(steps, KarrasGrid(), churn=2.0, churn_noise=1.1, eps=0.1, final_denoise=True)
+    ours = sampler(exact, (3, 2), seed=0).x
+    times = sampler.times(sde, 0.1)
+    x = sde.prior_std * noises.normal((2,), Purpose.LATENT, 0, torch.float64)
+    sigma = sde.sigma(times)
+    for i in range(steps):
+        raised, t = sigma[i], times[i]
+        if i > 0:  # our noise is not raised above that of t = 1
+            raised = sigma[i] * (1 + min(2.0 / steps, 2**0.5 - 1))
+            t = sde.time(-2 * raised.log())
+            z = noises.normal((2,), Purpose.DIFFUSION, 2 * i - 1, torch.float64)
+            x = x + (raised**2 - sigma[i] ** 2).sqrt() * 1.1 * z
+        slope = (x - exact.denoise(x, t)) / raised
+        ahead = x + (sigma[i + 1] - raised) * slope
+        slope_ahead = (ahead - exact.denoise(ahead, times[i + 1])) / sigma[i + 1]
+        x = x + (sigma[i + 1] - raised) * 0.5 * (slope + slope_ahead)
+    torch.testing.assert_close(ours, exact.denoise(x, times[-1]), rtol=1e-9, atol=1e-9)
+
+
+@each_sde
+def test_langevin_dynamics_end_with_the_variance_of_their_step(sde):
+    """V / (1 - delta / 2V), exactly, where the steps suffice to forget what was before."""
+    exact = GaussianModel(torch.zeros(2).double(), torch.tensor([0.5, 1.0]).double(), sde)
+    sampler = AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(0.316, 200), eps=0.2)
+    _, variance = moments(sampler, exact, 0.2)
+    eps = at(0.2)
+    truth = sde.alpha(eps) ** 2 * exact.variances + sde.sigma(eps) ** 2
+    delta = 2 * (0.316 * sde.sigma(eps)) ** 2
+    # It takes this part of the way to the truth in 200 steps; the rest is of the level before.
+    rest = (1 - delta / truth) ** 400
+    torch.testing.assert_close(
+        variance, truth / (1 - delta / (2 * truth)), rtol=max(1e-6, 3 * float(rest.max())), atol=0
+    )
+
+
+@each_sampler
+def test_the_temperature_scales_all_noise(sampler):
+    """Of data N(0, s^2), where every sampler is linear, it scales the samples."""
+    exact = GaussianModel(torch.zeros(2).double(), 0.5, VPSDE())
+    if isinstance(sampler, PredictorCorrector) and isinstance(sampler.corrector, Langevin):
+        pytest.skip("the step of this corrector depends on the state")
+    if isinstance(sampler, ProbabilityFlow):  # its error is to be small beside the tolerance here
+        sampler = ProbabilityFlow(1e-6, 1e-6)
+    cool = type(sampler)(**(vars(sampler) | {"temperature": 0.5}))
+    a, b = (s(exact, (3, 2), seed=0).x for s in (sampler, cool))
+    torch.testing.assert_close(b, 0.5 * a, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan])
+def test_an_unusable_temperature_is_refused(temperature):
+    with pytest.raises(InputError, match="temperature="):
+        DDIM(8, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDIM(8, eta=2), "eta=2"),
+        (lambda: DPMSolver(8, order=4), "order=4"),
+        (lambda: DPMSolverPP(8, order=0), "order=0"),
+        (lambda: UniPC(8, bh=3), "bh=3"),
+        (lambda: DPMSolverPPSDE(8, tau=-1), "tau=-1"),
+        (lambda: DPMSolverPPSDE(8, single_steps=True), "single_steps"),
+        (lambda: SEEDS(8, tau=math.inf), "tau=inf"),
+        (lambda: Heun(8, churn=-1), "churn=-1"),
+        (lambda: Heun(8, churn_low=2, churn_high=1), "churn_low=2"),
+        (lambda: Heun(8, churn_noise=0), "churn_noise=0"),
+        (lambda: Loop(0.5, 0.2), "low=0.5"),
+        (lambda: Loop(steps=0), "loop.steps=0"),
+        (lambda: Restart(EulerMaruyama), "has no plan"),
+        (lambda: Restart(loops=(Loop(0.1, 1), Loop(0.2, 1))), "do not fall"),
+        (lambda: DDIM(8, "uniform"), "grid=uniform"),
+        (lambda: AnnealedLangevinDynamics(langevin=3), "langevin=3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unusable_settings_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_loop_that_no_time_of_the_grid_is_in_is_refused():
+    with pytest.raises(InputError, match="no time between"):
+        Restart(DDIM(2), (Loop(100.0, 120.0),))(mixture(VPSDE()), (2, 2))
 
 
 # --- The probability flow ------------------------------------------------------------------------

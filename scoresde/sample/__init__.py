@@ -1,5 +1,6 @@
 """Samplers: from noise to data along the reverse SDE or the probability-flow ODE."""
 
+from scoresde.sample.annealed_langevin import AnnealedLangevinDynamics
 from scoresde.sample.base import GridSampler, Sampler, Samples, Step
 from scoresde.sample.correctors import (
     AnnealedLangevin,
@@ -32,6 +33,7 @@ __all__ = [
     "SEEDS",
     "AncestralPredictor",
     "AnnealedLangevin",
+    "AnnealedLangevinDynamics",
     "BatchMeanNorm",
     "Corrector",
     "DPMSolver",

@@ -77,7 +77,7 @@ class TorchSDE(Sampler):
             return -field.reverse_drift(x, t)
 
         def diffusion(tau: Tensor) -> Tensor:
-            return field.sde.g((1 - tau).clamp(eps, 1))
+            return noise.temperature * field.sde.g((1 - tau).clamp(eps, 1))
 
         solver = FixedStepSDE(self.steps, self.method)
         return Arrival(solver(drift, diffusion, x, 1 - eps, noise.streams))
