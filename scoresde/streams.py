@@ -51,6 +51,7 @@ class Purpose(IntEnum):
     COMPONENT = 10
     AUGMENT = 11
     CUTOFF = 12
+    BROWNIAN = 13
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -64,18 +65,21 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
         Four random words of 32 bits in an int64 tensor, with shape ``(4, *)``.
     """
     # Made on the device by arithmetic: a copy from the host would have to be waited for.
-    shape = (2, *(1,) * (counter.ndim - 1))
-    multipliers = _pair(_MULTIPLIERS, counter.device).reshape(shape)
     rounds = torch.arange(_ROUNDS, device=counter.device).unsqueeze(1)
     keys = _pair(key, counter.device) + rounds * _pair(_KEY_STEPS, counter.device)
-    keys = (keys & _WORD).reshape(_ROUNDS, *shape)
-    even, odd = counter[0::2], counter[1::2]
-    for i in range(_ROUNDS):
-        # The product wraps modulo 2^64, which keeps all of its bits; the mask drops the sign.
-        product = multipliers * even
-        even = (((product >> 32) & _WORD).flip(0) ^ odd).bitwise_xor_(keys[i])
-        odd = (product & _WORD).flip(0)
-    return torch.stack((even[0], odd[0], even[1], odd[1]))
+    keys = (keys & _WORD).reshape(_ROUNDS, 2, *(1,) * (counter.ndim - 1))
+    # In place: on a CPU most of the time would go into fresh memory.
+    even, odd = counter[0::2].clone(), counter[1::2].clone()
+    product = torch.empty_like(even)
+    for round_key in keys.unbind():
+        # The product wraps modulo 2^64, which keeps all of its bits; the mask drops the sign, and
+        # the high half of ``odd``, whose low half is the word.
+        for i, multiplier in enumerate(_MULTIPLIERS):
+            torch.mul(even[i], multiplier, out=product[1 - i])
+        torch.bitwise_right_shift(product, 32, out=even)
+        even.bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(_WORD)
+        odd, product = product, odd
+    return torch.stack((even[0], odd[0], even[1], odd[1])).bitwise_and_(_WORD)
 
 
 def _indices(seeds: Iterable[int], device: torch.device | str | None) -> Tensor:
@@ -96,6 +100,13 @@ def _check_ends(first: int, last: int) -> None:
         raise InputError("seeds has an index outside [0, 2^56); give non-negative integers.")
 
 
+def _column(draw: int | Tensor, index: Tensor) -> Tensor:
+    """Returns the number of the draw for every entry of ``index``, ``(B, blocks)``."""
+    if isinstance(draw, Tensor):
+        return draw[:, None].expand_as(index)
+    return torch.full_like(index, draw)
+
+
 def _pair(values: tuple[int, int], device: torch.device) -> Tensor:
     first, second = values
     return torch.arange(2, device=device) * (second - first) + first
@@ -111,7 +122,8 @@ class Streams:
     """The random streams of a batch of samples.
 
     Every method takes the ``shape`` of one sample, the ``purpose`` and the number of the ``draw``
-    (a step, say), and returns one array per sample, with shape ``(B, *shape)``.
+    (a step, say; or one number for each sample, int64 ``(B,)``), and returns one array per sample,
+    with shape ``(B, *shape)``.
 
     Arguments:
         seed: Names the streams, in :math:`[0, 2^{64})`.
@@ -169,9 +181,9 @@ class Streams:
     def __getitem__(self, part: slice | Tensor) -> "Streams":
         return Streams(self.seed, self.indices[part])
 
-    def _words(self, shape: Sequence[int], purpose: Purpose, draw: int) -> Tensor:
+    def _words(self, shape: Sequence[int], purpose: Purpose, draw: int | Tensor) -> Tensor:
         """Returns random words of 32 bits, with shape ``(4, B, blocks)``."""
-        if not 0 <= draw <= _WORD:
+        if not isinstance(draw, Tensor) and not 0 <= draw <= _WORD:
             raise InputError(f"draw={draw} is outside [0, 2^32); use another seed.")
         blocks = -(-math.prod(shape) // 4)
         index = self.indices[:, None].expand(-1, blocks)
@@ -179,7 +191,7 @@ class Streams:
         counter = torch.stack(
             (
                 block,
-                torch.full_like(index, draw),
+                _column(draw, index),
                 index & _WORD,
                 (index >> 32 << 8) | int(purpose),
             )
@@ -188,14 +200,14 @@ class Streams:
 
     def _fill(self, numbers: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Lays ``(4, B, blocks)`` numbers out as ``(B, *shape)``."""
-        rows = numbers.permute(1, 2, 0).flatten(1)[:, : math.prod(shape)]
-        return rows.reshape(len(self), *shape).to(dtype)
+        rows = numbers.to(dtype).permute(1, 2, 0).flatten(1)[:, : math.prod(shape)]
+        return rows.reshape(len(self), *shape)
 
     def uniform(
         self,
         shape: Sequence[int],
         purpose: Purpose,
-        draw: int = 0,
+        draw: int | Tensor = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draws numbers uniform in the open interval (0, 1), on a grid of spacing 2^-23.
@@ -209,7 +221,7 @@ class Streams:
         self,
         shape: Sequence[int],
         purpose: Purpose,
-        draw: int = 0,
+        draw: int | Tensor = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         r"""Draws standard normal numbers.
@@ -217,9 +229,9 @@ class Streams:
         .. math:: \sqrt{-2 \log u_1} \, (\cos 2 \pi u_2, \sin 2 \pi u_2)
         """
         words = self._words(shape, purpose, draw)
-        u = (words.double() + 0.5) * 2.0**-32
-        radius = torch.sqrt(-2 * torch.log(u[:2]))
-        angle = 2 * torch.pi * u[2:]
+        u = words.double().add_(0.5).mul_(2.0**-32)
+        radius = u[:2].log_().mul_(-2).sqrt_()
+        angle = u[2:].mul_(2 * torch.pi)
         return self._fill(
             torch.cat((radius * torch.cos(angle), radius * torch.sin(angle))), shape, dtype
         )
@@ -228,7 +240,7 @@ class Streams:
         self,
         shape: Sequence[int],
         purpose: Purpose,
-        draw: int = 0,
+        draw: int | Tensor = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draws -1 or 1 with equal probability (the distribution of Rademacher)."""

@@ -23,8 +23,9 @@ from scoresde import (
     ScoreFunction,
     ScoreModel,
     SubVPSDE,
+    solvers,
 )
-from scoresde.flow import NoiseClock
+from scoresde.flow import NoiseClock  # noqa: F401 - of a representation
 from scoresde.model import Evaluations
 from scoresde.nn import MLP
 from scoresde.sample import (
@@ -156,7 +157,7 @@ class Flat(SDE):
 
 @each_sampler
 def test_samplers_are_values(sampler):
-    twin = eval(repr(sampler), {**globals(), "NoiseClock": NoiseClock, "inf": math.inf})
+    twin = eval(repr(sampler), {**vars(solvers), **globals(), "inf": math.inf})
     assert sampler == twin
     assert hash(sampler) == hash(twin)
     with pytest.raises(AttributeError):

@@ -9,12 +9,15 @@ import torch
 from scoresde import VESDE, VPSDE, GaussianModel, InputError, SolverError, SubVPSDE
 from scoresde.model import Evaluations
 from scoresde.shapes import expand
-from scoresde.solvers import AdaptiveODE, BrownianIncrements, FixedStepSDE
+from scoresde.solvers import AdaptiveODE, Increments, SDESolver
 from scoresde.solvers.ode import METHODS
 from scoresde.streams import Streams
 
 SDES = [VPSDE(), SubVPSDE(), VESDE()]
-STOCHASTIC = ["euler", "milstein", "srk", "euler_heun", "heun", "midpoint"]
+STOCHASTIC = [
+    *("euler", "milstein", "srk", "euler_heun", "heun", "midpoint"),
+    *("log_ode", "reversible_heun"),
+]
 
 
 def decay(t, state):
@@ -187,7 +190,7 @@ N = 10_000
 
 
 def increments(draws=1, dtype=torch.float64):
-    brownian = BrownianIncrements(Streams.of(0, batch=N), 2, dtype)
+    brownian = Increments().start(Streams.of(0, batch=N), 2, dtype)
     ends = torch.linspace(0.5, 0.5 + 0.3 * draws, draws + 1, dtype=torch.float64)
     return [brownian(a, b, return_U=True) for a, b in pairwise(ends)]
 
@@ -215,7 +218,7 @@ def test_increments_are_centred():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_increments_have_the_shape_and_type_asked_for(dtype):
-    brownian = BrownianIncrements(Streams.of(0, batch=3), 2, dtype)
+    brownian = Increments().start(Streams.of(0, batch=3), 2, dtype)
     w = brownian(torch.tensor(0.0), torch.tensor(0.5))
     assert (w.shape, w.dtype, brownian.shape, brownian.dtype) == ((3, 2), dtype, (3, 2), dtype)
 
@@ -231,7 +234,7 @@ def ornstein_uhlenbeck(method, steps=50, n=1, sigma=1.0, counter=None):
             counter.append(1)
         return -y
 
-    return FixedStepSDE(steps, method)(
+    return SDESolver(steps, method)(
         drift,
         lambda t: torch.full((), sigma, dtype=torch.float64),
         torch.full((n, 1), 2.0, dtype=torch.float64),
@@ -271,18 +274,16 @@ def test_the_number_of_steps_is_exact(steps):
 
 def test_images_are_solved_as_vectors():
     x = torch.arange(24.0).reshape(2, 3, 2, 2)
-    y = FixedStepSDE(10)(
-        lambda t, x: -x, lambda t: torch.zeros(()), x, 1.0, Streams.of(0, batch=2)
-    )
+    y = SDESolver(10)(lambda t, x: -x, lambda t: torch.zeros(()), x, 1.0, Streams.of(0, batch=2))
     torch.testing.assert_close(y, x * 0.9**10)
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, math.nan])
 def test_unusable_steps_are_refused(steps):
     with pytest.raises(InputError, match="steps="):
-        FixedStepSDE(steps)
+        SDESolver(steps)
 
 
 def test_an_unknown_stochastic_method_is_refused():
     with pytest.raises(InputError, match="'rk4' is not one of euler"):
-        FixedStepSDE(10, "rk4")
+        SDESolver(10, "rk4")

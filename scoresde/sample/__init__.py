@@ -11,7 +11,7 @@ from scoresde.sample.correctors import (
     StepRule,
 )
 from scoresde.sample.ddim import DDIM, Euler
-from scoresde.sample.euler_maruyama import EulerMaruyama, TorchSDE
+from scoresde.sample.euler_maruyama import EulerMaruyama
 from scoresde.sample.multistep import DEIS, IPNDM, DPMSolverPP, DPMSolverPPSDE, UniPC
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
@@ -25,6 +25,7 @@ from scoresde.sample.probability_flow import ProbabilityFlow
 from scoresde.sample.reference import ReferencePredictorCorrector
 from scoresde.sample.restart import Loop, Restart
 from scoresde.sample.single_step import SEEDS, DPMSolver, Heun
+from scoresde.sample.torch_sde import TorchSDE
 
 __all__ = [
     "DDIM",

@@ -7,7 +7,7 @@ samples; it holds no model, so that the same sampler serves any number of them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations, ScoreFunction, check_data, check_model, evaluating
 from scoresde.sde import SDE
+from scoresde.solvers import BrownianPath
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, UniformGrid
 
@@ -64,10 +65,13 @@ class Noise:
     Arguments:
         streams: One random stream for each sample.
         temperature: The factor of all noise.
+        path: The Brownian motion that the reverse process follows in 1 - t; ``None``: its noise is
+            drawn anew for every step.
     """
 
     streams: Streams
     temperature: float = 1.0
+    path: BrownianPath | None = None
 
     def __call__(self, x: Tensor, purpose: Purpose, draw: int) -> Tensor:
         """Returns fresh normal noise for states ``(B, *)``."""
@@ -75,7 +79,10 @@ class Noise:
 
     def diffusion(self, x: Tensor, draw: int, t: Tensor, s: Tensor) -> Tensor:
         """Returns the normal noise of the reverse process from ``t`` to the earlier ``s``."""
-        return self(x, Purpose.DIFFUSION, draw)
+        if self.path is None:
+            return self(x, Purpose.DIFFUSION, draw)
+        scale = self.temperature / math.sqrt(float(t - s))
+        return scale * self.path.increment(1 - t, 1 - s).reshape(x.shape)
 
 
 class Watch:
@@ -217,10 +224,13 @@ class GridSampler(Sampler):
     Arguments:
         steps: The number of intervals, positive.
         grid: How they are spaced.
+        along_path: Whether the noise of the reverse process is that of one Brownian path per
+            sample, the same at every number of steps, or drawn anew for every step.
     """
 
     steps: int = 1000
     grid: Grid = field(default_factory=UniformGrid)
+    along_path: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,6 +265,8 @@ class GridSampler(Sampler):
     def _run(
         self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
     ) -> Arrival:
+        if self.along_path:
+            noise = replace(noise, path=BrownianPath(noise.streams, x[0].numel(), x.dtype))
         return Arrival(self.walk(field, x, self.times(field.sde, eps), noise, watch))
 
 

@@ -1,17 +1,12 @@
-"""Euler-Maruyama on the reverse SDE: our own loop, and torchsde's solvers on the same equation."""
+"""Euler-Maruyama on the reverse SDE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor
-
-from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, Noise, Sampler, Watch
 from scoresde.sample.plan import Move, Node, PlannedSampler
 from scoresde.sample.predictors import EulerMaruyamaPredictor, Interval
 from scoresde.sde import SDE
-from scoresde.solvers import FixedStepSDE
 
 
 @dataclass(frozen=True)
@@ -45,39 +40,3 @@ class EulerMaruyama(PlannedSampler):
         return [
             Move(a, b, predictor.row(sde, Interval.of(sde, a.t, b.t))) for a, b in pairwise(nodes)
         ]
-
-
-@dataclass(frozen=True)
-class TorchSDE(Sampler):
-    r"""The reverse SDE by one of torchsde's fixed-step solvers.
-
-    It hands over :math:`\tau = 1 - t` as increasing time, with the same seeds per sample. torchsde
-    evaluates the drift once more to check shapes; that pass is counted.
-
-    Arguments:
-        steps: The number of steps, positive.
-        method: One of ``euler``, ``milstein``, ``srk``, ``euler_heun``, ``heun``, ``midpoint``.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
-    """
-
-    steps: int = 1000
-    method: str = "euler"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        FixedStepSDE(self.steps, self.method)
-
-    def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
-        def drift(tau: Tensor, x: Tensor) -> Tensor:
-            t = (1 - tau).clamp(eps, 1)
-            watch(t, x)
-            return -field.reverse_drift(x, t)
-
-        def diffusion(tau: Tensor) -> Tensor:
-            return noise.temperature * field.sde.g((1 - tau).clamp(eps, 1))
-
-        solver = FixedStepSDE(self.steps, self.method)
-        return Arrival(solver(drift, diffusion, x, 1 - eps, noise.streams))

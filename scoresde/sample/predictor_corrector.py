@@ -77,5 +77,5 @@ class PredictorCorrector(GridSampler):
             assert self.corrector is not None
             z = noise(x, Purpose.LANGEVIN, i * corrections + j)
             x = self.corrector(field, x, step, z)
-        z = noise(x, Purpose.DIFFUSION, i)
+        z = noise.diffusion(x, i, step.t, step.t - step.h)
         return self.predictor(field, x, step, torch.zeros_like(z) if quiet else z)

@@ -1,19 +1,24 @@
 """Integrators that know nothing of diffusion."""
 
 from scoresde.solvers.base import Method, Solution
+from scoresde.solvers.brownian import BrownianPath
 from scoresde.solvers.ode import AdaptiveODE
 from scoresde.solvers.runge_kutta import BogackiShampine, DormandPrince, RungeKutta, Tsitouras
-from scoresde.solvers.sde import BrownianIncrements, FixedStepSDE
+from scoresde.solvers.sde import BrownianInterval, Increments, Motion, Path, SDESolver
 from scoresde.solvers.shared_step import TorchDiffEq
 
 __all__ = [
     "AdaptiveODE",
     "BogackiShampine",
-    "BrownianIncrements",
+    "BrownianInterval",
+    "BrownianPath",
     "DormandPrince",
-    "FixedStepSDE",
+    "Increments",
     "Method",
+    "Motion",
+    "Path",
     "RungeKutta",
+    "SDESolver",
     "Solution",
     "TorchDiffEq",
     "Tsitouras",

@@ -1,49 +1,110 @@
-r"""Stochastic differential equations with additive noise by torchsde's fixed-step methods.
+r"""Stochastic differential equations with additive noise by torchsde's methods.
 
 For noise whose size does not depend on the state the calculi of Ito and Stratonovich agree, so
-that all of torchsde's methods apply. Their random numbers come from the counter-based streams: a
-fixed-step method asks for each interval once and in order, and the intervals are disjoint, so the
-increments are independent draws,
+that all of torchsde's methods apply, with fixed steps or steps chosen by doubling. What they walk
+along is a :class:`Motion`:
 
-.. math:: W \sim N(0, h), \qquad
-          U = \int_t^{t+h} (W_s - W_t) ds = \tfrac{h}{2} W + h H, \qquad H \sim N(0, h / 12) .
+- :class:`Increments` draws disjoint increments, the cheapest; for fixed steps alone,
+
+  .. math:: W \sim N(0, h), \qquad
+            U = \int_t^{t+h} (W_s - W_t) ds = \tfrac{h}{2} W + h H, \qquad H \sim N(0, h / 12) ;
+
+- :class:`Path` is one path for each example (:mod:`scoresde.solvers.brownian`);
+- :class:`BrownianInterval` is torchsde's own, with one generator for the whole batch.
 
 References:
     Li et al., *Scalable gradients for stochastic differential equations*, 2020 (torchsde).
     Foster, Lyons and Oberhauser, *An optimal polynomial approximation of Brownian motion*, 2020.
+    Kidger et al., *Neural SDEs as infinite-dimensional GANs*, 2021 (the Brownian interval).
 """
 
+import math
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 import torchsde
 from torch import Tensor
 
-from scoresde.errors import InputError, check_count
+from scoresde.errors import InputError, SolverError, check_count
+from scoresde.solvers.brownian import BrownianPath
 from scoresde.streams import Purpose, Streams
 
 _ITO = ("euler", "milstein", "srk")
-_STRATONOVICH = ("euler_heun", "heun", "midpoint")
+_STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")
+_HAIR = 1e-12
+_REMEMBERED = 4  # drifts of an adaptive step and of its two halves
+
+# What a motion answers: an increment, with its time integral if that is asked for, and with the
+# area between components, which no method needs whose noise is additive.
+Answer = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
-class BrownianIncrements(torchsde.BaseBrownian):
-    """A Brownian motion for solvers that walk through time once, in order.
+class Motion(ABC):
+    """Abstract: where the increments of a Brownian motion on [0, 1] come from."""
+
+    @abstractmethod
+    def start(self, streams: Streams, size: int, dtype: torch.dtype) -> torchsde.BaseBrownian:
+        """Returns the motion of a batch of examples with ``size`` components."""
+
+
+@dataclass(frozen=True)
+class Increments(Motion):
+    """Independent increments, for methods that walk through time once."""
+
+    def start(self, streams: Streams, size: int, dtype: torch.dtype) -> torchsde.BaseBrownian:
+        return _Increments(streams, size, dtype)
+
+
+@dataclass(frozen=True)
+class Path(Motion):
+    """One path for each example, the same at every number of steps.
 
     Arguments:
-        streams: One random stream per example.
-        dimension: The number of components of an example.
-        dtype: The data type of the increments.
+        depth: That of its tree (see :class:`~scoresde.solvers.BrownianPath`).
     """
 
-    levy_area_approximation = "space-time"
+    depth: int = 20
 
-    def __init__(self, streams: Streams, dimension: int, dtype: torch.dtype) -> None:
+    def start(self, streams: Streams, size: int, dtype: torch.dtype) -> torchsde.BaseBrownian:
+        return _AlongPath(streams, size, dtype, self.depth)
+
+
+@dataclass(frozen=True)
+class BrownianInterval(Motion):
+    """torchsde's own Brownian motion, with one generator for the whole batch.
+
+    The seed names it, but an example depends on its batch mates, and ``seeds`` name nothing.
+
+    Arguments:
+        tree: Whether it is torchsde's Brownian tree, the same path at every number of steps (to
+            times of six digits) and slower; without it the path depends on the times asked for.
+    """
+
+    tree: bool = False
+
+    def start(self, streams: Streams, size: int, dtype: torch.dtype) -> torchsde.BaseBrownian:
+        return _Theirs(streams, size, dtype, self.tree)
+
+
+class _Motion(torchsde.BaseBrownian):
+    """What our motions share, in the form that torchsde asks for."""
+
+    # The most that torchsde knows of: it lets every method in.
+    levy_area_approximation = "foster"
+
+    def __init__(self, streams: Streams, size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.streams = streams
-        self.dimension = dimension
+        self.size = size
         self._dtype = dtype
-        self.draws = 0
+
+    @abstractmethod
+    def moved(self, s: float, t: float, integral: bool) -> tuple[Tensor, Tensor]:
+        """Returns the increment over an interval, and its time integral (or nothing useful)."""
 
     def __call__(
         self,
@@ -51,24 +112,22 @@ class BrownianIncrements(torchsde.BaseBrownian):
         tb: Tensor | None = None,
         return_U: bool = False,
         return_A: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Answer:
         """Returns the increment over an interval, and its time integral if asked for."""
-        assert tb is not None  # a fixed-step method names both ends
-        h = float(tb) - float(ta)
-        increment = h**0.5 * self._normal()
-        if not return_U:
-            return increment
-        bridge = (h / 12) ** 0.5 * self._normal()
-        return increment, h * (0.5 * increment + bridge)
-
-    def _normal(self) -> Tensor:
-        self.draws += 1
-        return self.streams.normal(
-            (self.dimension,), Purpose.DIFFUSION, self.draws - 1, self._dtype
-        )
+        assert tb is not None  # a method names both ends
+        w, u = self.moved(float(ta), float(tb), return_U)
+        none = torch.zeros((), dtype=w.dtype, device=w.device)
+        match return_U, return_A:
+            case False, False:
+                return w
+            case True, False:
+                return w, u
+            case False, True:
+                return w, none
+        return w, u, none
 
     def __repr__(self) -> str:
-        return f"BrownianIncrements(seed={self.streams.seed}, shape={tuple(self.shape)})"
+        return f"{type(self).__name__}(seed={self.streams.seed}, shape={tuple(self.shape)})"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,20 +142,82 @@ class BrownianIncrements(torchsde.BaseBrownian):
     @property
     def shape(self) -> torch.Size:
         """The shape of an increment."""
-        return torch.Size((len(self.streams), self.dimension))
+        return torch.Size((len(self.streams), self.size))
+
+
+class _Increments(_Motion):
+    def __init__(self, streams: Streams, size: int, dtype: torch.dtype) -> None:
+        super().__init__(streams, size, dtype)
+        self.draws = 0
+
+    def moved(self, s: float, t: float, integral: bool) -> tuple[Tensor, Tensor]:
+        h = t - s
+        w = math.sqrt(h) * self._normal()
+        return (w, h * (0.5 * w + math.sqrt(h / 12) * self._normal())) if integral else (w, w)
+
+    def _normal(self) -> Tensor:
+        self.draws += 1
+        return self.streams.normal((self.size,), Purpose.DIFFUSION, self.draws - 1, self._dtype)
+
+
+class _AlongPath(_Motion):
+    def __init__(self, streams: Streams, size: int, dtype: torch.dtype, depth: int) -> None:
+        super().__init__(streams, size, dtype)
+        self.path = BrownianPath(streams, size, dtype, depth)
+
+    def moved(self, s: float, t: float, integral: bool) -> tuple[Tensor, Tensor]:
+        return self.path.with_integral(s, t)
+
+
+class _Theirs(_Motion):
+    def __init__(self, streams: Streams, size: int, dtype: torch.dtype, tree: bool) -> None:
+        super().__init__(streams, size, dtype)
+        self.interval = torchsde.BrownianInterval(
+            t0=0.0,
+            t1=1.0,
+            size=self.shape,
+            dtype=dtype,
+            device=self.device,
+            entropy=streams.seed,
+            tol=1e-6 if tree else 0.0,
+            halfway_tree=tree,
+            # For every method, so that all of them are given the same path; the area between
+            # components, one number for every pair of them, is never made.
+            levy_area_approximation="space-time",
+        )
+
+    def moved(self, s: float, t: float, integral: bool) -> tuple[Tensor, Tensor]:
+        return self.interval(s, t, return_U=True)
 
 
 @dataclass(frozen=True)
-class FixedStepSDE:
-    """Solves dy = v(t, y) dt + g(t) dw with increasing time by torchsde.
+class SDESolver:
+    """Solves dy = v(t, y) dt + g(t) dw for increasing time by torchsde.
 
     Arguments:
-        steps: The number of steps, positive.
-        method: One of ``euler``, ``milstein``, ``srk``, ``euler_heun``, ``heun``, ``midpoint``.
+        steps: The number of steps, positive; of an adaptive solution, those that the first step
+            is one of.
+        method: One of ``euler``, ``milstein``, ``euler_heun``, ``heun``, ``midpoint``,
+            ``log_ode``, ``reversible_heun`` (strong order 1 for additive noise), or ``srk`` (1.5).
+        motion: The Brownian motion.
+        adaptive: Whether a step is compared with two halves of it, and chosen by the difference:
+            one step for the whole batch.
+        rtol: The relative tolerance of an adaptive step, positive.
+        atol: The absolute tolerance of an adaptive step, positive.
+        dt_min: The shortest adaptive step, positive.
+
+    Raises:
+        InputError: If an argument is out of range, or adaptive steps are to walk along increments
+            that are drawn once.
     """
 
     steps: int = 1000
     method: str = "euler"
+    motion: Motion = field(default_factory=Increments)
+    adaptive: bool = False
+    rtol: float = 1e-2
+    atol: float = 1e-2
+    dt_min: float = 1e-6
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
@@ -104,6 +225,17 @@ class FixedStepSDE:
             raise InputError(
                 f"method={self.method!r} is not one of {', '.join(_ITO + _STRATONOVICH)}."
             )
+        if not isinstance(self.motion, Motion):
+            raise InputError(f"motion={self.motion} is no Motion; give one, such as Path().")
+        if self.adaptive and isinstance(self.motion, Increments):
+            raise InputError(
+                "adaptive=True asks for the same time twice, which Increments() cannot answer; "
+                "give motion=Path()."
+            )
+        if not (self.rtol > 0 and self.atol > 0):
+            raise InputError(f"rtol={self.rtol}, atol={self.atol}: both must be positive.")
+        if not self.dt_min > 0:
+            raise InputError(f"dt_min={self.dt_min} is not positive; the default is 1e-6.")
 
     def __call__(
         self,
@@ -113,25 +245,62 @@ class FixedStepSDE:
         end: float,
         streams: Streams,
     ) -> Tensor:
-        """Integrates states ``(B, *)`` from time 0 to ``end`` and returns the last one."""
+        """Integrates states ``(B, *)`` from time 0 to ``end``, at most 1, and returns the last.
+
+        Arguments:
+            drift: Maps a time, float64 ``()``, and states to v; called once for each of them.
+            diffusion: Maps a time to g, ``()``.
+            x: The states at time 0.
+            end: The time to reach, in (0, 1].
+            streams: One random stream per example.
+
+        Raises:
+            SolverError: If an adaptive step is not finite, or falls below ``dt_min``.
+        """
+        kind = _Diagonal if self.method == "reversible_heun" else _Additive
         calculus = "ito" if self.method in _ITO else "stratonovich"
-        system = _System(drift, diffusion, x.shape, calculus)
-        # A hair more than the step, so that rounding never leaves a rest for one step more.
-        solution = torchsde.sdeint(
+        system = kind(drift, diffusion, x.shape, calculus)
+        motion = self.motion.start(streams, x.shape[1:].numel(), x.dtype)
+        with _untouched(x.device), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Hitting minimum allowed step size")
+            try:
+                return self._solve(system, x.flatten(1), end, motion).reshape(x.shape)
+            except (UserWarning, AssertionError) as error:
+                cause = "is not finite" if "nans" in str(error) else f"fell below {self.dt_min}"
+                raise SolverError(
+                    f"An adaptive step of {self.method} {cause} near {system.time:.6g}; check the "
+                    f"model, or use a larger eps or tolerance (rtol={self.rtol}, "
+                    f"atol={self.atol})."
+                ) from error
+
+    def _solve(
+        self, system: "_System", x: Tensor, end: float, motion: torchsde.BaseBrownian
+    ) -> Tensor:
+        return torchsde.sdeint(
             system,
-            x.flatten(1),
-            torch.tensor([0.0, end], dtype=torch.float64, device=x.device),
-            bm=BrownianIncrements(streams, x.shape[1:].numel(), x.dtype),
+            x,
+            # On the host, which has to read them.
+            torch.tensor([0.0, end], dtype=torch.float64, device="cpu"),
+            bm=motion,
             method=self.method,
-            dt=end / self.steps * (1 + 1e-12),
-        )
-        return solution[-1].reshape(x.shape)
+            # A hair more, so that rounding never leaves a rest for one step more.
+            dt=end / self.steps * (1 + _HAIR),
+            adaptive=self.adaptive,
+            rtol=self.rtol,
+            atol=self.atol,
+            dt_min=self.dt_min,
+        )[-1]
+
+
+def _untouched(device: torch.device) -> AbstractContextManager[None]:
+    """Restores torch's generators, of which torchsde takes numbers to check shapes."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
 
 
 class _System:
     """The equation as torchsde calls it: flat states."""
-
-    noise_type = "diagonal"
 
     def __init__(
         self,
@@ -143,9 +312,33 @@ class _System:
         self.drift, self.diffusion = drift, diffusion
         self.shape = shape
         self.sde_type = sde_type
+        self.time = 0.0  # of the last call
+        self.known: list[tuple[float, Tensor, Tensor]] = []
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.drift(t, y.reshape(self.shape)).flatten(1)
+        """Returns the drift, which torchsde asks for again and again at the same point."""
+        self.time = float(t)
+        for known in self.known:
+            if known[0] == self.time and known[1] is y:
+                break
+        else:
+            known = (self.time, y, self.drift(t, y.reshape(self.shape)).flatten(1))
+        others = [other for other in self.known if other is not known]
+        self.known = [*others[-_REMEMBERED:], known]
+        return known[2]
+
+
+class _Additive(_System):
+    noise_type = "additive"
+
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return self.diffusion(t).to(v) * v
+
+
+class _Diagonal(_System):
+    """Additive noise by another name: for a method that asks for a matrix otherwise."""
+
+    noise_type = "diagonal"
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         return self.diffusion(t).to(y).expand_as(y)
