@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import scoresde.run
+from scoresde import VPSDE, GaussianModel
 from scoresde.data import Dataset
 from scoresde.run import measured
 from scoresde.sample import Sampler
@@ -153,12 +154,16 @@ def test_default_recipe_is_digits_vp() -> None:
         assert compose("config") == compose("config", ["+experiment=digits_vp"])
 
 
+# Groups that have no place of their own.
+NESTED = ("experiment", "published", "times", "grid", "__pycache__")
+
+
 @pytest.mark.parametrize(
     "option",
     [
         f"{group.name}={path.stem}"
         for group in sorted((ROOT / "conf").iterdir())
-        if group.is_dir() and group.name not in ("experiment", "published", "times", "__pycache__")
+        if group.is_dir() and group.name not in NESTED
         for path in sorted(group.glob("*.yaml"))
         if path.stem not in ("custom", "array", "folder", "cifar10", "mnist", "fashion_mnist")
     ],
@@ -171,6 +176,28 @@ def test_every_option_instantiates(option: str) -> None:
     section = config[group]
     units = Dataset.of("any", [torch.randn(9, 1, 8, 8)] * 3)
     instantiate(measured(OmegaConf.to_container(section, resolve=True), units), _convert_="all")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf/sampler").glob("*.yaml")))
+def test_every_sampler_of_the_configuration_samples(name: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sampler = instantiate(compose("config", [f"sampler={name}"]).sampler, _convert_="all")
+    exact = GaussianModel(torch.zeros(2), 0.5, VPSDE())
+    x = sampler(exact, (256, 2), seed=0).x
+    # As NCSN, Langevin steps alone leave the variance of their own size.
+    assert float(x.std()) == pytest.approx(0.5, rel=0.25 if "langevin" in name else 0.12)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf/grid").glob("*.yaml")))
+def test_every_grid_can_be_chosen_for_a_sampler(name: str) -> None:
+    more = ["sampler.steps=2", "sampler.eps=0.1"]
+    more += ["sampler.grid.times=[1,0.5,0.1]"] if name == "explicit" else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", ["sampler=ddim", f"grid@sampler.grid={name}", *more])
+    sampler = instantiate(config.sampler, _convert_="all")
+    assert len(sampler.times(VPSDE(), 0.1)) == 3
 
 
 # --- Tasks ---------------------------------------------------------------------------------------
