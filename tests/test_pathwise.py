@@ -19,7 +19,8 @@ from scoresde.sample import (
     PredictorCorrector,
     TorchSDE,
 )
-from scoresde.solvers import BrownianInterval, Path
+from scoresde.errors import SolverError
+from scoresde.solvers import BrownianInterval, Path, SDESolver
 from scoresde.streams import Streams
 
 SDES = {"VP": VPSDE(), "subVP": SubVPSDE(), "VE": VESDE(0.01, 10.0)}
@@ -117,11 +118,9 @@ def test_adaptive_steps_need_a_path():
 
 
 def test_a_path_that_cannot_be_resolved_is_told():
-    exact, latent, _ = problem("VP")
-    with pytest.raises(RuntimeError, match=r"larger tolerance \(rtol=1e-12"):
-        TorchSDE(8, "euler", Path(), adaptive=True, rtol=1e-12, atol=1e-12, eps=EPS)(
-            exact, latent=latent[:2], seed=0
-        )
+    solver = SDESolver(4, motion=Path(), adaptive=True, rtol=1e-6, atol=1e-6, dt_min=0.01)
+    with pytest.raises(SolverError, match=r"fell below 0.01 .* larger .* tolerance \(rtol=1e-06"):
+        solver(lambda t, x: -x, torch.ones_like, torch.zeros(2, 2), 1.0, Streams.of(0, batch=2))
 
 
 def test_a_number_of_the_draw_for_each_sample_is_that_draw():

@@ -269,7 +269,7 @@ def test_without_noise_every_method_has_its_order(method, order):
 def test_the_number_of_steps_is_exact(steps):
     calls = []
     ornstein_uhlenbeck("euler", steps, counter=calls)
-    assert len(calls) == steps + 1  # torchsde calls once more to check the shapes
+    assert len(calls) == steps
 
 
 def test_images_are_solved_as_vectors():

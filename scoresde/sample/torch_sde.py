@@ -13,10 +13,9 @@ from scoresde.solvers import Increments, Motion, SDESolver
 class TorchSDE(Sampler):
     r"""The reverse SDE by one of torchsde's solvers, with fixed or adaptive steps.
 
-    It hands over :math:`\tau = 1 - t` as increasing time, with the same seeds per sample. torchsde
-    evaluates the drift once more to check shapes; that pass is counted. Adaptive steps are shared
-    by the batch, so that a sample then depends a little on its mates; for steps of its own take
-    :class:`~scoresde.sample.GottaGoFast`.
+    It hands over :math:`\tau = 1 - t` as increasing time, with the same seeds per sample.
+    Adaptive steps are shared by the batch, so that a sample then depends a little on its mates;
+    for steps of its own take :class:`~scoresde.sample.GottaGoFast`.
 
     Arguments:
         steps: The number of steps, positive; of an adaptive solution, the first step is one of so
