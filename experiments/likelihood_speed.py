@@ -277,8 +277,8 @@ def _short_of(summary: list[dict]) -> list[str]:
         )
     lines += [
         "",
-        "On the mixtures a pass is a few small matrix products, so that the bookkeeping of separate",
-        "steps costs as much as the passes that it saves. The networks without training",
+        "On the mixtures a pass is a few small matrix products, so that the bookkeeping of",
+        "separate steps costs as much as the passes that it saves. The networks without training",
         "(vp_ddpmpp, ve_ncsnpp) have rough fields, on which a low order (bosh3) does best.",
     ]
     return lines

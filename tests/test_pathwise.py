@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from scoresde import VESDE, VPSDE, GaussianMixtureModel, InputError, SubVPSDE
+from scoresde.errors import SolverError
 from scoresde.sample import (
     DDIM,
     SEEDS,
     AncestralPredictor,
     DPMSolverPPSDE,
     EulerMaruyama,
+    GottaGoFast,
     PredictorCorrector,
     TorchSDE,
 )
-from scoresde.errors import SolverError
 from scoresde.solvers import BrownianInterval, Path, SDESolver
 from scoresde.streams import Streams
 
@@ -99,6 +100,18 @@ def test_adaptive_steps_follow_the_path_to_their_tolerance():
         errors.append(float((x - truth[:32]).abs().max()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_steps_of_each_samples_own_follow_the_path_to_their_tolerance(sde):
+    """Steps of h^(3/2) ~ tolerance and random errors: in all as the tolerance to the 2/3."""
+    exact, latent, truth = problem(sde)
+    errors = []
+    for tolerance in (0.2, 0.05):
+        x = GottaGoFast(tolerance, tolerance, eps=EPS)(exact, latent=latent[:32], seed=0).x
+        errors.append(float((x - truth[:32]).square().mean().sqrt()))
+    assert errors[1] < 0.05
+    assert errors[0] / errors[1] > 0.8 * 4 ** (2 / 3)
 
 
 @pytest.mark.parametrize("method", ["euler", "srk", "heun", "log_ode"])

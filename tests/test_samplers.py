@@ -43,6 +43,7 @@ from scoresde.sample import (
     Euler,
     EulerMaruyama,
     EulerMaruyamaPredictor,
+    GottaGoFast,
     Heun,
     Interval,
     Langevin,
@@ -83,6 +84,7 @@ SAMPLERS = [
     SEEDS(4),
     Restart(Heun(4, LogSNRGrid()), (Loop(0.2, 2.0, 2, 2),)),
     AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=2)),
+    GottaGoFast(0.5, 0.2),
 ]
 DISCRETISATION = 0.06
 
@@ -174,7 +176,7 @@ def test_the_evaluations_are_counted_truly(final, sampler):
     spy = Spy(mixture(VPSDE()))
     out = sampler(spy, shape=(3, 2), seed=0)
     assert (out.nfe.dtype, int(out.nfe.max())) == (torch.int64, spy.calls)
-    if not isinstance(sampler, ProbabilityFlow):  # where each sample has its own steps
+    if not isinstance(sampler, (ProbabilityFlow, GottaGoFast)):  # of steps of each sample's own
         assert out.nfe.tolist() == [spy.calls] * 3
 
 
@@ -246,6 +248,8 @@ def test_no_random_number_is_used_twice(sampler, monkeypatch):
         return draw_normal(self, shape, purpose, draw, dtype)
 
     monkeypatch.setattr(Streams, "normal", normal)
+    if isinstance(sampler, GottaGoFast):
+        pytest.skip("its noise is a function of time, which it asks again")
     sampler(mixture(VPSDE()), shape=(2, 2), seed=0)
     assert len(set(used)) == len(used)
 
@@ -456,6 +460,7 @@ SEEDED = [
     Heun(steps=20, churn=10.0),
     Restart(Heun(10, LogSNRGrid()), (Loop(0.2, 2.0, 2, 2),)),
     AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=5)),
+    GottaGoFast(0.2, 0.05),
 ]
 
 
@@ -627,6 +632,8 @@ def test_the_temperature_scales_all_noise(sampler):
     exact = GaussianModel(torch.zeros(2).double(), 0.5, VPSDE())
     if isinstance(sampler, PredictorCorrector) and isinstance(sampler.corrector, Langevin):
         pytest.skip("the step of this corrector depends on the state")
+    if isinstance(sampler, GottaGoFast):
+        pytest.skip("its steps depend on the state")
     if isinstance(sampler, ProbabilityFlow):  # its error is to be small beside the tolerance here
         sampler = ProbabilityFlow(1e-6, 1e-6)
     cool = type(sampler)(**(vars(sampler) | {"temperature": 0.5}))
@@ -659,6 +666,10 @@ def test_an_unusable_temperature_is_refused(temperature):
         (lambda: Restart(loops=(Loop(0.1, 1), Loop(0.2, 1))), "do not fall"),
         (lambda: DDIM(8, "uniform"), "grid=uniform"),
         (lambda: AnnealedLangevinDynamics(langevin=3), "langevin=3"),
+        (lambda: GottaGoFast(rtol=-1), "rtol=-1"),
+        (lambda: GottaGoFast(first_step=0), "first_step=0"),
+        (lambda: GottaGoFast(power=2), "power=2"),
+        (lambda: GottaGoFast(max_steps=0), "max_steps=0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -12,6 +12,7 @@ from scoresde.sample.correctors import (
 )
 from scoresde.sample.ddim import DDIM, Euler
 from scoresde.sample.euler_maruyama import EulerMaruyama
+from scoresde.sample.gotta_go_fast import GottaGoFast
 from scoresde.sample.multistep import DEIS, IPNDM, DPMSolverPP, DPMSolverPPSDE, UniPC
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
@@ -43,6 +44,7 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "EulerMaruyamaPredictor",
+    "GottaGoFast",
     "GridSampler",
     "Heun",
     "Interval",

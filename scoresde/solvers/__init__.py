@@ -6,6 +6,7 @@ from scoresde.solvers.ode import AdaptiveODE
 from scoresde.solvers.runge_kutta import BogackiShampine, DormandPrince, RungeKutta, Tsitouras
 from scoresde.solvers.sde import BrownianInterval, Increments, Motion, Path, SDESolver
 from scoresde.solvers.shared_step import TorchDiffEq
+from scoresde.solvers.stochastic_heun import StochasticHeun
 
 __all__ = [
     "AdaptiveODE",
@@ -20,6 +21,7 @@ __all__ = [
     "RungeKutta",
     "SDESolver",
     "Solution",
+    "StochasticHeun",
     "TorchDiffEq",
     "Tsitouras",
 ]

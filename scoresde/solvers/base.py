@@ -77,7 +77,7 @@ class Solution:
 def failure(cause: str, where: str, control: Control) -> SolverError:
     """Returns the error of a solver that has failed."""
     return SolverError(
-        f"The ODE solver {cause} {where}. The field is too rough there or not finite; check the "
+        f"The solver {cause} {where}. The field is too rough there or not finite; check the "
         f"model, or use a larger eps or tolerance (rtol={control.rtol}, atol={control.atol})."
     )
 

@@ -16,12 +16,7 @@ each part of the state (the point, its log-density), by
 
 and the largest part counts. A step is accepted at 1 or below, and the next is larger by
 :math:`0.9 \, \|e\|^{-1/q}`, kept within [0.2, 10], with :math:`q` the order of the method; after
-a rejection it does not grow. Nothing here depends on another example, so that a result is the
-same in any batch, to the rounding of the field.
-
-All examples are evaluated together, each at its own time. Those at their end stand still, until
-so many have ended that the batch is worth packing anew. The host looks at the state of the batch
-only every few steps.
+a rejection it does not grow.
 
 References:
     Hairer, Norsett and Wanner, *Solving ordinary differential equations I*, 1993 (section II.4).
@@ -39,16 +34,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Control, Field, Method, Problem, Solution, State, failure
+from scoresde.solvers.base import Control, Field, Method, Problem, Solution, State
+from scoresde.solvers.walk import NOT_FINITE, RUNNING, Layout, Walk
 
 Row = tuple[float, ...]
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _TINY = 1e-14  # of the interval: a step below it cannot be told from none in float64
-_PACK = 0.75  # below this share of running examples the others are dropped
-_UNSEEN = 4  # steps on a device other than the host's between two looks at it
-
-_RUNNING, _DONE, _UNDERFLOW, _NOT_FINITE = range(4)
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ class RungeKutta(Method):
 
     def solve(self, problem: Problem, control: Control) -> Solution:
         """Integrates a batch (see :class:`~scoresde.solvers.base.Method`)."""
-        return _Solve(self, problem, control).run()
+        return _Steps(self, problem, control).run()
 
     def replay(self, field: Field, state: State, grid: Tensor) -> list[State]:
         """Walks on given times, without error estimates.
@@ -104,7 +96,7 @@ class RungeKutta(Method):
 
     def step(self, field: Field, state: State, start: Tensor, end: Tensor) -> State:
         """Takes one step from times ``start`` to ``end``, float64 with shape ``(B,)``."""
-        layout = _Layout(state)
+        layout = Layout(state)
         h, slopes = end - start, [layout.pack(field(start, state))]
         y = layout.pack(state)
         at = y
@@ -183,29 +175,6 @@ class BogackiShampine(RungeKutta):
     error = (-5 / 72, 1 / 12, 1 / 9, -1 / 8)
 
 
-class _Layout:
-    """Arrays ``(B, *)`` side by side in one matrix, and back."""
-
-    def __init__(self, state: State) -> None:
-        self.shapes = [array.shape[1:] for array in state]
-        self.widths = [shape.numel() for shape in self.shapes]
-
-    def pack(self, state: State) -> Tensor:
-        return torch.cat([array.reshape(len(array), -1) for array in state], 1)
-
-    def unpack(self, y: Tensor) -> State:
-        parts = y.split(self.widths, 1)
-        return tuple(
-            part.unflatten(1, shape) if shape else part.squeeze(1)
-            for part, shape in zip(parts, self.shapes, strict=True)
-        )
-
-    def norm(self, y: Tensor) -> Tensor:
-        """Returns the largest root mean square of any part, float64 ``(B,)``."""
-        parts = [p.square().mean(1) for p in y.split(self.widths, 1) if p.shape[1]]
-        return torch.stack(parts).amax(0).sqrt().double()
-
-
 def _advance(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """Returns y + h sum w k; the weights are rounded once to the type of the state."""
     for weight, slope in zip(weights, slopes, strict=True):
@@ -214,74 +183,43 @@ def _advance(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Te
     return y
 
 
-class _Solve:
-    """One solution on its way: the running examples, and the results of those that have ended."""
+class _Steps(Walk):
+    """One solution on its way."""
+
+    moving = ("first", "rejected")
 
     def __init__(self, method: RungeKutta, problem: Problem, control: Control) -> None:
-        self.method, self.problem, self.control = method, problem, control
-        self.layout = _Layout(problem.state)
-        self.field: Field = problem.field
-        self.y = self.layout.pack(problem.state)
-        size, device = len(self.y), self.y.device
-        self.span = abs(problem.end - problem.start)
-        self.sign = 1.0 if problem.end >= problem.start else -1.0
-        self.t = torch.full((size,), problem.start, dtype=torch.float64, device=device)
-        self.h = torch.zeros_like(self.t)
-        self.rejected = torch.zeros(size, dtype=torch.bool, device=device)
-        self.status = torch.zeros(size, dtype=torch.int64, device=device)
-        self.count = torch.zeros_like(self.status)
-        self.rows = torch.arange(size, device=device)
-        self.result = {name: getattr(self, name).clone() for name in ("y", "t", "status", "count")}
-        self.ends: list[Tensor] = []
-
-    def run(self) -> Solution:
-        self._tell()
-        if self.span > 0:
-            self._begin()
-            for i in range(self.control.max_steps):
-                self._step()
-                self._tell()
-                if self._looks(i) and self._finish():
-                    break
-        self._deliver()
-        return self._solution()
-
-    # --- One step ---
-
-    def _slope(self, t: Tensor, y: Tensor) -> Tensor:
-        low, high = sorted((self.problem.start, self.problem.end))
-        slope = self.field(t.clamp(low, high), self.layout.unpack(y))
-        self.count += self.status == _RUNNING
-        return self.layout.pack(slope)
+        super().__init__(problem, control, pack=method.pack)
+        self.method = method
+        self.first = self.y
+        self.rejected = torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device)
 
     def _scale(self, y: Tensor) -> Tensor:
         return self.control.atol + self.control.rtol * y.abs()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Chooses the first step sizes by the size of the field and of its change."""
         norm, scale = self.layout.norm, self._scale(self.y)
-        self.first = self._slope(self.t, self.y)
+        self.first = self.slope(self.t, self.y)
         size, speed = norm(self.y / scale), norm(self.first / scale)
         h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
         h = h.clamp(max=self.span).nan_to_num(0.0)
         probe = _advance(self.y, self.sign * h, [1.0], [self.first])
-        bend = norm((self._slope(self.t + self.sign * h, probe) - self.first) / scale) / h
+        bend = norm((self.slope(self.t + self.sign * h, probe) - self.first) / scale) / h
         largest = torch.fmax(speed, bend)
         step = (0.01 / largest) ** (1 / self.method.order)
         step = torch.where(largest <= 1e-15, (1e-3 * h).clamp(min=1e-6), step)
         self.h = torch.fmin(100 * h, step).clamp(max=self.span)
-        self.status[~torch.isfinite(speed)] = _NOT_FINITE
+        self.status[~torch.isfinite(speed)] = NOT_FINITE
 
-    def _step(self) -> None:
-        method, running = self.method, self.status == _RUNNING
-        left = (self.problem.end - self.t).abs()
-        last = self.h * (1 + _TINY) >= left
-        h = torch.where(running, torch.where(last, left, self.h), 0.0)
+    def step(self) -> None:
+        method, running = self.method, self.status == RUNNING
+        h, last = self.stride()
         signed = self.sign * h
         slopes, y = [self.first], self.y
         for node, row in zip(method.nodes, method.matrix, strict=True):
             y = _advance(self.y, signed, row, slopes)
-            slopes.append(self._slope(self.t + node * signed, y))
+            slopes.append(self.slope(self.t + node * signed, y))
         error = _advance(torch.zeros_like(y), signed, method.error, slopes)
         scale = self._scale(torch.maximum(self.y.abs(), y.abs()))
         ratio = self.layout.norm(error / scale)
@@ -292,86 +230,11 @@ class _Solve:
     def _accept(self, accepted: Tensor, last: Tensor, h: Tensor, y: Tensor, slope: Tensor) -> None:
         keep = accepted[:, None]
         self.y, self.first = torch.where(keep, y, self.y), torch.where(keep, slope, self.first)
-        self.t = torch.where(accepted, torch.where(last, self.problem.end, self.t + h), self.t)
-        self.status = torch.where(accepted & last, _DONE, self.status)
+        self.move(accepted, last, h)
 
     def _resize(self, accepted: Tensor, h: Tensor, ratio: Tensor) -> None:
         factor = _SAFETY * ratio.clamp(min=1e-10) ** (-1 / self.method.order)
         factor = factor.nan_to_num(_SHRINK).clamp(_SHRINK, _GROW)
         grow = torch.where(accepted & ~self.rejected, factor, factor.clamp(max=1.0))
         self.h, self.rejected = h * grow, ~accepted
-        stuck = (self.status == _RUNNING) & (self.h < _TINY * self.span)
-        failure = torch.where(torch.isfinite(ratio), _UNDERFLOW, _NOT_FINITE)
-        self.status = torch.where(stuck, failure, self.status)
-
-    # --- The batch as a whole ---
-
-    def _looks(self, i: int) -> bool:
-        """Whether the host looks at the batch now: always where looking is free."""
-        return self.y.device.type == "cpu" or i % _UNSEEN == _UNSEEN - 1
-
-    def _finish(self) -> bool:
-        """Whether no example runs any more; packs the batch if it pays."""
-        running = self.status == _RUNNING
-        left = int(running.sum())
-        if left and self.method.pack and self.problem.take and left <= _PACK * len(running):
-            self._deliver()
-            self._keep(running.nonzero()[:, 0])
-        return left == 0
-
-    def _keep(self, kept: Tensor) -> None:
-        assert self.problem.take is not None
-        for name in ("y", "t", "h", "first", "rejected", "status", "count", "rows"):
-            setattr(self, name, getattr(self, name)[kept])
-        self.field = self.problem.take(self.rows)
-
-    def _deliver(self) -> None:
-        for name, values in self.result.items():
-            values[self.rows] = getattr(self, name)
-
-    def _tell(self) -> None:
-        if self.problem.watch is None and not self.control.record:
-            return
-        self._deliver()
-        t = self.result["t"].clone()
-        self.ends.append(t)
-        if self.problem.watch is not None:
-            self.problem.watch(t, self.layout.unpack(self.result["y"].clone()))
-
-    def _solution(self) -> Solution:
-        y, status = self.result["y"], self.result["status"]
-        if self.span == 0:
-            status = torch.full_like(status, _DONE)
-        failed = status != _DONE
-        if self.control.strict:
-            self._raise(failed)
-        state = tuple(
-            array.masked_fill(failed.reshape(-1, *(1,) * (array.ndim - 1)), torch.nan)
-            for array in self.layout.unpack(y)
-        )
-        grid = self._grid() if self.control.record else None
-        return Solution(state, self.result["count"], failed, grid)
-
-    def _grid(self) -> Tensor:
-        """Returns the times at which each example has stood, each once, the end repeated."""
-        times = torch.stack(self.ends, 1)
-        moved = times.diff(dim=1) != 0
-        place = moved.cumsum(1)
-        grid = torch.full_like(times, self.problem.end)
-        grid[:, 0] = self.problem.start
-        grid.scatter_(1, place, times[:, 1:])
-        return grid[:, : int(place.max()) + 1]
-
-    def _raise(self, failed: Tensor) -> None:
-        rows = failed.nonzero()[:, 0].tolist()
-        if not rows:
-            return
-        row = rows[0]
-        cause = {
-            _RUNNING: f"took more than {self.control.max_steps} steps",
-            _UNDERFLOW: "met a step size of zero",
-            _NOT_FINITE: "met a field that is not finite",
-        }[int(self.result["status"][row])]
-        others = f" ({len(rows) - 1} more failed)" if len(rows) > 1 else ""
-        where = self.problem.describe(self.result["t"][row])
-        raise failure(cause, f"in example {row}{others} near {where}", self.control)
+        self.check(ratio, _TINY * self.span)

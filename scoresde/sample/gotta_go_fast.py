@@ -1,0 +1,78 @@
+"""The reverse SDE in steps of each sample's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.model import Evaluations
+from scoresde.sample.base import Arrival, Noise, Sampler, Watch
+from scoresde.solvers import StochasticHeun
+
+
+@dataclass(frozen=True)
+class GottaGoFast(Sampler):
+    r"""The reverse SDE by Heun's method, each sample in steps that it needs.
+
+    See :mod:`scoresde.solvers.stochastic_heun` for a step, its error and its orders. A sample has
+    its own step sizes, rejections, and end, so that it does not depend on its batch mates; those
+    that have ended cost nothing any more. The noise is that of one Brownian path per sample, the
+    one of ``along_path=True`` of a :class:`GridSampler`. Every attempt costs two passes.
+
+    The published runs take rtol from 0.01 (careful) to 0.1 (fast), and as atol half a level of
+    8-bit images: 1/128 for data in [-1, 1], 1/256 for data in [0, 1].
+
+    References:
+        Jolicoeur-Martineau et al., *Gotta go fast when generating data with score-based models*,
+        2021, https://arxiv.org/abs/2105.14080 (algorithm 1).
+
+    Arguments:
+        rtol: The relative tolerance of a step, not negative.
+        atol: The absolute tolerance of a step in model units, positive.
+        first_step: The size of the first step in t, in (0, 1].
+        safety: The factor of every step size, in (0, 1].
+        power: The exponent with which a step size answers to its error, in (0, 1].
+        max_steps: How many steps a sample may try, positive.
+        eps: The time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the expected data there, for one pass more.
+    """
+
+    rtol: float = 0.05
+    atol: float = 0.0078125
+    first_step: float = 0.01
+    safety: float = 0.9
+    power: float = 0.9
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._solver()
+
+    def _solver(self) -> StochasticHeun:
+        return StochasticHeun(
+            self.rtol, self.atol, self.first_step, self.safety, self.power, self.max_steps
+        )
+
+    def _run(
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
+    ) -> Arrival:
+        def time(tau: Tensor) -> Tensor:
+            return (1 - tau).clamp(eps, 1)
+
+        def take(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            some = Evaluations(field.model, {k: v[rows] for k, v in field.cond.items()})
+            return lambda tau, x: -some.reverse_drift(x, time(tau))
+
+        solution = self._solver()(
+            take(torch.arange(len(x), device=x.device)),
+            lambda tau: noise.temperature * field.sde.g(time(tau)),
+            x,
+            1 - eps,
+            noise.streams,
+            take=take,
+            watch=lambda tau, state: watch(time(tau), state[0]),
+            describe=lambda tau: f"t = {float(time(tau)):.6g}",
+        )
+        field.count = field.count + solution.evaluations
+        return Arrival(solution.state[0])
