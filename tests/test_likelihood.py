@@ -99,7 +99,7 @@ def test_with_the_exact_density_of_the_latent_every_point_is_exact(sde):
 
 
 @each_sde
-@pytest.mark.parametrize(("shape", "count"), [((2,), 50), ((3, 16, 16), 2)], ids=str)
+@pytest.mark.parametrize(("shape", "count"), [((2,), 50), ((3, 8, 8), 2)], ids=str)
 def test_a_mixture_of_points_and_of_images(shape, count, sde):
     eps = sde.cutoffs.likelihood
     means = 0.8 * normal(3, *shape, seed=5)
@@ -304,9 +304,9 @@ def test_a_target_error_is_met(probes):
     exact = mixture(VPSDE(), 6)
     x = exact.sample(8, seed=0)
     truth = Likelihood("exact", 1e-4, 1e-4)(exact, x).log_prob
-    ours = Likelihood(probes, 1e-4, 1e-4, target_error=0.25, max_sets=200)(exact, x, seed=0)
-    assert float(ours.standard_error.max()) <= 0.25
-    assert float((ours.log_prob - truth).abs().max()) < 1.25
+    ours = Likelihood(probes, 1e-3, 1e-3, target_error=0.4, max_sets=200)(exact, x, seed=0)
+    assert float(ours.standard_error.max()) <= 0.4
+    assert float((ours.log_prob - truth).abs().max()) < 2
     assert len(set(ours.nfe.tolist())) > 1  # those that need more take more
 
 

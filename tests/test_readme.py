@@ -83,7 +83,7 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
     if "moons" in text:
         small = [*small, "data.count=400"]
     if "multirun" in text:
-        small = [*small, "data=two_moons", "data.count=400", "network=mlp"]
+        small = [*small, "network=mlp", "examples=4"]
     program(*command, *small, cwd=place)
 
 

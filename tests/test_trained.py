@@ -39,7 +39,15 @@ def trained_moons(sde: SDE, data: Dataset, folder: Path, steps: int, width: int)
     )
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize(
+    "sde",
+    [
+        VPSDE(),
+        pytest.param(SubVPSDE(), marks=pytest.mark.slow),
+        pytest.param(VESDE(), marks=pytest.mark.slow),
+    ],
+    ids=lambda sde: type(sde).__name__,
+)
 def test_trained_moons_come_within_005_nats_of_the_entropy(sde: SDE, tmp_path: Path) -> None:
     data = two_moons()
     trained = trained_moons(sde, data, tmp_path, steps=1500, width=128)
