@@ -18,8 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from scoresde import ScoreModel
+from scoresde.configuration import measured
 from scoresde.data import Dataset
-from scoresde.run import measured
 from scoresde.train import EMA
 from scoresde.train.loop import Training
 

@@ -14,10 +14,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from scoresde import VPSDE, GaussianModel, InputError, Likelihood, VariationalBound
+from scoresde.commands import _fingerprint
+from scoresde.configuration import device_of
 from scoresde.data import Dataset, TruncatedNormalDequantisation, UniformDequantisation
 from scoresde.metrics import auroc
 from scoresde.recipe import build
-from scoresde.run import _device, _fingerprint
 from scoresde.tasks import evaluate_likelihood
 from scoresde.tasks.evaluation import Draws
 from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
@@ -395,8 +396,8 @@ def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "empty", lambda *a, **k: None)  # tries the device
-    assert _device("auto") == torch.device("cuda")
+    assert device_of("auto") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "6")
-    assert _device("auto") == _device("cuda") == torch.device("cuda:2")
-    assert _device("cuda:1") == torch.device("cuda:1")
-    assert _device("cpu") == torch.device("cpu")
+    assert device_of("auto") == device_of("cuda") == torch.device("cuda:2")
+    assert device_of("cuda:1") == torch.device("cuda:1")
+    assert device_of("cpu") == torch.device("cpu")

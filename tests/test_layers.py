@@ -34,12 +34,14 @@ LAYERS = {  # the design's table; a room that serves others of its layer stands 
     "plots": 5.5,
     "report": 5.5,
     "tasks": 6,
+    "configuration": 6.5,
+    "commands": 6.7,
     "run": 7,
     "__main__": 7,
 }
 GUESTS = {  # the rooms that a library may be imported from
-    "hydra": {"run"},
-    "omegaconf": {"run"},
+    "hydra": {"run", "configuration"},
+    "omegaconf": {"run", "configuration", "commands"},
     "torchdiffeq": {"solvers"},
     "torchsde": {"solvers"},
 }

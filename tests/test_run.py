@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 
 import scoresde.run
 from scoresde import VPSDE, GaussianModel
+from scoresde.configuration import measured
 from scoresde.data import Dataset
-from scoresde.run import measured
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint
 from tests.small_sets import cifar_files, idx_files, write, write_pictures

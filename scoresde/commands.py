@@ -1,0 +1,278 @@
+"""What each task does: from a configuration to files in a folder."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from scoresde.configuration import (
+    allowed,
+    build_data,
+    check_model,
+    describe,
+    device_of,
+    evaluated_data,
+    given,
+    instantiate,
+    load,
+    measured,
+    merged,
+    place,
+)
+from scoresde.errors import InputError
+from scoresde.tasks.parts import Parts, Rank
+from scoresde.tasks.summary import format_table
+
+log = logging.getLogger("scoresde")
+
+PARTS = "parts"  # where a task keeps the batches that are done
+
+
+def rank_of() -> Rank:
+    """Which of the processes that torchrun has started this is."""
+    return Rank(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def train(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.tasks.report import Trained, report_training
+    from scoresde.train import train as fit
+
+    device = device_of(config.device)
+    torch.manual_seed(config.seed)
+    data = build_data(config.data)
+    data = data.to(device) if config.resident else data
+    plan = measured(OmegaConf.to_container(config, resolve=True), data)
+    recipe = describe(plan, data)
+    model = place(instantiate(recipe["model"], "model"), device)
+    training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
+    check_model(model, data, 0 if training.augment is None else training.augment.labels)
+    loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
+    model.sde.check_eps(loss_eps)
+    samplers = {
+        name: instantiate(value, f"samplers.{name}")
+        for name, value in (plan.get("samplers") or {}).items()
+    }
+    exact = instantiate(plan["likelihood"], "likelihood")
+    for tool in (*samplers.values(), exact):
+        tool.check(model)
+
+    log.info("Training %s: %d steps on %s.", config.name, training.steps, device)
+    clock = time.perf_counter()
+    average = fit(
+        model,
+        data,
+        loss,
+        training,
+        instantiate(plan["optimizer"], "optimizer"),
+        folder,
+        recipe=recipe,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    trained = Trained(
+        name=config.name,
+        model=average,
+        data=data,
+        seconds=time.perf_counter() - clock,
+        seed=config.seed,
+        facts=[("training", f"{training.steps} steps of {training.batch_size} examples")],
+        configuration=OmegaConf.to_yaml(plan),
+    )
+    results = report_training(
+        trained,
+        samplers,
+        exact,
+        folder,
+        count=config.count,
+        examples=config.examples,
+        batch_size=config.batch_size,
+        baselines=config.baselines,
+        progress=config.progress,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Draws samples of a checkpoint."""
+    from scoresde.data import Units
+    from scoresde.tasks.sampling import draw_samples, save_samples
+
+    checkpoint, model = load(config)
+    units = checkpoint.build("units", Units, allowed(config))
+    sampler = instantiate(config.sampler, "sampler")
+    drawn = draw_samples(
+        model,
+        sampler,
+        units,
+        config.count,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    save_samples(drawn, units, folder)
+    log.info("%d samples in %.1f s: %s", config.count, drawn.seconds, folder)
+    return {"nfe": float(drawn.nfe.double().mean()), "seconds": drawn.seconds}
+
+
+def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Evaluates a checkpoint on a split of its data, or of the data given."""
+    from scoresde.tasks.evaluation import check_draws, evaluate_likelihood
+    from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
+
+    checkpoint, model = load(config)
+    data = evaluated_data(checkpoint, config).to(model.device)
+    check_model(model, data)
+    exact = _likelihood(checkpoint, config)
+    draws = _draws(config)
+    check_draws(data, draws)
+    sets = {PARTS: data}
+    if config.get("ood") is not None:
+        other = replace(build_data(config.ood).to(model.device), scaling=data.scaling)
+        check_comparable(data, other)
+        sets["parts_ood"] = other
+    evaluated = []
+    for name, one in sets.items():
+        identity = _identity(checkpoint, config, one, exact, draws)
+        parts = Parts(folder / name, rank_of()).claim(identity)
+        evaluation = evaluate_likelihood(
+            model,
+            exact,
+            one,
+            config.split,
+            examples=config.examples,
+            batch_size=config.batch_size,
+            draws=draws,
+            seed=config.seed,
+            parts=parts,
+            progress=config.progress and rank_of().index == 0,
+        )
+        evaluated.append(Evaluated(one, evaluation))
+    if rank_of().index > 0:
+        return {}
+    results = report_likelihood(
+        evaluated[0],
+        evaluated[1] if len(evaluated) > 1 else None,
+        folder,
+        title=checkpoint.recipe.get("name", "a model"),
+        facts=[("likelihood", str(exact)), ("SDE", str(model.sde))],
+        configuration=OmegaConf.to_yaml(config),
+    )
+    _say(config, evaluated, results, folder)
+    return {**results, "likelihood": str(exact)}
+
+
+def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
+    from scoresde.bound import VariationalBound
+    from scoresde.likelihood import Likelihood
+
+    exact = merged(checkpoint, "likelihood", object, config)
+    if not isinstance(exact, Likelihood | VariationalBound):
+        raise InputError(
+            f"likelihood is a {type(exact).__name__}; give a Likelihood or a VariationalBound."
+        )
+    return exact
+
+
+def _draws(config: DictConfig) -> Any:
+    """Returns how integers are dequantised, or None for the plain way."""
+    from scoresde.tasks.evaluation import Draws
+
+    if config.draws == 1 and not given("dequantisation"):
+        if config.weighted:
+            raise InputError("weighted=true has no effect on a single draw; give draws=16, say.")
+        return None
+    return Draws(
+        config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
+    )
+
+
+def _identity(
+    checkpoint: Any, config: DictConfig, data: Any, exact: Any, draws: Any
+) -> dict[str, str]:
+    """What an evaluation's numbers depend on, in words; where the files lie is no part of it."""
+    weights = checkpoint.ema if config.weights == "average" else checkpoint.model
+    plan = json.dumps(checkpoint.recipe.get("model"), sort_keys=True, default=str)
+    print_ = _fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
+    values = data.split(config.split)
+    kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
+    return {
+        "checkpoint": f"step {checkpoint.step}, {print_}",
+        "data": f"{kind}, {_fingerprint(values)}",
+        "split": config.split,
+        "likelihood": str(exact),
+        "draws": str(draws),
+        "seed": str(config.seed),
+        "weights": config.weights,
+        "batch_size": str(config.batch_size),
+    }
+
+
+def _fingerprint(*parts: str | torch.Tensor) -> str:
+    """Returns 16 digits that change with any text, number or order of rows."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        else:
+            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Path) -> None:
+    for one in evaluated:
+        e = one.evaluation
+        log.info(
+            "%s: %.4f ± %.4f %s (%d examples, NFE %.0f, %.1f s): %s",
+            e.split if len(evaluated) == 1 else one.title,
+            e.mean,
+            e.standard_error,
+            e.unit,
+            len(e.values),
+            e.summary()["nfe"],
+            e.seconds,
+            folder / "likelihood.json",
+        )
+    if "auroc" in results:
+        log.info("AUROC: %.4f ± %.4f", results["auroc"], results["auroc_standard_error"])
+    log.info("Report: %s", folder / "report.html")
+
+
+def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Turns a checkpoint of another program into one of ours."""
+    from scoresde.tasks.importing import import_checkpoint, read_foreign
+
+    if config.checkpoint is None:
+        raise InputError("task=import needs checkpoint=FILE.pth, or a folder of diffusers.")
+    reference = config.reference
+    if isinstance(reference, DictConfig):
+        reference = OmegaConf.to_container(reference, resolve=True)
+    imported = read_foreign(config.checkpoint, reference)
+    plan = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plan, dict)
+    parts = {key: plan[key] for key in ("name", "likelihood")}
+    data = plan["data"] if given("data") else None
+    checkpoint = import_checkpoint(imported, folder, parts, data)
+    parameters = sum(value.numel() for value in checkpoint.ema.values())
+    log.info("%d numbers, step %d: %s", parameters, checkpoint.step, folder / "checkpoint.pt")
+    return {"parameters": parameters, "step": checkpoint.step}
+
+
+TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
+    "train": train,
+    "sample": sample,
+    "likelihood": likelihood,
+    "import": import_,
+}

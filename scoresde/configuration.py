@@ -1,0 +1,223 @@
+"""What a configuration means: the checks of its values, and the objects that it names."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from scoresde.errors import InputError, check_count
+
+GROUPS = (
+    *("data", "sde", "network", "parametrisation", "label", "loss", "optimizer", "train"),
+    *("likelihood", "sampler", "dequantisation"),
+)
+# What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
+USED = {
+    "sample": ("sampler",),
+    "likelihood": ("data", "likelihood", "dequantisation"),
+    "import": ("data", "likelihood"),
+}
+
+
+def check(config: DictConfig) -> None:
+    """Checks the plain values before anything is built.
+
+    Raises:
+        InputError: If one is of the wrong type or range, or would have no effect.
+    """
+    missing = [group for group in GROUPS if group not in config]
+    if missing:
+        raise InputError(f"{missing[0]} was removed and leaves nothing; leave ~{missing[0]} out.")
+    optional = [name for name in ("threads", "examples") if config[name] is not None]
+    for name in ("count", "batch_size", "draws", *optional):
+        value = config[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
+        check_count(name, value)
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
+        raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
+    if config.seed >= 2**63:
+        raise InputError(f"seed={config.seed} is not below 2^63; give a smaller number.")
+    for name in ("progress", "baselines", "resident", "weighted"):
+        if not isinstance(config[name], bool):
+            raise InputError(f"{name}={config[name]} is neither true nor false.")
+    if config.get("ood") is not None and config.task != "likelihood":
+        raise InputError(f"ood has no effect on task={config.task}; leave it out.")
+    if config.reference is not None and config.task != "import":
+        raise InputError(f"reference has no effect on task={config.task}; leave it out.")
+    for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
+        if not isinstance(config[name], str):
+            raise InputError(f"{name}={config[name]} is no word; give text.")
+    if not isinstance(config.allow, str | ListConfig):
+        raise InputError(f"allow={config.allow} is no list of packages; give allow=[NAME].")
+    if config.task in USED:
+        idle = [g for g in (*GROUPS, "samplers") if g not in USED[config.task] and given(g)]
+        if idle:
+            raise InputError(
+                f"{idle[0]} has no effect on task={config.task}: the checkpoint holds its own; "
+                "leave it out."
+            )
+
+
+def given(section: str) -> list[str]:
+    """Returns what the command line says of a section of the configuration."""
+    texts = [text.lstrip("+~") for text in HydraConfig.get().overrides.task]
+    return [text for text in texts if text.startswith((f"{section}=", f"{section}."))]
+
+
+def measured(plan: Any, data: Any) -> Any:
+    """Fills in what the data decide, ``shape: null`` and ``sigma_data: auto``, wherever it is."""
+    if isinstance(plan, list):
+        return [measured(value, data) for value in plan]
+    if not isinstance(plan, dict):
+        return plan
+    plan = {k: v if k == "data" else measured(v, data) for k, v in plan.items()}
+    if plan.get("sigma_data") == "auto":
+        plan["sigma_data"] = round(data.sigma_data, 4)
+    if "shape" in plan and plan["shape"] is None:
+        plan["shape"] = list(data.shape)
+    return plan
+
+
+def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
+    parts = ("network", "sde", "parametrisation", "label")
+    kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
+    return {
+        "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
+        "units": {"_target_": "scoresde.data.Units", **data.units.describe()},
+        **{key: plan.get(key) for key in kept},
+    }
+
+
+def instantiate(section: Any, name: str) -> Any:
+    """Builds the object that a section names.
+
+    Raises:
+        InputError: If the section is empty.
+    """
+    if section is None:
+        raise InputError(f"{name} is empty; give it a value, or remove it by ~{name}.")
+    return hydra.utils.instantiate(section, _convert_="all")
+
+
+def build_data(section: Any) -> Any:
+    """Builds a data set.
+
+    Raises:
+        InputError: If the section names something else.
+    """
+    from scoresde.data import Dataset
+
+    data = instantiate(section, "data")
+    if not isinstance(data, Dataset):
+        raise InputError(
+            f"data._target_ gave a {type(data).__name__}; it must return a scoresde.data.Dataset "
+            "(see Dataset.of)."
+        )
+    return data
+
+
+def load(config: DictConfig) -> tuple[Any, Any]:
+    """Reads the checkpoint and rebuilds its model."""
+    from scoresde.train import Checkpoint
+
+    if config.checkpoint is None:
+        raise InputError(f"task={config.task} needs checkpoint=RUN_FOLDER_OR_FILE.")
+    if config.weights not in ("average", "raw"):
+        raise InputError(f"weights={config.weights} is unknown; give average or raw.")
+    device = device_of(config.device)
+    checkpoint = Checkpoint.load(config.checkpoint)
+    model = checkpoint.build_model(allowed(config), average=config.weights == "average")
+    return checkpoint, place(model, device)
+
+
+def allowed(config: DictConfig) -> Sequence[str]:
+    """Returns the packages that a checkpoint may name classes of."""
+    return [config.allow] if isinstance(config.allow, str) else list(config.allow or [])
+
+
+def merged(checkpoint: Any, section: str, kind: type, config: DictConfig) -> Any:
+    """Builds a section of the checkpoint with what the command line changes of it.
+
+    ``section=NAME`` replaces it whole; ``section.key=value`` changes that value alone.
+    """
+    texts = given(section)
+    if any(text.startswith(f"{section}=") for text in texts):
+        return (
+            build_data(config.data) if section == "data" else instantiate(config[section], section)
+        )
+    changed = checkpoint
+    for text in texts:
+        key = text.partition("=")[0].removeprefix(f"{section}.")
+        changed = changed.with_value(section, key, OmegaConf.select(config, f"{section}.{key}"))
+    return changed.build(section, kind, allowed(config))
+
+
+def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
+    """Returns the checkpoint's data, or the data given in the checkpoint's units."""
+    from scoresde.data import Dataset, Units
+
+    if "data" not in checkpoint.recipe and not any(
+        text.startswith("data=") for text in given("data")
+    ):
+        raise InputError(
+            "The checkpoint does not say its data; give some, such as data=folder "
+            "data.path=FOLDER."
+        )
+    data = merged(checkpoint, "data", Dataset, config)
+    units = checkpoint.build("units", Units, allowed(config))
+    if (tuple(data.shape), data.levels) != (tuple(units.shape), units.levels):
+        raise InputError(
+            f"The data have the shape {tuple(data.shape)} and levels={data.levels}, the model's "
+            f"{tuple(units.shape)} and levels={units.levels}; give data of the same kind."
+        )
+    return replace(data, scaling=units.scaling)
+
+
+def place(model: Any, device: torch.device) -> Any:
+    """Moves a model to its device, with the memory layout in which convolutions are fastest."""
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def device_of(name: str) -> torch.device:
+    """Returns a device by its name, or the fastest there is for ``auto``.
+
+    Raises:
+        InputError: If it cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        # Each process of torchrun takes the next GPU of its machine.
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={name} cannot be used on this machine ({str(error).splitlines()[0]}); give "
+            "auto or cpu."
+        ) from error
+    return device
+
+
+@torch.no_grad()
+def check_model(model: Any, data: Any, labels: int = 0) -> None:
+    """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
+    from scoresde.streams import Streams
+
+    x = data.batch("test", Streams.of(0, batch=1)).to(model.device)
+    cond = {"augment": x.new_zeros(1, labels)} if labels else {}
+    try:
+        model.noise(x, torch.full((1,), 0.5, device=x.device), **cond)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InputError(
+            f"The network cannot take data of shape {tuple(data.shape)}: "
+            f"{' '.join(str(error).split())}; choose another network, or give it that shape."
+        ) from error
