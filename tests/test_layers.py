@@ -22,6 +22,7 @@ LAYERS = {  # the design's table; a room that serves others of its layer stands 
     "solvers": 2,
     "flow": 2.5,  # carries points and densities, for samplers and likelihoods
     "cutoff": 2.5,
+    "guidance": 3,
     "loss": 3,
     "bound": 3,
     "sample": 3,

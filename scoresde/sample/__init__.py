@@ -27,6 +27,7 @@ from scoresde.sample.reference import ReferencePredictorCorrector
 from scoresde.sample.restart import Loop, Restart
 from scoresde.sample.single_step import SEEDS, DPMSolver, Heun
 from scoresde.sample.torch_sde import TorchSDE
+from scoresde.sample.trajectory import Trajectory, slerp, trace
 
 __all__ = [
     "DDIM",
@@ -62,5 +63,8 @@ __all__ = [
     "Step",
     "StepRule",
     "TorchSDE",
+    "Trajectory",
     "UniPC",
+    "slerp",
+    "trace",
 ]

@@ -184,9 +184,7 @@ class Sampler(ABC):
         streams = Streams.of(seed, seeds, _batch(shape, latent), model.device)
         if latent is None:
             assert shape is not None
-            dtype = model.state(torch.empty(0)).dtype
-            start = streams.normal(tuple(shape)[1:], Purpose.LATENT, dtype=dtype)
-            start *= self.temperature * model.sde.prior_std
+            start = self._start(model, shape, streams)
         else:
             check_data(latent)
             start = model.state(latent)
@@ -201,6 +199,25 @@ class Sampler(ABC):
             watch.close()
         x = x if latent is None else x.to(latent.dtype)
         return Samples(x, field.nfe(x), streams.seed, end.log_prob, end.standard_error)
+
+    def latent(
+        self,
+        model: ScoreFunction,
+        shape: Sequence[int],
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+    ) -> Tensor:
+        """Returns the states at time 1 that samples start from; arguments as for sampling."""
+        self.check(model)
+        return self._start(
+            model, shape, Streams.of(seed, seeds, _batch(shape, None), model.device)
+        )
+
+    def _start(self, model: ScoreFunction, shape: Sequence[int], streams: Streams) -> Tensor:
+        dtype = model.state(torch.empty(0)).dtype
+        start = streams.normal(tuple(shape)[1:], Purpose.LATENT, dtype=dtype)
+        return self.temperature * model.sde.prior_std * start
 
     def check(self, model: ScoreFunction) -> float:
         """Returns the cut-off for a model.

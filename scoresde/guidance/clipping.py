@@ -1,0 +1,128 @@
+r"""Models whose expected data is kept in the range of the data.
+
+The expected data :math:`D(x, t)` of images in [-1, 1] lies in [-1, 1], for it is a mean of images.
+A network's, above all under strong guidance, may not. With another :math:`D'` in its place the
+three views stay one function, by Tweedie's formula,
+
+.. math:: \hat z' = \hat z + \frac\alpha\sigma (D - D'), \qquad
+          s' = -\frac{\hat z'}{\sigma},
+
+so that any sampler takes it. The first form keeps :math:`\hat z` to the last digit where nothing
+is changed, at the smallest noise too. Nothing is the score of a density any more: likelihoods
+take the model as it was trained.
+
+References:
+    Ho et al., *Denoising diffusion probabilistic models*, 2020 (clipping, in their code).
+    Saharia et al., *Photorealistic text-to-image diffusion models with deep language
+    understanding*, 2022, https://arxiv.org/abs/2205.11487 (section 2.3, dynamic thresholding).
+"""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.model import ScoreFunction, check_model
+from scoresde.sde import as_time
+from scoresde.shapes import expand
+
+
+class ChangedData(ScoreFunction):
+    """Abstract model whose expected data is changed.
+
+    Arguments:
+        model: The score function to change.
+    """
+
+    def __init__(self, model: ScoreFunction) -> None:
+        super().__init__()
+        check_model(model)
+        self.model = model
+        self.sde = model.sde
+
+    @abstractmethod
+    def change(self, data: Tensor) -> Tensor:
+        """Returns what takes the place of expected data ``(B, *)``."""
+
+    def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self.change(self.model.denoise(x, t, **cond))
+
+    def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        t = as_time(t)
+        noise = self.model.noise(x, t, **cond)
+        alpha, sigma = (expand(part, x) for part in (self.sde.alpha(t), self.sde.sigma(t)))
+        data = (x - sigma * noise) / alpha
+        return noise + alpha / sigma * (data - self.change(data))
+
+    def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return -self.noise(x, t, **cond) / expand(self.sde.sigma(as_time(t)), x)
+
+
+class Clipped(ChangedData):
+    """A model whose expected data is clipped.
+
+    Arguments:
+        model: The score function to change.
+        low: The smallest value, in model units.
+        high: The largest value, in model units, above ``low``.
+
+    Raises:
+        InputError: If the range is empty.
+
+    Example:
+        >>> from scoresde import GaussianModel, VPSDE
+        >>> exact = GaussianModel(torch.zeros(2), 1.0, VPSDE())
+        >>> Clipped(exact).denoise(torch.tensor([[5.0, 0.0]]), torch.tensor(0.1))
+        tensor([[1., 0.]])
+    """
+
+    def __init__(self, model: ScoreFunction, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__(model)
+        if not low < high:
+            raise InputError(_empty(low, high))
+        self.low, self.high = low, high
+
+    def change(self, data: Tensor) -> Tensor:
+        return data.clamp(self.low, self.high)
+
+
+class DynamicThreshold(ChangedData):
+    r"""A model whose expected data is scaled into its range where it leaves it.
+
+    With :math:`s` the quantile of :math:`|D - c|` over the values of one example, where that lies
+    above the half-width :math:`w` of the range around its middle :math:`c`, values beyond
+    :math:`c \pm s` are clipped and the rest is scaled by :math:`w / s`.
+
+    Arguments:
+        model: The score function to change.
+        quantile: The share of values that are not clipped, in (0, 1].
+        low: The smallest value, in model units.
+        high: The largest value, in model units, above ``low``.
+
+    Raises:
+        InputError: If the range is empty, or the quantile outside (0, 1].
+    """
+
+    def __init__(
+        self, model: ScoreFunction, quantile: float = 0.995, low: float = -1.0, high: float = 1.0
+    ) -> None:
+        super().__init__(model)
+        if not low < high:
+            raise InputError(_empty(low, high))
+        if not 0 < quantile <= 1:
+            raise InputError(f"quantile={quantile} is outside (0, 1]; 0.995 is usual.")
+        self.quantile = quantile
+        self.middle, self.width = 0.5 * (low + high), 0.5 * (high - low)
+
+    def change(self, data: Tensor) -> Tensor:
+        away = data - self.middle
+        sizes = away.abs().flatten(1)
+        rank = max(1, math.ceil(self.quantile * sizes.shape[1]))
+        limit = expand(sizes.kthvalue(rank, 1).values.clamp(min=self.width), data)
+        return self.middle + torch.clamp(away, -limit, limit) * (self.width / limit)
+
+
+def _empty(low: float, high: float) -> str:
+    return f"low={low}, high={high} leave no value between them; give the range of the data."
