@@ -21,6 +21,7 @@ from scoresde.configuration import (
     device_of,
     evaluated_data,
     given,
+    guided,
     instantiate,
     load,
     measured,
@@ -104,25 +105,108 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Draws samples of a checkpoint."""
+    """Draws samples of a checkpoint, each batch kept as it comes."""
+    from scoresde.tasks.sampling import save_trajectory, stream_samples
+
+    checkpoint, drawing = _drawing(config)
+    count = config.count
+    if drawing.latents is not None:
+        count = _count(config, len(drawing.latents))
+    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, config)}
+    parts = Parts(folder / PARTS, rank_of()).claim(identity)
+    results: dict[str, Any] = stream_samples(
+        drawing,
+        count,
+        folder,
+        parts,
+        batch_size=config.batch_size,
+        images=config.images,
+        progress=config.progress and rank_of().index == 0,
+    )
+    if config.trajectory is not None and rank_of().index == 0:
+        save_trajectory(drawing, config.trajectory, count, folder)
+    log.info("%d samples in %.1f s: %s", count, results["seconds"], folder)
+    return {"count": count, **results}
+
+
+def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Draws samples between pairs of latents."""
+    from scoresde.tasks.latents import interpolate_latents
+
+    _, drawing = _drawing(config)
+    count = config.count
+    if drawing.latents is not None:
+        count = _count(config, len(drawing.latents) // 2)
+    results = interpolate_latents(
+        drawing,
+        count,
+        config.points,
+        folder,
+        batch_size=config.batch_size,
+        progress=config.progress,
+    )
+    log.info("%d pairs of samples, %d points each: %s", count, config.points, folder)
+    return {"count": count, **results}
+
+
+def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Brings data to their latents."""
+    from scoresde.tasks.latents import encode_data
+
+    checkpoint, model = load(config)
+    data = evaluated_data(checkpoint, config).to(model.device)
+    check_model(model, data)
+    sampler = instantiate(config.sampler, "sampler")
+    identity = {
+        **_identity(checkpoint, config),
+        **_data_identity(data, config.split),
+        "sampler": str(sampler),
+    }
+    results = encode_data(
+        model,
+        sampler,
+        data,
+        config.split,
+        folder,
+        Parts(folder / PARTS, rank_of()).claim(identity),
+        examples=config.examples,
+        batch_size=config.batch_size,
+        progress=config.progress and rank_of().index == 0,
+    )
+    log.info("Latents in %.1f s: %s", results["seconds"], folder / "latents.npz")
+    return dict(results)
+
+
+def _drawing(config: DictConfig) -> tuple[Any, Any]:
+    """Returns the checkpoint, and what samples are drawn from and how."""
     from scoresde.data import Units
-    from scoresde.tasks.sampling import draw_samples, save_samples
+    from scoresde.sample import Sampler
+    from scoresde.tasks.latents import read_latents
+    from scoresde.tasks.sampling import Drawing
 
     checkpoint, model = load(config)
     units = checkpoint.build("units", Units, allowed(config))
     sampler = instantiate(config.sampler, "sampler")
-    drawn = draw_samples(
-        model,
-        sampler,
-        units,
-        config.count,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        progress=config.progress,
-    )
-    save_samples(drawn, units, folder)
-    log.info("%d samples in %.1f s: %s", config.count, drawn.seconds, folder)
-    return {"nfe": float(drawn.nfe.double().mean()), "seconds": drawn.seconds}
+    if not isinstance(sampler, Sampler):
+        raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+    latents = None if config.latents is None else read_latents(Path(config.latents), units)
+    model = guided(model, config, units)
+    return checkpoint, Drawing(model, sampler, units, config.seed, latents)
+
+
+def _count(config: DictConfig, there: int) -> int:
+    """Returns how many samples to draw of latents: all, or as many as are asked for."""
+    if not given("count"):
+        return there
+    if config.count > there:
+        raise InputError(f"count={config.count}, and latents={config.latents} are for {there}.")
+    return config.count
+
+
+def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, str]:
+    guidance = OmegaConf.to_container(config.guidance) if config.get("guidance") else None
+    latents = "drawn" if drawing.latents is None else _fingerprint(drawing.latents)
+    return {"sampler": str(drawing.sampler), "guidance": str(guidance), "latents": latents}
 
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -143,7 +227,12 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         sets["parts_ood"] = other
     evaluated = []
     for name, one in sets.items():
-        identity = _identity(checkpoint, config, one, exact, draws)
+        identity = {
+            **_identity(checkpoint, config),
+            **_data_identity(one, config.split),
+            "likelihood": str(exact),
+            "draws": str(draws),
+        }
         parts = Parts(folder / name, rank_of()).claim(identity)
         evaluation = evaluate_likelihood(
             model,
@@ -197,25 +286,25 @@ def _draws(config: DictConfig) -> Any:
     )
 
 
-def _identity(
-    checkpoint: Any, config: DictConfig, data: Any, exact: Any, draws: Any
-) -> dict[str, str]:
-    """What an evaluation's numbers depend on, in words; where the files lie is no part of it."""
+def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
+    """What all numbers depend on, in words; where the files lie is no part of it."""
     weights = checkpoint.ema if config.weights == "average" else checkpoint.model
     plan = json.dumps(checkpoint.recipe.get("model"), sort_keys=True, default=str)
     print_ = _fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
-    values = data.split(config.split)
-    kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
-    return {
+    identity = {
         "checkpoint": f"step {checkpoint.step}, {print_}",
-        "data": f"{kind}, {_fingerprint(values)}",
-        "split": config.split,
-        "likelihood": str(exact),
-        "draws": str(draws),
         "seed": str(config.seed),
         "weights": config.weights,
         "batch_size": str(config.batch_size),
     }
+    plain = config.precision == "float32"
+    return identity if plain else {**identity, "precision": config.precision}
+
+
+def _data_identity(data: Any, split: str) -> dict[str, str]:
+    values = data.split(split)
+    kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
+    return {"data": f"{kind}, {_fingerprint(values)}", "split": split}
 
 
 def _fingerprint(*parts: str | torch.Tensor) -> str:
@@ -273,6 +362,10 @@ def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
 TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "train": train,
     "sample": sample,
+    "interpolate": interpolate,
+    "encode": encode,
     "likelihood": likelihood,
     "import": import_,
 }
+# Those that keep what is done, go on with it, and share it between processes.
+RESUMED = ("sample", "encode", "likelihood")

@@ -18,9 +18,26 @@ GROUPS = (
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
 USED = {
-    "sample": ("sampler",),
+    "sample": ("sampler", "guidance"),
+    "interpolate": ("sampler", "guidance"),
+    "encode": ("sampler", "data"),
     "likelihood": ("data", "likelihood", "dequantisation"),
     "import": ("data", "likelihood"),
+}
+
+
+# The tasks that a value serves, and what it is where it serves none.
+_EVERY = ("sample", "likelihood", "encode", "interpolate")
+SERVES = {
+    "ood": (None, ("likelihood",)),
+    "reference": (None, ("import",)),
+    "guidance": (None, ("sample", "interpolate")),
+    "latents": (None, ("sample", "interpolate")),
+    "images": (False, ("sample",)),
+    "trajectory": (None, ("sample",)),
+    "precision": ("float32", _EVERY),
+    "compile": (False, _EVERY),
+    "channels_last": (True, _EVERY),
 }
 
 
@@ -33,8 +50,9 @@ def check(config: DictConfig) -> None:
     missing = [group for group in GROUPS if group not in config]
     if missing:
         raise InputError(f"{missing[0]} was removed and leaves nothing; leave ~{missing[0]} out.")
-    optional = [name for name in ("threads", "examples") if config[name] is not None]
-    for name in ("count", "batch_size", "draws", *optional):
+    optional = ("threads", "examples", "trajectory")
+    numbers = [name for name in optional if config[name] is not None]
+    for name in ("count", "batch_size", "draws", "points", *numbers):
         value = config[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
@@ -43,13 +61,12 @@ def check(config: DictConfig) -> None:
         raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
     if config.seed >= 2**63:
         raise InputError(f"seed={config.seed} is not below 2^63; give a smaller number.")
-    for name in ("progress", "baselines", "resident", "weighted"):
+    for name in ("progress", "baselines", "resident", "weighted", "images", "channels_last"):
         if not isinstance(config[name], bool):
             raise InputError(f"{name}={config[name]} is neither true nor false.")
-    if config.get("ood") is not None and config.task != "likelihood":
-        raise InputError(f"ood has no effect on task={config.task}; leave it out.")
-    if config.reference is not None and config.task != "import":
-        raise InputError(f"reference has no effect on task={config.task}; leave it out.")
+    for name, (plain, tasks) in SERVES.items():
+        if config.get(name) != plain and config.task not in tasks:
+            raise InputError(f"{name} has no effect on task={config.task}; leave it out.")
     for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
         if not isinstance(config[name], str):
             raise InputError(f"{name}={config[name]} is no word; give text.")
@@ -125,6 +142,8 @@ def build_data(section: Any) -> Any:
 
 def load(config: DictConfig) -> tuple[Any, Any]:
     """Reads the checkpoint and rebuilds its model."""
+    from scoresde.model import ScoreModel
+    from scoresde.nn.speed import accelerated
     from scoresde.train import Checkpoint
 
     if config.checkpoint is None:
@@ -134,7 +153,32 @@ def load(config: DictConfig) -> tuple[Any, Any]:
     device = device_of(config.device)
     checkpoint = Checkpoint.load(config.checkpoint)
     model = checkpoint.build_model(allowed(config), average=config.weights == "average")
-    return checkpoint, place(model, device)
+    model = place(model, device) if config.channels_last else model.to(device)
+    if isinstance(model, ScoreModel) and isinstance(model.network, torch.nn.Module):
+        mode = {True: "default", False: None}.get(config.compile, config.compile)
+        model.network = accelerated(model.network, config.precision, mode)
+    elif config.precision != "float32" or config.compile:
+        raise InputError(
+            "precision and compile are for networks, and the checkpoint holds none; leave them "
+            "out."
+        )
+    return checkpoint, model
+
+
+def guided(model: Any, config: DictConfig, units: Any) -> Any:
+    """Returns a model under the guidance that is asked for, if any."""
+    section = config.get("guidance")
+    if section is None:
+        return model
+    values = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(values, dict)
+    for name, value in zip(("low", "high"), units.range, strict=True):
+        if values.get(name, 0) is None:
+            values[name] = value
+    guidance = instantiate(values, "guidance")
+    if not callable(guidance):
+        raise InputError(f"guidance is a {type(guidance).__name__}; it must map a model to one.")
+    return guidance(model)
 
 
 def allowed(config: DictConfig) -> Sequence[str]:

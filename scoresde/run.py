@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from scoresde.commands import TASKS, rank_of
+from scoresde.commands import RESUMED, TASKS, rank_of
 from scoresde.configuration import GROUPS, check
 from scoresde.errors import InputError, SolverError
 from scoresde.tasks.parts import Rank
@@ -118,7 +118,7 @@ def _one_line(error: BaseException) -> str:
 def _check_rank(config: DictConfig, rank: Rank) -> None:
     if rank.size == 1:
         return
-    if config.task != "likelihood":
+    if config.task not in RESUMED:
         raise InputError(f"task={config.task} runs in one process; start it without torchrun.")
     if not any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra):
         raise InputError(f"{rank.size} processes must share a folder; give hydra.run.dir=FOLDER.")
@@ -136,8 +136,8 @@ def _result(folder: Path) -> dict[str, Any]:
 def _refuse_second_run(task: str | None, folder: Path) -> None:
     if not (folder / "result.json").exists():
         return
-    # A likelihood goes on where it stopped, if it is the same; its pieces know.
-    if task != "likelihood" or _result(folder).get("task") != task:
+    # These go on where they stopped, if it is the same that is asked for; their pieces know.
+    if task not in RESUMED or _result(folder).get("task") != task:
         fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
 
 

@@ -80,6 +80,11 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
         if "task=likelihood" in text and "likelihood=bound" not in text:
             small += ["likelihood.rtol=0.1", "likelihood.atol=0.1"]
         small += [] if "allow=" in text else ["allow=my_parts"]
+        if "task=encode" in text:
+            small += ["examples=4"]
+        if "latents=" in text:  # of the command before, which another process may have run
+            before = next(c for c in commands() if "task=encode" in c)
+            program(*before, "examples=4", "progress=false", "allow=my_parts", cwd=place)
     if "moons" in text:
         small = [*small, "data.count=400"]
     if "multirun" in text:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 import scoresde.run
 from scoresde import VPSDE, GaussianModel
 from scoresde.configuration import measured
-from scoresde.data import Dataset
+from scoresde.data import Dataset, Units
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint
 from tests.small_sets import cifar_files, idx_files, write, write_pictures
@@ -267,6 +267,70 @@ def test_samples_do_not_depend_on_the_batch_size(run: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(draw("a", 5), draw("b", 2), atol=1e-5)
 
 
+def test_samples_are_taken_on_with_and_their_way_is_kept(run: Path, tmp_path: Path) -> None:
+    def draw(count: int, *more: str) -> dict:
+        arguments = ["task=sample", f"checkpoint={run}", "sampler=ddim", "sampler.steps=3"]
+        arguments += [f"count={count}", "batch_size=4", "progress=false", "hydra.run.dir=out"]
+        program(*arguments, *more, cwd=tmp_path)
+        return json.loads((tmp_path / "out/result.json").read_text())
+
+    assert draw(6)["count"] == 6
+    assert draw(9, "trajectory=3")["count"] == 9
+    with np.load(tmp_path / "out/samples.npz") as file:
+        assert file["x"].shape == (9, 2)
+    with np.load(tmp_path / "out/trajectory.npz") as file:
+        assert file["denoised"].shape == (3, 8, 2)
+    said = refused(
+        "task=sample",
+        f"checkpoint={run}",
+        "sampler=euler",
+        "hydra.run.dir=out",
+        "batch_size=4",
+        cwd=tmp_path,
+    )
+    assert "holds an evaluation with sampler = DDIM(" in said
+
+
+def test_data_become_latents_and_data_again(run: Path, tmp_path: Path) -> None:
+    tight = ["sampler.rtol=1e-6", "sampler.atol=1e-6", "progress=false", f"checkpoint={run}"]
+    program("task=encode", "examples=12", *tight, "hydra.run.dir=there", cwd=tmp_path)
+    latents = "latents=there/latents.npz"
+    program("task=sample", latents, *tight, "hydra.run.dir=back", cwd=tmp_path)
+    with np.load(tmp_path / "back/samples.npz") as file:
+        test = Checkpoint.load(run).build("data", Dataset).test[:12]
+        np.testing.assert_allclose(file["x"], test.numpy(), atol=1e-3)
+    program("task=interpolate", latents, "points=3", *tight, "hydra.run.dir=between", cwd=tmp_path)
+    with np.load(tmp_path / "between/interpolation.npz") as file:
+        assert file["x"].shape == (6, 3, 2)
+        np.testing.assert_allclose(file["x"][:, 0], test[::2].numpy(), atol=1e-3)
+    said = refused("task=sample", latents, "count=13", *tight, cwd=tmp_path)
+    assert "count=13" in said
+
+
+@pytest.mark.parametrize("guidance", ["clip", "threshold"])
+def test_guidance_keeps_to_a_range(guidance: str, run: Path, tmp_path: Path) -> None:
+    program(
+        "task=sample",
+        f"checkpoint={run}",
+        "sampler=ddim",
+        "sampler.steps=20",
+        "sampler.final_denoise=true",
+        f"guidance={guidance}",
+        "guidance.low=-0.1",
+        "guidance.high=0.1",
+        "count=8",
+        "precision=bf16",
+        "channels_last=false",
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    units = Checkpoint.load(run).build("units", Units)
+    with np.load(tmp_path / "out/samples.npz") as file:
+        x = units.encode(torch.from_numpy(file["x"]))
+    assert float(x.abs().max()) == pytest.approx(0.1, abs=1e-5)
+
+
 def test_likelihood_task_evaluates_every_example_once(run: Path, tmp_path: Path) -> None:
     program(
         "task=likelihood",
@@ -461,6 +525,10 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["task=paint"], 2, ["paint", "likelihood"]),
         (["device=gameboy"], 2, ["gameboy", "auto"]),
         (["task=sample"], 2, ["checkpoint="]),
+        (["precision=bf16"], 2, ["precision has no effect on task=train"]),
+        (["guidance=clip"], 2, ["guidance has no effect on task=train"]),
+        (["task=likelihood", "checkpoint=x", "images=true"], 2, ["images has no effect"]),
+        (["points=0"], 2, ["points=0"]),
         (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),
         (["train.steps=0"], 2, ["train.steps=0"]),
         (["threads=0"], 2, ["threads=0"]),

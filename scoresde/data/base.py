@@ -126,6 +126,12 @@ class Units:
         """The map to model units."""
         return Scaling(self.shift, self.width)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The range of the data in model units."""
+        low, high = (self.low, self.high) if self.levels is None else (0, self.levels)
+        return (low - self.shift) / self.width, (high - self.shift) / self.width
+
     def describe(self) -> dict[str, Any]:
         """Returns the fields as plain values."""
         return {**asdict(self), "shape": list(self.shape)}

@@ -1,6 +1,6 @@
 """What people look at: the way of samples, and what lies between their latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +34,9 @@ def trace(
     *,
     points: int = 10,
     seed: int | None = None,
+    seeds: Iterable[int] | None = None,
     callback: Callable[[Step], object] | None = None,
-    **arguments: Tensor,
+    **cond: Tensor,
 ) -> tuple[Samples, Trajectory]:
     """Draws samples, and keeps states evenly over the steps of their way.
 
@@ -49,8 +50,9 @@ def trace(
         points: How many states to keep, the first and the last among them, at least 2; fewer
             where there are fewer.
         seed: Names the random streams.
+        seeds: The index of each sample's stream; ``range(B)`` by default.
         callback: Called with a :class:`Step` after every step.
-        **arguments: As for the sampler: ``seeds``, ``progress``, conditions.
+        **cond: Conditions for the network, each with shape ``(B, *)``.
 
     Raises:
         InputError: If there are less than 2 points, or an argument does not fit.
@@ -64,9 +66,14 @@ def trace(
             callback(step)
 
     seed = fresh_seed() if seed is None else seed
-    given = {"latent": latent, "seed": seed, "callback": remember, **arguments}
-    samples = sampler(model, **given)  # type: ignore[arg-type]
-    cond = {k: v for k, v in arguments.items() if k not in ("seeds", "progress")}
+    samples = sampler(
+        model,
+        latent=latent,
+        seed=seed,
+        seeds=seeds,
+        callback=remember,
+        **cond,  # type: ignore[arg-type]
+    )
     t, x = memory.chosen()
     with torch.no_grad(), evaluating(model):
         denoised = [

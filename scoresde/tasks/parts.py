@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, text = self.folder / "identity.json", json.dumps(dict(identity), indent=2) + "\n"
         if not path.exists():
-            _write(path, lambda file: file.write(text.encode()))
+            write_whole(path, lambda file: file.write(text.encode()))
         # Also what was just written: another process may have come between.
         _compare(_identity(path), dict(identity), self.folder)
         return replace(self, mark=hashlib.sha256(text.encode()).hexdigest())
@@ -73,7 +73,8 @@ class Parts:
         all_ = [range(i, min(i + size, count)) for i in range(0, count, size)]
         own = all_[self.rank.index :: self.rank.size]
         # The others from their ends, which they reach last.
-        return own + [piece for piece in reversed(all_) if piece not in own]
+        mine = set(own)
+        return own + [piece for piece in reversed(all_) if piece not in mine]
 
     def load(self, piece: range) -> Columns | None:
         """Reads a piece; ``None`` where there is none, or none that can be used."""
@@ -97,7 +98,7 @@ class Parts:
         """Writes a piece whole."""
         arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
         arrays[_MARK] = np.array(self.mark)
-        _write(self._path(piece), lambda file: np.savez(file, **arrays))
+        write_whole(self._path(piece), lambda file: np.savez(file, **arrays))
 
     def _path(self, piece: range) -> Path:
         return self.folder / f"{piece.start:08d}-{piece.stop:08d}.npz"
@@ -146,7 +147,8 @@ def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path) ->
         )
 
 
-def _write(path: Path, write: Callable) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file by a function of the open file, whole or not at all."""
     # Process numbers are not enough: those of two machines that share the folder may agree.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with temporary.open("wb") as file:

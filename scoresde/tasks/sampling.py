@@ -1,7 +1,8 @@
-"""Drawing samples of a model, and saving them."""
+"""Drawing samples of a model, and saving them as they come."""
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,58 @@ from scoresde import plots
 from scoresde.data import Units
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
-from scoresde.sample import Sampler
+from scoresde.sample import Sampler, Trajectory, trace
 from scoresde.streams import fresh_seed
+from scoresde.tasks.parts import Columns, Parts, gather, write_whole
+from scoresde.tasks.tables import collect, first_rows
+
+_DRAWN = 256  # samples in a picture
+_TRACED = 8  # samples whose way is drawn
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What samples are drawn from, and how.
+
+    Arguments:
+        model: The model.
+        sampler: The sampler.
+        units: What an example of the data is.
+        seed: Names the random streams.
+        latents: What the samples start from, ``(N, *)`` in model units; ``None``: the streams.
+    """
+
+    model: ScoreFunction
+    sampler: Sampler
+    units: Units
+    seed: int
+    latents: Tensor | None = None
+
+    def batch(self, piece: range, progress: bool = False) -> Columns:
+        """Draws the samples of a piece, on the CPU and in model units.
+
+        Raises:
+            InputError: If a sample is not finite.
+        """
+        clock = time.perf_counter()
+        samples = self.sampler(
+            self.model, latent=self.start(piece), seed=self.seed, seeds=piece, progress=progress
+        )
+        x = samples.x.cpu()
+        _check_finite(x)
+        seconds = (time.perf_counter() - clock) / len(piece)
+        return {
+            "x": x,
+            "nfe": samples.nfe.cpu(),
+            "seconds": torch.full((len(piece),), seconds, dtype=torch.float64),
+        }
+
+    def start(self, piece: range) -> Tensor:
+        """Returns the latents of a piece, on the model's device."""
+        if self.latents is not None:
+            return self.latents[piece.start : piece.stop].to(self.model.device)
+        shape = (len(piece), *self.units.shape)
+        return self.sampler.latent(self.model, shape, seed=self.seed, seeds=piece)
 
 
 @dataclass(frozen=True)
@@ -55,25 +106,19 @@ def draw_samples(
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If a number is not positive, or the sampler does not fit the model.
+        InputError: If a number is not positive, the sampler does not fit the model, or a sample
+            is not finite.
     """
-    count, batch_size = check_count("count", count), check_count("batch_size", batch_size)
-    seed = fresh_seed() if seed is None else seed
-    clock = time.perf_counter()
-    parts = []
-    for start in range(0, count, batch_size):
-        seeds = range(start, min(start + batch_size, count))
-        shape = (len(seeds), *units.shape)
-        parts.append(sampler(model, shape, seed=seed, seeds=seeds, progress=progress))
-    x = torch.cat([part.x for part in parts]).cpu()
-    if not bool(x.isfinite().all()):
-        bad = int((~x.isfinite()).flatten(1).any(1).sum())
-        raise InputError(
-            f"{bad} of {count} samples are not finite: the model or the sampler has diverged; "
-            "check the training, or use more steps or a larger eps."
-        )
-    nfe = torch.cat([part.nfe for part in parts]).cpu()
-    return Drawn(x, nfe, time.perf_counter() - clock, seed)
+    drawing = Drawing(model, sampler, units, fresh_seed() if seed is None else seed)
+
+    def compute(piece: range) -> Columns:
+        return drawing.batch(piece, progress)
+
+    parts = [
+        columns for _, columns, _ in gather(None, check_count("count", count), batch_size, compute)
+    ]
+    x, nfe, seconds = (torch.cat([c[name] for c in parts]) for name in ("x", "nfe", "seconds"))
+    return Drawn(x, nfe, float(seconds.sum()), drawing.seed)
 
 
 def save_samples(drawn: Drawn, units: Units, folder: Path, name: str = "samples") -> None:
@@ -84,13 +129,127 @@ def save_samples(drawn: Drawn, units: Units, folder: Path, name: str = "samples"
     raw = units.decode(drawn.x)
     path, seed = folder / f"{name}.npz", np.uint64(drawn.seed)
     np.savez(path, x=raw.numpy(), nfe=drawn.nfe.numpy(), seed=seed)
+    _picture(drawn.x, units, folder / f"{name}.png")
+
+
+def stream_samples(
+    drawing: Drawing,
+    count: int,
+    folder: Path,
+    parts: Parts,
+    *,
+    batch_size: int = 256,
+    images: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Draws any number of samples, each saved with its batch, in the memory of one batch.
+
+    At the end ``samples.npz`` holds them all, as :func:`save_samples` writes them, beside
+    ``samples.png``.
+
+    Arguments:
+        drawing: What to draw.
+        count: The number of samples, positive.
+        folder: Where to write.
+        parts: Where finished batches are kept and, if they are there, read.
+        batch_size: The number of samples drawn together, positive.
+        images: Whether each sample becomes a file ``images/00000017.png`` too.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The mean NFE and the seconds in all.
+
+    Raises:
+        InputError: If the data are no images and ``images`` asks for some, or as for
+            :func:`draw_samples`.
+    """
+    units, alone = drawing.units, count <= batch_size
+    if images and not is_image(units):
+        raise InputError(
+            f"images=true needs images of one or three channels, and an example has the shape "
+            f"{tuple(units.shape)}; leave it out."
+        )
+
+    def compute(piece: range) -> Columns:
+        columns = drawing.batch(piece, progress and alone)
+        if images:
+            _save_images(columns["x"], units, folder / "images", piece)
+        return {**columns, "x": units.decode(columns["x"])}
+
+    path, seed = folder / "samples.npz", np.uint64(drawing.seed)
+    shown = progress and not alone
+    table = collect(path, parts, count, batch_size, compute, shown, seed=seed)
+    if parts.rank.index == 0:
+        raw = first_rows(path, _DRAWN)
+        _picture(units.encode(raw), units, folder / "samples.png")
+    return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
+
+
+def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> None:
+    """Saves the way of the first samples: ``trajectory.npz`` and ``trajectory.png``.
+
+    The file holds times ``t`` ``(T, B)``, and states ``x`` and expected data ``denoised``,
+    ``(T, B, *)``, in model units. Images make strips, two rows for each sample; of two-dimensional
+    data the paths are drawn; other data have no picture.
+
+    Arguments:
+        drawing: What to draw.
+        points: How many states of each, at least 2.
+        count: How many samples there are; at most eight are taken.
+        folder: Where to write.
+    """
+    piece, model = range(min(count, _TRACED)), drawing.model
+    _, way = trace(
+        model, drawing.sampler, drawing.start(piece), points=points, seed=drawing.seed, seeds=piece
+    )
+    arrays = {name: getattr(way, name).numpy() for name in ("t", "x", "denoised")}
+    write_whole(folder / "trajectory.npz", lambda file: np.savez(file, **arrays))
+    path, units = folder / "trajectory.png", drawing.units
     if is_image(units):
-        plots.image_grid(units.to_unit(drawn.x[:256]), folder / f"{name}.png")
+        strips = _strips(way, model, units)
+        labels = [text for t in way.t.T for text in (*(f"t {v:.2g}" for v in t), *[""] * len(t))]
+        plots.labelled_grid(strips, labels, path, columns=len(way.t))
     elif tuple(units.shape) == (2,):
-        extent = (units.low, units.high, units.low, units.high)
-        plots.scatter_comparison({"": raw}, folder / f"{name}.png", extent)
+        plots.trajectories(way.t, units.scaling.decode(way.x), path)
 
 
 def is_image(units: Units) -> bool:
     """Whether examples are images of one or three channels."""
     return len(units.shape) == 3 and units.shape[0] in (1, 3)
+
+
+def _save_images(x: Tensor, units: Units, folder: Path, piece: range) -> None:
+    """Writes each sample as a PNG; 8-bit images level by level."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    levels = units.decode(x) if units.levels == 256 else (units.to_unit(x) * 255).round()
+    for i, image in zip(piece, levels.to(torch.uint8).numpy(), strict=True):
+        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        write_whole(folder / f"{i:08d}.png", partial(picture.save, format="PNG"))
+
+
+def _check_finite(x: Tensor) -> None:
+    bad = int((~x.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise InputError(
+            f"{bad} of {len(x)} samples are not finite: the model or the sampler has diverged; "
+            "check the training, or use more steps or a larger eps."
+        )
+
+
+def _picture(x: Tensor, units: Units, path: Path) -> None:
+    """Draws samples in model units, if there is a way."""
+    if is_image(units):
+        plots.image_grid(units.to_unit(x[:_DRAWN]), path)
+    elif tuple(units.shape) == (2,):
+        extent = (units.low, units.high, units.low, units.high)
+        plots.scatter_comparison({"": units.decode(x)}, path, extent)
+
+
+def _strips(way: Trajectory, model: ScoreFunction, units: Units) -> Tensor:
+    """Returns two rows for each sample: the states, as bright at every time, and their data."""
+    size = (model.sde.alpha(way.t) ** 2 + model.sde.sigma(way.t) ** 2).rsqrt().to(way.x)
+    states = way.x * size.reshape(*size.shape, 1, 1, 1)
+    rows = torch.stack([states, way.denoised]).permute(2, 0, 1, 3, 4, 5)
+    return units.to_unit(rows.flatten(0, 2))

@@ -1,0 +1,135 @@
+"""Latents: of data, and between those of samples."""
+
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde import plots
+from scoresde.data import Dataset, Units
+from scoresde.errors import InputError
+from scoresde.model import ScoreFunction
+from scoresde.sample import ProbabilityFlow, Sampler, slerp
+from scoresde.tasks.parts import Columns, Parts, gather, write_whole
+from scoresde.tasks.sampling import Drawing, is_image
+from scoresde.tasks.tables import collect
+
+
+def encode_data(
+    model: ScoreFunction,
+    sampler: Sampler,
+    data: Dataset,
+    split: str,
+    folder: Path,
+    parts: Parts,
+    *,
+    examples: int | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Brings data to their latents, and writes ``latents.npz`` (model units, NFE).
+
+    Integers lie at the centres of their levels, so that decoding gives them back.
+
+    Arguments:
+        model: The model.
+        sampler: A :class:`~scoresde.sample.ProbabilityFlow`.
+        data: The data.
+        split: ``train``, ``validation`` or ``test``.
+        folder: Where to write.
+        parts: Where finished batches are kept and, if they are there, read.
+        examples: How many of its first examples, positive; ``None``: all.
+        batch_size: The number of examples encoded together, positive.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The mean NFE and the seconds in all.
+
+    Raises:
+        InputError: If the sampler knows no way back, or there is no such split.
+    """
+    if not isinstance(sampler, ProbabilityFlow):
+        raise InputError(
+            f"{type(sampler).__name__} is no map that can be inverted; give "
+            "sampler=probability_flow."
+        )
+    values = data.split(split)
+    count = len(values) if examples is None else min(len(values), examples)
+
+    def compute(piece: range) -> Columns:
+        clock = time.perf_counter()
+        x = data.encode(values[piece.start : piece.stop].to(model.device))
+        latent = sampler.encode(model, x)
+        seconds = (time.perf_counter() - clock) / len(piece)
+        each = torch.full((len(piece),), seconds, dtype=torch.float64)
+        return {"x": latent.x.cpu(), "nfe": latent.nfe.cpu(), "seconds": each}
+
+    table = collect(folder / "latents.npz", parts, count, batch_size, compute, progress)
+    return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
+
+
+def read_latents(path: Path, units: Units) -> Tensor:
+    """Reads latents as :func:`encode_data` writes them, float32 ``(N, *)``.
+
+    Raises:
+        InputError: If the file holds none, or none of that shape.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            latents = torch.from_numpy(file["x"])
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"latents={path} holds no array x ({error}); give latents.npz of task=encode."
+        ) from error
+    if tuple(latents.shape[1:]) != tuple(units.shape) or len(latents) == 0:
+        raise InputError(
+            f"latents={path} have the shape {tuple(latents.shape)}, and an example has "
+            f"{tuple(units.shape)}; give latents of this model."
+        )
+    if not latents.is_floating_point() or not bool(latents.isfinite().all()):
+        raise InputError(f"latents={path} are no finite floats; give latents.npz of task=encode.")
+    return latents.float()
+
+
+def interpolate_latents(
+    drawing: Drawing, count: int, points: int, folder: Path, *, batch_size: int, progress: bool
+) -> dict[str, float]:
+    """Draws samples between pairs of latents: ``interpolation.npz`` and ``interpolation.png``.
+
+    The ends are samples 2 i and 2 i + 1 of the drawing, or these of its latents; between them the
+    latents follow an arc (:func:`~scoresde.sample.slerp`). The file holds ``x`` in raw units,
+    ``(count, points, *)``, and the ``share`` of the second latent.
+
+    Arguments:
+        drawing: What to draw.
+        count: The number of pairs, positive.
+        points: The number of samples from one end to the other, at least 2.
+        folder: Where to write.
+        batch_size: The number of samples drawn together, positive.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The mean NFE.
+    """
+    if points < 2:
+        raise InputError(f"points={points} leave nothing between the ends; give at least 2.")
+    ends = drawing.start(range(2 * count))
+    share = torch.linspace(0, 1, points, dtype=torch.float64, device=ends.device)
+    between = slerp(ends[::2], ends[1::2], share).flatten(0, 1)
+    inner = Drawing(drawing.model, drawing.sampler, drawing.units, drawing.seed, between)
+    pieces = gather(None, len(between), batch_size, lambda piece: inner.batch(piece, progress))
+    table = [columns for _, columns, _ in pieces]
+    x, nfe = (torch.cat([columns[name] for columns in table]) for name in ("x", "nfe"))
+    raw = drawing.units.decode(x).unflatten(0, (count, points))
+    arrays = {"x": raw.numpy(), "share": share.cpu().numpy()}
+    write_whole(folder / "interpolation.npz", lambda file: np.savez(file, **arrays))
+    if is_image(drawing.units):
+        plots.image_grid(drawing.units.to_unit(x), folder / "interpolation.png", columns=points)
+    elif tuple(drawing.units.shape) == (2,):
+        plots.trajectories(
+            1 - share.cpu(), raw.transpose(0, 1).float(), folder / "interpolation.png"
+        )
+    return {"nfe": float(nfe.double().mean())}
