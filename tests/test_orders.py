@@ -77,6 +77,7 @@ METHODS = {
     **{f"DPM-Solver-{p}": functools.partial(DPMSolver, order=p) for p in (1, 2, 3)},
     **{f"DPM-Solver++{p}M": functools.partial(DPMSolverPP, order=p) for p in (1, 2, 3)},
     "DPM-Solver++3M single": functools.partial(DPMSolverPP, order=3, single_steps=True),
+    "DPM-Solver++3M as coded": functools.partial(DPMSolverPP, order=3, as_coded=True),
     **{f"DEIS-{p}": functools.partial(DEIS, order=p) for p in (2, 3, 4)},
     **{f"DEIS-{p} single": functools.partial(DEIS, order=p, single_steps=True) for p in (3, 4)},
     **{f"iPNDM-{p}": functools.partial(IPNDM, order=p) for p in (1, 2, 3, 4)},

@@ -53,6 +53,7 @@ from scoresde.sample import (
     Restart,
     ReverseDiffusionPredictor,
     ShrunkNorm,
+    Time,  # noqa: F401 - of a representation
     TorchSDE,
     UniPC,
 )
@@ -654,6 +655,8 @@ def test_an_unusable_temperature_is_refused(temperature):
         (lambda: DPMSolver(8, order=4), "order=4"),
         (lambda: DPMSolverPP(8, order=0), "order=0"),
         (lambda: UniPC(8, bh=3), "bh=3"),
+        (lambda: UniPC(8, lower_order_below=-1), "lower_order_below=-1"),
+        (lambda: DEIS(8, variable="t"), "variable=t"),
         (lambda: DPMSolverPPSDE(8, tau=-1), "tau=-1"),
         (lambda: DPMSolverPPSDE(8, single_steps=True), "single_steps"),
         (lambda: SEEDS(8, tau=math.inf), "tau=inf"),

@@ -12,6 +12,7 @@ from scoresde.sample.correctors import (
 )
 from scoresde.sample.ddim import DDIM, Euler
 from scoresde.sample.euler_maruyama import EulerMaruyama
+from scoresde.sample.exponential import HalfLogSNR, NoiseLevel, Time, Variable
 from scoresde.sample.gotta_go_fast import GottaGoFast
 from scoresde.sample.multistep import DEIS, IPNDM, DPMSolverPP, DPMSolverPPSDE, UniPC
 from scoresde.sample.predictor_corrector import PredictorCorrector
@@ -47,10 +48,12 @@ __all__ = [
     "EulerMaruyamaPredictor",
     "GottaGoFast",
     "GridSampler",
+    "HalfLogSNR",
     "Heun",
     "Interval",
     "Langevin",
     "Loop",
+    "NoiseLevel",
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
@@ -62,9 +65,11 @@ __all__ = [
     "ShrunkNorm",
     "Step",
     "StepRule",
+    "Time",
     "TorchSDE",
     "Trajectory",
     "UniPC",
+    "Variable",
     "slerp",
     "trace",
 ]

@@ -64,6 +64,7 @@ class Variable(ABC):
         """Returns its value where half the log-SNR is ``ell``."""
 
 
+@dataclass(frozen=True)
 class HalfLogSNR(Variable):
     r"""Half the log-SNR, :math:`\ell`."""
 
@@ -71,6 +72,7 @@ class HalfLogSNR(Variable):
         return ell
 
 
+@dataclass(frozen=True)
 class NoiseLevel(Variable):
     r"""The relative noise level, :math:`\tilde\sigma = e^{-\ell}`."""
 
@@ -78,6 +80,7 @@ class NoiseLevel(Variable):
         return np.exp(-ell)
 
 
+@dataclass(frozen=True)
 class Time(Variable):
     """The time."""
 

@@ -14,6 +14,10 @@ have a bounded ratio. That holds once p values are known. The first steps have f
 - with ``single_steps=True`` a step for which too few values are known is a single step of order
   :math:`p - 1`, of as many passes: it errs by :math:`O(h^p)`, and the order is p.
 
+**The last steps** of a coarse grid are the longest in the log-SNR, and a polynomial of high degree
+over them is worse than none. With fewer steps than ``lower_order_below`` the order falls to 1
+towards the end. That is a matter of constants, and of no order, since many steps never do it.
+
 References:
     Lu et al., *DPM-Solver++*, 2022, https://arxiv.org/abs/2211.01095 (algorithm 2).
     Zhang and Chen 2023, https://arxiv.org/abs/2204.13902.
@@ -24,7 +28,7 @@ References:
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -39,6 +43,7 @@ from scoresde.sample.exponential import (
     NoiseLevel,
     Planner,
     Time,
+    Variable,
     rising,
 )
 from scoresde.sample.plan import Move, Node, PlannedSampler
@@ -54,18 +59,24 @@ class Multistep(PlannedSampler):
         order: The number of values that the polynomial goes through.
         single_steps: Whether the first steps, for which there are too few values, are single
             steps of nearly the full order, or rise in order with one pass each.
+        lower_order_below: The number of steps below which the last ones fall in order.
     """
 
     ORDERS: ClassVar[range] = range(1, 5)
 
     order: int = 3
     single_steps: bool = False
+    lower_order_below: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order not in self.ORDERS:
             raise InputError(
                 f"order={self.order} is not one of {', '.join(map(str, self.ORDERS))}."
+            )
+        if not self.lower_order_below >= 0:
+            raise InputError(
+                f"lower_order_below={self.lower_order_below} is negative; 0 lowers no order."
             )
 
     @property
@@ -79,12 +90,18 @@ class Multistep(PlannedSampler):
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
         planner = Planner(sde, self.integral)
         for i in range(len(nodes) - 1):
-            points = rising(nodes, i, self.order)
-            if self.single_steps and len(points) + 1 < self.order:
+            points = self.points(nodes, i)
+            if self.single_steps and i + 2 < self.order:
                 planner.single_step(nodes[i], nodes[i + 1], self.order - 1)
             else:
                 self.advance(planner, nodes[i], nodes[i + 1], points)
         return planner.moves
+
+    def points(self, nodes: Sequence[Node], i: int) -> list[Node]:
+        """Returns the nodes whose outputs step number ``i`` uses, the newest first."""
+        steps = len(nodes) - 1
+        falls = steps < self.lower_order_below
+        return rising(nodes, i, min(self.order, steps - i) if falls else self.order)
 
     def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
         """Adds the step from ``a`` to ``b`` by the outputs at ``points``, the newest first."""
@@ -100,33 +117,102 @@ class Multistep(PlannedSampler):
 class DPMSolverPP(Multistep):
     r"""DPM-Solver++ (multistep): a polynomial of the expected data in the log-SNR.
 
-    Its second difference is Newton's, so that order 3 is order 3: the form that is commonly coded
-    lacks a factor 2 there, and has order 2.
+    Order 2 (2M) has the weights of the publication (see :func:`halved`), which err about half as
+    much as the integral of the line on networks and on mixtures. Order 3 (3M) integrates Newton's
+    parabola; the form that is commonly coded lacks a factor 2 in its second difference, and has
+    order 2: ``as_coded``.
 
     References:
-        Lu et al. 2022, https://arxiv.org/abs/2211.01095 (section 4).
+        Lu et al. 2022, https://arxiv.org/abs/2211.01095 (section 4, algorithm 2).
 
     Arguments:
         steps: The number of intervals, positive; one network pass each.
         grid: How they are spaced; uniform in time by default.
         order: The number of values in the polynomial, 1 (DDIM), 2 (2M) or 3 (3M).
         single_steps: How it starts (see :mod:`scoresde.sample.multistep`).
+        lower_order_below: The number of steps below which the last ones fall in order.
+        as_coded: Whether order 3 is as it is commonly coded; it has then the order 2.
         eps: The time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the expected data there.
     """
 
     ORDERS = range(1, 4)
 
+    lower_order_below: int = 15
+    as_coded: bool = False
+
     @property
-    def integral(self) -> Integral:
+    def integral(self) -> DataIntegral:
         return DataIntegral()
+
+    def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
+        planner.evaluate(a)
+        weights = data_weights(self.integral, planner.sde, b, points, self.as_coded)
+        planner.moves.append(Move(a, b, planner.weighted(a, b, points, weights)))
+
+    @property
+    def convergence(self) -> int:
+        """The order on any grid: ``order``; 2 at most as coded, or where the steps rise."""
+        return min(self.order, 2) if self.as_coded else super().convergence
+
+
+def data_weights(
+    integral: DataIntegral, sde: SDE, end: Node, points: Sequence[Node], as_coded: bool
+) -> list[float]:
+    """Returns the weights of expected data at ``points``, the newest the start, up to ``end``."""
+    if len(points) == 1 or (len(points) == 3 and not as_coded):
+        return integral.weights(sde, points[0], end, points)
+    kappa = 1 + integral.tau**2
+    ell = [kappa * point.ell for point in points]
+    weights = halved(ell, kappa * end.ell) if len(points) == 2 else coded(ell, kappa * end.ell)
+    return [end.alpha * weight for weight in weights]
+
+
+def halved(ell: Sequence[float], end: float) -> list[float]:
+    r"""Returns the weights of two values as DPM-Solver++ 2M has them.
+
+    .. math:: (1 - e^{-h}) \left( D_0 + \frac{1}{2 r} (D_0 - D_1) \right), \qquad
+              r = \frac{\ell_0 - \ell_1}{h},
+
+    the value of the line in the middle of the step, in place of its weighted mean, which lies at
+    :math:`1 / (1 - e^{-h}) - 1 / h` of it: for short steps at :math:`\tfrac12 + \tfrac{h}{12}`,
+    so that the order is 2; for long ones at the end, where a line from the past is at its worst.
+
+    Arguments:
+        ell: Where the values are known, :math:`\ell_0` at the start of the step.
+        end: The end of the step, at :math:`\ell_0 + h`.
+    """
+    h = end - ell[0]
+    base, slope = -math.expm1(-h), -math.expm1(-h) * h / (2 * (ell[0] - ell[1]))
+    return [base + slope, -slope]
+
+
+def coded(ell: Sequence[float], end: float) -> list[float]:
+    r"""Returns the weights of three values as DPM-Solver++ 3M is commonly coded.
+
+    With Newton's differences :math:`\delta_1` (at the start) and :math:`\delta_2` of the values,
+    in units of :math:`h`, it takes
+
+    .. math:: (1 - e^{-h}) D_0 + \left( 1 - \tfrac{1 - e^{-h}}{h} \right) \delta_1
+              - \left( \tfrac{h - 1 + e^{-h}}{h^2} - \tfrac12 \right) \delta_2 ,
+
+    where the integral of the parabola has :math:`2 \delta_2`. Arguments as for :func:`halved`.
+    """
+    h = end - ell[0]
+    base, r0, r1 = -math.expm1(-h), (ell[0] - ell[1]) / h, (ell[1] - ell[2]) / h
+    newer, older = np.array([1, -1, 0]) / r0, np.array([0, 1, -1]) / r1
+    second = (newer - older) / (r0 + r1)
+    first = newer + r0 * second
+    one, two = 1 - base / h, 0.5 - (h - base) / h**2
+    return (base * np.array([1, 0, 0]) + one * first + two * second).tolist()
 
 
 @dataclass(frozen=True)
 class DEIS(Multistep):
-    """Diffusion exponential integrator sampler: a polynomial of the expected noise in time.
+    """Diffusion exponential integrator sampler: a polynomial of the expected noise.
 
-    The published tAB-r, a polynomial of degree r, is ``order=r + 1`` here.
+    The published tAB-r, a polynomial of degree r in time, is ``order=r + 1`` here; rhoAB-r is that
+    in the noise level, known as the linear multistep method (LMS) too.
 
     References:
         Zhang and Chen 2023, https://arxiv.org/abs/2204.13902 (equation 15).
@@ -136,13 +222,22 @@ class DEIS(Multistep):
         grid: How they are spaced; uniform in time by default.
         order: The number of values in the polynomial, 1 to 4.
         single_steps: How it starts (see :mod:`scoresde.sample.multistep`).
+        lower_order_below: The number of steps below which the last ones fall in order.
+        variable: What the polynomial is in: ``Time()``, ``NoiseLevel()`` or ``HalfLogSNR()``.
         eps: The time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the expected data there.
     """
 
+    variable: Variable = field(default_factory=Time)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.variable, Variable):
+            raise InputError(f"variable={self.variable} is no Variable; give one, such as Time().")
+
     @property
     def integral(self) -> Integral:
-        return NoiseIntegral(Time())
+        return NoiseIntegral(self.variable)
 
 
 @dataclass(frozen=True)
@@ -222,6 +317,7 @@ class UniPC(Multistep):
         order: The number p of values in the predictor, 1 to 3.
         single_steps: How it starts (see :mod:`scoresde.sample.multistep`); the first step is then
             of order p.
+        lower_order_below: The number of steps below which the last ones fall in order.
         bh: Which :math:`B(h)`: 1 for :math:`h`, 2 for :math:`e^h - 1` (on the expected data,
             :math:`1 - e^{-h}`).
         eps: The time to stop at (see :class:`Sampler`).
@@ -230,6 +326,7 @@ class UniPC(Multistep):
 
     ORDERS = range(1, 4)
 
+    lower_order_below: int = 15
     bh: int = 2
 
     def __post_init__(self) -> None:
@@ -255,7 +352,7 @@ class UniPC(Multistep):
                 points = [a, *rising(nodes, i - 1, self.order)]
                 weights = self._weights(sde, nodes[i - 1], a, points)
                 correction = planner.weighted(nodes[i - 1], a, points, weights)
-            points = rising(nodes, i, self.order)
+            points = self.points(nodes, i)
             weights = self._weights(sde, a, b, points)
             row = planner.weighted(a, b, points, weights)
             planner.moves.append(Move(a, b, row, correction=correction))
@@ -282,7 +379,9 @@ class DPMSolverPPSDE(Multistep):
     r"""DPM-Solver++ for the reverse SDE: 2M-SDE and 3M-SDE, with any noise scale.
 
     The integral is that over the expected data with the noise scale :math:`\tau`, and the
-    polynomial goes through past values. So it is the predictor of SA-Solver, too.
+    polynomial goes through past values. So it is the predictor of SA-Solver, too. Order 2 has the
+    weights of the publication (see :func:`halved`), which more than halve the error of the
+    variance of Gaussian data; ``as_coded`` those of order 3.
 
     **The weak order** is 2 from two values on. Write :math:`b` for the drift and :math:`W_n` for
     the noise of step n. The exact step answers its own noise with :math:`\tfrac h2 b' W_n`; the
@@ -300,6 +399,7 @@ class DPMSolverPPSDE(Multistep):
         grid: How they are spaced; uniform in time by default.
         order: The number of values in the polynomial, 1, 2 (2M-SDE) or 3 (3M-SDE).
         tau: The noise scale :math:`\tau`, non-negative; 1 is the reverse SDE, 0 the flow.
+        as_coded: Whether order 3 lacks a factor 2, as it is commonly coded.
         eps: The time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the expected data there.
     """
@@ -308,6 +408,7 @@ class DPMSolverPPSDE(Multistep):
 
     order: int = 2
     tau: float = 1.0
+    as_coded: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -321,7 +422,10 @@ class DPMSolverPPSDE(Multistep):
         return DataIntegral(self.tau)
 
     def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
-        planner.step(a, b, points, self.integral.noise(a, b))
+        planner.evaluate(a)
+        weights = data_weights(self.integral, planner.sde, b, points, self.as_coded)
+        noise = self.integral.noise(a, b)
+        planner.moves.append(Move(a, b, planner.weighted(a, b, points, weights, noise)))
 
     @property
     def convergence(self) -> int:
