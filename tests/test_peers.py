@@ -56,6 +56,7 @@ def test_the_methods_of_diffusers_are_ours(name, steps):
         x = x.double()
     grid = ExplicitGrid((*((float(t) + 1) / 1000 for t in scheduler.timesteps), 1 / 1000))
     mine = ours(steps, grid, order=order, **settings)(model, latent=latent, seed=0).x
-    # Theirs are weights in float32, and those of DEIS small differences of large numbers.
-    atol = 3e-3 if name.startswith("DEIS") else 2e-4
+    # Theirs are weights in float32: of order 3, differences of large numbers (DEIS) or the
+    # solution of a nearly singular system (UniPC).
+    atol = 3e-3 if name in ("DEIS-3", "UniPC-3") else 2e-4
     torch.testing.assert_close(mine, x, rtol=0, atol=atol)
