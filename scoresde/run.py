@@ -1,17 +1,19 @@
 """The command line: composes a configuration, builds the objects it names, calls a task.
 
 Exit codes: 0 done; 1 the configuration is refused by Hydra, or a job of a sweep failed; 2 the
-input cannot be used (one sentence says why); 130 interrupted.
+input cannot be used (one sentence says why); 75 a training stopped by SIGTERM, with a checkpoint,
+to be started again; 130 interrupted.
 """
 
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import hydra
 import torch
@@ -28,12 +30,13 @@ from scoresde.errors import InputError, SolverError
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.summary import format_table, summarise
+from scoresde.train.stopping import TrainingStopped
 
 log = logging.getLogger("scoresde")
 
 # In a checkout that is not installed, conf/ is no package but lies beside ours.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
-INPUT_ERROR, INTERRUPTED = 2, 130
+INPUT_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
 
 
 def main() -> None:
@@ -55,6 +58,7 @@ def _main(config: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     result: dict[str, Any] = {"task": config.get("task"), "overrides": overrides}
     rank, before = rank_of(), _result(folder)
+    lock = None if config.get("task") in RESUMED else _lock(folder)
     save_result(folder, {"status": "running", **result}, rank.index)
     try:
         check(config)
@@ -63,6 +67,10 @@ def _main(config: DictConfig) -> None:
             torch.set_num_threads(config.threads)
         result |= {"status": "ok", **_run(config, folder)}
         save_result(folder, result, rank.index)
+    except TrainingStopped as stop:
+        save_result(folder, {**result, "status": "stopped", "step": stop.step}, rank.index)
+        print(f"{stop}; go on by the same command with hydra.run.dir={folder}.", file=sys.stderr)
+        sys.exit(INTERRUPTED if stop.signal == signal.SIGINT else STOPPED)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -80,6 +88,26 @@ def _main(config: DictConfig) -> None:
         log.error("Job failed: %s", message)
         if sentence is None:
             log.error(traceback.format_exc())
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Takes a folder for this process, for as long as the file is open."""
+    file = (folder / ".lock").open("ab")
+    try:
+        import fcntl  # not everywhere
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(
+            f"Another process is at work in {folder}; wait for it, or choose another folder by "
+            "hydra.run.dir=FOLDER."
+        )
+    except (ImportError, OSError):  # a system, or a file system, without locks
+        pass
+    return file
 
 
 def fail(message: str) -> None:
@@ -136,8 +164,11 @@ def _result(folder: Path) -> dict[str, Any]:
 def _refuse_second_run(task: str | None, folder: Path) -> None:
     if not (folder / "result.json").exists():
         return
-    # These go on where they stopped, if it is the same that is asked for; their pieces know.
-    if task not in RESUMED or _result(folder).get("task") != task:
+    before = _result(folder)
+    # These go on where they stopped, if it is the same that is asked for: their pieces know, and
+    # so does a training's checkpoint.
+    unfinished = task == "train" and before.get("status") != "ok"
+    if before.get("task") != task or not (task in RESUMED or unfinished):
         fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
 
 

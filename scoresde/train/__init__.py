@@ -3,7 +3,9 @@
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import EMA
 from scoresde.train.loop import Training, train
+from scoresde.train.saving import Keeper
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
+from scoresde.train.stopping import TrainingStopped
 from scoresde.train.tracker import Tracker, read_metrics
 
 __all__ = [
@@ -11,9 +13,11 @@ __all__ = [
     "Checkpoint",
     "ConstantRate",
     "CosineRate",
+    "Keeper",
     "Rate",
     "Tracker",
     "Training",
+    "TrainingStopped",
     "read_metrics",
     "train",
 ]

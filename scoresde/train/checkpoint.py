@@ -7,6 +7,7 @@ may be built from it.
 """
 
 import copy
+import hashlib
 import os
 import pickle
 import zipfile
@@ -24,6 +25,7 @@ from scoresde.recipe import brief, build
 NAME = "checkpoint.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
+_LATER = ("state",)  # what the first checkpoints did not have
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Checkpoint:
         recipe: Plain values: ``model`` and ``data`` and whatever else describes the run.
         model: The weights.
         ema: Their moving average.
-        optimizer: The optimiser's state.
         step: The number of updates done.
         seed: The run's seed.
+        optimizer: The optimiser's state.
+        state: What else a training needs to go on as if nothing had happened: the number of
+            averaged updates, and the states of torch's generators.
     """
 
     recipe: dict[str, Any]
@@ -45,10 +49,12 @@ class Checkpoint:
     step: int
     seed: int
     optimizer: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all: to a temporary one, flushed, then renamed."""
-        content = {"format": _FORMAT, "version": _VERSION, **_shallow(self)}
+        parts = _shallow(self)
+        content = {"format": _FORMAT, "version": _VERSION, **parts, "digest": _digest(parts)}
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
             torch.save(content, file)
@@ -80,11 +86,14 @@ class Checkpoint:
                 f"{file} has format version {content.get('version')!r} and this is scoresde for "
                 f"version {_VERSION}; use the release that wrote it."
             )
-        names = Checkpoint.__dataclass_fields__
-        missing = [name for name in names if name not in content]
+        names = [name for name in Checkpoint.__dataclass_fields__ if name in content]
+        missing = Checkpoint.__dataclass_fields__.keys() - {*names, *_LATER}
         if missing:
-            raise InputError(f"{file} lacks {', '.join(missing)}; the file is damaged.")
-        return Checkpoint(**{name: content[name] for name in names})
+            raise InputError(f"{file} lacks {', '.join(sorted(missing))}; the file is damaged.")
+        parts = {name: content[name] for name in names}
+        if "digest" in content and content["digest"] != _digest(parts):
+            raise InputError(f"{file} is damaged: its numbers are not those that were written.")
+        return Checkpoint(**parts)
 
     def build_model(self, allow: Iterable[str] = (), average: bool = True) -> ScoreFunction:
         """Rebuilds the model.
@@ -163,6 +172,31 @@ def _read(file: Path) -> Any:
             "program, or holds objects that are not plain tensors and numbers (nothing was "
             "executed)."
         ) from error
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    """Returns 32 digits that change with any number, name or text of a tree."""
+    digest = hashlib.blake2b(digest_size=16)
+
+    def add(value: Any) -> None:
+        match value:
+            case torch.Tensor():
+                digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+                raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(raw.numpy().data)
+            case Mapping():
+                for key, part in value.items():
+                    digest.update(repr(key).encode())
+                    add(part)
+            case list() | tuple():
+                digest.update(f"[{len(value)}".encode())
+                for part in value:
+                    add(part)
+            case _:
+                digest.update(repr(value).encode())
+
+    add(parts)
+    return digest.hexdigest()
 
 
 def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:

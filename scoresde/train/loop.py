@@ -17,9 +17,12 @@ from scoresde.errors import InputError, check_count
 from scoresde.loss import DenoisingScoreMatching
 from scoresde.model import ScoreFunction, ScoreModel
 from scoresde.streams import Purpose, Streams
-from scoresde.train.checkpoint import NAME, Checkpoint
+from scoresde.train.checkpoint import NAME
 from scoresde.train.ema import EMA
+from scoresde.train.saving import Keeper
 from scoresde.train.schedule import ConstantRate, Rate
+from scoresde.train.state import State
+from scoresde.train.stopping import StopSignals, TrainingStopped
 from scoresde.train.tracker import Tracker
 
 _VALIDATION_EXAMPLES = 1024
@@ -38,6 +41,7 @@ class Training:
         log_every: Every how many updates numbers are recorded.
         validate_every: Every how many updates the validation loss is measured.
         save_every: Every how many updates a checkpoint is written (and always after the last).
+        keep: How many of the newest checkpoints are kept, positive.
         tensorboard: Whether to write TensorBoard events.
         bf16: Whether the network computes in bfloat16, by autocast; weights, their average and
             the optimiser's state stay in float32. ``None``: on a GPU.
@@ -55,13 +59,14 @@ class Training:
     log_every: int = 50
     validate_every: int = 500
     save_every: int = 1000
+    keep: int = 2
     tensorboard: bool = True
     bf16: bool | None = None
     compile: bool | None = None
     augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
+        for name in ("steps", "batch_size", "log_every", "validate_every", "save_every", "keep"):
             check_count(f"train.{name}", getattr(self, name))
         if not isinstance(self.rate, Rate):
             raise InputError(f"train.rate={self.rate} is no Rate; give one, such as CosineRate().")
@@ -95,20 +100,25 @@ def _on_gpu(choice: bool | None, device: torch.device) -> bool:
 
 
 def batches(
-    data: Dataset, batch_size: int, seed: int, augment: Augmentation | None = None
+    data: Dataset,
+    batch_size: int,
+    seed: int,
+    augment: Augmentation | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yields training batches for ever: in every epoch each example once, in a new order.
 
     The last examples of an epoch that do not fill a batch wait for the next order. Beside the
-    examples ``(B, *)`` come the conditions that tell the network how they were augmented.
+    examples ``(B, *)`` come the conditions that tell the network how they were augmented. The
+    first ``start`` batches are left out, at no cost.
     """
     n = len(data.train)
     size = min(batch_size, n)
-    epoch = 0
+    epoch, first = divmod(start, n // size)
     while True:
         keys = Streams.of(seed, batch=n).uniform((), Purpose.ORDER, epoch, torch.float64)
         order = keys.argsort(stable=True)
-        for i in range(n // size):
+        for i in range(first, n // size):
             streams = Streams(seed, order[i * size : (i + 1) * size])
             x = data.batch("train", streams, epoch)
             if augment is None:
@@ -116,7 +126,7 @@ def batches(
             else:
                 x, labels = augment(x, streams, epoch)
                 yield x, {"augment": labels}
-        epoch += 1
+        epoch, first = epoch + 1, 0
 
 
 def train(
@@ -132,6 +142,11 @@ def train(
     progress: bool = True,
 ) -> ScoreFunction:
     """Trains a model, and leaves ``checkpoint.pt``, ``metrics.jsonl`` and events in a folder.
+
+    If the folder holds a checkpoint of the same training, it goes on after that one, and ends with
+    the weights of a training that was never interrupted: batches, times and noise are functions
+    of the seed and the step, and the rest is in the checkpoint. SIGINT and SIGTERM end it after
+    the step at hand, with a checkpoint.
 
     Arguments:
         model: The model, on its device; it is changed.
@@ -149,61 +164,70 @@ def train(
 
     Raises:
         InputError: If the loss stops being finite; the message names the step and the last good
-            checkpoint.
+            checkpoint. If the folder holds the checkpoint of another training, or no room for one.
+        TrainingStopped: If a signal asked for it.
     """
     ema = EMA(model, training.ema)
     training.prepare(model)
     optimiser = _optimiser(optimizer, model)
     base_rates = [group["lr"] for group in optimiser.param_groups]
-    tracker = Tracker(folder, training.tensorboard)
+    keeper = Keeper(folder, training.keep)
+    state = State(model, ema, optimiser, recipe or {}, seed)
+    start = state.restore(keeper.newest())
+    keeper.check_room(state.size())
+    tracker = Tracker(folder, training.tensorboard, start)
     recent: list[Tensor] = []
     clock = time.perf_counter()
     model.train()
 
-    def save(step: int) -> None:
-        state = (model.state_dict(), ema.model.state_dict(), step, seed, optimiser.state_dict())
-        Checkpoint(recipe or {}, *state).save(folder / NAME)
-
-    bar = tqdm(total=training.steps, desc="training", unit="step", disable=not progress)
+    bar = tqdm(
+        total=training.steps, initial=start, desc="training", unit="step", disable=not progress
+    )
     try:
-        source = batches(data, training.batch_size, seed, training.augment)
-        for step, batch in enumerate(islice(source, training.steps)):
-            x, cond = _moved(batch, model.device)
-            factor = training.rate(step, training.steps)
-            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            seeds = range(step * len(x), (step + 1) * len(x))
-            with training.autocast(x.device):
-                value = loss(model, x, seed=seed, seeds=seeds, **cond).mean()
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            limit = math.inf if training.clip is None else training.clip
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-            optimiser.step()
-            ema.update()
-            recent.append(torch.stack((value.detach(), norm)))
-            bar.update()
+        with StopSignals() as signals:
+            source = batches(data, training.batch_size, seed, training.augment, start)
+            for step, batch in enumerate(islice(source, training.steps - start), start):
+                x, cond = _moved(batch, model.device)
+                factor = training.rate(step, training.steps)
+                for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * factor
+                seeds = range(step * len(x), (step + 1) * len(x))
+                with training.autocast(x.device):
+                    value = loss(model, x, seed=seed, seeds=seeds, **cond).mean()
+                optimiser.zero_grad(set_to_none=True)
+                value.backward()
+                limit = math.inf if training.clip is None else training.clip
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+                optimiser.step()
+                ema.update()
+                recent.append(torch.stack((value.detach(), norm)))
+                bar.update()
 
-            done, last = step + 1, step + 1 == training.steps
-            saving = last or done % training.save_every == 0
-            if saving or done % training.log_every == 0:
-                mean, norm_mean = _finite_means(recent, done, folder)
-                speed = len(recent) / (time.perf_counter() - clock)
-                tracker.log(
-                    done,
-                    loss=mean,
-                    gradient_norm=norm_mean,
-                    rate=factor * base_rates[0],
-                    steps_per_second=speed,
-                )
-                bar.set_postfix(loss=f"{mean:.4f}")
-                recent, clock = [], time.perf_counter()
-            if last or done % training.validate_every == 0:
-                with training.autocast(model.device):
-                    held_out = validation_loss(ema.model, data, loss, seed, training.batch_size)
-                tracker.log(done, validation_loss=held_out)
-            if saving:
-                save(done)
+                done, last = step + 1, step + 1 == training.steps
+                stopped = signals.received is not None and not last
+                saving = last or stopped or done % training.save_every == 0
+                if saving or done % training.log_every == 0:
+                    mean, norm_mean = _finite_means(recent, done, folder)
+                    speed = len(recent) / (time.perf_counter() - clock)
+                    tracker.log(
+                        done,
+                        loss=mean,
+                        gradient_norm=norm_mean,
+                        rate=factor * base_rates[0],
+                        steps_per_second=speed,
+                    )
+                    bar.set_postfix(loss=f"{mean:.4f}")
+                    recent, clock = [], time.perf_counter()
+                if last or done % training.validate_every == 0:
+                    with training.autocast(model.device):
+                        size = training.batch_size
+                        held_out = validation_loss(ema.model, data, loss, seed, size)
+                    tracker.log(done, validation_loss=held_out)
+                if saving:
+                    keeper.save(state.checkpoint(done))
+                if stopped:
+                    assert signals.received is not None
+                    raise TrainingStopped(done, signals.received)
     finally:
         bar.close()
         tracker.close()

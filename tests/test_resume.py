@@ -1,0 +1,341 @@
+"""Nothing is lost: a training goes on after any interruption as if there had been none."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
+from scoresde.data import two_moons
+from scoresde.nn import UNet
+from scoresde.train import (
+    Checkpoint,
+    CosineRate,
+    Keeper,
+    Training,
+    TrainingStopped,
+    read_metrics,
+    train,
+)
+
+ROOT = Path(__file__).parents[1]
+STEPS = 200
+
+
+class Network(torch.nn.Module):
+    """With dropout, whose random numbers are torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(3, 16), torch.nn.Linear(16, 2)
+
+    def forward(self, x, c):
+        hidden = self.a(torch.cat([x, c[:, None]], 1)).relu()
+        return self.b(torch.nn.functional.dropout(hidden, 0.3, self.training))
+
+
+class Interrupting(DenoisingScoreMatching):
+    """Does something at one step."""
+
+    def __init__(self, step, act):
+        super().__init__()
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "act", act)
+
+    def __call__(self, model, x, **options):
+        seeds = options.get("seeds")
+        if isinstance(seeds, range) and seeds.start == self.step * len(x):
+            self.act()
+        return super().__call__(model, x, **options)
+
+
+def fit(folder, loss=None, recipe=None, seed=0, **options):
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    options = {"save_every": 3, "log_every": 2, "validate_every": 5, **options}
+    return train(
+        ScoreModel(Network(), VPSDE(), Preconditioned(1.0)),
+        two_moons(count=100),
+        loss or DenoisingScoreMatching(),
+        Training(steps=17, batch_size=16, tensorboard=False, rate=CosineRate(4), **options),
+        functools.partial(torch.optim.Adam, lr=1e-2),
+        folder,
+        recipe={"model": {"width": 16}} if recipe is None else recipe,
+        seed=seed,
+        progress=False,
+    )
+
+
+def weights(folder):
+    checkpoint = Checkpoint.load(folder)
+    return {**{f"m.{k}": v for k, v in checkpoint.model.items()}, **checkpoint.ema}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash():
+    raise CrashError
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 8, 16])
+def test_a_crash_at_any_step_leaves_no_trace(step, tmp_path):
+    fit(tmp_path / "whole")
+    with pytest.raises(CrashError):
+        fit(tmp_path / "killed", Interrupting(step, crash))
+    fit(tmp_path / "killed")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    steps, losses = (
+        [
+            [r[key] for r in read_metrics(tmp_path / name) if key in r]
+            for name in ("whole", "killed")
+        ]
+        for key in ("step", "loss")
+    )
+    assert steps[0] == steps[1]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_the_step_with_a_checkpoint(number, tmp_path):
+    before = signal.getsignal(number)
+    fit(tmp_path / "whole")
+    with pytest.raises(TrainingStopped, match="step 8") as stop:
+        fit(tmp_path / "stopped", Interrupting(7, lambda: signal.raise_signal(number)))
+    assert (stop.value.step, stop.value.signal) == (8, number)
+    assert signal.getsignal(number) is before
+    assert Checkpoint.load(tmp_path / "stopped").step == 8
+    fit(tmp_path / "stopped")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_a_second_signal_acts_as_usual(tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", Interrupting(7, twice))
+
+
+def test_a_finished_training_is_not_begun_again(tmp_path):
+    fit(tmp_path / "run")
+    before = (tmp_path / "run/checkpoint.pt").stat().st_mtime_ns
+    fit(tmp_path / "run", Interrupting(0, crash))
+    assert (tmp_path / "run/checkpoint.pt").stat().st_mtime_ns == before
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
+
+
+def test_the_newest_are_kept(tmp_path):
+    fit(tmp_path / "run", keep=3)
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["00000012.pt", "00000015.pt", "00000017.pt"]
+    newest = tmp_path / "run/checkpoints/00000017.pt"
+    assert newest.samefile(tmp_path / "run/checkpoint.pt")
+
+
+def flipped(raw, place, bit=4):
+    return raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_newest_falls_back_to_the_one_before(damage, tmp_path, caplog):
+    fit(tmp_path / "whole")
+    with pytest.raises(CrashError):
+        fit(tmp_path / "run", Interrupting(13, crash))
+    newest = tmp_path / "run/checkpoints/00000012.pt"
+    raw = newest.read_bytes()
+    number = raw.index(Checkpoint.load(newest).model["network.a.weight"].numpy().tobytes())
+    newest.write_bytes(
+        {
+            "cut": raw[: len(raw) // 2],
+            "flipped": flipped(raw, number + 5),
+            "empty": b"",
+        }[damage]
+    )
+    assert newest.samefile(tmp_path / "run/checkpoint.pt")
+    caplog.set_level("WARNING", logger="scoresde")
+    assert Keeper(tmp_path / "run").newest().step == 9
+    assert "The one before it is tried" in caplog.text
+    fit(tmp_path / "run")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_every_flipped_bit_of_a_number_is_seen(tmp_path):
+    fit(tmp_path / "run")
+    path, numbers = tmp_path / "run/checkpoint.pt", random.Random(0)
+    good, raw = Checkpoint.load(path), path.read_bytes()
+    seen = 0
+    for _ in range(60):
+        place = numbers.randrange(len(raw))
+        path.write_bytes(
+            bytes([*raw[:place], raw[place] ^ 1 << numbers.randrange(8), *raw[place + 1 :]])
+        )
+        try:
+            there = Checkpoint.load(path)
+        except InputError:
+            seen += 1
+        else:  # padding, or a date
+            assert equal({**there.model, **there.ema}, {**good.model, **good.ema})
+    assert seen > 20
+
+
+def test_nothing_but_damaged_checkpoints_is_told(tmp_path):
+    fit(tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="No checkpoint in"):
+        fit(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": {"model": {"width": 17}}}, "model.width=16, and this one has 17"),
+        ({"seed": 1}, "seed=0, and this one has 1"),
+    ],
+    ids=["recipe", "seed"],
+)
+def test_another_training_in_the_folder_is_refused(options, message, tmp_path):
+    fit(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        fit(tmp_path / "run", **options)
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_with_is_told(tmp_path):
+    fit(tmp_path / "run")
+    path = tmp_path / "run/checkpoint.pt"
+    content = torch.load(path)
+    path.unlink()
+    torch.save({k: v for k, v in content.items() if k not in ("state", "digest")}, path)
+    with pytest.raises(InputError, match="older release"):
+        fit(tmp_path / "run")
+
+
+def test_a_full_disk_is_told_while_the_work_is_safe(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    free = iter([10**9, 10**9, 100])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
+    with pytest.raises(InputError, match="the checkpoint of step 6 is safe"):
+        fit(tmp_path / "run")
+    assert Checkpoint.load(tmp_path / "run").step == 6
+
+
+def test_no_room_at_all_is_told_before_the_first_step(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(InputError, match="nothing has been done yet"):
+        fit(tmp_path / "run", Interrupting(0, crash))
+
+
+def test_a_state_fits_the_size_that_is_kept_free(tmp_path):
+    torch.manual_seed(0)
+    net = UNet((1, 8, 8), width=16, multipliers=(1,), blocks=1, attention=())
+    data = torch.randint(0, 17, (40, 1, 8, 8), dtype=torch.uint8)
+    from scoresde.data import Dataset
+    from scoresde.train import EMA
+    from scoresde.train.state import State
+
+    model = ScoreModel(net, VPSDE())
+    train(
+        model,
+        Dataset.of("noise", [data] * 3, levels=17),
+        DenoisingScoreMatching(),
+        Training(steps=1, batch_size=8, tensorboard=False),
+        torch.optim.Adam,
+        tmp_path,
+        progress=False,
+    )
+    state = State(model, EMA(model), torch.optim.Adam(model.parameters()), {}, 0)
+    size = (tmp_path / "checkpoint.pt").stat().st_size
+    assert 0.8 < state.size() / size < 1.1
+
+
+# --- The program ---------------------------------------------------------------------------------
+
+
+def command(folder):
+    return [
+        *(sys.executable, "-m", "scoresde.run", "network=mlp", f"train.steps={STEPS}"),
+        *("train.save_every=20", "examples=4", "count=4", "baselines=false"),
+        *("samplers.euler_maruyama.steps=2", "samplers.predictor_corrector.steps=2"),
+        *("likelihood.rtol=0.1", "likelihood.atol=0.1", "likelihood.probes=1"),
+        *("device=cpu", "progress=false", f"hydra.run.dir={folder}"),
+    ]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def begun(folder):
+    """Starts the program, and waits for a checkpoint of its own."""
+    path = folder / "checkpoint.pt"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    process = subprocess.Popen(
+        command(folder),
+        env=ENVIRONMENT,
+        cwd=folder.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.exists() and path.stat().st_mtime_ns > before:
+            break
+        time.sleep(0.01)
+    return process
+
+
+def test_killed_and_started_again_the_program_ends_with_the_same_weights(tmp_path):
+    """Killed without warning, then stopped with one, and then left to its end."""
+    process = begun(tmp_path / "run")
+    time.sleep(random.Random(0).random() / 4)
+    process.kill()
+    process.communicate()
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "running"
+
+    process = begun(tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 75, said
+    assert "go on by the same command" in said.decode()
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "stopped"
+    assert Checkpoint.load(tmp_path / "run").step < STEPS
+
+    for name in ("run", "whole"):
+        subprocess.run(command(tmp_path / name), env=ENVIRONMENT, cwd=tmp_path, check=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run = subprocess.run(
+            command(tmp_path / "run"),
+            env=ENVIRONMENT,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == 2
+    assert "Another process is at work" in run.stderr
+    assert not (tmp_path / "run/result.json").exists()
