@@ -57,6 +57,8 @@ def check(config: DictConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
         check_count(name, value)
+    if config.trajectory == 1:
+        raise InputError("trajectory=1 is no way; give at least 2.")
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
         raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
     if config.seed >= 2**63:

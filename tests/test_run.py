@@ -529,6 +529,7 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["guidance=clip"], 2, ["guidance has no effect on task=train"]),
         (["task=likelihood", "checkpoint=x", "images=true"], 2, ["images has no effect"]),
         (["points=0"], 2, ["points=0"]),
+        (["task=sample", "checkpoint=x", "trajectory=1"], 2, ["trajectory=1"]),
         (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),
         (["train.steps=0"], 2, ["train.steps=0"]),
         (["threads=0"], 2, ["threads=0"]),

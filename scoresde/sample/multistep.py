@@ -74,9 +74,10 @@ class Multistep(PlannedSampler):
             raise InputError(
                 f"order={self.order} is not one of {', '.join(map(str, self.ORDERS))}."
             )
-        if not self.lower_order_below >= 0:
+        if not isinstance(self.lower_order_below, int) or self.lower_order_below < 0:
             raise InputError(
-                f"lower_order_below={self.lower_order_below} is negative; 0 lowers no order."
+                f"lower_order_below={self.lower_order_below} is no number of steps; 0 lowers no "
+                "order."
             )
 
     @property
