@@ -262,7 +262,7 @@ def test_a_state_fits_the_size_that_is_kept_free(tmp_path):
         tmp_path,
         progress=False,
     )
-    state = State(model, EMA(model), torch.optim.Adam(model.parameters()), {}, 0)
+    state = State(model, EMA(model), torch.optim.Adam(model.parameters()), {}, 0, tmp_path)
     size = (tmp_path / "checkpoint.pt").stat().st_size
     assert 0.8 < state.size() / size < 1.1
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -236,30 +237,79 @@ def test_training_returns_the_average_that_the_checkpoint_holds(tmp_path: Path) 
     assert any(not torch.equal(raw[key], value) for key, value in model.state_dict().items())
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    model = small_model()
-    data = two_moons(count=100)
-    calls = 0
+class Breaking(DenoisingScoreMatching):
+    """Has no finite value at some steps, counted from 0."""
 
-    class Breaking(DenoisingScoreMatching):
-        def __call__(self, model: ScoreModel, x: torch.Tensor, **options: int) -> torch.Tensor:
-            nonlocal calls
-            calls += model.training
-            value = super().__call__(model, x, **options)
-            return value * float("nan") if calls == 7 else value
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "steps", steps)
 
-    training = Training(
-        steps=20, batch_size=16, log_every=5, save_every=5, tensorboard=False, validate_every=100
+    def __call__(self, model: ScoreModel, x: torch.Tensor, **options: range) -> torch.Tensor:
+        value = super().__call__(model, x, **options)
+        bad = model.training and options["seeds"].start // len(x) in self.steps
+        return value * float("nan") if bad else value
+
+
+def fit_broken(folder: Path, *steps: int, fused: bool = False, **options: int) -> ScoreModel:
+    options = {"steps": 20, "log_every": 5, "save_every": 5, "validate_every": 100, **options}
+    return train(
+        small_model(),
+        two_moons(count=100),
+        Breaking(*steps),
+        Training(batch_size=16, tensorboard=False, **options),
+        functools.partial(torch.optim.Adam, lr=1e-3, fused=fused),
+        folder,
+        recipe=RECIPE,
+        progress=False,
     )
-    adam = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stopped at step 7") as error:
-        train(model, data, Breaking(), training, adam, tmp_path, recipe=RECIPE, progress=False)
+        fit_broken(tmp_path, 6, 8, max_skipped=0)
     assert str(tmp_path / "checkpoint.pt") in str(error.value)
     checkpoint = Checkpoint.load(tmp_path)
     assert checkpoint.step == 5
     assert all(torch.isfinite(v).all() for v in checkpoint.model.values())
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+    bad = torch.load(tmp_path / "bad_batch.pt")
+    batch = next(batches(two_moons(count=100), 16, 0, start=6))[0]
+    assert bad["step"] == 7
+    assert torch.equal(bad["x"], batch)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_few_updates_that_are_not_finite_are_left_out(fused: bool, tmp_path: Path) -> None:
+    model = fit_broken(tmp_path, 6, 8, fused=fused, max_skipped=2)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    records = read_metrics(tmp_path)
+    assert [r.get("skipped") for r in records if "loss" in r] == [None, 2, 2, 2]
+    state = Checkpoint.load(tmp_path)
+    assert state.state["skipped"] == 2
+    assert {float(s["step"]) for s in state.optimizer["state"].values()} == {18}
+    (tmp_path / "more").mkdir()
+    with pytest.raises(InputError, match="stopped at step 13"):
+        fit_broken(tmp_path / "more", 6, 8, 12, 13, fused=fused, max_skipped=2)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    class Overflowing(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(math.inf)
+
+    with pytest.raises(InputError, match="step 4: a weight is not finite"):
+        train(
+            small_model(),
+            two_moons(count=100),
+            DenoisingScoreMatching(),
+            Training(steps=4, batch_size=16, tensorboard=False),
+            functools.partial(Overflowing, lr=0.0),
+            tmp_path,
+            progress=False,
+        )
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "log_every", "validate_every"])

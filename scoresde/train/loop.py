@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from scoresde.train.stopping import StopSignals, TrainingStopped
 from scoresde.train.tracker import Tracker
 
 _VALIDATION_EXAMPLES = 1024
+BAD_BATCH = "bad_batch.pt"  # what the last update was that could not be made
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Training:
         rate: The schedule of the learning rate.
         ema: The decay of the weights' average, in [0, 1).
         clip: The largest norm of the gradient, positive; ``None`` clips nothing.
+        max_skipped: How many updates may be left out because their loss or gradient is not
+            finite, at least 0; one more ends the training.
         log_every: Every how many updates numbers are recorded.
         validate_every: Every how many updates the validation loss is measured.
         save_every: Every how many updates a checkpoint is written (and always after the last).
@@ -56,6 +59,7 @@ class Training:
     rate: Rate = field(default_factory=ConstantRate)
     ema: float = 0.999
     clip: float | None = 1.0
+    max_skipped: int = 10
     log_every: int = 50
     validate_every: int = 500
     save_every: int = 1000
@@ -68,6 +72,8 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "validate_every", "save_every", "keep"):
             check_count(f"train.{name}", getattr(self, name))
+        if not isinstance(self.max_skipped, int) or self.max_skipped < 0:
+            raise InputError(f"train.max_skipped={self.max_skipped} is no number of updates.")
         if not isinstance(self.rate, Rate):
             raise InputError(f"train.rate={self.rate} is no Rate; give one, such as CosineRate().")
         if not isinstance(self.ema, int | float) or not 0 <= self.ema < 1:
@@ -163,8 +169,9 @@ def train(
         The model with averaged weights, for evaluation.
 
     Raises:
-        InputError: If the loss stops being finite; the message names the step and the last good
-            checkpoint. If the folder holds the checkpoint of another training, or no room for one.
+        InputError: If more losses or gradients than ``max_skipped`` are not finite; the message
+            names the step, the batch, which is saved, and the last good checkpoint. If the folder
+            holds the checkpoint of another training, or no room for one.
         TrainingStopped: If a signal asked for it.
     """
     ema = EMA(model, training.ema)
@@ -172,7 +179,7 @@ def train(
     optimiser = _optimiser(optimizer, model)
     base_rates = [group["lr"] for group in optimiser.param_groups]
     keeper = Keeper(folder, training.keep)
-    state = State(model, ema, optimiser, recipe or {}, seed)
+    state = State(model, ema, optimiser, recipe or {}, seed, folder)
     start = state.restore(keeper.newest())
     keeper.check_room(state.size())
     tracker = Tracker(folder, training.tensorboard, start)
@@ -198,7 +205,7 @@ def train(
                 value.backward()
                 limit = math.inf if training.clip is None else training.clip
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-                optimiser.step()
+                _update(optimiser, torch.isfinite(value.detach()) & torch.isfinite(norm))
                 ema.update()
                 recent.append(torch.stack((value.detach(), norm)))
                 bar.update()
@@ -207,7 +214,12 @@ def train(
                 stopped = signals.received is not None and not last
                 saving = last or stopped or done % training.save_every == 0
                 if saving or done % training.log_every == 0:
-                    mean, norm_mean = _finite_means(recent, done, folder)
+                    mean, norm_mean, bad = _means(recent)
+                    state.skipped += len(bad)
+                    over = state.skipped - training.max_skipped
+                    if over > 0:
+                        i = bad[-over]
+                        _stop(done - len(recent) + i, recent[i], state, data, training)
                     speed = len(recent) / (time.perf_counter() - clock)
                     tracker.log(
                         done,
@@ -215,6 +227,7 @@ def train(
                         gradient_norm=norm_mean,
                         rate=factor * base_rates[0],
                         steps_per_second=speed,
+                        **({"skipped": state.skipped} if state.skipped else {}),
                     )
                     bar.set_postfix(loss=f"{mean:.4f}")
                     recent, clock = [], time.perf_counter()
@@ -267,24 +280,38 @@ def validation_loss(
     return float(total / len(indices))
 
 
-def _finite_means(records: list[Tensor], done: int, folder: Path) -> tuple[float, float]:
-    """Returns the means of the latest losses and gradient norms, or stops where one is not finite.
+def _update(optimiser: torch.optim.Optimizer, good: Tensor) -> None:
+    """Takes a step, unless the gradient is not finite: that would spoil the weights for good.
 
-    A gradient that is not finite has already spoilt the weights, though the loss may look well.
+    A fused optimiser is told on the device, which is then not waited for.
     """
+    if getattr(optimiser, "_step_supports_amp_scaling", False):
+        optimiser.found_inf = (~good).float()  # type: ignore[attr-defined]
+        optimiser.step()
+    elif bool(good):
+        optimiser.step()
+
+
+def _means(records: list[Tensor]) -> tuple[float, float, list[int]]:
+    """Returns the means of the finite losses and norms, and the numbers of the other records."""
     values = torch.stack(records)
     good = torch.isfinite(values).all(1)
-    if bool(good.all()):
-        mean, norm = values.mean(0).tolist()
-        return mean, norm
-    first = int((~good).nonzero()[0])
-    loss, norm = values[first].tolist()
-    checkpoint = folder / NAME
+    loss, norm = values[good].mean(0).tolist()
+    return loss, norm, (~good).nonzero()[:, 0].tolist()
+
+
+def _stop(step: int, record: Tensor, state: State, data: Dataset, training: Training) -> NoReturn:
+    """Saves the batch of a step, counted from 0, and ends the training."""
+    folder = state.folder
+    x, cond = next(batches(data, training.batch_size, state.seed, training.augment, step))
+    torch.save({"step": step + 1, "x": x.cpu(), "cond": cond}, folder / BAD_BATCH)
     saved = "no checkpoint had been written yet"
-    if checkpoint.exists():
-        saved = f"the last good checkpoint is {checkpoint}"
+    if (folder / NAME).exists():
+        saved = f"the last good checkpoint is {folder / NAME}"
+    loss, norm = record.tolist()
     raise InputError(
-        f"Training stopped at step {done - len(records) + first + 1}: the loss is {loss:.4g} and "
-        f"its gradient's norm {norm:.4g}; {saved}. Lower the learning rate (optimizer.lr), clip "
-        "the gradient (train.clip), or check the data."
+        f"Training stopped at step {step + 1}: the loss is {loss:.4g} and its gradient's norm "
+        f"{norm:.4g}, and {training.max_skipped} updates may be left out; {saved}, the batch is "
+        f"{folder / BAD_BATCH}. Lower the learning rate (optimizer.lr), clip the gradient "
+        "(train.clip), or check the data."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,17 @@ from scoresde.train.ema import EMA
 
 # What a training may change while it is interrupted: it does not change the weights.
 _FREE = {"name", "samplers", "likelihood"}
-_FREE_OF_TRAIN = {"log_every", "validate_every", "save_every", "keep", "tensorboard"}
+_FREE_OF_TRAIN = {
+    "log_every",
+    "validate_every",
+    "save_every",
+    "keep",
+    "tensorboard",
+    "max_skipped",
+}
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
     """Everything that changes in a training.
 
@@ -27,6 +35,8 @@ class State:
         optimiser: The optimiser of its weights.
         recipe: What the checkpoints say of the run.
         seed: The run's seed.
+        folder: The run's folder.
+        skipped: The updates left out because they were not finite.
     """
 
     model: ScoreFunction
@@ -34,9 +44,20 @@ class State:
     optimiser: torch.optim.Optimizer
     recipe: dict[str, Any]
     seed: int
+    folder: Path
+    skipped: int = 0
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """Returns the state after so many updates."""
+        """Returns the state after so many updates.
+
+        Raises:
+            InputError: If a weight is not finite, which no checkpoint is to hold.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise InputError(
+                f"Training stopped at step {step}: a weight is not finite any more. Lower the "
+                "learning rate (optimizer.lr), or clip the gradient (train.clip)."
+            )
         generators = {"cpu": torch.get_rng_state()}
         if self.model.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.model.device)
@@ -47,7 +68,11 @@ class State:
             step=step,
             seed=self.seed,
             optimizer=self.optimiser.state_dict(),
-            state={"averaged": self.ema.updates, "generators": generators},
+            state={
+                "averaged": self.ema.updates,
+                "skipped": self.skipped,
+                "generators": generators,
+            },
         )
 
     def restore(self, checkpoint: Checkpoint | None) -> int:
@@ -68,6 +93,7 @@ class State:
         self.ema.model.load_state_dict(checkpoint.ema)
         self.optimiser.load_state_dict(checkpoint.optimizer)
         self.ema.updates = checkpoint.state["averaged"]
+        self.skipped = checkpoint.state["skipped"]
         generators = checkpoint.state["generators"]
         torch.set_rng_state(generators["cpu"])
         if "cuda" in generators and self.model.device.type == "cuda":
