@@ -217,8 +217,10 @@ def train(
                     mean, norm_mean, bad = _means(recent)
                     state.skipped += len(bad)
                     over = state.skipped - training.max_skipped
-                    if over > 0:
-                        i = bad[-over]
+                    # One that ends so has diverged, however short it was.
+                    diverged = last and len(recent) - 1 in bad
+                    if over > 0 or diverged:
+                        i = bad[-over] if over > 0 else bad[-1]
                         _stop(done - len(recent) + i, recent[i], state, data, training)
                     speed = len(recent) / (time.perf_counter() - clock)
                     tracker.log(
