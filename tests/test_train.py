@@ -304,7 +304,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
             small_model(),
             two_moons(count=100),
             DenoisingScoreMatching(),
-            Training(steps=4, batch_size=16, tensorboard=False),
+            Training(steps=6, batch_size=16, save_every=4, tensorboard=False),
             functools.partial(Overflowing, lr=0.0),
             tmp_path,
             progress=False,
