@@ -95,6 +95,8 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
                 if member.name in wanted and member.isreg() and member.size <= _MOST:
                     file = tar.extractfile(member)
                     found[member.name] = file.read() if file else b""
+            while tar.fileobj is not None and tar.fileobj.read(2**20):
+                pass  # to the checksum at the end
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{name} is damaged ({error}); get it again.") from error
     missing = [path for path in wanted if path not in found]

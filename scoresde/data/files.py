@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scoresde.data import _arrays
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.data.checks import as_raw
 from scoresde.data.splits import FRACTIONS, check_fractions, make_splits, split_indices
 from scoresde.errors import InputError
+from scoresde.recipe import brief
 
 _SUFFIXES = (".npy", ".npz")
 
@@ -81,7 +83,7 @@ def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is no file; give the path of a .npy or .npz file.")
     try:
         with path.open("rb") as file:
-            loaded: Any = np.load(file, allow_pickle=False)
+            loaded: Any = _arrays.load(file)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else loaded
             return {name: np.asarray(arrays[name]) for name in _choose(list(arrays), key, path)}
     except InputError:
@@ -93,8 +95,8 @@ def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
                 "loaded) or no data of NumPy at all; save an array of numbers with numpy.save."
             ) from error
         raise InputError(
-            f"{path} cannot be read ({error or type(error).__name__}): it is damaged or cut "
-            "short; save it again with numpy.save or numpy.savez."
+            f"{path} cannot be read ({brief(error) or type(error).__name__}): it is damaged or "
+            "cut short; save it again with numpy.save or numpy.savez."
         ) from error
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.recipe import brief
+from scoresde.tensors import read_tensors
 
 _CONFIG = "config.json"
 _SCHEDULER = "scheduler_config.json"
@@ -181,7 +181,7 @@ def _safetensors(path: Path) -> Any:
 
 def _pickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_tensors(path)
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
             f"{path} cannot be read without executing code in it ({brief(error)}); it is damaged, "

@@ -321,7 +321,7 @@ def _read_file(file: Path) -> Any:
     try:
         text = file.read_text("utf-8")
         return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file} is no JSON or YAML: {brief(error)}.") from error
 
 

@@ -1,17 +1,16 @@
 """Reads the reference's files without executing anything in them."""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.recipe import brief
+from scoresde.tensors import read_tensors
 
 # The learning rate in these files is a number of NumPy, which old and new releases name otherwise.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -65,11 +64,7 @@ def read_checkpoint(path: str | Path) -> Content:
 
 def _load(file: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_SAFE):
-            # Mapped, so that the optimiser's state, twice as large as the rest, is not read.
-            return torch.load(
-                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-            )
+        return read_tensors(file, _SAFE)
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
             f"{file} cannot be read without executing code in it ({brief(error)}); it is damaged, "
