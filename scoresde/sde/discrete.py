@@ -34,7 +34,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
@@ -224,6 +223,8 @@ class DiscreteVP(SDE):
     def _cubics(self) -> Tensor:
         """The coefficients of each step's cubic, highest power first, float64 ``(4, N)``."""
         levels = np.concatenate(([0.0], -np.log1p(-self.betas()).cumsum()))
+        from scipy.interpolate import PchipInterpolator  # slow to import
+
         return torch.from_numpy(PchipInterpolator(np.arange(len(levels)), levels).c.copy())
 
     @cached_property

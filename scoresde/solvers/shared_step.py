@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from scoresde.errors import InputError
@@ -56,6 +55,8 @@ class TorchDiffEq(Method):
         return Solution(state, count, torch.zeros_like(count, dtype=torch.bool))
 
     def _solve(self, system: "_System", problem: Problem, control: Control) -> State:
+        import torchdiffeq  # slow to import, as it brings scipy
+
         times = torch.tensor(
             [problem.start, problem.end], dtype=torch.float64, device=problem.state[0].device
         )
