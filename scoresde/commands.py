@@ -1,5 +1,6 @@
 """What each task does: from a configuration to files in a folder."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,16 @@ from scoresde.configuration import (
     measured,
     merged,
     place,
+    random_data,
+    stored_averages,
 )
-from scoresde.errors import InputError
+from scoresde.errors import InputError, check_count
 from scoresde.tasks.parts import Parts, Rank
 from scoresde.tasks.summary import format_table
 
 log = logging.getLogger("scoresde")
 
+_NOTHING = object()
 PARTS = "parts"  # where a task keeps the batches that are done
 
 
@@ -44,12 +49,15 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained, report_training
+    from scoresde.train import Group
     from scoresde.train import train as fit
 
-    device = device_of(config.device)
+    group, device = Group.here(), device_of(config.device)
     torch.manual_seed(config.seed)
     data = build_data(config.data)
+    data.split(config.split)  # which must exist, before hours of training
     data = data.to(device) if config.resident else data
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
@@ -63,10 +71,18 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         for name, value in (plan.get("samplers") or {}).items()
     }
     exact = instantiate(plan["likelihood"], "likelihood")
-    for tool in (*samplers.values(), exact):
+    quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
+    for tool in (*samplers.values(), exact, quick):
         tool.check(model)
+    look = Inspection(
+        data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
+    )
 
-    log.info("Training %s: %d steps on %s.", config.name, training.steps, device)
+    named = (plan.get("trackers") or {}).items()
+    trackers = [instantiate(value, f"trackers.{name}") for name, value in named]
+    where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
+    if group.first:
+        log.info("Training %s: %d steps on %s.", config.name, training.steps, where)
     clock = time.perf_counter()
     average = fit(
         model,
@@ -78,7 +94,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         recipe=recipe,
         seed=config.seed,
         progress=config.progress,
+        engine=instantiate(plan["distributed"], "distributed"),
+        inspect=look,
+        trackers=trackers,
     )
+    parts = None
+    if group.size > 1:
+        average, parts = _shared(average, folder, config)
     trained = Trained(
         name=config.name,
         model=average,
@@ -87,6 +109,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         seed=config.seed,
         facts=[("training", f"{training.steps} steps of {training.batch_size} examples")],
         configuration=OmegaConf.to_yaml(plan),
+        split=config.split,
     )
     results = report_training(
         trained,
@@ -97,11 +120,26 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         examples=config.examples,
         batch_size=config.batch_size,
         baselines=config.baselines,
-        progress=config.progress,
+        progress=config.progress and group.first,
+        parts=parts,
     )
+    if not group.first:
+        return {}
     log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
     log.info("Report: %s", folder / "report.html")
     return results
+
+
+def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]:
+    """Returns a trained model that each process holds whole, and where they evaluate it."""
+    from scoresde.train import Checkpoint, Group
+
+    device = average.device
+    Group.here().agree(None)  # the last checkpoint is written
+    checkpoint = Checkpoint.load(folder)
+    model = place(checkpoint.build_model(allowed(config)), device)
+    identity = {**_identity(checkpoint, config), "likelihood": str(config.likelihood)}
+    return model, Parts(folder / PARTS, rank_of()).claim(identity)
 
 
 def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -288,13 +326,13 @@ def _draws(config: DictConfig) -> Any:
 
 def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
     """What all numbers depend on, in words; where the files lie is no part of it."""
-    weights = checkpoint.ema if config.weights == "average" else checkpoint.model
+    weights = checkpoint.model if config.weights == "raw" else checkpoint.ema
     plan = json.dumps(checkpoint.recipe.get("model"), sort_keys=True, default=str)
     print_ = _fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
     identity = {
         "checkpoint": f"step {checkpoint.step}, {print_}",
         "seed": str(config.seed),
-        "weights": config.weights,
+        "weights": str(config.weights),
         "batch_size": str(config.batch_size),
     }
     plain = config.precision == "float32"
@@ -339,6 +377,92 @@ def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Pat
     log.info("Report: %s", folder / "report.html")
 
 
+def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Compares averages of a training's weights by their length."""
+    from scoresde.tasks.averages import compare_averages
+
+    checkpoint, model = load(config)
+    data = evaluated_data(checkpoint, config).to(model.device)
+    check_model(model, data)
+    return compare_averages(
+        model,
+        stored_averages(config),
+        _likelihood(checkpoint, config),
+        data,
+        config.split if given("split") else "validation",  # to choose by test data is to cheat
+        folder,
+        config.lengths,
+        examples=config.examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=config.progress,
+    )
+
+
+def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Measures what this machine does with a recipe, and writes ``benchmark.json`` and a table."""
+    from scoresde.tasks import benchmark as bench
+
+    device, options = device_of(config.device), config.benchmark
+    torch.manual_seed(config.seed)
+    data = random_data(options.shape) if options.shape else build_data(config.data)
+    data = data.to(device)
+    plan = measured(OmegaConf.to_container(config, resolve=True), data)
+    model = place(instantiate(describe(plan, data)["model"], "model"), device)
+    check_model(model, data)
+    make = instantiate(plan["optimizer"], "optimizer")
+    setup = bench.Bench(
+        model,
+        data,
+        instantiate(plan["loss"], "loss"),
+        replace(instantiate(plan["train"], "train"), augment=None),
+        lambda fused: partial(make, fused=fused),
+        options.rounds,
+    )
+    exact = instantiate(plan["likelihood"], "likelihood") if options.likelihood else None
+    sampler = instantiate(options.sampler, "benchmark.sampler")
+    results = bench.measure(setup, list(options.batch_sizes), sampler, exact)
+    bench.save(results, folder)
+    log.info("%s\nTable: %s", bench.table(results), folder / bench.TABLE)
+    return {"overhead": results["loop"]["overhead"]}
+
+
+def search(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Trains again and again, with values that Optuna chooses."""
+    from scoresde.tasks.search import Search, space_of
+
+    options = OmegaConf.to_container(config.search, resolve=True)
+    assert isinstance(options, dict)
+    space = space_of(options["space"] or {})
+    if not space:
+        raise InputError(
+            "search.space is empty; say what to search, such as "
+            "+search.space.optimizer.lr={low:1e-4,high:1e-2,log:true}."
+        )
+    for name in space:
+        present = OmegaConf.select(config, name, default=_NOTHING)
+        if present is _NOTHING or isinstance(present, DictConfig):
+            kind = "is no value of this recipe" if present is _NOTHING else "is a whole group"
+            raise InputError(f"search.space.{name} {kind}; see --cfg job for its values.")
+
+    def objective(values: dict[str, Any], place: Path) -> dict[str, Any]:
+        trial = copy.deepcopy(config)
+        trial.split = config.split if given("split") else "validation"
+        for name, value in values.items():
+            OmegaConf.update(trial, name, value)
+        return train(trial, place)
+
+    return Search(
+        space,
+        check_count("search.trials", options["trials"]),
+        folder,
+        options["metric"],
+        options["direction"],
+        instantiate(options["sampler"], "search.sampler") if options["sampler"] else None,
+        config.seed,
+    ).run(objective)
+
+
 def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Turns a checkpoint of another program into one of ours."""
     from scoresde.tasks.importing import import_checkpoint, read_foreign
@@ -365,7 +489,10 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "interpolate": interpolate,
     "encode": encode,
     "likelihood": likelihood,
+    "ema": ema,
+    "benchmark": benchmark,
+    "search": search,
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.
-RESUMED = ("sample", "encode", "likelihood")
+RESUMED = ("sample", "encode", "likelihood", "search")

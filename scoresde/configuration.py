@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,7 +15,7 @@ from scoresde.errors import InputError, check_count
 
 GROUPS = (
     *("data", "sde", "network", "parametrisation", "label", "loss", "optimizer", "train"),
-    *("likelihood", "sampler", "dequantisation"),
+    *("likelihood", "sampler", "dequantisation", "distributed"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
 USED = {
@@ -23,11 +24,12 @@ USED = {
     "encode": ("sampler", "data"),
     "likelihood": ("data", "likelihood", "dequantisation"),
     "import": ("data", "likelihood"),
+    "ema": ("data", "likelihood"),
 }
 
 
 # The tasks that a value serves, and what it is where it serves none.
-_EVERY = ("sample", "likelihood", "encode", "interpolate")
+_EVERY = ("sample", "likelihood", "encode", "interpolate", "ema")
 SERVES = {
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
@@ -35,6 +37,7 @@ SERVES = {
     "latents": (None, ("sample", "interpolate")),
     "images": (False, ("sample",)),
     "trajectory": (None, ("sample",)),
+    "lengths": (None, ("ema",)),
     "precision": ("float32", _EVERY),
     "compile": (False, _EVERY),
     "channels_last": (True, _EVERY),
@@ -57,6 +60,8 @@ def check(config: DictConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
         check_count(name, value)
+    for name in ("count", "examples"):
+        check_count(f"inspect.{name}", config.inspect[name])
     if config.trajectory == 1:
         raise InputError("trajectory=1 is no way; give at least 2.")
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
@@ -142,6 +147,14 @@ def build_data(section: Any) -> Any:
     return data
 
 
+def random_data(shape: Sequence[int]) -> Any:
+    """Returns images of random bytes, for what does not depend on their content."""
+    from scoresde.data import Dataset
+
+    values = torch.randint(0, 256, (512, *shape), dtype=torch.uint8)
+    return Dataset.of("random bytes", [values] * 3, levels=256)
+
+
 def load(config: DictConfig) -> tuple[Any, Any]:
     """Reads the checkpoint and rebuilds its model."""
     from scoresde.model import ScoreModel
@@ -150,11 +163,17 @@ def load(config: DictConfig) -> tuple[Any, Any]:
 
     if config.checkpoint is None:
         raise InputError(f"task={config.task} needs checkpoint=RUN_FOLDER_OR_FILE.")
-    if config.weights not in ("average", "raw"):
-        raise InputError(f"weights={config.weights} is unknown; give average or raw.")
-    device = device_of(config.device)
-    checkpoint = Checkpoint.load(config.checkpoint)
-    model = checkpoint.build_model(allowed(config), average=config.weights == "average")
+    weights, device = config.weights, device_of(config.device)
+    if isinstance(weights, float):
+        checkpoint = stored_averages(config).average(weights)
+    elif weights in ("average", "raw"):
+        checkpoint = Checkpoint.load(config.checkpoint)
+    else:
+        raise InputError(
+            f"weights={weights} is unknown; give average, raw, or the length of an average such "
+            "as 0.1 (for a training with train.snapshots)."
+        )
+    model = checkpoint.build_model(allowed(config), average=weights != "raw")
     model = place(model, device) if config.channels_last else model.to(device)
     if isinstance(model, ScoreModel) and isinstance(model.network, torch.nn.Module):
         mode = {True: "default", False: None}.get(config.compile, config.compile)
@@ -165,6 +184,14 @@ def load(config: DictConfig) -> tuple[Any, Any]:
             "out."
         )
     return checkpoint, model
+
+
+def stored_averages(config: DictConfig) -> Any:
+    """Returns the averages that the training in ``checkpoint`` has stored."""
+    from scoresde.train import Snapshots
+
+    path = Path(config.checkpoint)
+    return Snapshots.of(path if path.is_dir() else path.parent)
 
 
 def guided(model: Any, config: DictConfig, units: Any) -> Any:

@@ -133,6 +133,7 @@ class DenoisingScoreMatching:
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
+        part: slice | None = None,
         **cond: Tensor,
     ) -> Tensor:
         """Returns the weighted squared error of each example, with shape ``(B,)``.
@@ -145,6 +146,8 @@ class DenoisingScoreMatching:
             noise: Standard normal noise, with shape ``(B, *)``.
             seed: Names the random streams of what is not given; ``None`` draws a fresh one.
             seeds: The index of each example's stream; ``range(B)`` by default.
+            part: Which of the ``seeds`` are those of ``x``, if it is a part of a larger batch
+                whose times are drawn together (``LowDiscrepancy``).
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:
@@ -154,18 +157,21 @@ class DenoisingScoreMatching:
         check_batch(x)
         sde = model.sde
         eps = sde.check_eps(sde.cutoffs.training if self.eps is None else self.eps)
-        streams = Streams.of(seed, seeds, len(x), x.device) if t is None or noise is None else None
+        streams = None
+        if t is None or noise is None:
+            streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
+        here = slice(None) if part is None else part
         weight: Tensor | float = 1.0
         if t is not None and not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
             raise InputError("A time is outside [0, 1]; t is a fraction and no step number.")
         if t is None:
             assert streams is not None
-            u = self.times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))
+            u = self.times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))[here]
             t = self.times.quantile(u, sde, eps)
             weight = self.times.weight(t, sde, eps)
         if noise is None:
             assert streams is not None
-            noise = streams.normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
+            noise = streams[here].normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
         if noise.shape != x.shape:
             raise InputError(
                 f"The noise has shape {tuple(noise.shape)} and the data {tuple(x.shape)}; they "

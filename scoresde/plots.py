@@ -69,6 +69,100 @@ def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Pat
     return _save(figure, path)
 
 
+def level_curve(curves: Mapping[int, Mapping[float, float]], path: Path) -> Path:
+    """Draws the error of the expected noise against the log-SNR, at some steps of a training.
+
+    Arguments:
+        curves: For each step the errors by their log-SNR. Of many, a few are drawn, the last one
+            in full colour. None at all gives a picture that says so.
+        path: Where to write.
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    steps = sorted(curves)
+    if len(steps) > 5:
+        steps = [steps[round(i * (len(steps) - 1) / 4)] for i in range(5)]
+    for i, step in enumerate(steps, 1):
+        levels = sorted(curves[step])
+        values = [curves[step][level] for level in levels]
+        width = 2 if step == steps[-1] else 1
+        style: dict[str, Any] = {
+            "color": BLUE,
+            "alpha": i / len(steps),
+            "lw": width,
+            "marker": "o",
+            "ms": 3,
+        }
+        axes.plot(levels, values, label=f"{step:,} updates", **style)
+    axes.set(xlabel="log-SNR (noise to the left, data to the right)", ylabel="error of the noise")
+    if steps:
+        axes.set_yscale("log")
+        axes.axhline(1, color=GREY, lw=0.8, ls="--")
+        _legend(axes)
+    else:
+        _blank(axes, "no records")
+    return _save(figure, path)
+
+
+def average_lengths(
+    values: Mapping[float, float],
+    errors: Mapping[float, float],
+    path: Path,
+    label: str,
+    plain: float | None = None,
+) -> Path:
+    """Draws a quality against the length of the averages of weights.
+
+    Arguments:
+        values: The quality of each length, less is better.
+        errors: Their standard errors.
+        path: Where to write.
+        label: What the quality is, with its unit.
+        plain: That of the training's own average.
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    lengths = sorted(values)
+    heights = [values[length] for length in lengths]
+    bars = [errors[length] for length in lengths]
+    axes.errorbar(lengths, heights, bars, color=BLUE, marker="o", ms=4, lw=1.4, capsize=2)
+    if plain is not None:
+        axes.axhline(plain, color=ORANGE, lw=1.2, ls="--", label="the training's own average")
+        _legend(axes)
+    axes.set(xlabel="length of the average (share of the training)", ylabel=label, xscale="log")
+    axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+    axes.minorticks_off()
+    return _save(figure, path)
+
+
+def search(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path, least: bool = True
+) -> Path:
+    """Draws a search: the value of each trial with the best so far, and against each parameter.
+
+    Arguments:
+        rows: For each trial its ``trial``, ``value``, and the parameters.
+        names: The parameters.
+        path: Where to write.
+        least: Whether the least value is the best.
+    """
+    figure, axes = _figure(1 + len(names), width=3.4 * (1 + len(names)), height=3.2)
+    values = np.array([row["value"] for row in rows])
+    best = (np.minimum if least else np.maximum).accumulate(values)
+    trials = [row["trial"] for row in rows]
+    axes[0].plot(trials, values, "o", color=SKY, ms=4)
+    axes[0].step(trials, best, where="post", color=BLUE, label="best so far")
+    axes[0].set(xlabel="trial", ylabel="value")
+    _legend(axes[0])
+    for one, name in zip(axes[1:], names, strict=True):
+        there = [row[name] for row in rows]
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in there)
+        places = there if numbers else [str(v) for v in there]
+        one.plot(places, values, "o", color=BLUE, ms=4, alpha=0.7)
+        if numbers and min(there) > 0 and max(there) > 20 * min(there):
+            one.set_xscale("log")
+        one.set(xlabel=name)
+    return _save(figure, path)
+
+
 def image_grid(images: Tensor, path: Path, columns: int = 8, zoom: int | None = None) -> Path:
     """Draws images in a grid, each pixel as a sharp square.
 

@@ -37,11 +37,18 @@ def build(tree: Any, allow: Iterable[str] = ()) -> Any:
     Raises:
         InputError: If a name is not allowed or not found, or refuses its arguments.
     """
+    try:
+        return _build(tree, allow)
+    except RecursionError as error:
+        raise InputError("The recipe is nested too deeply; the file is damaged.") from error
+
+
+def _build(tree: Any, allow: Iterable[str]) -> Any:
     if isinstance(tree, Mapping):
-        values = {key: build(value, allow) for key, value in tree.items() if key != "_target_"}
+        values = {key: _build(value, allow) for key, value in tree.items() if key != "_target_"}
         return _call(tree["_target_"], values, allow) if "_target_" in tree else values
     if isinstance(tree, list | tuple):
-        return [build(value, allow) for value in tree]
+        return [_build(value, allow) for value in tree]
     return tree
 
 
@@ -51,7 +58,7 @@ def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
         return target(**arguments)
     except InputError:
         raise
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever such arguments lead to
         raise InputError(
             f"{name} does not take the arguments {brief(arguments)}: {brief(error)}."
         ) from error

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +30,9 @@ from scoresde.configuration import GROUPS, check
 from scoresde.errors import InputError, SolverError
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
+from scoresde.tasks.runs import describe_runs
 from scoresde.tasks.summary import format_table, summarise
-from scoresde.train.stopping import TrainingStopped
+from scoresde.train import Group, TrainingStopped, joined
 
 log = logging.getLogger("scoresde")
 
@@ -43,12 +45,37 @@ def main() -> None:
     """Runs the program on the command line's arguments."""
     # A console script, unlike "python -m", does not look for modules in the current folder.
     sys.path.insert(0, os.getcwd())
+    if sys.argv[1:2] == ["runs"]:
+        _list(sys.argv[2:])
+        return
     # The other data set is one of the group data, at the place ood.
     sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
         fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
-    _main()
+    with joined() as group:
+        if group.size > 1:
+            sys.argv[1:] = _in_one_folder(sys.argv[1:], group)
+        _main()
+
+
+def _list(arguments: list[str]) -> None:
+    """Lists runs: ``scoresde runs [FOLDER] [--json]``."""
+    places = [text for text in arguments if text != "--json"]
+    if len(places) > 1 or any(text.startswith("-") for text in places):
+        fail(f"runs takes a folder and --json, not {' '.join(arguments)}.")
+    try:
+        print(describe_runs(Path(*places or ["runs"]), as_json="--json" in arguments))
+    except (InputError, OSError) as error:
+        fail(explain(error) or str(error))
+
+
+def _in_one_folder(arguments: list[str], group: Group) -> list[str]:
+    """Names the run's folder for all processes, unless the user has; their clocks differ."""
+    stamp = group.agree(time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if any(text.startswith("hydra.run.dir=") for text in arguments):
+        return arguments
+    return [*arguments, f"hydra.run.dir=runs/${{name}}/${{task}}_{stamp}"]
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -58,7 +85,8 @@ def _main(config: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     result: dict[str, Any] = {"task": config.get("task"), "overrides": overrides}
     rank, before = rank_of(), _result(folder)
-    lock = None if config.get("task") in RESUMED else _lock(folder)
+    # Processes that work together share a folder.
+    lock = None if config.get("task") in RESUMED or rank.index > 0 else _lock(folder)
     save_result(folder, {"status": "running", **result}, rank.index)
     try:
         check(config)
@@ -146,7 +174,9 @@ def _one_line(error: BaseException) -> str:
 def _check_rank(config: DictConfig, rank: Rank) -> None:
     if rank.size == 1:
         return
-    if config.task not in RESUMED:
+    if config.task == "train" and Group.here().size != rank.size:
+        raise InputError("Several processes that train are started by torchrun, no other way.")
+    if config.task not in (*RESUMED, "train"):
         raise InputError(f"task={config.task} runs in one process; start it without torchrun.")
     if not any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra):
         raise InputError(f"{rank.size} processes must share a folder; give hydra.run.dir=FOLDER.")
@@ -213,7 +243,7 @@ def _make_folder(folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         probe = Path(folder) / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been quicker
     except OSError as error:
         fail(
             f"The output folder {folder} cannot be written ({error.strerror}); choose another by "

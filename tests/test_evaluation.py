@@ -24,6 +24,7 @@ from scoresde.tasks.evaluation import Draws
 from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
 from scoresde.tasks.parts import Parts, Rank, gather
 from scoresde.train import Checkpoint
+from tests.test_run import program, refused
 
 MODEL = GaussianModel(torch.zeros(2).double(), 1.0, VPSDE())
 
@@ -302,30 +303,32 @@ def run(tmp_path_factory):
     return path
 
 
-def start(folder, *overrides, check=True, background=False, **environment):
-    command = [sys.executable, "-m", "scoresde.run", *overrides, f"hydra.run.dir={folder}"]
-    options = {
-        "env": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    if background:
-        return subprocess.Popen([*command, "progress=false"], **options)
-    done = subprocess.run([*command, "progress=false"], check=False, **options)
-    assert not check or done.returncode == 0, done.stderr
-    return done
+def start(folder, *overrides, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "scoresde.run", *overrides, f"hydra.run.dir={folder}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def task(run, *more):
-    return ("task=likelihood", f"checkpoint={run}", "examples=48", "batch_size=4", *more)
+    return (
+        "task=likelihood",
+        f"checkpoint={run}",
+        "examples=48",
+        "batch_size=4",
+        "progress=false",
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
     """An evaluation by one process that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
-    start(folder, *task(run))
+    program(*task(run), f"hydra.run.dir={folder}", cwd=folder)
     return folder
 
 
@@ -335,7 +338,7 @@ def column(folder, name="log_prob", table="likelihood"):
 
 
 def test_killed_and_started_again_it_equals_the_uninterrupted(run, whole, tmp_path):
-    victim = start(tmp_path / "killed", *task(run), background=True)
+    victim = start(tmp_path / "killed", *task(run))
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed/parts").glob("0*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -344,13 +347,12 @@ def test_killed_and_started_again_it_equals_the_uninterrupted(run, whole, tmp_pa
     done = len(list((tmp_path / "killed/parts").glob("0*.npz")))
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed/parts").glob("0*.npz")}
     assert 1 <= done < 12
-    start(tmp_path / "killed", *task(run))
+    program(*task(run), "hydra.run.dir=killed", cwd=tmp_path)
     for name in ("index", "value", "standard_error", "log_prob", "nfe"):
         assert column(tmp_path / "killed", name) == column(whole, name)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
-    changed = start(tmp_path / "killed", *task(run, "seed=1"), check=False)
-    assert changed.returncode == 2
-    assert "seed = 0, and this one has 1" in changed.stderr
+    said = refused(*task(run, "seed=1"), "hydra.run.dir=killed", cwd=tmp_path)
+    assert "seed = 0, and this one has 1" in said
     # The refusal leaves the finished evaluation as it was.
     assert json.loads((tmp_path / "killed/result.json").read_text())["status"] == "ok"
 
@@ -360,7 +362,6 @@ def test_two_processes_equal_one_and_tell_data_apart(run, whole, tmp_path):
         start(
             tmp_path / "two",
             *task(run, "ood=gaussian_ring"),
-            background=True,
             RANK=str(index),
             WORLD_SIZE="2",
         )
@@ -375,21 +376,15 @@ def test_two_processes_equal_one_and_tell_data_apart(run, whole, tmp_path):
     assert (tmp_path / "two/report.html").exists()
 
 
-def test_processes_without_a_common_folder_are_refused(run, tmp_path):
-    command = [sys.executable, "-m", "scoresde.run", *task(run)]
-    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert "give hydra.run.dir=FOLDER" in done.stderr
+def test_processes_without_a_common_folder_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "give hydra.run.dir=FOLDER" in refused(*task(run), cwd=tmp_path)
 
 
 def test_the_program_refuses_draws_of_real_numbers(run, tmp_path):
     draws = ("draws=2", "weighted=true")
-    refused = start(tmp_path / "real", *task(run, *draws), check=False)
-    assert refused.returncode == 2
-    assert "real-valued" in refused.stderr
+    assert "real-valued" in refused(*task(run, *draws), "hydra.run.dir=real", cwd=tmp_path)
 
 
 def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):

@@ -13,6 +13,7 @@ LAYERS = {  # the design's table; a room that serves others of its layer stands 
     "errors": 0,  # 0 is what everybody may know
     "recipe": 0.5,  # names rooms by text alone, and imports none
     "shapes": 0.5,  # knows errors
+    "tensors": 0.5,
     "sde": 1,
     "streams": 1,
     "nn": 1,

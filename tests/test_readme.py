@@ -10,6 +10,7 @@ import torch
 
 from scoresde import VPSDE, GaussianModel, Likelihood
 from scoresde.sample import ProbabilityFlow
+from scoresde.tasks import benchmark
 from tests.score_sde_files import config, content
 from tests.small_sets import cifar_files, write, write_pictures
 from tests.test_run import ROOT, TINY, program, shortened
@@ -40,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe.parent.mkdir(parents=True)
     recipe.write_text(blocks("yaml")[0])
     own = next(c for c in commands() if "network=custom" in c)
-    program(*own, *TINY, "hydra.run.dir=RUN", cwd=folder)
+    program(*own, *TINY, "train.snapshots=2", "hydra.run.dir=RUN", cwd=folder)
     write(folder / "FOLDER", cifar_files())
     write_pictures(folder / "PICTURES")
     values = config()
@@ -56,11 +57,20 @@ def small_import(command: list[str]) -> list[str]:
     return ["reference=config.json" if c.startswith("reference=") else c for c in command]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     text = " ".join(command)
     small = TINY
+    if text == "runs":  # is no configuration; see test_trackers.py
+        return
+    if "task=benchmark" in text:
+        # To compile takes long.
+        monkeypatch.setitem(benchmark.VARIANTS, "cpu", benchmark.VARIANTS["cpu"][:2])
+        tiny = ["network=mlp", "benchmark.rounds=1", "benchmark.likelihood=false"]
+        program(*command, *tiny, "benchmark.sampler.steps=2", cwd=place)
+        return
     if "task=import" in text:  # it has run, and may not run twice in one folder
         assert (place / "IMPORTED/checkpoint.pt").exists()
         return
@@ -87,8 +97,10 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
             program(*before, "examples=4", "progress=false", "allow=my_parts", cwd=place)
     if "moons" in text:
         small = [*small, "data.count=400"]
-    if "multirun" in text:
+    if "multirun" in text or "task=search" in text:
         small = [*small, "network=mlp", "examples=4"]
+    if "task=search" in text:
+        small = [*small, "search.trials=1"]
     program(*command, *small, cwd=place)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 import scoresde.run
@@ -25,7 +26,7 @@ from scoresde import VPSDE, GaussianModel
 from scoresde.configuration import measured
 from scoresde.data import Dataset, Units
 from scoresde.sample import Sampler
-from scoresde.train import Checkpoint
+from scoresde.train import Checkpoint, Tracker
 from tests.small_sets import cifar_files, idx_files, write, write_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +35,11 @@ TINY = [
     "train.steps=2",
     "train.batch_size=16",
     "count=4",
+    "examples=8",
     "samplers.euler_maruyama.steps=2",
     "samplers.predictor_corrector.steps=2",
+    "samplers.probability_flow.rtol=0.1",
+    "samplers.probability_flow.atol=0.1",
     "likelihood.probes=1",
     "likelihood.rtol=0.1",
     "likelihood.atol=0.1",
@@ -117,13 +121,15 @@ def shortened(recipe: str, sets: Path) -> list[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the recipe for two moons, cut short."""
     folder = tmp_path_factory.mktemp("moons")
-    program("+experiment=moons_vp", *TINY, "data.count=400", "hydra.run.dir=run", cwd=folder)
+    small = [*TINY, "data.count=400", "examples=null"]
+    program("+experiment=moons_vp", *small, "hydra.run.dir=run", cwd=folder)
     return folder / "run"
 
 
 # --- Recipes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_trains_for_two_steps(
     recipe: str, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +141,7 @@ def test_recipe_trains_for_two_steps(
     program(f"+experiment={recipe}", *TINY, *more, "hydra.run.dir=run", cwd=tmp_path)
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "ok"
-    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    assert (tmp_path / "run/report.html").exists()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -155,7 +161,7 @@ def test_default_recipe_is_digits_vp() -> None:
 
 
 # Groups that have no place of their own.
-NESTED = ("experiment", "published", "times", "grid", "__pycache__")
+NESTED = ("experiment", "published", "times", "grid", "tracker", "__pycache__")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,17 @@ def test_every_option_instantiates(option: str) -> None:
     section = config[group]
     units = Dataset.of("any", [torch.randn(9, 1, 8, 8)] * 3)
     instantiate(measured(OmegaConf.to_container(section, resolve=True), units), _convert_="all")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf/tracker").glob("*.yaml")))
+def test_every_tracker_can_be_added_to_a_run(name: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        section = compose("config", [f"+tracker@trackers.mine={name}"]).trackers.mine
+    options = {str(key): value for key, value in section.items() if key != "_target_"}
+    tracker = get_class(section._target_)  # whose library need not be there
+    assert issubclass(tracker, Tracker)
+    signature(tracker).bind(**options)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf/sampler").glob("*.yaml")))
@@ -224,6 +241,7 @@ def test_training_leaves_everything(run: Path) -> None:
     assert list((run / "tensorboard").iterdir())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_training_is_reproducible(run: Path, tmp_path: Path) -> None:
     program("+experiment=moons_vp", *TINY, "data.count=400", "hydra.run.dir=again", cwd=tmp_path)
     first, second = Checkpoint.load(run), Checkpoint.load(tmp_path / "again")
@@ -487,6 +505,7 @@ def test_own_array(tmp_path: Path) -> None:
 # --- Sweeps --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) -> None:
     result = program(
         "--multirun",

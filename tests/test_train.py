@@ -20,10 +20,12 @@ from scoresde.train import (
     ConstantRate,
     CosineRate,
     Training,
+    Update,
     read_metrics,
     train,
 )
 from scoresde.train.loop import batches
+from scoresde.train.precision import LossScale
 
 RECIPE = {
     "model": {
@@ -45,7 +47,7 @@ def fit(folder: Path, steps: int = 4, lr: float = 1e-3, **options: float) -> Sco
         small_model(),
         two_moons(count=100),
         DenoisingScoreMatching(),
-        Training(steps=steps, batch_size=16, tensorboard=False, **options),
+        Training(steps=steps, batch_size=16, **options),
         functools.partial(torch.optim.Adam, lr=lr),
         folder,
         recipe=RECIPE,
@@ -147,7 +149,7 @@ def test_in_bf16_the_network_computes_in_it_and_the_weights_stay_in_float32(
     model = small_model()
     layer = next(m for m in model.network.modules() if isinstance(m, nn.Linear))
     layer.register_forward_hook(lambda _layer, _inputs, output: seen.add(output.dtype))
-    options = Training(steps=2, batch_size=16, tensorboard=False, bf16=True)
+    options = Training(steps=2, batch_size=16, precision="bf16")
     trained = fit_model(tmp_path, model, options)
     assert torch.bfloat16 in seen
     assert {p.dtype for p in trained.parameters()} == {torch.float32}
@@ -157,13 +159,52 @@ def test_in_bf16_the_network_computes_in_it_and_the_weights_stay_in_float32(
 
 def test_in_bf16_the_loss_is_nearly_that_of_float32(tmp_path: Path) -> None:
     losses = []
-    for bf16 in (False, True):
-        folder = tmp_path / str(bf16)
+    for precision in ("float32", "bf16"):
+        folder = tmp_path / precision
         folder.mkdir()
-        fit(folder, steps=2, bf16=bf16)
+        fit(folder, steps=2, precision=precision)
         losses.append(read_metrics(folder)[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
+
+
+def test_in_fp16_the_loss_is_scaled_and_the_weights_are_nearly_those_of_float32(
+    tmp_path: Path,
+) -> None:
+    states = []
+    for precision in ("float32", "fp16"):
+        (tmp_path / precision).mkdir()
+        fit(tmp_path / precision, steps=10, precision=precision, log_every=5)
+        states.append(Checkpoint.load(tmp_path / precision))
+    assert read_metrics(tmp_path / "fp16")[0]["loss_scale"] >= 1
+    assert states[1].state["scale"][0] >= 1
+    for name, value in states[0].model.items():
+        torch.testing.assert_close(states[1].model[name], value, rtol=0, atol=5e-3)
+
+
+def test_a_loss_scale_halves_on_overflow_and_grows_again() -> None:
+    scale = LossScale("fp16", torch.device("cpu"))
+    start = float(scale.state[0])
+    scale.update(torch.tensor(False))
+    assert float(scale.state[0]) == start / 2
+    for _ in range(2000):
+        scale.update(torch.tensor(True))
+    assert float(scale.state[0]) == start
+    assert bool(scale.excuses(torch.tensor(1.0)))
+    assert not bool(scale.excuses(torch.tensor(math.nan)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_is_clipped_to_its_norm(fused: bool) -> None:
+    """Plain descent moves by the rate times the clipped gradient, whose norm is the limit."""
+    model, limit = small_model(), 1e-3
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    make = functools.partial(torch.optim.SGD, lr=0.1, fused=fused)
+    update = Update(model, DenoisingScoreMatching(), Training(clip=limit), make)
+    record = update(torch.randn(16, 2), {}, 0, 16)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert float(record[1]) > limit
+    torch.testing.assert_close(float((after - before).norm()), 0.1 * limit, rtol=1e-3, atol=0)
 
 
 def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights(
@@ -209,9 +250,7 @@ def test_the_network_is_told_how_its_images_were_augmented(tmp_path: Path) -> No
     source = batches(data, 16, seed=0, augment=GeometricAugmentation(1.0))
     network = Told()
     model = ScoreModel(network, VPSDE())
-    options = Training(
-        steps=1, batch_size=16, tensorboard=False, augment=GeometricAugmentation(1.0)
-    )
+    options = Training(steps=1, batch_size=16, augment=GeometricAugmentation(1.0))
     fit_model(tmp_path, model, options, data)
     (told,) = network.labels  # and the validation data are not augmented
     assert torch.equal(told, next(source)[1]["augment"])
@@ -256,7 +295,7 @@ def fit_broken(folder: Path, *steps: int, fused: bool = False, **options: int) -
         small_model(),
         two_moons(count=100),
         Breaking(*steps),
-        Training(batch_size=16, tensorboard=False, **options),
+        Training(batch_size=16, **options),
         functools.partial(torch.optim.Adam, lr=1e-3, fused=fused),
         folder,
         recipe=RECIPE,
@@ -304,7 +343,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
             small_model(),
             two_moons(count=100),
             DenoisingScoreMatching(),
-            Training(steps=6, batch_size=16, save_every=4, tensorboard=False),
+            Training(steps=6, batch_size=16, save_every=4),
             functools.partial(Overflowing, lr=0.0),
             tmp_path,
             progress=False,

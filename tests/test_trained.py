@@ -32,7 +32,7 @@ def trained_moons(sde: SDE, data: Dataset, folder: Path, steps: int, width: int)
         ScoreModel(MLP(2, width=width, depth=3), sde, Preconditioned(1.0)),
         data,
         DenoisingScoreMatching(EDMWeighting(1.0), LogNormalTimes()),
-        Training(steps, batch_size=256, rate=CosineRate(100), ema=0.99, tensorboard=False),
+        Training(steps, batch_size=256, rate=CosineRate(100), ema=0.99),
         functools.partial(torch.optim.Adam, lr=3e-3),
         folder,
         progress=False,

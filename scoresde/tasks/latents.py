@@ -1,7 +1,6 @@
 """Latents: of data, and between those of samples."""
 
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde import plots
-from scoresde.data import Dataset, Units
+from scoresde.data import Dataset, Units, _arrays
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.sample import ProbabilityFlow, Sampler, slerp
@@ -78,13 +77,13 @@ def read_latents(path: Path, units: Units) -> Tensor:
         InputError: If the file holds none, or none of that shape.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, _arrays.load(stream) as file:
             latents = torch.from_numpy(file["x"])
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can fail in any parser below
         raise InputError(
             f"latents={path} holds no array x ({error}); give latents.npz of task=encode."
         ) from error
-    if tuple(latents.shape[1:]) != tuple(units.shape) or len(latents) == 0:
+    if latents.ndim == 0 or tuple(latents.shape[1:]) != tuple(units.shape) or len(latents) == 0:
         raise InputError(
             f"latents={path} have the shape {tuple(latents.shape)}, and an example has "
             f"{tuple(units.shape)}; give latents of this model."

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.data import _arrays
 from scoresde.errors import InputError, check_count
 
 Columns = dict[str, Tensor]
@@ -82,12 +83,12 @@ class Parts:
         if not zipfile.is_zipfile(path):
             return None
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            with path.open("rb") as stream, _arrays.load(stream) as file:
                 arrays = {name: file[name] for name in file.files}
             if str(arrays.pop(_MARK, None)) != self.mark:
                 return None
             columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile):
+        except Exception:  # a damaged file can fail in any parser below
             return None
         if any(column.ndim == 0 for column in columns.values()):
             return None
@@ -127,7 +128,7 @@ def gather(
 def _identity(path: Path) -> dict[str, str]:
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         identity = None
     if not isinstance(identity, dict):
         raise InputError(

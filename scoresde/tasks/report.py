@@ -21,8 +21,9 @@ from scoresde.report import Figure, Report, SamplerResult, Score, write_report
 from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, in_units
+from scoresde.tasks.parts import Parts
 from scoresde.tasks.sampling import Drawn, draw_samples, is_image, save_samples
-from scoresde.train import read_metrics
+from scoresde.train import level_curves, read_metrics
 
 _BASELINE_SEED = 0
 _PIXELS = 96
@@ -41,6 +42,8 @@ class Trained:
         seed: Its seed.
         facts: What else a reader wants to know, as pairs of label and value.
         configuration: The whole configuration as YAML.
+        split: The examples that it is measured with: ``test``, or ``validation`` where models are
+            chosen by what comes out.
     """
 
     name: str
@@ -50,6 +53,12 @@ class Trained:
     seed: int
     facts: Sequence[tuple[str, str]] = ()
     configuration: str = ""
+    split: str = "test"
+
+    @property
+    def held_out(self) -> Tensor:
+        """The examples that it is measured with, on the CPU."""
+        return self.data.split(self.split).cpu()
 
 
 def report_training(
@@ -63,8 +72,9 @@ def report_training(
     batch_size: int = 256,
     baselines: bool = True,
     progress: bool = True,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
-    """Samples a trained model, evaluates it on test data, and writes figures and ``report.html``.
+    """Samples a trained model, evaluates it on held-out data, writes figures and ``report.html``.
 
     Arguments:
         trained: The model.
@@ -72,23 +82,38 @@ def report_training(
         likelihood: How to evaluate held-out data.
         folder: The run's folder, with the training's ``metrics.jsonl``.
         count: The number of samples of each sampler.
-        examples: How many test examples to evaluate; ``None``: all.
+        examples: How many held-out examples to evaluate; ``None``: all.
         batch_size: The number of examples sampled or evaluated together.
         baselines: Whether to fit the classical densities to compare with.
         progress: Whether to show progress bars.
+        parts: Where processes that share the evaluation keep what they have done: the first of
+            them writes the report.
 
     Returns:
-        The results in numbers.
+        The results in numbers; none in processes that only help.
     """
     model, data, seed = trained.model, trained.data, trained.seed
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+
+    def evaluate() -> Evaluation:
+        return evaluate_likelihood(
+            model, likelihood, data, trained.split, examples=examples, parts=parts, **options
+        )
+
+    if parts is not None and parts.rank.index > 0:
+        evaluate()
+        return {}
     drawn = {}
     for name, sampler in samplers.items():
         drawn[name] = draw_samples(model, sampler, data.units, count, **options)
         save_samples(drawn[name], data.units, folder, name)
-    evaluation = evaluate_likelihood(model, likelihood, data, "test", examples=examples, **options)
+    evaluation = evaluate()
     evaluation.save(folder)
-    scores = [_own_score(evaluation), *(_baselines(data) if baselines else ()), *_exact(data)]
+    scores = [
+        _own_score(evaluation),
+        *(_baselines(trained) if baselines else ()),
+        *_exact(trained),
+    ]
 
     figures = [
         Figure(
@@ -96,12 +121,18 @@ def report_training(
             plots.loss_curve(read_metrics(folder), folder / "loss.png"),
         ),
         Figure(
-            f"Test examples by their {evaluation.unit}.",
-            plots.histogram({"test": evaluation.values}, folder / "values.png", evaluation.unit),
+            "The error of the expected noise at each noise level: 1 is that of a guess of zero.",
+            plots.level_curve(level_curves(read_metrics(folder)), folder / "levels.png"),
+        ),
+        Figure(
+            f"{trained.split.title()} examples by their {evaluation.unit}.",
+            plots.histogram(
+                {trained.split: evaluation.values}, folder / "values.png", evaluation.unit
+            ),
         ),
     ]
     if is_image(data.units):
-        panels = {"test data": data.to_unit(data.encode(data.test[:count].cpu()))}
+        panels = {f"{trained.split} data": _real_images(trained, count)}
         panels |= {_title(name): data.to_unit(d.x) for name, d in drawn.items()}
         picture = plots.comparison(panels, folder / "comparison.png")
         figures.insert(0, Figure("Real examples beside the samples.", picture))
@@ -112,7 +143,7 @@ def report_training(
             title=trained.name,
             subtitle=f"{type(model.sde).__name__} on {data.name}",
             facts=_facts(trained),
-            real=_real(data, folder, count),
+            real=_real(trained, folder, count),
             samplers=_sampler_rows(samplers, drawn, folder),
             scores=scores,
             figures=figures,
@@ -158,13 +189,14 @@ def _own_score(evaluation: Evaluation) -> Score:
     )
 
 
-def _baselines(data: Dataset) -> list[Score]:
+def _baselines(trained: Trained) -> list[Score]:
     """Fits the classical densities to the same training set."""
-    train, validation, test = (
+    data = trained.data
+    train, validation, held_out = (
         data.batch(split, Streams.of(_BASELINE_SEED, batch=len(data.split(split)))).cpu()
-        for split in ("train", "validation", "test")
+        for split in ("train", "validation", trained.split)
     )
-    fits = (gaussian_baseline(train, test), mixture_baseline(train, validation, test))
+    fits = (gaussian_baseline(train, held_out), mixture_baseline(train, validation, held_out))
     scores = []
     for fit in fits:
         values, unit, _ = in_units(fit.log_prob, data)
@@ -181,11 +213,11 @@ def _baselines(data: Dataset) -> list[Score]:
     return scores
 
 
-def _exact(data: Dataset) -> list[Score]:
+def _exact(trained: Trained) -> list[Score]:
     """Scores the data's own density, where it is known: no model can be better."""
-    if data.log_prob is None:
+    if trained.data.log_prob is None:
         return []
-    estimate = Estimate.of(-data.log_prob(data.test.cpu()))
+    estimate = Estimate.of(-trained.data.log_prob(trained.held_out))
     return [
         Score("exact density", estimate.mean, estimate.standard_error, "nats", "the best possible")
     ]
@@ -220,11 +252,15 @@ def _settings(sampler: Sampler) -> str:
     return ", ".join(f"{name} {value}" for name, value in plain.items())
 
 
-def _real(data: Dataset, folder: Path, count: int) -> Figure | None:
-    if not is_image(data.units):
+def _real(trained: Trained, folder: Path, count: int) -> Figure | None:
+    if not is_image(trained.data.units):
         return None
-    images = data.to_unit(data.encode(data.test[:count].cpu()))
-    return Figure("Real test examples", plots.image_grid(images, folder / "real.png"))
+    picture = plots.image_grid(_real_images(trained, count), folder / "real.png")
+    return Figure(f"Real {trained.split} examples", picture)
+
+
+def _real_images(trained: Trained, count: int) -> Tensor:
+    return trained.data.to_unit(trained.data.encode(trained.held_out[:count]))
 
 
 def _facts(trained: Trained) -> list[tuple[str, str]]:
@@ -260,12 +296,12 @@ def _plane_figures(
 ) -> list[Figure]:
     """Draws the density of two-dimensional data and the paths of the deterministic flow."""
     data = trained.data
-    test = data.test.cpu()
-    panels = {"test data": test[: len(next(iter(drawn.values())).x) if drawn else _PATHS]}
+    shown = len(next(iter(drawn.values())).x) if drawn else _PATHS
+    panels = {f"{trained.split} data": trained.held_out[:shown]}
     panels |= {_title(name): data.decode(d.x) for name, d in drawn.items()}
     figures = [
         Figure(
-            "Test data beside the samples.",
+            f"{trained.split.title()} data beside the samples.",
             plots.scatter_comparison(panels, folder / "comparison.png"),
         ),
         _density_figure(trained, likelihood, folder),

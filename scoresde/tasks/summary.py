@@ -32,7 +32,11 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    try:
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        result = None
+    result = result if isinstance(result, dict) else {}
     overrides = dict(text.partition("=")[::2] for text in result.pop("overrides", []))
     status, _ = result.pop("status", "interrupted"), result.pop("task", None)
     status = "interrupted" if status == "running" else status

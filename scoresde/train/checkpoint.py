@@ -6,23 +6,27 @@ read with ``weights_only``, so that nothing in it is executed; see :mod:`scoresd
 may be built from it.
 """
 
+import contextlib
 import copy
 import hashlib
 import os
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.recipe import brief, build
+from scoresde.tensors import read_tensors
+from scoresde.train.engine import Group
 
-NAME = "checkpoint.pt"
+NAME, INDEX = "checkpoint.pt", "index.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
 _LATER = ("state",)  # what the first checkpoints did not have
@@ -62,17 +66,41 @@ class Checkpoint:
             os.fsync(file.fileno())
         temporary.replace(path)
 
+    def save_shards(self, folder: Path) -> None:
+        """Writes a checkpoint of tensors in parts: a folder, whole or not at all.
+
+        All processes must ask.
+        """
+        from scoresde.train.shards import write_shards  # slow to import
+
+        temporary = folder.with_name(folder.name + ".part")
+        if Group.here().first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        Group.here().agree(None)  # nobody writes before
+        parts = write_shards(_shallow(self), temporary)
+        if Group.here().first:
+            parts["state"]["files"] = _files(temporary)
+            Checkpoint(**parts).save(temporary / INDEX)
+            temporary.replace(folder)
+        Group.here().agree(None)  # nobody reads before
+
     @staticmethod
-    def load(path: str | Path) -> "Checkpoint":
+    def load(path: str | Path, pattern: Mapping[str, Any] | None = None) -> "Checkpoint":
         """Reads a checkpoint without executing anything in it.
 
         Arguments:
             path: The file, or the folder of the run that holds it.
+            pattern: How tensors in parts are to be divided between the processes; by default
+                they are read whole.
 
         Raises:
             InputError: If there is no such file, or it is not a checkpoint of ours.
         """
         file = Path(path)
+        file = file / NAME if (file / NAME).exists() else file
+        if file.is_dir() and (file / INDEX).is_file():
+            return _load_shards(file, pattern)
         file = file / NAME if file.is_dir() else file
         if not file.is_file():
             raise InputError(
@@ -91,6 +119,10 @@ class Checkpoint:
         if missing:
             raise InputError(f"{file} lacks {', '.join(sorted(missing))}; the file is damaged.")
         parts = {name: content[name] for name in names}
+        kinds = dict.fromkeys(names, dict) | {"step": int, "seed": int}
+        odd = [name for name in names if not isinstance(parts[name], kinds[name])]
+        if odd:
+            raise InputError(f"{file}: {odd[0]} is no {kinds[odd[0]].__name__}; it is damaged.")
         if "digest" in content and content["digest"] != _digest(parts):
             raise InputError(f"{file} is damaged: its numbers are not those that were written.")
         return Checkpoint(**parts)
@@ -105,9 +137,11 @@ class Checkpoint:
         Raises:
             InputError: If a class is not allowed or not found, or the weights do not fit.
         """
-        model = self.build("model", ScoreFunction, allow)
+        weights = self.ema if average else self.model
+        with _no_larger_than(sum(getattr(v, "numel", int)() for v in weights.values())):
+            model = self.build("model", ScoreFunction, allow)
         try:
-            model.load_state_dict(self.ema if average else self.model)
+            model.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
                 f"The checkpoint's weights do not fit its model ({brief(error)}); the file is "
@@ -152,26 +186,67 @@ class Checkpoint:
         return part
 
 
+@contextlib.contextmanager
+def _no_larger_than(count: int) -> Iterator[None]:
+    """Refuses to build a model of more weights than there are, before it takes their memory."""
+    built = 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal built
+        built += 0 if parameter is None else parameter.numel()
+        if built > count:
+            raise InputError(
+                f"The checkpoint's model has more than the {count} weights that it holds; the "
+                "file is damaged."
+            )
+
+    handle = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _load_shards(folder: Path, pattern: Mapping[str, Any] | None) -> Checkpoint:
+    from scoresde.train.shards import read_shards  # slow to import
+
+    index = Checkpoint.load(folder / INDEX)
+    if index.state.pop("files", None) != _files(folder):
+        raise InputError(f"{folder} is damaged: its files are not those that were written.")
+    parts = read_shards(_shallow(index), folder, pattern)
+    return Checkpoint(**parts)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Returns the digests of the files of a folder that hold tensors."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != INDEX:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return digests
+
+
 def _read(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        OSError,
-    ) as error:
+        return _copied(read_tensors(file))  # the file may go while the numbers are in use
+    except Exception as error:  # a damaged file can raise anything
         raise InputError(
             f"{file} cannot be read as a checkpoint of scoresde: it is damaged, of another "
             "program, or holds objects that are not plain tensors and numbers (nothing was "
             "executed)."
         ) from error
+
+
+def _copied(tree: Any) -> Any:
+    match tree:
+        case torch.Tensor():
+            return tree.clone()
+        case dict():
+            return {key: _copied(value) for key, value in tree.items()}
+        case list() | tuple():
+            return type(tree)(_copied(value) for value in tree)
+    return tree
 
 
 def _digest(parts: Mapping[str, Any]) -> str:

@@ -1,26 +1,60 @@
-r"""The exponential moving average of a model's weights, which is what samples well.
+r"""Moving averages of a model's weights, which are what samples well.
 
-.. math:: \bar\theta \leftarrow d \bar\theta + (1 - d) \theta, \qquad
-          d = \min\left(\text{decay}, \frac{1 + n}{10 + n}\right)
+.. math:: \bar\theta \leftarrow d_n \bar\theta + (1 - d_n) \theta
 
-after :math:`n` updates: the second term keeps the random start out of short trainings.
-
-References:
-    Song et al. 2021, https://arxiv.org/abs/2011.13456 (appendix H;
-    the warm-up is that of its code).
+after :math:`n` updates. :class:`EMA` forgets exponentially; :class:`PowerEMA` weighs the past by a
+power of its time, so that its length is a share of the training.
 """
 
 import copy
+import math
+from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
+from scoresde.train.engine import own
+
+LONGEST = 1 / math.sqrt(12)  # the length of the plain mean
 
 
-class EMA:
-    """A second copy of a model that follows the first.
+class Average(ABC):
+    """Abstract second copy of a model that follows the first.
+
+    Arguments:
+        model: The model to follow.
+    """
+
+    def __init__(self, model: ScoreFunction) -> None:
+        self.updates = 0
+        self.source = model
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @abstractmethod
+    def decay_at(self, n: int) -> float:
+        """Returns how much of the average is kept in update ``n``, counted from 1."""
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the model's weights, and copies its buffers."""
+        self.updates += 1
+        average, current = _parameters(self.model), _parameters(self.source)
+        torch._foreach_lerp_(average, current, 1 - self.decay_at(self.updates))
+        for buffer, new in zip(self.model.buffers(), self.source.buffers(), strict=True):
+            buffer.copy_(new)
+
+
+class EMA(Average):
+    r"""The exponential moving average, :math:`d_n = \min(\text{decay}, (1 + n) / (10 + n))`.
+
+    The second term keeps the random start out of short trainings.
+
+    References:
+        Song et al. 2021, https://arxiv.org/abs/2011.13456 (appendix H;
+        the warm-up is that of its code).
 
     Arguments:
         model: The model to follow.
@@ -32,21 +66,64 @@ class EMA:
             raise InputError(
                 f"ema={decay} is outside [0, 1); the published values are .999 to .9999."
             )
+        super().__init__(model)
         self.decay = decay
-        self.updates = 0
-        self.source = model
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Moves the average towards the model's weights, and copies its buffers."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        average, current = _parameters(self.model), _parameters(self.source)
-        torch._foreach_lerp_(average, current, 1 - decay)
-        for buffer, new in zip(self.model.buffers(), self.source.buffers(), strict=True):
-            buffer.copy_(new)
+    def decay_at(self, n: int) -> float:
+        return min(self.decay, (1 + n) / (10 + n))
+
+
+class PowerEMA(Average):
+    r"""The power-function average, :math:`d_n = (1 - 1/n)^{\gamma + 1}`.
+
+    After :math:`n` updates the weights of update :math:`i` count for
+    :math:`(i^{\gamma+1} - (i-1)^{\gamma+1}) / n^{\gamma+1}`, which is the integral of
+
+    .. math:: p_\gamma(\tau) = (\gamma + 1) \, \tau^\gamma / n^{\gamma + 1}
+
+    over :math:`[i - 1, i]` (the product of the later decays telescopes). Its length is the
+    standard deviation of :math:`p_\gamma`, as a share of :math:`n`.
+
+    References:
+        Karras et al., *Analyzing and improving the training dynamics of diffusion models*, 2024,
+        https://arxiv.org/abs/2312.02696 (section 3.1).
+
+    Arguments:
+        model: The model to follow.
+        length: The length, in :math:`(0, 1/\sqrt{12}]`.
+    """
+
+    def __init__(self, model: ScoreFunction, length: float = 0.1) -> None:
+        super().__init__(model)
+        self.length = length
+        self.power = power_of_length(length)
+
+    def decay_at(self, n: int) -> float:
+        return (1 - 1 / n) ** (self.power + 1)
+
+
+def power_of_length(length: float) -> float:
+    r"""Returns the power :math:`\gamma` of an average of a length.
+
+    The variance of :math:`p_\gamma` is :math:`(\gamma + 1) / ((\gamma + 2)^2 (\gamma + 3))`,
+    so that it is the largest root of
+    :math:`\gamma^3 + 7 \gamma^2 + (16 - l^{-2}) \gamma + 12 - l^{-2}`.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if (
+        isinstance(length, bool)
+        or not isinstance(length, int | float)
+        or not 0 < length <= LONGEST
+    ):
+        raise InputError(
+            f"The length {length} of an average is outside (0, {LONGEST:.4f}]; it is a share of "
+            "the training, 0.05 to 0.1 is usual."
+        )
+    inverse = length**-2
+    return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 
 
 def _parameters(model: ScoreFunction) -> list[Tensor]:
-    return [p.data for p in model.parameters()]
+    return [own(p.data) for p in model.parameters()]

@@ -2,16 +2,21 @@
 
 import logging
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scoresde.errors import InputError
 from scoresde.train.checkpoint import NAME, Checkpoint
+from scoresde.train.engine import Group, in_parts, whole
 
 log = logging.getLogger("scoresde")
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best.pt"
 _MARGIN = 1.1  # of the size of a checkpoint, that has to be free for the next
 
 
@@ -19,7 +24,8 @@ class Keeper:
     """Writes the checkpoints of a run: ``checkpoints/00001000.pt``, the newest ``checkpoint.pt``.
 
     Each is written under another name, flushed, and renamed, so that a run that is killed at any
-    moment has its last one whole. ``checkpoint.pt`` is a second name of the newest.
+    moment has its last one whole. ``checkpoint.pt`` is a second name of the newest. Of a model
+    that several processes hold in parts, a checkpoint is a folder ``checkpoints/00001000``.
 
     Arguments:
         folder: The run's folder.
@@ -30,20 +36,41 @@ class Keeper:
         self.folder = folder
         self.keep = keep
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint, last: bool = False) -> None:
         """Writes a checkpoint, and removes the oldest beyond those that are kept.
+
+        All processes must ask, and the first one writes; the ``last`` one of a model in parts is
+        written whole besides.
 
         Raises:
             InputError: If there is no room for another one, which is told after this is safe.
         """
-        (self.folder / FOLDER).mkdir(exist_ok=True)
-        path = self.folder / FOLDER / f"{checkpoint.step:08d}.pt"
-        checkpoint.save(path)
+        group, sharded = Group.here(), in_parts(checkpoint.model)
+        path = self.folder / FOLDER / f"{checkpoint.step:08d}{'' if sharded else '.pt'}"
+        if group.first:
+            path.parent.mkdir(exist_ok=True)
+        if sharded:
+            checkpoint.save_shards(path)
+        elif group.first:
+            checkpoint.save(path)
+        usable = _usable(checkpoint) if sharded and last else None
+        if not group.first:
+            return
         _second_name(path, self.folder / NAME)
+        if usable is not None:
+            usable.save(self.folder / NAME)
         for old in self._kept()[self.keep :]:
-            old.unlink()
-        self.check_room(path.stat().st_size, f"the checkpoint of step {checkpoint.step} is safe")
-        return path
+            _remove(old)
+        self.check_room(_size(path), f"the checkpoint of step {checkpoint.step} is safe")
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Writes the checkpoint with the least validation loss, to be used and not gone on with.
+
+        All processes must ask, and the first one writes.
+        """
+        usable = _usable(checkpoint)
+        if Group.here().first:
+            usable.save(self.folder / BEST)
 
     def check_room(self, size: int, outcome: str = "nothing has been done yet") -> None:
         """Checks that a file of so many bytes can be written.
@@ -59,16 +86,19 @@ class Keeper:
                 "another folder by hydra.run.dir=FOLDER."
             )
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, pattern: Mapping[str, Any] | None = None) -> Checkpoint | None:
         """Reads the newest checkpoint that is whole; ``None`` where there is none at all.
+
+        Arguments:
+            pattern: How its tensors are to be divided between the processes, if they are.
 
         Raises:
             InputError: If there are some, and all of them are damaged.
         """
-        paths = [path for path in (self.folder / NAME, *self._kept()) if path.exists()]
+        paths = [path for path in (*self._kept(), self.folder / NAME) if path.exists()]
         for path in paths:
             try:
-                return Checkpoint.load(path)
+                return Checkpoint.load(path, pattern)
             except InputError as error:
                 log.warning("%s The one before it is tried.", error)
         if paths:
@@ -80,15 +110,38 @@ class Keeper:
 
     def _kept(self) -> list[Path]:
         """Returns the checkpoints, the newest first."""
-        paths = (self.folder / FOLDER).glob("[0-9]*.pt")
-        return sorted(paths, key=lambda path: int(path.stem), reverse=True)
+        paths = (self.folder / FOLDER).glob("[0-9]*")
+        named = [path for path in paths if re.fullmatch(r"\d+(\.pt)?", path.name)]
+        return sorted(named, key=lambda path: int(path.stem), reverse=True)
+
+
+def _usable(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns what a checkpoint holds for use: whole weights, without what a training needs."""
+    model, ema = whole(checkpoint.model), whole(checkpoint.ema)
+    return replace(checkpoint, model=model, ema=ema, optimizer={}, state={})
 
 
 def _second_name(path: Path, name: Path) -> None:
-    """Gives a file a second name, in the place of whatever had it."""
+    """Gives a file or a folder a second name, in the place of whatever had it."""
     temporary = name.with_name(f".{name.name}.{uuid.uuid4().hex}")
     try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
+        if path.is_dir():
+            temporary.symlink_to(path.relative_to(name.parent))
+        else:
+            os.link(path, temporary)
+    except OSError:  # a file system without links
+        if path.is_dir():
+            return
         shutil.copyfile(path, temporary)
     temporary.replace(name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())

@@ -1,5 +1,6 @@
 """The state of a training: what a checkpoint has to hold so that nothing is lost."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.train.checkpoint import Checkpoint
-from scoresde.train.ema import EMA
+from scoresde.train.ema import Average
+from scoresde.train.engine import Group, like, own
+from scoresde.train.precision import LossScale
 
 # What a training may change while it is interrupted: it does not change the weights.
 _FREE = {"name", "samplers", "likelihood"}
@@ -20,8 +23,10 @@ _FREE_OF_TRAIN = {
     "validate_every",
     "save_every",
     "keep",
-    "tensorboard",
     "max_skipped",
+    "keep_best",
+    "inspect_every",
+    "accumulate",
 }
 
 
@@ -31,29 +36,35 @@ class State:
 
     Arguments:
         model: The model.
-        ema: Its average.
+        averages: Its averages, of which the first is the one that counts.
         optimiser: The optimiser of its weights.
+        scale: The scale of its loss.
         recipe: What the checkpoints say of the run.
         seed: The run's seed.
         folder: The run's folder.
         skipped: The updates left out because they were not finite.
+        best: The least validation loss so far.
     """
 
     model: ScoreFunction
-    ema: EMA
+    averages: list[Average]
     optimiser: torch.optim.Optimizer
+    scale: LossScale
     recipe: dict[str, Any]
     seed: int
     folder: Path
     skipped: int = 0
+    best: float = math.inf
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """Returns the state after so many updates.
+        """Returns the state after so many updates; all processes must ask.
 
         Raises:
             InputError: If a weight is not finite, which no checkpoint is to hold.
         """
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        group = Group.here()
+        bad = sum((~own(p).isfinite()).any().float() for p in self.model.parameters())
+        if bool(group.total(torch.as_tensor(bad)) > 0):
             raise InputError(
                 f"Training stopped at step {step}: a weight is not finite any more. Lower the "
                 "learning rate (optimizer.lr), or clip the gradient (train.clip)."
@@ -64,14 +75,17 @@ class State:
         return Checkpoint(
             recipe=self.recipe,
             model=self.model.state_dict(),
-            ema=self.ema.model.state_dict(),
+            ema=self.averages[0].model.state_dict(),
             step=step,
             seed=self.seed,
             optimizer=self.optimiser.state_dict(),
             state={
-                "averaged": self.ema.updates,
+                "averaged": self.averages[0].updates,
+                "averages": [average.model.state_dict() for average in self.averages[1:]],
+                "scale": self.scale.state.tolist(),
                 "skipped": self.skipped,
-                "generators": generators,
+                "best": self.best,
+                "generators": group.all(generators),
             },
         )
 
@@ -84,26 +98,52 @@ class State:
         if checkpoint is None:
             return 0
         self._compare(checkpoint)
-        if not checkpoint.state:
+        if not {"averages", "generators"} <= checkpoint.state.keys():
             raise InputError(
                 "The checkpoint in this folder is of an older release and does not say how to go "
                 "on; choose another folder by hydra.run.dir=FOLDER."
             )
-        self.model.load_state_dict(checkpoint.model)
-        self.ema.model.load_state_dict(checkpoint.ema)
-        self.optimiser.load_state_dict(checkpoint.optimizer)
-        self.ema.updates = checkpoint.state["averaged"]
-        self.skipped = checkpoint.state["skipped"]
-        generators = checkpoint.state["generators"]
-        torch.set_rng_state(generators["cpu"])
-        if "cuda" in generators and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state(generators["cuda"], self.model.device)
+        pattern, state = self.pattern(), checkpoint.state
+        self.model.load_state_dict(like(checkpoint.model, pattern["model"]))
+        self.optimiser.load_state_dict(like(checkpoint.optimizer, pattern["optimizer"]))
+        for average, values in zip(
+            self.averages, [checkpoint.ema, *state["averages"]], strict=True
+        ):
+            average.model.load_state_dict(like(values, pattern["ema"]))
+            average.updates = state["averaged"]
+        self.skipped, self.best = state["skipped"], state["best"]
+        self.scale.state = self.scale.state.new_tensor(state["scale"])
+        self._continue(state["generators"])
         return checkpoint.step
+
+    def pattern(self) -> dict[str, Any]:
+        """Returns how the tensors of a checkpoint are divided between the processes."""
+        model = self.model.state_dict()
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
+        return {
+            "model": model,
+            "ema": model,
+            "optimizer": {
+                "state": {i: dict.fromkeys(moments, p) for i, p in enumerate(parameters)}
+            },
+            "state": {"averages": [model] * (len(self.averages) - 1)},
+        }
+
+    def _continue(self, generators: list[dict[str, Tensor]]) -> None:
+        """Goes on with the random numbers of this process, if there was one of its number."""
+        rank = Group.here().rank
+        if rank >= len(generators):
+            return
+        torch.set_rng_state(generators[rank]["cpu"])
+        if "cuda" in generators[rank] and self.model.device.type == "cuda":
+            torch.cuda.set_rng_state(generators[rank]["cuda"], self.model.device)
 
     def size(self) -> int:
         """Returns how many bytes a checkpoint takes, with two numbers of Adam for each weight."""
         tensors: list[Tensor] = list(self.model.state_dict().values())
-        return 4 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        copies = 3 + len(self.averages)
+        return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         there, here = _flat(checkpoint.recipe), _flat(self.recipe)

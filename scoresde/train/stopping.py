@@ -4,6 +4,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from scoresde.train.engine import Group
+
 
 class TrainingStopped(Exception):  # noqa: N818 - it is no error
     """A training that was asked to stop, and has saved what it did.
@@ -24,6 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.number = int(signal.SIGTERM)
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -39,6 +42,12 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+
+    def any(self, group: Group) -> bool:
+        """Whether one of the processes has received a signal, which is then ``number``."""
+        numbers = [number for number in group.all(self.received) if number is not None]
+        self.number = next(iter(numbers), self.number)
+        return bool(numbers)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.received = number

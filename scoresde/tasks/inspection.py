@@ -1,0 +1,65 @@
+"""A closer look at a model while it is trained: a few samples, and the bound on its likelihood."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoresde import plots
+from scoresde.bound import VariationalBound
+from scoresde.data import Dataset
+from scoresde.model import ScoreFunction
+from scoresde.sample import Sampler
+from scoresde.tasks.evaluation import evaluate_likelihood
+from scoresde.tasks.sampling import draw_samples, is_image
+from scoresde.train import Group
+
+FOLDER = "progress"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Draws samples of a model and bounds its likelihood, always with the same seed.
+
+    Arguments:
+        data: The data set.
+        sampler: How samples are drawn.
+        folder: The run's folder, in which ``progress/00001000.png`` is written.
+        count: The number of samples, positive.
+        examples: How many validation examples the bound is the mean of, positive.
+        seed: Names the random streams.
+    """
+
+    data: Dataset
+    sampler: Sampler
+    folder: Path
+    count: int = 16
+    examples: int = 64
+    seed: int = 0
+
+    @torch.no_grad()
+    def __call__(self, done: int, model: ScoreFunction) -> dict[str, float | Path]:
+        """Returns the bound after so many updates; all processes must ask, the first writes."""
+        options: dict[str, Any] = {"batch_size": max(self.count, self.examples), "seed": self.seed}
+        drawn = draw_samples(
+            model, self.sampler, self.data.units, self.count, progress=False, **options
+        )
+        path = self.folder / FOLDER / f"{done:08d}.png"
+        if Group.here().first:
+            if is_image(self.data.units):
+                plots.image_grid(self.data.to_unit(drawn.x), path)
+            elif self.data.shape == (2,):
+                panels = {"data": self.data.validation[: self.count].cpu()}
+                panels[f"{done} updates"] = self.data.decode(drawn.x)
+                plots.scatter_comparison(panels, path)
+        evaluation = evaluate_likelihood(
+            model,
+            VariationalBound(),
+            self.data,
+            "validation",
+            examples=self.examples,
+            progress=False,
+            **options,
+        )
+        return {"samples": path, f"bound_{evaluation.unit.replace('/', '_per_')}": evaluation.mean}

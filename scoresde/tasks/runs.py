@@ -1,0 +1,109 @@
+"""The runs below a folder: what each is, how far it came, and how good it is."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scoresde.errors import InputError
+from scoresde.tasks.summary import format_table
+from scoresde.train import read_metrics
+
+_METRICS = ("bits_per_dim", "nats")
+_RESULT, _CONFIG, _LOCK = "result.json", ".hydra/config.yaml", ".lock"
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """Returns a row for each run below a folder, the newest first.
+
+    ``state`` is that of ``result.json``: ``ok``, ``failed``, ``stopped`` or ``running``; or
+    ``killed`` where it says ``running`` and no process holds the folder; or ``damaged``.
+
+    Raises:
+        InputError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one that holds runs, such as runs.")
+    paths = sorted(folder.rglob(_RESULT), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [_row(path.parent, folder) for path in paths]
+
+
+def describe_runs(folder: Path, as_json: bool = False) -> str:
+    """Returns the runs below a folder as a table, or as JSON."""
+    rows = list_runs(folder)
+    if as_json:
+        return json.dumps(rows, indent=1)
+    if not rows:
+        return f"{folder} holds no runs."
+    return format_table([{k: "" if v is None else v for k, v in row.items()} for row in rows])
+
+
+def _row(run: Path, folder: Path) -> dict[str, Any]:
+    result = _read(run / _RESULT)
+    losses = [
+        r["validation_loss"]
+        for r in read_metrics(run)
+        if isinstance(r.get("validation_loss"), int | float)
+    ]
+    metric = next((name for name in _METRICS if name in result), None)
+    return {
+        "run": str(run.relative_to(folder)),
+        "task": result.get("task"),
+        "state": _state(run, result),
+        "step": _steps(run),
+        "validation_loss": losses[-1] if losses else None,
+        "best_loss": min(losses) if losses else None,
+        "metric": None if metric is None else f"{result[metric]:.4g} {metric}",
+        "minutes": _minutes(run),
+        "error": str(result["error"])[:60] if "error" in result else None,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def _state(run: Path, result: Mapping[str, Any]) -> str:
+    state = result.get("status", "damaged")
+    return "killed" if state == "running" and not _held(run / _LOCK) else str(state)
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds a folder's lock; where there are no locks, it may."""
+    try:
+        import fcntl  # not everywhere
+
+        with lock.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return False
+
+
+def _steps(run: Path) -> str | None:
+    """Returns the updates recorded, of how many."""
+    done = max((r["step"] for r in read_metrics(run)), default=None)
+    if done is None:
+        return None
+    try:
+        import yaml
+
+        config = yaml.safe_load((run / _CONFIG).read_text(encoding="utf-8"))
+        return f"{done:g}/{config['train']['steps']}"
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return f"{done:g}"
+
+
+def _minutes(run: Path) -> float:
+    """Returns the minutes between the run's first file and its last."""
+    times = [path.stat().st_mtime for path in run.iterdir() if path.is_file()]
+    config = run / _CONFIG
+    first = config.stat().st_mtime if config.exists() else min(times, default=time.time())
+    return round((max(times, default=first) - first) / 60, 1)

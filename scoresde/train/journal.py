@@ -1,0 +1,165 @@
+"""What is recorded of a training, and shown while it runs."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scoresde.data import Dataset
+from scoresde.loss import DenoisingScoreMatching
+from scoresde.model import ScoreFunction
+from scoresde.train.engine import Group
+from scoresde.train.state import State
+from scoresde.train.tracker import Run, Tracker, Trackers
+from scoresde.train.training import Training
+from scoresde.train.validation import error_by_level, validation_loss
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An update that could not be made, and that ends the training.
+
+    Arguments:
+        step: Its number, counted from 0.
+        loss: Its loss.
+        norm: Its gradient's norm.
+    """
+
+    step: int
+    loss: float
+    norm: float
+
+
+class Journal:
+    """The numbers of a training: kept on the device, and read now and then.
+
+    Arguments:
+        training: How the model is trained.
+        state: The training's state, in which updates left out are counted.
+        start: The updates done before.
+        progress: Whether to show a progress bar.
+        trackers: What keeps the numbers besides ``metrics.jsonl``.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        state: State,
+        start: int,
+        progress: bool,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self.training, self.state = training, state
+        self.trackers = None
+        if Group.here().first:
+            name = str(state.recipe.get("name", "training"))
+            self.trackers = Trackers(Run(name, state.folder, start, state.recipe), trackers)
+        self.recent: list[Tensor] = []
+        self.clock = time.perf_counter()
+        self.bar = tqdm(
+            total=training.steps, initial=start, desc="training", unit="step", disable=not progress
+        )
+
+    def add(self, record: Tensor) -> None:
+        """Keeps the record of an update, on the device."""
+        self.recent.append(record)
+        self.bar.update()
+
+    def log(self, done: int, **numbers: float) -> None:
+        """Records numbers after so many updates."""
+        if self.trackers is not None:
+            self.trackers.log(done, numbers)
+
+    def image(self, done: int, name: str, path: Path) -> None:
+        """Keeps a picture of the model after so many updates."""
+        if self.trackers is not None and path.exists():
+            self.trackers.image(done, name, path)
+
+    def read(self, done: int, size: int, optimiser: torch.optim.Optimizer) -> Bad | None:
+        """Reads the records since the last time, and records their means and the speed.
+
+        Arguments:
+            done: The updates done.
+            size: The number of examples of each.
+            optimiser: Whose learning rate is recorded.
+
+        Returns:
+            The update that ends the training, if one does.
+        """
+        values = torch.stack(self.recent).double().cpu()
+        speed = len(values) / (time.perf_counter() - self.clock)
+        fit = torch.isfinite(values).all(1)
+        failed = (~fit & (values[:, 2] == 0)).nonzero()[:, 0].tolist()
+        self.state.skipped += len(failed)
+        bad = self._fatal(values, failed, done)
+        if bad is not None:
+            return bad
+        loss, norm, _ = values[fit].mean(0).tolist()
+        memory = _memory(self.state.model.device)
+        numbers = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "rate": optimiser.param_groups[0]["lr"],
+            "steps_per_second": speed,
+            "examples_per_second": speed * size,
+            "memory_gib": memory,
+        }
+        if self.state.skipped:
+            numbers["skipped"] = self.state.skipped
+        if self.state.scale.on:
+            numbers["loss_scale"] = float(self.state.scale.state[0])
+        self.log(done, **numbers)
+        self.bar.set_postfix_str(
+            f"loss {loss:.4f}, {speed * size:.0f} examples/s, {memory:.1f} GiB", refresh=False
+        )
+        self.recent, self.clock = [], time.perf_counter()
+        return None
+
+    def _fatal(self, values: Tensor, failed: list[int], done: int) -> Bad | None:
+        over = self.state.skipped - self.training.max_skipped
+        # A training that ends with such an update has diverged, however short it was.
+        diverged = done == self.training.steps and len(values) - 1 in failed
+        if not failed or (over <= 0 and not diverged):
+            return None
+        i = failed[-over] if over > 0 else failed[-1]
+        loss, norm, _ = values[i].tolist()
+        return Bad(done - len(values) + i, loss, norm)
+
+    def validate(
+        self, done: int, model: ScoreFunction, data: Dataset, loss: DenoisingScoreMatching
+    ) -> float:
+        """Measures and records the validation loss, and the error at each noise level."""
+        eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
+        seed, size = self.state.seed, self.training.batch_size
+        with self.training.autocast(model.device):
+            value = validation_loss(model, data, loss, seed, size)
+            errors = error_by_level(model, data, eps, seed, size)
+        self.log(done, validation_loss=value)
+        self.log(done, **errors)
+        # The time that this takes is no part of the training's speed.
+        if not self.recent:
+            self.clock = time.perf_counter()
+        return value
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.bar.close()
+        if self.trackers is not None:
+            self.trackers.close()
+
+
+def _memory(device: torch.device) -> float:
+    """Returns the most memory that was in use, in GiB: of the device, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource  # not everywhere
+    except ImportError:
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**30 if sys.platform == "darwin" else 2**20)

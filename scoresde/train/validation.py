@@ -1,0 +1,115 @@
+"""What a model is worth on examples that it was not trained on, while it is trained."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.data import Dataset
+from scoresde.loss import DenoisingScoreMatching
+from scoresde.model import ScoreFunction
+from scoresde.sde import SDE
+from scoresde.streams import Streams
+from scoresde.train.engine import Group
+
+EXAMPLES = 1024
+LEVELS = 12
+_PREFIX = "noise_error/"
+
+
+@torch.no_grad()
+def validation_loss(
+    model: ScoreFunction,
+    data: Dataset,
+    loss: DenoisingScoreMatching,
+    seed: int,
+    batch_size: int = EXAMPLES,
+) -> float:
+    """Returns the mean loss of validation examples (at most 1024), always with the same noise.
+
+    The processes of a group share the examples, in the same number of batches each.
+    """
+    every = range(min(len(data.validation), EXAMPLES))
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    parts, count = _shared(torch.arange(len(every)), batch_size)
+    for part in parts:
+        x = model.state(data.batch("validation", Streams(seed, part)).to(model.device))
+        # All of them share their times, in however many batches they are graded.
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        total += loss(model, x, seed=seed, seeds=every, part=here).double().sum()
+    return float(Group.here().total(total)) / count
+
+
+@torch.no_grad()
+def error_by_level(
+    model: ScoreFunction, data: Dataset, eps: float, seed: int, batch_size: int = EXAMPLES
+) -> dict[str, float]:
+    r"""Returns the error of the expected noise at levels equally spaced in the log-SNR.
+
+    .. math:: \frac{1}{D} E \lVert \hat z(x_t, t) - z \rVert^2
+
+    It lies between 0, where the noise can be told from the data, and 1, where it drowns in them.
+
+    Arguments:
+        model: The model.
+        data: The data; each of at most 1024 validation examples is taken at one level.
+        eps: The smallest time.
+        seed: Names the noise, which is the same at every call.
+        batch_size: The number of examples graded together.
+
+    Returns:
+        The errors, by names that :func:`level_curves` can read.
+    """
+    group = Group.here()
+    levels = log_snr_levels(model.sde, eps)
+    examples = torch.arange(min(len(data.validation), EXAMPLES))
+    sums = torch.zeros(2, len(levels), dtype=torch.float64, device=model.device)
+    for part in _shared(examples, batch_size)[0]:
+        x = model.state(data.batch("validation", Streams(seed, part)).to(model.device))
+        own = part.to(x.device) % len(levels)
+        t = model.sde.time(levels.to(x.device))[own]
+        errors = DenoisingScoreMatching()(model, x, t, seed=seed, seeds=part.to(x.device))
+        sums[0].index_add_(0, own, errors.double())
+        sums[1].index_add_(0, own, torch.ones_like(errors, dtype=torch.float64))
+    errors, counts = group.total(sums)
+    means = (errors / counts).tolist()
+    named = zip(levels.tolist(), means, strict=True)
+    return {f"{_PREFIX}{level:+.2f}": value for level, value in named if math.isfinite(value)}
+
+
+def log_snr_levels(sde: SDE, eps: float) -> Tensor:
+    """Returns the middles of equal intervals of the log-SNR between ``eps`` and 1."""
+    first, last = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64)).tolist()
+    places = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    return first + places * (last - first)
+
+
+def level_curves(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[float, float]]:
+    """Returns, of the records of a training, the errors by log-SNR for each step."""
+    curves = {}
+    for record in records:
+        curve = {
+            float(name.removeprefix(_PREFIX)): value
+            for name, value in record.items()
+            if name.startswith(_PREFIX) and value is not None
+        }
+        if curve:
+            curves[int(record["step"])] = curve
+    return curves
+
+
+def _shared(indices: Tensor, batch_size: int) -> tuple[list[Tensor], int]:
+    """Returns this process's examples in batches, and how many there are in all processes.
+
+    A sharded model is gathered by all of them together, so that each has as many batches; where
+    there are fewer examples than processes, all of them take all.
+    """
+    group = Group.here()
+    if len(indices) < group.size:
+        return list(indices.split(batch_size)), len(indices) * group.size
+    largest = -(-len(indices) // group.size)
+    own = indices[group.part(len(indices))]
+    batches = min(-(-largest // batch_size), len(indices) // group.size)
+    return list(own.tensor_split(batches)), len(indices)

@@ -1,0 +1,98 @@
+"""Run by torchrun in tests/test_distributed.py: everything that several processes do together."""
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from scoresde import VPSDE, DenoisingScoreMatching, Preconditioned, ScoreModel
+from scoresde.data import two_moons
+from scoresde.nn import MLP
+from scoresde.times import LowDiscrepancy
+from scoresde.train import Replicated, Sharded, Training, TrainingStopped, joined, train
+
+TRAININGS = {
+    "ddp_64": (Replicated(), torch.float64, {}),
+    "ddp_32": (Replicated(), torch.float32, {}),
+    "ddp_64_accumulated": (Replicated(), torch.float64, {"accumulate": 3}),
+    "fsdp_64": (Sharded(block=500), torch.float64, {}),
+    "fsdp_32": (Sharded(block=500), torch.float32, {"snapshots": 0}),
+    "fsdp_64_accumulated": (Sharded(block=500), torch.float64, {"accumulate": 3}),
+}
+
+
+class Acting(DenoisingScoreMatching):
+    """Does something at one step, in the second process if there is one."""
+
+    def __init__(self, step, act):
+        super().__init__(times=LowDiscrepancy())
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "act", act)
+
+    def __call__(self, model, x, **options):
+        last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
+        seeds = options.get("seeds")
+        if last and isinstance(seeds, range) and seeds.start == self.step * len(seeds):
+            self.act()
+        return super().__call__(model, x, **options)
+
+
+def fit(folder, engine, dtype, loss=None, **options):
+    folder.mkdir(exist_ok=True, parents=True)
+    torch.manual_seed(0)
+    model = ScoreModel(MLP(2, width=32, depth=2), VPSDE(), Preconditioned(1.0)).to(dtype)
+    options = {"save_every": 8, "validate_every": 10, "log_every": 5, "snapshots": 2, **options}
+    return train(
+        model,
+        two_moons(count=300),
+        loss or DenoisingScoreMatching(times=LowDiscrepancy()),
+        Training(steps=20, batch_size=31, **options),
+        functools.partial(torch.optim.Adam, lr=2e-4, fused=dtype == torch.float32),
+        folder,
+        recipe={"name": "moons"},
+        progress=False,
+        engine=engine,
+    )
+
+
+def main(folder):
+    with joined() as group:
+        for name, (engine, dtype, options) in TRAININGS.items():
+            fit(folder / f"{name}_{group.size}", engine, dtype, **options)
+        if group.size > 1:
+            interrupted(folder)
+            program(folder)
+
+
+def interrupted(folder):
+    """One process is asked to stop; all of them stop together, and go on together."""
+    for name in ("ddp_64", "fsdp_64"):
+        engine, dtype, _ = TRAININGS[name]
+        ask = Acting(6, lambda: signal.raise_signal(signal.SIGTERM))
+        try:
+            fit(folder / f"{name}_stopped", engine, dtype, ask)
+        except TrainingStopped as stop:
+            (folder / f"{name}_stopped/stopped_{os.environ['RANK']}").write_text(str(stop.step))
+        fit(folder / f"{name}_stopped", engine, dtype)
+
+
+def program(folder):
+    """The program itself, with the folder that it chooses."""
+    from scoresde.run import main as run
+
+    (folder / "program").mkdir(exist_ok=True)
+    os.chdir(folder / "program")
+    small = ["examples=50", "count=4", "baselines=false", "train.steps=6", "train.log_every=2"]
+    quick = ["samplers.euler_maruyama.steps=2", "samplers.predictor_corrector.steps=2"]
+    quick += ["samplers.probability_flow.rtol=0.1", "samplers.probability_flow.atol=0.1"]
+    quick += ["likelihood.rtol=0.1", "likelihood.atol=0.1", "likelihood.probes=1"]
+    look = ["train.inspect_every=3", "inspect.examples=4", "batch_size=10", "progress=false"]
+    sys.argv[1:] = ["network=mlp", *small, *quick, *look, "distributed=fsdp"]
+    run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
