@@ -31,6 +31,16 @@ APART = """
 - trace estimators at equal cost: [figure](probe_variance/figure.png) (`probe_variance.py`)
 - the cost of a likelihood at equal error: [tables](likelihood_speed/README.md)
   (`likelihood_speed.py`)
+- every sampler's quality by its cost, and beside its peers: [figures](sampler_quality/README.md)
+  (`sampler_quality.py`)
+- what a sampler costs besides its network: [table](sampler_overhead/README.md)
+  (`sampler_overhead.py`)
+- a training killed again and again, held against one left alone: [table](stress_kill/README.md)
+  (`stress_kill.py`)
+- training steps, the loop, sampling and checkpoints of the CIFAR-10 network on a CPU:
+  [table](benchmark/README.md) (`task=benchmark`)
+- the length of the average of the weights, chosen after the training:
+  [figure](average_lengths/README.md) (`task=ema`)
 """
 WAITING = """
 
@@ -39,8 +49,9 @@ WAITING = """
 No figure of a GPU is here yet: none was at hand. These commands are written for one.
 
 ```sh
-# what each option of the training is worth, in one run
-python experiments/training_speed.py +experiment=cifar_vp out=speed.json
+# what each option of the training is worth, the loop's overhead, sampling, in one run
+python -m scoresde.run task=benchmark +experiment=cifar_vp benchmark.shape=[3,32,32] \\
+    benchmark.batch_sizes=[128,256]
 # DDPM++ for as long as there is, 64 images in three ways, bits/dim (published: 3.16)
 python -m scoresde.run +experiment=cifar_vp data.root=FOLDER train.steps=50000 examples=1000
 # the same with the sub-VP SDE (published: 3.02)

@@ -486,9 +486,9 @@ def draw(tables: dict[str, list[dict]], floors: dict[str, float], key: str, path
         "distance": "median distance from the exact end (RMS)",
         "sliced": "sliced Wasserstein distance",
     }[key]
-    figure = Figure(figsize=(4.6 * len(tables), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axes, (name, rows) in zip(panels, tables.items(), strict=True):
+    figure = Figure(figsize=(12, 5 * math.ceil(len(tables) / 2)), layout="constrained")
+    panels = figure.subplots(math.ceil(len(tables) / 2), 2, squeeze=False).flatten()
+    for axes, (name, rows) in zip(panels, tables.items(), strict=False):
         for i, (sampler, points) in enumerate(best(rows, key).items()):
             nfe, values = [p[0] for p in points], [max(p[1], 1e-10) for p in points]
             style = {"color": COLOURS[i % 8], "ls": ("-", "--", ":")[i // 8]}
@@ -496,8 +496,11 @@ def draw(tables: dict[str, list[dict]], floors: dict[str, float], key: str, path
         if key == "sliced":
             axes.axhline(floors[name], color="#999999", lw=1, ls="--", label="exact samples")
         axes.set(title=name, xlabel="network passes a sample")
+        axes.set_ylim(top=2.0)  # what lies above is no picture of anything
         axes.grid(alpha=0.25, which="both")
-    panels[0].set_ylabel(label)
+        axes.set_ylabel(label)
+    for axes in panels[len(tables) :]:
+        axes.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
