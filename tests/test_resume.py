@@ -151,6 +151,16 @@ def test_the_newest_are_kept(tmp_path):
     assert newest.samefile(tmp_path / "run/checkpoint.pt")
 
 
+def test_what_a_killed_process_had_half_written_goes(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / ".checkpoint.pt.part").write_bytes(b"a second name of an old one")
+    (folder / "checkpoints/00000004.pt.part").write_bytes(b"half")
+    (folder / "checkpoints/00000005.part").mkdir()
+    fit(folder)
+    assert [path.name for path in folder.rglob("*.part")] == []
+
+
 def flipped(raw, place, bit=4):
     return raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :]
 

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,8 @@ class Keeper:
     def save(self, checkpoint: Checkpoint, last: bool = False) -> None:
         """Writes a checkpoint, and removes the oldest beyond those that are kept.
 
+        What a process that was killed had half written goes too.
+
         All processes must ask, and the first one writes; the ``last`` one of a model in parts is
         written whole besides.
 
@@ -59,7 +60,7 @@ class Keeper:
         _second_name(path, self.folder / NAME)
         if usable is not None:
             usable.save(self.folder / NAME)
-        for old in self._kept()[self.keep :]:
+        for old in (*self._kept()[self.keep :], *path.parent.glob("*.part")):
             _remove(old)
         self.check_room(_size(path), f"the checkpoint of step {checkpoint.step} is safe")
 
@@ -123,7 +124,8 @@ def _usable(checkpoint: Checkpoint) -> Checkpoint:
 
 def _second_name(path: Path, name: Path) -> None:
     """Gives a file or a folder a second name, in the place of whatever had it."""
-    temporary = name.with_name(f".{name.name}.{uuid.uuid4().hex}")
+    temporary = name.with_name(f".{name.name}.part")
+    temporary.unlink(missing_ok=True)  # of a process that was killed
     try:
         if path.is_dir():
             temporary.symlink_to(path.relative_to(name.parent))
