@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class OtherRunError(InputError):
+    """The folder holds another run, which stays as it is."""
+
+
 class SolverError(RuntimeError):
     """A solver could not finish; the message names the time, the cause and the remedy."""
 

@@ -5,7 +5,6 @@ input cannot be used (one sentence says why); 75 a training stopped by SIGTERM, 
 to be started again; 130 interrupted.
 """
 
-import json
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import hydra
 import torch
@@ -27,7 +26,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from scoresde.commands import RESUMED, TASKS, rank_of
 from scoresde.configuration import GROUPS, check
-from scoresde.errors import InputError, SolverError
+from scoresde.errors import InputError, OtherRunError, SolverError
+from scoresde.tasks.folder import keep_settings, lock, put_back_settings, read_result
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.runs import describe_runs
@@ -84,9 +84,8 @@ def _main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
     result: dict[str, Any] = {"task": config.get("task"), "overrides": overrides}
-    rank, before = rank_of(), _result(folder)
-    # Processes that work together share a folder.
-    lock = None if config.get("task") in RESUMED or rank.index > 0 else _lock(folder)
+    rank, before = rank_of(), read_result(folder)
+    held = _held(config, folder, rank)
     save_result(folder, {"status": "running", **result}, rank.index)
     try:
         check(config)
@@ -106,8 +105,12 @@ def _main(config: DictConfig) -> None:
         sentence = explain(error)
         message = sentence or f"{type(error).__name__}: {error}"
         failed = {**result, "status": "failed", "error": message}
-        # An evaluation that was finished stays so when it is not gone on with.
-        save_result(folder, before if before.get("status") == "ok" else failed, rank.index)
+        # A run that was finished, or is another one, stays so when it is not gone on with.
+        refused = isinstance(error, OtherRunError)
+        stays = before.get("status") == "ok" or (before and refused)
+        save_result(folder, before if stays else failed, rank.index)
+        if refused and rank.index == 0:
+            put_back_settings()
         if not sweeping and sentence is None:
             raise
         if not sweeping:
@@ -117,28 +120,22 @@ def _main(config: DictConfig) -> None:
         if sentence is None:
             log.error(traceback.format_exc())
     finally:
-        if lock is not None:
-            lock.close()
+        if held is not None:
+            held.close()
 
 
-def _lock(folder: Path) -> IO[bytes]:
-    """Takes a folder for this process, for as long as the file is open."""
-    file = (folder / ".lock").open("ab")
+def _held(config: DictConfig, folder: Path, rank: Rank) -> IO[bytes] | None:
+    """Takes the folder, unless several processes may work in it together."""
+    if config.get("task") in RESUMED or rank.index > 0:
+        return None
     try:
-        import fcntl  # not everywhere
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(
-            f"Another process is at work in {folder}; wait for it, or choose another folder by "
-            "hydra.run.dir=FOLDER."
-        )
-    except (ImportError, OSError):  # a system, or a file system, without locks
-        pass
-    return file
+        return lock(folder)
+    except OtherRunError as error:
+        put_back_settings()
+        fail(str(error))
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Prints one sentence and leaves with the code for unusable input."""
     print(f"scoresde: {message}", file=sys.stderr)
     sys.exit(INPUT_ERROR)
@@ -182,19 +179,10 @@ def _check_rank(config: DictConfig, rank: Rank) -> None:
         raise InputError(f"{rank.size} processes must share a folder; give hydra.run.dir=FOLDER.")
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """Returns what a run in the folder has left; nothing where there is none, or none to read."""
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
-
-
 def _refuse_second_run(task: str | None, folder: Path) -> None:
     if not (folder / "result.json").exists():
         return
-    before = _result(folder)
+    before = read_result(folder)
     # These go on where they stopped, if it is the same that is asked for: their pieces know, and
     # so does a training's checkpoint.
     unfinished = task == "train" and before.get("status") != "ok"
@@ -217,7 +205,9 @@ class Callbacks(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called before a single run."""
         _make_folder(config.hydra.run.dir)
-        _refuse_second_run(config.get("task"), Path(config.hydra.run.dir))
+        folder = Path(config.hydra.run.dir)
+        _refuse_second_run(config.get("task"), folder)
+        keep_settings(folder / str(config.hydra.output_subdir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called before a sweep."""

@@ -339,7 +339,8 @@ def test_killed_and_started_again_the_program_ends_with_the_same_weights(tmp_pat
 
 def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
     fcntl = pytest.importorskip("fcntl")
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.hydra").mkdir(parents=True)
+    (tmp_path / "run/.hydra/overrides.yaml").write_text("[of the other]")
     with (tmp_path / "run/.lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         run = subprocess.run(
@@ -353,3 +354,4 @@ def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
     assert run.returncode == 2
     assert "Another process is at work" in run.stderr
     assert not (tmp_path / "run/result.json").exists()
+    assert (tmp_path / "run/.hydra/overrides.yaml").read_text() == "[of the other]"

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -634,6 +635,20 @@ def test_second_run_in_a_folder_is_refused(run: Path) -> None:
     message = refused(*TINY, f"hydra.run.dir={run}", cwd=run.parent)
     assert "hydra.run.dir" in message
     assert [(run / name).read_bytes() for name in names] == before
+
+
+def test_another_training_leaves_the_one_that_waits_to_be_gone_on_with(
+    run: Path, tmp_path: Path
+) -> None:
+    waiting = tmp_path / "run"
+    shutil.copytree(run, waiting)
+    said = json.loads((waiting / "result.json").read_text()) | {"status": "stopped"}
+    (waiting / "result.json").write_text(json.dumps(said, indent=2) + "\n")
+    names = ("checkpoint.pt", "result.json", ".hydra/config.yaml", ".hydra/overrides.yaml")
+    before = [(waiting / name).read_bytes() for name in names]
+    message = refused(*TINY, "seed=7", f"hydra.run.dir={waiting}", cwd=tmp_path)
+    assert "holds a training with" in message
+    assert [(waiting / name).read_bytes() for name in names] == before
 
 
 def test_a_likelihood_leaves_the_folder_of_a_training_alone(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data import _arrays
-from scoresde.errors import InputError, check_count
+from scoresde.errors import InputError, OtherRunError, check_count
 
 Columns = dict[str, Tensor]
 _MARK = "_mark"
@@ -59,7 +59,7 @@ class Parts:
         """States what the pieces belong to; returns the folder of pieces with that mark.
 
         Raises:
-            InputError: If there are pieces of something else.
+            OtherRunError: If there are pieces of something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path, text = self.folder / "identity.json", json.dumps(dict(identity), indent=2) + "\n"
@@ -142,7 +142,7 @@ def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path) ->
     other = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if other:
         key = other[0]
-        raise InputError(
+        raise OtherRunError(
             f"The folder {folder} holds an evaluation with {key} = {there.get(key)}, and this one "
             f"has {here.get(key)}; choose another folder by hydra.run.dir=FOLDER."
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.errors import InputError
+from scoresde.errors import InputError, OtherRunError
 from scoresde.model import ScoreFunction
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import Average
@@ -93,13 +93,13 @@ class State:
         """Takes the state of a checkpoint, if there is one; returns the updates done.
 
         Raises:
-            InputError: If it is that of another training, or does not say enough to go on.
+            OtherRunError: If it is that of another training, or does not say enough to go on.
         """
         if checkpoint is None:
             return 0
         self._compare(checkpoint)
         if not {"averages", "generators"} <= checkpoint.state.keys():
-            raise InputError(
+            raise OtherRunError(
                 "The checkpoint in this folder is of an older release and does not say how to go "
                 "on; choose another folder by hydra.run.dir=FOLDER."
             )
@@ -150,7 +150,7 @@ class State:
         there["seed"], here["seed"] = checkpoint.seed, self.seed
         for key in sorted({*there, *here}):
             if there.get(key) != here.get(key):
-                raise InputError(
+                raise OtherRunError(
                     f"This folder holds a training with {key}={there.get(key)}, and this one has "
                     f"{here.get(key)}; choose another folder by hydra.run.dir=FOLDER."
                 )
