@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, GaussianModel, SubVPSDE
-from scoresde.cutoff import Cutoff, VariationalCutoff
+from scoresde.likelihood.cutoff import Cutoff, VariationalCutoff
 from scoresde.metrics import bits_per_dim
 from scoresde.metrics.estimate import Estimate
 from scoresde.model import Evaluations

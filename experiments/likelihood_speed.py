@@ -33,7 +33,7 @@ from torch import Tensor
 from scoresde import VESDE, VPSDE, GaussianMixtureModel, Likelihood, SubVPSDE
 from scoresde.data import Dataset, Units
 from scoresde.divergence import Hutchinson
-from scoresde.flow import NoiseClock, TimeClock
+from scoresde.likelihood import NoiseClock, TimeClock
 from scoresde.model import Evaluations, ScoreFunction
 from scoresde.shapes import sum_features
 from scoresde.solvers import BogackiShampine, DormandPrince, TorchDiffEq, Tsitouras

@@ -1,63 +1,68 @@
 """Score-based generative modelling with stochastic and ordinary differential equations.
 
-The story in five nouns: an :class:`SDE` says how data becomes noise; a :class:`ScoreModel` is a
-network plus an SDE; a loss grades it on data; a sampler or a :class:`Likelihood` is a value that
-is applied to it; a task wires them together.
+The story in six nouns: a **process** (:class:`Interpolant`, :class:`SDE`) says how an example is
+turned into something else; a **model** (:class:`ScoreModel`) is a network plus a process; a
+**loss** evaluates it on a batch; a **sampler** or a **likelihood** (:class:`Likelihood`) is a
+value that is applied to it; a **codec** stands between the user's data and the model; a **task**
+wires them together.
+
+The names below are imported when they are first used, so that ``import scoresde`` is quick.
 """
 
-from scoresde.bound import VariationalBound
-from scoresde.errors import InputError, SolverError
-from scoresde.likelihood import Likelihood, LogLikelihood
-from scoresde.loss import (
-    DenoisingScoreMatching,
-    EDMWeighting,
-    LikelihoodWeighting,
-    NoiseWeighting,
-)
-from scoresde.model import (
-    ChainIndex,
-    DataParametrisation,
-    GaussianMixtureModel,
-    GaussianModel,
-    NoiseLevel,
-    NoiseParametrisation,
-    Preconditioned,
-    ScaledTime,
-    ScoreFunction,
-    ScoreModel,
-    ScoreParametrisation,
-    VParametrisation,
-)
-from scoresde.sde import SDE, VESDE, VPSDE, Cutoffs, DiscreteVP, SubVPSDE
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scoresde.errors import InputError, SolverError
+    from scoresde.likelihood import Likelihood, LogLikelihood, VariationalBound
+    from scoresde.loss import (
+        DenoisingScoreMatching,
+        EDMWeighting,
+        LikelihoodWeighting,
+        NoiseWeighting,
+    )
+    from scoresde.model import (
+        ChainIndex,
+        DataParametrisation,
+        GaussianMixtureModel,
+        GaussianModel,
+        NoiseLevel,
+        NoiseParametrisation,
+        Preconditioned,
+        ScaledTime,
+        ScoreFunction,
+        ScoreModel,
+        ScoreParametrisation,
+        VParametrisation,
+    )
+    from scoresde.sde import SDE, VESDE, VPSDE, Cutoffs, DiscreteVP, SubVPSDE
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SDE",
-    "VESDE",
-    "VPSDE",
-    "ChainIndex",
-    "Cutoffs",
-    "DataParametrisation",
-    "DenoisingScoreMatching",
-    "DiscreteVP",
-    "EDMWeighting",
-    "GaussianMixtureModel",
-    "GaussianModel",
-    "InputError",
-    "Likelihood",
-    "LikelihoodWeighting",
-    "LogLikelihood",
-    "NoiseLevel",
-    "NoiseParametrisation",
-    "NoiseWeighting",
-    "Preconditioned",
-    "ScaledTime",
-    "ScoreFunction",
-    "ScoreModel",
-    "ScoreParametrisation",
-    "SolverError",
-    "SubVPSDE",
-    "VParametrisation",
-    "VariationalBound",
-]
+_ROOMS = {
+    "errors": ("InputError", "SolverError"),
+    "sde": ("SDE", "VESDE", "VPSDE", "Cutoffs", "DiscreteVP", "SubVPSDE"),
+    "model": (
+        *("ChainIndex", "NoiseLevel", "ScaledTime"),
+        *("DataParametrisation", "NoiseParametrisation", "Preconditioned"),
+        *("ScoreParametrisation", "VParametrisation"),
+        *("GaussianMixtureModel", "GaussianModel", "ScoreFunction", "ScoreModel"),
+    ),
+    "likelihood": ("Likelihood", "LogLikelihood", "VariationalBound"),
+    "loss": ("DenoisingScoreMatching", "EDMWeighting", "LikelihoodWeighting", "NoiseWeighting"),
+}
+_HOMES = {name: f"scoresde.{room}" for room, names in _ROOMS.items() for name in names}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scoresde' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -300,8 +300,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
-    from scoresde.bound import VariationalBound
-    from scoresde.likelihood import Likelihood
+    from scoresde.likelihood import Likelihood, VariationalBound
 
     exact = merged(checkpoint, "likelihood", object, config)
     if not isinstance(exact, Likelihood | VariationalBound):

@@ -8,8 +8,10 @@ merely passes through a module (``scoresde.data.files.np.load``).
 """
 
 import importlib
+import re
 import sys
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from scoresde.errors import InputError
@@ -17,14 +19,73 @@ from scoresde.errors import InputError
 ROOMS = tuple(
     f"scoresde.{room}"
     for room in (
-        *("sde", "model", "nn", "loss", "times", "likelihood", "bound", "cutoff"),
-        *("flow", "solvers", "divergence", "sample"),
+        *("sde", "nn", "solvers", "divergence", "times", "model", "likelihood", "sample", "loss"),
         "data",  # the last one: its functions too
     )
 )
+# What has another name than in an earlier release: modules, classes and functions by their dotted
+# names, arguments as CLASS.ARGUMENT (to their new name alone), and sections of a recipe.
+MOVED = {
+    "scoresde.bound": "scoresde.likelihood",
+    "scoresde.cutoff": "scoresde.likelihood",
+    "scoresde.flow": "scoresde.likelihood",
+    "scoresde.bound.Folded": "scoresde.times.FoldedTimes",
+}
 # The names of the activations, of which a network takes one, are torch's.
 _BUILTIN = ("scoresde", "torch.nn")
 _ACTIVATIONS = ("torch.nn.modules.activation",)
+
+
+def current(name: str) -> str:
+    """Returns today's name for the dotted name of a module, a class, or an argument of a class."""
+    for end in (len(name), *(m.start() for m in reversed([*re.finditer(r"\.", name)]))):
+        if name[:end] in MOVED:
+            return current(MOVED[name[:end]] + name[end:])
+    return name
+
+
+def updated(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint's recipe with today's names of sections, classes and arguments.
+
+    Raises:
+        InputError: If it is nested too deeply.
+    """
+    try:
+        return {MOVED.get(section, section): _updated(tree) for section, tree in recipe.items()}
+    except RecursionError as error:
+        raise InputError("The recipe is nested too deeply; the file is damaged.") from error
+
+
+def _updated(tree: Any) -> Any:
+    if isinstance(tree, list | tuple):
+        return [_updated(value) for value in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    if not isinstance(tree.get("_target_"), str):
+        return {key: _updated(value) for key, value in tree.items()}
+    target = current(tree["_target_"])
+    arguments = {
+        MOVED.get(f"{target}.{key}", key): _updated(value)
+        for key, value in tree.items()
+        if key != "_target_"
+    }
+    return {"_target_": target, **arguments}
+
+
+def renamed(module: str) -> Callable[[str], Any]:
+    """Returns a module's ``__getattr__``: names that have moved are found, with a warning."""
+
+    def find(name: str) -> Any:
+        old = f"{module}.{name}"
+        new = current(old)
+        if new == old or name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, attribute = new.rpartition(".")
+        value = getattr(importlib.import_module(home), attribute)
+        warnings.warn(f"{old} is now {new}; the old name will go.", FutureWarning, stacklevel=2)
+        return value
+
+    return find
 
 
 def build(tree: Any, allow: Iterable[str] = ()) -> Any:

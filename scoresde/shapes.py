@@ -1,7 +1,8 @@
-"""Shapes: the two operations that let every formula work on data of any shape."""
+"""Shapes: what lets every formula work on data of any shape, and the checks of a batch."""
 
 import math
 
+import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
@@ -65,3 +66,27 @@ def log_normal(x: Tensor, std: float) -> Tensor:
     """
     constant = x.shape[1:].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * sum_features((x / std) ** 2) - constant
+
+
+def check_batch(x: Tensor) -> None:
+    """Checks the form of a batch of examples.
+
+    Raises:
+        InputError: If ``x`` is not a batch ``(B, *)`` of floats.
+    """
+    if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
+        raise InputError(
+            f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; give "
+            "floats (B, ...), with integers dequantised."
+        )
+
+
+def check_data(x: Tensor) -> None:
+    """Checks a batch of examples and their values, for which a GPU has to be waited for.
+
+    Raises:
+        InputError: If ``x`` is not a batch ``(B, *)`` of floats, all of them finite.
+    """
+    check_batch(x)
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("The data have values that are not finite; remove or replace them.")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
-from scoresde import plots
+from scoresde.report import figures as plots
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 torch.set_num_threads(1)

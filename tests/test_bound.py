@@ -18,9 +18,10 @@ from scoresde import (
     ScoreModel,
     SubVPSDE,
 )
-from scoresde.bound import Folded, VariationalBound, prior_kl, prior_mismatch, spectrum
+from scoresde.likelihood import VariationalBound, prior_kl, prior_mismatch, spectrum
 from scoresde.times import (
     ChainTimes,
+    FoldedTimes,
     ImportanceTimes,
     LevelTimes,
     LogNormalTimes,
@@ -196,13 +197,18 @@ def repeated(times, sde=None, shape=(2,), n=2000, draws=8, eps=None):
 
 @pytest.mark.parametrize(
     "times",
-    [UniformTimes(), ImportanceTimes(), LowDiscrepancy(UniformTimes()), Folded(UniformTimes())],
+    [
+        UniformTimes(),
+        ImportanceTimes(),
+        LowDiscrepancy(UniformTimes()),
+        FoldedTimes(UniformTimes()),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("sde", [*SDES, DiscreteVP()], ids=lambda sde: type(sde).__name__)
 def test_the_bound_does_not_depend_on_how_times_are_drawn(times, sde):
     ours = repeated(times, sde, eps=0.05).diffusion
-    theirs = repeated(Folded(ImportanceTimes()), sde, eps=0.05, n=4000).diffusion
+    theirs = repeated(FoldedTimes(ImportanceTimes()), sde, eps=0.05, n=4000).diffusion
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt()
     assert abs(float((ours.mean() - theirs.mean()) / error)) < 4
 
@@ -210,7 +216,7 @@ def test_the_bound_does_not_depend_on_how_times_are_drawn(times, sde):
 def test_importance_sampling_and_even_times_lower_the_error():
     """In 192 dimensions, by one example's own bounds."""
     even = [UniformTimes(), ImportanceTimes()]
-    even += [LowDiscrepancy(ImportanceTimes()), Folded(ImportanceTimes())]
+    even += [LowDiscrepancy(ImportanceTimes()), FoldedTimes(ImportanceTimes())]
     errors = [float(repeated(times, shape=(3, 8, 8), n=200).log_prob.std()) for times in even]
     assert errors[0] > 4 * errors[1]
     assert errors[1] > 2 * errors[2]
@@ -220,7 +226,7 @@ def test_importance_sampling_and_even_times_lower_the_error():
 @pytest.mark.parametrize("n", [1, 3, 8])
 def test_folded_times_cover_there_and_back(n):
     shifts = torch.rand(2000, generator=torch.Generator().manual_seed(0)).double()
-    u = torch.stack([Folded().spread(shift.expand(n)) for shift in shifts])
+    u = torch.stack([FoldedTimes().spread(shift.expand(n)) for shift in shifts])
     assert (float(u.min()) >= 0, float(u.max()) <= 1) == (True, True)
     for power in (1, 2):
         assert abs(z_score((u**power)[:, -1], 1 / (power + 1))) < 4

@@ -22,7 +22,7 @@ from scoresde import (
     InputError,
     SubVPSDE,
 )
-from scoresde.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
+from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
 from scoresde.model import Evaluations
 from scoresde.streams import Streams
 

@@ -22,9 +22,9 @@ from scoresde import (
     SolverError,
     SubVPSDE,
 )
-from scoresde.cutoff import RescaledCutoff, VariationalCutoff
 from scoresde.divergence import ExactTrace, Hutchinson
-from scoresde.flow import NoiseClock, TimeClock
+from scoresde.likelihood import NoiseClock, TimeClock
+from scoresde.likelihood.cutoff import RescaledCutoff, VariationalCutoff
 from scoresde.model import Evaluations
 from scoresde.sample import ProbabilityFlow
 from scoresde.solvers import DormandPrince, TorchDiffEq

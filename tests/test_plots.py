@@ -9,8 +9,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from scoresde import plots
 from scoresde.errors import InputError
+from scoresde.report import figures as plots
 
 
 def size(path):

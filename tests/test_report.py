@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoresde import plots
 from scoresde.errors import InputError
 from scoresde.report import Figure, Report, SamplerResult, Score, write_report
+from scoresde.report import figures as plots
 
 EVIL = "<script>alert('\"&')</script>"
 

@@ -25,7 +25,7 @@ from scoresde import (
     SubVPSDE,
     solvers,
 )
-from scoresde.flow import NoiseClock  # noqa: F401 - of a representation
+from scoresde.likelihood.flow import NoiseClock  # noqa: F401 - of a representation
 from scoresde.model import Evaluations
 from scoresde.nn import MLP
 from scoresde.sample import (

@@ -491,7 +491,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 def test_a_value_of_a_part_that_an_older_checkpoint_lacks_may_be_given() -> None:
     checkpoint = Checkpoint({"likelihood": {"eps": None}}, {}, {}, step=0, seed=0)
-    name = "scoresde.cutoff.RescaledCutoff"
+    name = "scoresde.likelihood.cutoff.RescaledCutoff"
     changed = checkpoint.with_value("likelihood", "cutoff._target_", name)
     assert changed.recipe["likelihood"] == {"eps": None, "cutoff": {"_target_": name}}
     assert checkpoint.recipe["likelihood"] == {"eps": None}

@@ -135,7 +135,7 @@ class TruncatedNormalDequantisation(Dequantisation):
         .. math:: s = \sigma(\epsilon) / (\alpha(\epsilon) \cdot \text{scale})
 
         The likelihood it is meant for starts at that cut-off, on the data times
-        :math:`\alpha(\epsilon)` (:class:`~scoresde.cutoff.RescaledCutoff`).
+        :math:`\alpha(\epsilon)` (:class:`~scoresde.likelihood.cutoff.RescaledCutoff`).
 
         Arguments:
             sde: The SDE.

@@ -28,8 +28,8 @@ the first from the curvature of the logarithm, the second because no mean exceed
 term. One Rademacher probe of 0.039 bits/dim on 3072 dimensions is 83 nats of noise, which lifts
 16 draws by up to 195 nats: 0.09 bits/dim, more than most papers differ by. Take the exact trace
 for weights, or so many probes that :attr:`Bound.bias` is small; the plain mean has no such bias.
-(The noise of a :class:`~scoresde.cutoff.VariationalCutoff` does no harm: its weights, like those
-of the offsets, are right in the mean.)
+(The noise of a :class:`~scoresde.likelihood.VariationalCutoff` does no harm: its weights, like
+those of the offsets, are right in the mean.)
 
 References:
     Burda et al., *Importance weighted autoencoders*, 2016, https://arxiv.org/abs/1509.00519.

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.errors import InputError, check_count
-from scoresde.model import Evaluations, ScoreFunction, check_data, check_model, evaluating
+from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
 from scoresde.sde import SDE
+from scoresde.shapes import check_data
 from scoresde.solvers import BrownianPath
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, UniformGrid

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from scoresde.divergence import Trace
 from scoresde.errors import InputError
-from scoresde.flow import Carried, Clock, Flow, NoiseClock, as_trace
-from scoresde.model import Evaluations, ScoreFunction, check_data, evaluating
+from scoresde.likelihood import Clock, NoiseClock
+from scoresde.likelihood.flow import Carried, Flow, as_trace
+from scoresde.model import Evaluations, ScoreFunction, evaluating
 from scoresde.sample.base import Arrival, Noise, Sampler, Samples, Step, Watch
+from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
 
 
@@ -34,7 +36,7 @@ class ProbabilityFlow(Sampler):
             :class:`~scoresde.solvers.AdaptiveODE`).
         probes: Measures the log-density of the samples in the same solution, and how (see
             :class:`~scoresde.Likelihood`); ``None``: not at all.
-        clock: The variable in which the flow is solved (see :mod:`scoresde.flow`).
+        clock: The variable in which the flow is solved (see :mod:`scoresde.likelihood.flow`).
         eps: The time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the expected data there.
 

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from scoresde import plots
-from scoresde.bound import VariationalBound
 from scoresde.data import Dataset
 from scoresde.errors import InputError
-from scoresde.likelihood import Likelihood
+from scoresde.likelihood import Likelihood, VariationalBound
 from scoresde.metrics import Estimate
 from scoresde.model import ScoreFunction
+from scoresde.report import figures as plots
 from scoresde.tasks.evaluation import evaluate_likelihood
 from scoresde.tasks.summary import format_table
 from scoresde.train import Snapshots

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.bound import BoundResult, VariationalBound, prior_mismatch, spectrum
 from scoresde.data import Dataset, Dequantisation, UniformDequantisation
 from scoresde.data.probability import (
     LogProbability,
@@ -20,7 +19,14 @@ from scoresde.data.probability import (
     log_probability,
 )
 from scoresde.errors import InputError, check_count
-from scoresde.likelihood import Likelihood, LogLikelihood
+from scoresde.likelihood import (
+    BoundResult,
+    Likelihood,
+    LogLikelihood,
+    VariationalBound,
+    prior_mismatch,
+    spectrum,
+)
 from scoresde.metrics import Estimate, bits_per_dim, nats
 from scoresde.model import ScoreFunction
 from scoresde.streams import Streams

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from scoresde import plots
-from scoresde.bound import VariationalBound
 from scoresde.data import Dataset
+from scoresde.likelihood import VariationalBound
 from scoresde.model import ScoreFunction
+from scoresde.report import figures as plots
 from scoresde.sample import Sampler
 from scoresde.tasks.evaluation import evaluate_likelihood
 from scoresde.tasks.sampling import draw_samples, is_image

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde import plots
 from scoresde.data import Dataset, Units, _arrays
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
+from scoresde.report import figures as plots
 from scoresde.sample import ProbabilityFlow, Sampler, slerp
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 from scoresde.tasks.sampling import Drawing, is_image

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scoresde import plots
 from scoresde.data import Dataset
 from scoresde.errors import InputError
 from scoresde.metrics import auroc
 from scoresde.report import Figure, Report, Score, write_report
+from scoresde.report import figures as plots
 from scoresde.tasks.evaluation import Evaluation
 from scoresde.tasks.sampling import is_image
 

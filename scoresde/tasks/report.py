@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import scoresde
-from scoresde import plots
 from scoresde.data import Dataset
 from scoresde.likelihood import Likelihood
 from scoresde.metrics import Estimate, gaussian_baseline, mixture_baseline
 from scoresde.model import ScoreFunction
 from scoresde.report import Figure, Report, SamplerResult, Score, write_report
+from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, in_units

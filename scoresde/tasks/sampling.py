@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde import plots
 from scoresde.data import Units
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
+from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Trajectory, trace
 from scoresde.streams import fresh_seed
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from scoresde import plots
 from scoresde.errors import InputError
+from scoresde.report import figures as plots
 from scoresde.tasks.summary import format_table
 from scoresde.train import TrainingStopped
 

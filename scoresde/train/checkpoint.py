@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
-from scoresde.recipe import brief, build
+from scoresde.recipe import brief, build, updated
 from scoresde.tensors import read_tensors
 from scoresde.train.engine import Group
 
@@ -125,7 +125,7 @@ class Checkpoint:
             raise InputError(f"{file}: {odd[0]} is no {kinds[odd[0]].__name__}; it is damaged.")
         if "digest" in content and content["digest"] != _digest(parts):
             raise InputError(f"{file} is damaged: its numbers are not those that were written.")
-        return Checkpoint(**parts)
+        return Checkpoint(**{**parts, "recipe": updated(parts["recipe"])})
 
     def build_model(self, allow: Iterable[str] = (), average: bool = True) -> ScoreFunction:
         """Rebuilds the model.

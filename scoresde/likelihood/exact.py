@@ -9,12 +9,12 @@ The prior stands for :math:`p_1`. The two differ by what is left of the data at 
 VE by its variance beside that of the noise. The result keeps the two terms and the latent apart,
 so that whoever knows :math:`p_1` can put it in.
 
-(:mod:`scoresde.flow` carries the points.) What is measured is the density at :math:`\epsilon`,
-evaluated on the data as they are. The defaults keep the difference to the data's own density
-small: 1e-5 for VP costs 0.0008 bits/dim on natural-image-like data (1e-3, the sampling cut-off,
-would cost 0.42), 1e-3 for sub-VP less than 1e-5; VE starts at its :math:`\sigma_{min}`, whose cost
-only the choice of that can reduce: 0.39 at 0.01 (``experiments/likelihood_cutoff.py``).
-:mod:`scoresde.cutoff` has other ways across.
+(:mod:`scoresde.likelihood.flow` integrates the ODE.) What is measured is the density at
+:math:`\epsilon`, evaluated on the data as they are. The defaults keep the difference to the
+data's own density small: 1e-5 for VP costs 0.0008 bits/dim on natural-image-like data (1e-3, the
+sampling cut-off, would cost 0.42), 1e-3 for sub-VP less than 1e-5; VE starts at its
+:math:`\sigma_{min}`, whose cost only the choice of that can reduce: 0.39 at 0.01
+(``experiments/likelihood_cutoff.py``). :mod:`scoresde.likelihood.cutoff` has other ways across.
 
 References:
     Chen et al., *Neural ordinary differential equations*, 2018 (theorem 1).
@@ -28,11 +28,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from scoresde.cutoff import Cutoff, PlainCutoff
 from scoresde.divergence import ExactTrace, Trace
 from scoresde.errors import InputError, check_count
-from scoresde.flow import Carried, Clock, Flow, NoiseClock, as_trace
-from scoresde.model import Evaluations, ScoreFunction, check_data, check_model, evaluating
+from scoresde.likelihood.clock import Clock, NoiseClock
+from scoresde.likelihood.cutoff import Cutoff, PlainCutoff
+from scoresde.likelihood.flow import Carried, Flow, as_trace
+from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
 from scoresde.streams import Streams
 
@@ -82,7 +84,7 @@ class Likelihood:
         method: The ODE method, an object or its short name (see
             :class:`~scoresde.solvers.AdaptiveODE`).
         cutoff: What stands between the data and their state at ``eps``.
-        clock: The variable in which the flow is solved (see :mod:`scoresde.flow`).
+        clock: The variable in which the flow is solved (see :mod:`scoresde.likelihood.flow`).
         target_error: Draws further sets of probes for each example until its standard error is
             at most this, in nats, positive; ``None``: one set. Its ``probes`` share a network
             pass, further sets take new ones.
@@ -90,7 +92,7 @@ class Likelihood:
         strict: Whether an example that cannot be solved is an error, or becomes NaN and is
             flagged while the others go on.
         differentiable: Whether the result keeps its graph to the data, the conditions and the
-            model's parameters (see :mod:`scoresde.flow`).
+            model's parameters (see :mod:`scoresde.likelihood.flow`).
 
     Raises:
         InputError: If an argument is out of range.

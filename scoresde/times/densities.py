@@ -1,4 +1,4 @@
-r"""Times: how training draws them, and the grids that samplers walk on.
+r"""Densities of training times.
 
 A distribution of training times maps a uniform number :math:`u` to a time by its quantile
 function. Whatever the distribution :math:`p`, the loss is weighted by :math:`1 / ((1 - \epsilon)
@@ -25,8 +25,6 @@ References:
     Karras et al. 2022, https://arxiv.org/abs/2206.00364 (table 1).
 """
 
-import itertools
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -35,8 +33,6 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE, DiscreteVP, as_time
-
-# --- Distributions of training times -------------------------------------------------------------
 
 
 class Times(ABC):
@@ -71,11 +67,11 @@ class ImportanceTimes(Times):
     r"""Times with density proportional to :math:`g^2 / \sigma^2`: uniform in the log-SNR."""
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        first, last = _log_snr_range(sde, eps)
+        first, last = log_snr_range(sde, eps)
         return sde.time(first + u * (last - first)).clamp(eps, 1.0)
 
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
-        first, last = _log_snr_range(sde, eps)
+        first, last = log_snr_range(sde, eps)
         return (first - last) / (1 - eps) * (sde.sigma(t) / sde.g(t)) ** 2
 
 
@@ -106,7 +102,7 @@ class LogNormalTimes(Times):
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         first, last = (
             torch.special.ndtr(as_time((-0.5 * snr - self.mean) / self.std))
-            for snr in _log_snr_range(sde, eps)
+            for snr in log_snr_range(sde, eps)
         )
         z = torch.special.ndtri(first + u.double() * (last - first))
         return sde.time(-2 * (self.mean + self.std * z)).clamp(eps, 1.0).to(u)
@@ -187,159 +183,24 @@ class LowDiscrepancy(Times):
         return (u[0] + torch.arange(len(u), device=u.device, dtype=u.dtype) / len(u)) % 1
 
 
-def _log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
+@dataclass(frozen=True)
+class FoldedTimes(LowDiscrepancy):
+    r"""Covers the times there and back: :math:`u_i = 1 - |2 ((u_0 + i / n) \bmod 1) - 1|`.
+
+    The fold turns a function of time that does not end where it began into one that does, of
+    which an average over a shifted grid errs by :math:`O(n^{-2})` instead of :math:`O(n^{-1})`.
+    Each :math:`u_i` is uniform still.
+
+    References:
+        Hickernell, *Obtaining O(N^(-2+e)) convergence for lattice quadrature rules*, 2002 (the
+        baker's transform).
+    """
+
+    def spread(self, u: Tensor) -> Tensor:
+        return 1 - (2 * super().spread(u) - 1).abs()
+
+
+def log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
+    """Returns the log-SNR at ``eps`` and at 1."""
     ends = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64))
     return float(ends[0]), float(ends[1])
-
-
-# --- Grids of sampling times ---------------------------------------------------------------------
-
-
-class Grid(ABC):
-    """Abstract grid of times, on which a sampler walks from 1 down to eps."""
-
-    @abstractmethod
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        """Maps positions in [0, 1] to times: 0 to time 1, and 1 to eps; float64."""
-
-    def __call__(self, steps: int, sde: SDE, eps: float) -> Tensor:
-        """Returns ``steps + 1`` times from 1 to ``eps``, both exact, float64, on the CPU.
-
-        Raises:
-            InputError: If ``steps`` is not a positive integer.
-        """
-        u = torch.linspace(0, 1, check_count("steps", steps) + 1, dtype=torch.float64)
-        times = self.interior(u, sde, eps).clamp(eps, 1.0)
-        times[0], times[-1] = 1.0, eps
-        return times
-
-
-@dataclass(frozen=True)
-class UniformGrid(Grid):
-    """Times equally spaced."""
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        return 1 - (1 - eps) * u
-
-
-@dataclass(frozen=True)
-class LogSNRGrid(Grid):
-    """Times equally spaced in the log-SNR; ``eps`` must leave some noise."""
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        first, last = _log_snr_range(sde, eps)
-        if math.isinf(first):
-            raise InputError(f"eps={eps} leaves no noise with {sde}; give a positive eps.")
-        return sde.time(last + u * (first - last))
-
-
-@dataclass(frozen=True)
-class KarrasGrid(Grid):
-    r"""Relative noise levels :math:`\tilde\sigma = \sigma / \alpha` spaced by a power.
-
-    .. math:: \tilde\sigma_i^{1/\rho} = \tilde\sigma(1)^{1/\rho}
-              + \tfrac{i}{N} (\tilde\sigma(\epsilon)^{1/\rho} - \tilde\sigma(1)^{1/\rho})
-
-    The larger :math:`\rho`, the more steps at low noise; 1 spaces the levels equally, and
-    :math:`\rho \to \infty` their logarithms (:class:`LogSNRGrid`).
-
-    References:
-        Karras et al. 2022, https://arxiv.org/abs/2206.00364 (equation 5).
-
-    Arguments:
-        rho: The power, at least 1.
-    """
-
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rho < math.inf:
-            raise InputError(f"rho={self.rho} is not in [1, inf); the published value is 7.")
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        low, high = (math.exp(-0.5 * snr / self.rho) for snr in _log_snr_range(sde, eps))
-        return sde.time(-2 * self.rho * torch.log(high + u * (low - high)))
-
-
-@dataclass(frozen=True)
-class PowerGrid(Grid):
-    r"""Times spaced by a power, :math:`t_i^{1/p} = 1 + \tfrac{i}{N} (\epsilon^{1/p} - 1)`.
-
-    With :math:`p = 2` it is the quadratic grid of DDIM and of DEIS.
-
-    References:
-        Song et al., *Denoising diffusion implicit models*, 2021,
-        https://arxiv.org/abs/2010.02502 (appendix D.2).
-
-    Arguments:
-        power: The power, positive; above 1 steps grow finer towards ``eps``.
-    """
-
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.power < math.inf:
-            raise InputError(f"power={self.power} is not positive; 2 gives the quadratic grid.")
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        return (1 + u * (eps ** (1 / self.power) - 1)) ** self.power
-
-
-@dataclass(frozen=True)
-class CosineGrid(Grid):
-    r"""Equal steps of the angle between signal and noise.
-
-    .. math:: \phi = \arctan \frac{\sigma}{\alpha \sigma_d}
-
-    In a process that preserves the variance, these are equal steps in time of the cosine schedule,
-    :math:`\alpha = \cos \phi`; steps are finest, in the log-SNR, where signal and noise are alike.
-
-    References:
-        Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (equation 17).
-
-    Arguments:
-        sigma_data: The standard deviation :math:`\sigma_d` of the data, positive.
-    """
-
-    sigma_data: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise InputError(
-                f"sigma_data={self.sigma_data} is not positive; give the standard deviation of "
-                "the data in model units (about 0.5 for images in [-1, 1])."
-            )
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        low, high = (
-            math.atan(math.exp(-0.5 * snr) / self.sigma_data) for snr in _log_snr_range(sde, eps)
-        )
-        levels = self.sigma_data * torch.tan(high + u * (low - high))
-        return sde.time(-2 * torch.log(levels))
-
-
-@dataclass(frozen=True)
-class ExplicitGrid(Grid):
-    """Times as they are given.
-
-    Arguments:
-        times: The times, falling from 1 to the sampler's ``eps``; one more than its ``steps``.
-    """
-
-    times: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        times = tuple(float(t) for t in self.times)
-        object.__setattr__(self, "times", times)
-        falling = all(a > b for a, b in itertools.pairwise(times))
-        if len(times) < 2 or not falling or times[0] != 1 or times[-1] < 0:
-            raise InputError(f"times={times} do not fall from 1 to a time in [0, 1); sort them.")
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        steps = len(self.times) - 1
-        if len(u) != steps + 1 or self.times[-1] != eps:
-            raise InputError(
-                f"A sampler of steps={len(u) - 1} with eps={eps} does not fit the {steps + 1} "
-                f"times of its grid; give steps={steps} and eps={self.times[-1]}."
-            )
-        return torch.tensor(self.times, dtype=torch.float64)

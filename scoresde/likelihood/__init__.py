@@ -1,0 +1,28 @@
+"""Everything about log p: the flow and its clocks, cut-offs, exact likelihoods and the bound."""
+
+from scoresde.likelihood.bound import BoundResult, VariationalBound
+from scoresde.likelihood.clock import Clock, NoiseClock, TimeClock
+from scoresde.likelihood.cutoff import Cutoff, PlainCutoff, RescaledCutoff, VariationalCutoff
+from scoresde.likelihood.exact import Likelihood, LogLikelihood
+from scoresde.likelihood.flow import Carried, Flow, as_trace
+from scoresde.likelihood.prior import prior_kl, prior_mismatch, spectrum
+
+__all__ = [
+    "BoundResult",
+    "Carried",
+    "Clock",
+    "Cutoff",
+    "Flow",
+    "Likelihood",
+    "LogLikelihood",
+    "NoiseClock",
+    "PlainCutoff",
+    "RescaledCutoff",
+    "TimeClock",
+    "VariationalBound",
+    "VariationalCutoff",
+    "as_trace",
+    "prior_kl",
+    "prior_mismatch",
+    "spectrum",
+]

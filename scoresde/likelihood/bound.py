@@ -1,0 +1,247 @@
+r"""The variational bound: a lower bound of the log-likelihood by the loss itself.
+
+A model draws :math:`x_1` from the prior, runs the reverse SDE down to :math:`\epsilon` and ends
+with :math:`x \sim N(D(x_\epsilon), s^2 I)`, where :math:`D` is the denoised data and
+:math:`s = \sigma / \alpha` at :math:`\epsilon`. Its density is bounded with the forward process
+:math:`q`, as in any model with latent variables:
+
+.. math:: \log p(x) \ge E_q \left[ \log \frac{p(x_1) \, p(x_{[\epsilon, 1)} \mid x_1) \,
+          p(x \mid x_\epsilon)}{q(x_1 \mid x) \, q(x_{[\epsilon, 1)} \mid x_1, x)} \right]
+          = - \mathrm{KL} + R - L .
+
+**Prior.** :math:`\mathrm{KL} = KL(q(x_1 \mid x) \,\|\, N(0, \pi^2 I))` is closed: see
+:func:`prior_kl`.
+
+**Diffusion.** Given :math:`x`, the reverse of :math:`q` is an SDE with the drift
+:math:`f x_t + g^2 z / \sigma`, where :math:`x_t = \alpha x + \sigma z`; the model's is :math:`f
+x_t + g^2 \hat z / \sigma`, and both have the diffusion :math:`g`. Girsanov's theorem says how far
+apart two such processes are: half the integral of the squared difference over :math:`g^2`,
+
+.. math:: L = \tfrac12 \int_\epsilon^1 \frac{g^2}{\sigma^2} \, E \lVert z - \hat z(x_t, t)
+          \rVert^2 \, dt = \tfrac12 \int_{\lambda(1)}^{\lambda(\epsilon)} E \lVert z - \hat z
+          \rVert^2 \, d\lambda ,
+
+because :math:`g^2 / \sigma^2 = -\lambda'` (:mod:`scoresde.times`). Times drawn uniformly in the
+log-SNR :math:`\lambda` leave a constant weight, the length of the range: that is importance
+sampling, and it makes the bound depend on the SDE through its two ends alone.
+
+**Reconstruction.** What is before the cut-off is one Gaussian step. The error of the denoised
+data is :math:`s` times that of the noise, so that
+
+.. math:: R = -\tfrac{D}{2} \log(2 \pi s^2) - \tfrac12 E \lVert z - \hat z(x_\epsilon, \epsilon)
+          \rVert^2 .
+
+The second term counts like one more unit of log-SNR at the cut-off. An exact model loses
+:math:`\tfrac14 \sum r^2`, :math:`r = s^2 / c` for eigenvalues :math:`c` of the data (see
+:mod:`scoresde.likelihood.cutoff`); at any cut-off, the bound stays a bound of a density of the
+data.
+
+**Which likelihood.** The bound is on the model that draws by the *SDE*. The probability-flow ODE
+has another density unless the score is that of a diffusion, and the bound says nothing of it: for
+a trained network the two figures may lie either way round. For an exact model the reverse process
+is that of :math:`q`, and the bound is tight for *every* example, but for the prior's mismatch
+and the reconstruction. A model that differs from it by :math:`\delta(x_t, t)` loses, on average
+over the data, :math:`\tfrac12 \int E \lVert \delta \rVert^2 d\lambda + \tfrac12 E \lVert
+\delta(x_\epsilon, \epsilon) \rVert^2`.
+
+**Variance.** The error of the noise runs from about :math:`D` at the cut-off to about 0 at
+:math:`t = 1`, so independent times are noisy. Evenly spaced times with a random shift, as in the
+training, wrap around that jump and err by up to half of it over K. :class:`Folded` times do not
+jump.
+
+References:
+    Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
+    (the bound in continuous time).
+    Song et al., *Maximum likelihood training of score-based diffusion models*, 2021,
+    https://arxiv.org/abs/2101.09258 (the bound for single examples).
+    Huang et al., *A variational perspective on diffusion-based generative models and score
+    matching*, 2021, https://arxiv.org/abs/2106.02808.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError, check_count
+from scoresde.likelihood.prior import prior_kl
+from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.sde import SDE, as_time
+from scoresde.shapes import check_data, sum_features
+from scoresde.streams import Purpose, Streams
+from scoresde.times import FoldedTimes, ImportanceTimes, Times
+
+
+@dataclass(frozen=True)
+class BoundResult:
+    """What an evaluation of the bound returns; B examples, in nats of model units.
+
+    Arguments:
+        log_prob: The lower bound of the log-density, ``(B,)``: the reconstruction, less the two
+            divergences.
+        prior_kl: The divergence of the noised example from the prior, exact, ``(B,)``.
+        reconstruction: The expected log-density of the last step, ``(B,)``.
+        diffusion: The weighted error of the noise, ``(B,)``.
+        standard_error: That of ``log_prob`` over the replicates, ``(B,)``; NaN for a single one.
+        nfe: The network passes that each example took part in, int64 ``(B,)``.
+        seed: The seed that was used.
+    """
+
+    log_prob: Tensor
+    prior_kl: Tensor
+    reconstruction: Tensor
+    diffusion: Tensor
+    standard_error: Tensor
+    nfe: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    r"""Bounds :math:`\log p(x)` from below under a score function.
+
+    An example's times are spread over its own draws, from its own stream, so that it has the same
+    value alone and in any batch. Spread times are not independent: their spread would claim too
+    large an error (that of independent times). So the draws are repeated as a whole, and the
+    error is that of independent replicates, truthful in the mean square from two on. For the mean
+    over many examples, their own scatter tells the error.
+
+    Arguments:
+        draws: The number K of times in a replicate, positive.
+        times: How they are drawn; its density must be what its weight says.
+        eps: The cut-off, in [0, 1); ``None`` takes the default of the model's SDE
+            (``sde.cutoffs.likelihood``: 1e-5 for VP, 1e-3 for sub-VP, 0 for VE).
+        replicates: The number of independent replicates, positive; each costs K + 1 passes.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example:
+        >>> from scoresde import GaussianModel, VPSDE
+        >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VPSDE())
+        >>> result = VariationalBound(draws=8)(exact, torch.zeros(3, 2), seed=0)
+        >>> result.log_prob.shape, result.nfe.tolist()
+        (torch.Size([3]), [18, 18, 18])
+    """
+
+    draws: int = 8
+    times: Times = field(default_factory=lambda: FoldedTimes(ImportanceTimes()))
+    eps: float | None = None
+    replicates: int = 2
+
+    def __post_init__(self) -> None:
+        check_count("draws", self.draws)
+        check_count("replicates", self.replicates)
+        if not isinstance(self.times, Times):
+            raise InputError(f"times={self.times}: give a Times, such as ImportanceTimes().")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: ScoreFunction,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        **cond: Tensor,
+    ) -> BoundResult:
+        """Evaluates a batch.
+
+        Arguments:
+            model: A score function.
+            x: Data in model units, with shape ``(B, *)``.
+            seed: Names the random streams of times and noise; ``None`` draws a fresh one.
+            seeds: The index of each example's stream; ``range(B)`` by default.
+            **cond: Conditions for the network, each with shape ``(B, *)``.
+
+        Raises:
+            InputError: If the arguments do not fit the model, or the data are not finite.
+        """
+        eps = self.check(model)
+        check_data(x)
+        streams = Streams.of(seed, seeds, len(x), model.device)
+        state, passes = model.state(x), Evaluations(model, cond)
+        with evaluating(model):
+            sets = [self._replicate(passes, state, eps, streams, r) for r in range(self._sets)]
+        reconstruction, diffusion = (torch.stack(part, 1) for part in zip(*sets, strict=True))
+        prior = prior_kl(model.sde, state)
+        return BoundResult(
+            log_prob=reconstruction.mean(1) - diffusion.mean(1) - prior,
+            prior_kl=prior,
+            reconstruction=reconstruction.mean(1),
+            diffusion=diffusion.mean(1),
+            standard_error=_standard_error(reconstruction - diffusion),
+            nfe=passes.nfe(x),
+            seed=streams.seed,
+        )
+
+    def check(self, model: ScoreFunction) -> float:
+        """Returns the cut-off for a model.
+
+        Raises:
+            InputError: If its bound cannot be evaluated.
+        """
+        check_model(model)
+        sde = model.sde
+        eps = sde.check_eps(sde.cutoffs.likelihood if self.eps is None else self.eps)
+        _check_density(self.times, sde, eps)
+        return eps
+
+    @property
+    def _sets(self) -> int:
+        return int(self.replicates)
+
+    def _replicate(
+        self, model: Evaluations, x: Tensor, eps: float, streams: Streams, replicate: int
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the reconstruction and the diffusion term from K + 1 passes, each ``(B,)``."""
+        draws, sde = int(self.draws), model.sde
+        first = replicate * (draws + 1)
+        end = as_time(eps)
+        d = x.shape[1:].numel()
+        scale = 0.5 * d * (float(sde.log_snr(end)) - math.log(2 * math.pi))
+        reconstruction = scale - 0.5 * _squared_error(model, x, end.to(x.device), streams, first)
+        u = streams.uniform((draws,), Purpose.TIME, replicate, torch.float64)
+        # Each row on its own: an example shares no shift with its batch mates.
+        u = torch.func.vmap(self.times.spread)(u)
+        t = self.times.quantile(u, sde, eps)
+        rate = (1 - eps) * self.times.weight(t, sde, eps) * (sde.g(t) / sde.sigma(t)) ** 2
+        diffusion = torch.zeros_like(reconstruction)
+        for k in range(draws):
+            error = _squared_error(model, x, t[:, k], streams, first + 1 + k)
+            diffusion += 0.5 / draws * rate[:, k].to(x) * error
+        return reconstruction, diffusion
+
+
+def _squared_error(
+    model: Evaluations, x: Tensor, t: Tensor, streams: Streams, draw: int
+) -> Tensor:
+    """Returns the squared error of the noise at ``t`` ``()`` or ``(B,)``, for one draw of it."""
+    z = streams.normal(x.shape[1:], Purpose.NOISE, draw, x.dtype).to(x.device)
+    return sum_features((z - model.noise(model.sde.perturb(x, t, z), t)).square())
+
+
+def _standard_error(values: Tensor) -> Tensor:
+    """Returns that of the mean of ``(B, R)`` values, NaN for R = 1."""
+    count = values.shape[1]
+    if count == 1:
+        return torch.full_like(values[:, 0], torch.nan)
+    return values.std(1) / count**0.5
+
+
+def _check_density(times: Times, sde: SDE, eps: float) -> None:
+    r"""Checks that :math:`dt / du = 1 / p(t)` is what the weight says, at a few places.
+
+    Raises:
+        InputError: If not: the average would be another integral.
+    """
+    u = torch.linspace(0.07, 0.93, 7, dtype=torch.float64)
+    slope = (times.quantile(u + 1e-6, sde, eps) - times.quantile(u - 1e-6, sde, eps)) / 2e-6
+    weight = (1 - eps) * times.weight(times.quantile(u, sde, eps), sde, eps)
+    if not torch.allclose(slope, weight, rtol=1e-2, atol=0):
+        raise InputError(
+            f"{times} is no density of times that its weight corrects for, so that its average "
+            "is no bound; give ImportanceTimes() or UniformTimes(), or one of them spread."
+        )

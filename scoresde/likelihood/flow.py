@@ -1,0 +1,224 @@
+r"""The probability flow: points carried between noise and data, and their densities with them.
+
+The ODE :math:`dx/dt = v(x, t)` with :math:`v = f x - \tfrac12 g^2 \nabla_x \log p_t(x)` carries
+points; along their paths the log-density changes by the divergence,
+
+.. math:: \log p_s(x_s) = \log p_t(x_t) + \int_s^t \nabla \cdot v(x_\tau, \tau) \, d\tau .
+
+The integral is solved together with the point, divided by the number of dimensions: then the
+solver's tolerance is one for the log-density *per dimension*, which is what bits/dim report, and
+not for a sum over thousands of dimensions.
+
+**Clocks.** Near the data the flow changes with the noise level, which grows like :math:`\sqrt t`
+for VP, and a polynomial in :math:`t` follows that badly. In the relative noise level
+:math:`\rho = \sigma / \alpha` the rescaled point obeys :math:`d(x/\alpha)/d\rho = \hat z`, as
+smooth as the network; far from the data only ratios of :math:`\rho` matter. So the default clock
+is
+
+.. math:: \tau = \operatorname{arsinh}(\rho / \rho_0), \qquad
+          \frac{dt}{d\tau} = \frac{2 \sigma^2}{g^2} \frac{d \log \rho}{d \tau},
+
+linear in :math:`\rho` below :math:`\rho_0` and logarithmic above, by :math:`d \log \rho / dt =
+g^2 / (2 \sigma^2)`. Solutions are the same; a trained network needs about half of the passes for
+the same error (``experiments/likelihood_speed.py``).
+
+**Gradients.** A solution that is to be differentiated is walked twice: once by the adaptive
+solver, to find the steps, and once more on these steps, whose states are kept. Backwards every
+step is repeated with its graph, one at a time. That is the exact gradient of the discrete
+solution for the memory of one step's graph and one state per step.
+
+References:
+    Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 13 and section D.2).
+    Chen et al., *Neural ordinary differential equations*, 2018 (theorem 1).
+    Chen et al., *Training deep nets with sublinear memory cost*, 2016 (checkpoints).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.divergence import ExactTrace, Hutchinson, Trace
+from scoresde.errors import InputError
+from scoresde.likelihood.clock import Clock, NoiseClock
+from scoresde.model import Evaluations, ScoreFunction
+from scoresde.shapes import expand
+from scoresde.solvers import AdaptiveODE, Solution
+from scoresde.solvers.base import State, Watch
+from scoresde.solvers.runge_kutta import RungeKutta
+
+
+def as_trace(probes: int | str | Trace) -> Trace:
+    """Returns an estimator: itself, the exact one for ``"exact"``, or so many Rademacher probes.
+
+    Raises:
+        InputError: If it is none of them.
+    """
+    if isinstance(probes, Trace):
+        return probes
+    if probes == "exact":
+        return ExactTrace()
+    if isinstance(probes, str):
+        raise InputError(f"probes={probes!r}: give a positive integer, or 'exact'.")
+    return Hutchinson(probes)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Where points have gone.
+
+    Arguments:
+        x: The points, with shape ``(B, *)``; NaN where ``failed``.
+        log_dets: Estimates of the integrated divergence, ``(B, n)``; none without a trace.
+        evaluations: The network passes of each point, int64 ``(B,)``.
+        failed: Which points did not arrive, bool ``(B,)``.
+    """
+
+    x: Tensor
+    log_dets: Tensor
+    evaluations: Tensor
+    failed: Tensor
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The field of the probability flow of a batch, and of the divergence along it.
+
+    Arguments:
+        model: A score function.
+        cond: The conditions, each with shape ``(B, *)``.
+        trace: How to measure the divergence; ``None``: not at all.
+        probes: What ``trace.probes`` returned, with shape ``(k, B or 1, *)``.
+        graph: Whether the field keeps its graph.
+        clock: The variable in which it is solved.
+    """
+
+    model: ScoreFunction
+    cond: dict[str, Tensor]
+    trace: Trace | None = None
+    probes: Tensor | None = None
+    graph: bool = False
+    clock: Clock = field(default_factory=NoiseClock)
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(self, reading: Tensor, state: State) -> State:
+        """Returns the derivatives of the point and of its log-density per dimension."""
+        t, rate = self._time(reading)
+        return tuple(
+            expand(rate.to(slope.dtype), slope) * slope for slope in self._slopes(t, state)
+        )
+
+    def _time(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        # Without a graph: whatever the clock, the integral is that over time.
+        with torch.no_grad():
+            t, rate = self.clock.time(self.model.sde, reading)
+            return t.clamp(*self.interval), rate
+
+    def _slopes(self, t: Tensor, state: State) -> State:
+        field, x = Evaluations(self.model, self.cond), state[0]
+        if self.trace is None:
+            return (field.velocity(x, t),)
+        assert self.probes is not None
+        v, divergence = self.trace(
+            lambda y: field.velocity(y, t), x, self.probes, create_graph=self.graph
+        )
+        return v, divergence / x[0].numel()
+
+    def take(self, rows: Tensor) -> "Flow":
+        """Returns the field of some examples alone."""
+        probes = self.probes
+        if probes is not None and probes.shape[1] > 1:
+            probes = probes[:, rows]
+        return replace(self, cond={k: v[rows] for k, v in self.cond.items()}, probes=probes)
+
+    def carry(
+        self,
+        x: Tensor,
+        start: float,
+        end: float,
+        solver: AdaptiveODE,
+        watch: Watch | None = None,
+    ) -> Carried:
+        """Carries points from one time to another.
+
+        Arguments:
+            x: The points, with shape ``(B, *)``.
+            start: Their time.
+            end: The time to reach.
+            solver: How.
+            watch: Called with times and the state as the solution proceeds.
+
+        Raises:
+            SolverError: If the solver fails.
+        """
+        n = 0 if self.trace is None else self.trace.estimates
+        state: State = (x,) if n == 0 else (x, x.new_zeros(len(x), n))
+        low, high = sorted((start, end))
+        self = replace(self, interval=(low, high))
+        with torch.no_grad():
+            solution = self._solve(state, start, end, solver, watch)
+        arrived, evaluations = solution.state, solution.evaluations
+        if self.graph:
+            assert solution.grid is not None
+            arrived = self._replay(state, solver.replays, solution.grid)
+            steps = (solution.grid.diff(dim=1) != 0).sum(1)
+            evaluations = evaluations + steps * len(solver.replays.matrix)
+        log_dets = arrived[1] * x[0].numel() if n else x.new_zeros(len(x), 0)
+        return Carried(arrived[0], log_dets, evaluations, solution.failed)
+
+    def _solve(
+        self, state: State, start: float, end: float, solver: AdaptiveODE, watch: Watch | None
+    ) -> Solution:
+        first, last = (self.clock.of(self.model.sde, t) for t in (start, end))
+
+        def tell(reading: Tensor, state: State) -> None:
+            assert watch is not None
+            t = self._time(reading)[0]
+            # The ends as they are, and not as the clock rounds them.
+            t = torch.where(reading == first, start, torch.where(reading == last, end, t))
+            watch(t, state)
+
+        return solver(
+            self,
+            state,
+            first,
+            last,
+            None if watch is None else tell,
+            take=self.take,
+            record=self.graph,
+            describe=lambda reading: f"t = {float(self._time(reading)[0]):.6g}",
+        )
+
+    def _replay(self, state: State, method: RungeKutta, grid: Tensor) -> State:
+        """Walks on known steps, in a way that can be differentiated."""
+        sources = [*self.model.parameters(), *self.model.buffers(), *self.cond.values()]
+        leaves = [tensor for tensor in sources if tensor.requires_grad]
+        return _Replay.apply(self, method, grid, len(state), *state, *leaves)
+
+
+class _Replay(torch.autograd.Function):
+    """A walk on known steps that keeps the states between them, and repeats them backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, flow: Flow, method: RungeKutta, grid: Tensor, parts: int, *tensors: Tensor
+    ) -> State:
+        states = method.replay(replace(flow, graph=False), tensors[:parts], grid)
+        ctx.flow, ctx.method, ctx.grid, ctx.states = flow, method, grid, states[:-1]
+        ctx.leaves = tensors[parts:]
+        return states[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total = [torch.zeros_like(leaf) for leaf in ctx.leaves]
+        for i in reversed(range(len(ctx.states))):
+            with torch.enable_grad():
+                state = tuple(array.detach().requires_grad_() for array in ctx.states[i])
+                end = ctx.method.step(ctx.flow, state, ctx.grid[:, i], ctx.grid[:, i + 1])
+                found = torch.autograd.grad(
+                    end, (*state, *ctx.leaves), gradients, materialize_grads=True
+                )
+            gradients = found[: len(state)]
+            total = [a + b for a, b in zip(total, found[len(state) :], strict=True)]
+        return (None, None, None, None, *gradients, *total)

@@ -1,0 +1,17 @@
+"""Losses: one value per example, from a model and clean data."""
+
+from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.weighting import (
+    EDMWeighting,
+    LikelihoodWeighting,
+    NoiseWeighting,
+    Weighting,
+)
+
+__all__ = [
+    "DenoisingScoreMatching",
+    "EDMWeighting",
+    "LikelihoodWeighting",
+    "NoiseWeighting",
+    "Weighting",
+]

@@ -1,0 +1,64 @@
+r"""The score, the noise and the denoised data: three equal views of one function.
+
+At time :math:`t` an example is :math:`x = \alpha x_0 + \sigma z`. What the noise was, what the
+data was, and where the density grows are one question (Tweedie's formula):
+
+.. math::
+    \hat z(x, t) = E[z \mid x], \qquad
+    D(x, t) = E[x_0 \mid x] = \frac{x - \sigma \hat z}{\alpha}, \qquad
+    \nabla_x \log p_t(x) = -\frac{\hat z}{\sigma} .
+
+A :class:`ScoreFunction` offers the three. A :class:`ScoreModel` is a network plus an SDE that
+learns them; :class:`GaussianModel` and :class:`GaussianMixtureModel` know them in closed form, and
+with them everything else can be held against the truth.
+
+References:
+    Efron, *Tweedie's formula and selection bias*, 2011.
+    Song et al., https://arxiv.org/abs/2011.13456.
+    Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022,
+    https://arxiv.org/abs/2206.00364 (section 5 and table 1).
+    Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
+"""
+
+from scoresde.model.base import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.model.gaussian import GaussianModel
+from scoresde.model.mixture import GaussianMixtureModel
+from scoresde.model.noise_label import (
+    ChainIndex,
+    Label,
+    NoiseLevel,
+    ReversedIndex,
+    ScaledTime,
+    Sigma,
+)
+from scoresde.model.parametrisation import (
+    DataParametrisation,
+    NoiseParametrisation,
+    Parametrisation,
+    Preconditioned,
+    ScoreParametrisation,
+    VParametrisation,
+)
+from scoresde.model.score_model import ScoreModel
+
+__all__ = [
+    "ChainIndex",
+    "DataParametrisation",
+    "Evaluations",
+    "GaussianMixtureModel",
+    "GaussianModel",
+    "Label",
+    "NoiseLevel",
+    "NoiseParametrisation",
+    "Parametrisation",
+    "Preconditioned",
+    "ReversedIndex",
+    "ScaledTime",
+    "ScoreFunction",
+    "ScoreModel",
+    "ScoreParametrisation",
+    "Sigma",
+    "VParametrisation",
+    "check_model",
+    "evaluating",
+]

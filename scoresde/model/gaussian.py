@@ -1,0 +1,152 @@
+"""The exact model of Gaussian data."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError, check_count
+from scoresde.model.base import ScoreFunction
+from scoresde.model.exact import check_shape, floats
+from scoresde.sde import SDE, as_time
+from scoresde.shapes import one_or_each
+from scoresde.streams import Purpose, Streams
+
+
+class GaussianModel(ScoreFunction):
+    r"""The exact model of Gaussian data :math:`N(m, C)`.
+
+    The marginal is :math:`N(\alpha m, V)` with :math:`V = \alpha^2 C + \sigma^2 I`, so that
+
+    .. math::
+        \nabla_x \log p_t(x) = -V^{-1} (x - \alpha m), \qquad
+        \frac{d (x - \alpha m)}{dt} = \tfrac12 \frac{dV}{dt} V^{-1} (x - \alpha m)
+
+    along the probability-flow ODE, whose solution keeps :math:`V^{-1/2} (x - \alpha m)`.
+
+    Arguments:
+        mean: The mean, with shape ``(*)`` of one example.
+        std: The standard deviation, a positive number or with shape ``(*)``.
+        covariance: Or the covariance of the flattened data, with shape ``(D, D)``, positive
+            definite.
+        sde: The forward process.
+
+    Example:
+        >>> from scoresde.sde import VPSDE
+        >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VPSDE())
+        >>> exact.score(torch.ones(1, 2), t=0.5)
+        tensor([[-1., -1.]])
+    """
+
+    mean: Tensor
+    variances: Tensor
+    basis: Tensor | None
+
+    def __init__(
+        self,
+        mean: Tensor | Sequence,
+        std: Tensor | float | None = None,
+        sde: SDE | None = None,
+        *,
+        covariance: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if sde is None or (std is None) == (covariance is None):
+            raise InputError("GaussianModel needs a mean, an sde, and a std or a covariance.")
+        mean = floats(mean)
+        variances, basis = _spectrum(mean, std, covariance)
+        if not bool((variances > 0).all()):
+            raise InputError(
+                f"The covariance has the eigenvalue {variances.min():.4g}; it must be positive "
+                "definite."
+            )
+        self.sde = sde
+        self.register_buffer("mean", mean)
+        self.register_buffer("variances", variances)
+        self.register_buffer("basis", basis)
+
+    def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self._weigh(x, t, lambda alpha, sigma, v: -1 / v)
+
+    def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self._weigh(x, t, lambda alpha, sigma, v: sigma / v)
+
+    def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        gain = self._weigh(x, t, lambda alpha, sigma, v: alpha * self.variances / v)
+        return self.mean.to(x) + gain
+
+    def log_prob(self, x: Tensor, t: Tensor | float = 0.0) -> Tensor:
+        """Returns the log-density of the marginal at ``t`` in nats: ``(B, *)`` to ``(B,)``."""
+        y, _, _, v = self._eigen(x, as_time(t))
+        return -0.5 * (y**2 / v + torch.log(2 * torch.pi * v)).sum(1)
+
+    def sample(self, n: int, t: Tensor | float = 0.0, *, seed: int | None = None) -> Tensor:
+        """Draws ``n`` examples of the marginal at ``t``, with shape ``(n, *)``."""
+        z = Streams.of(seed, batch=check_count("n", n), device=self.mean.device).normal(
+            self.mean.shape, Purpose.DATA, dtype=self.mean.dtype
+        )
+        alpha, _, v = self._variances(as_time(t), z)
+        y = self._back(z.flatten(1) * torch.sqrt(v)) + alpha * self.mean.flatten()
+        return y.reshape(z.shape)
+
+    def flow(self, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
+        r"""Moves states along the probability-flow ODE, exactly.
+
+        .. math:: x_s = \alpha_s m + V_s^{1/2} V_t^{-1/2} (x_t - \alpha_t m)
+
+        Arguments:
+            x: States at time ``t``, with shape ``(B, *)``.
+            t: The time that they are at.
+            s: The time to move them to.
+        """
+        y, _, _, v = self._eigen(x, as_time(t))
+        alpha, _, w = self._variances(as_time(s), x)
+        moved = self._back(y * torch.sqrt(w / v)) + alpha * self.mean.flatten().to(x)
+        return moved.reshape(x.shape)
+
+    def _variances(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns alpha, sigma ``(B or 1, 1)``, and the eigenvalues of V ``(B or 1, D)``."""
+        alpha, sigma = one_or_each(self.sde.alpha(t), x), one_or_each(self.sde.sigma(t), x)
+        v = alpha**2 * self.variances + sigma**2
+        return alpha.to(x), sigma.to(x), v.to(x)
+
+    def _eigen(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns x - alpha m in the eigenbasis ``(B, D)``, alpha, sigma and V."""
+        alpha, sigma, v = self._variances(t, x)
+        check_shape(x, self.mean.shape)
+        y = x.flatten(1) - alpha * self.mean.flatten().to(x)
+        return (y if self.basis is None else y @ self.basis.to(x)), alpha, sigma, v
+
+    def _back(self, y: Tensor) -> Tensor:
+        return y if self.basis is None else y @ self.basis.to(y).T
+
+    def _weigh(self, x: Tensor, t: Tensor, gain: Callable[..., Tensor]) -> Tensor:
+        """Multiplies x - alpha m by a function of V."""
+        y, alpha, sigma, v = self._eigen(x, as_time(t))
+        return self._back(y * gain(alpha, sigma, v).to(y)).reshape(x.shape)
+
+
+def _spectrum(
+    mean: Tensor, std: Tensor | float | None, covariance: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the eigenvalues ``(D,)`` and the eigenbasis (``None``: the axes) of a covariance."""
+    if covariance is None:
+        std = torch.as_tensor(std).to(mean)
+        if std.ndim > 0 and std.shape != mean.shape:
+            raise InputError(
+                f"The std has shape {tuple(std.shape)} and the mean {tuple(mean.shape)}; give one "
+                "number, or one for each."
+            )
+        if not bool((std > 0).all()):
+            raise InputError(f"The std {std.min():.4g} is not positive; give positive numbers.")
+        return std.expand(mean.shape).flatten() ** 2, None
+    covariance = torch.as_tensor(covariance).to(mean)
+    if covariance.shape != (mean.numel(), mean.numel()):
+        raise InputError(
+            f"The covariance has shape {tuple(covariance.shape)} for {mean.numel()} dimensions; "
+            "give one row and one column per dimension of the flattened data."
+        )
+    if not torch.allclose(covariance, covariance.T):
+        raise InputError("The covariance is not symmetric; give (C + C.T) / 2.")
+    variances, basis = torch.linalg.eigh(covariance)
+    return variances, basis

@@ -1,0 +1,145 @@
+r"""What the output of a network means: noise, data, or a mixture of them.
+
+References:
+    Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022,
+    https://arxiv.org/abs/2206.00364 (section 5 and table 1).
+    Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Parametrisation(ABC):
+    r"""Abstract: reads the network's output as noise and as data.
+
+    All of them are linear. Given :math:`\alpha` and :math:`\sigma`, each method returns the two
+    coefficients of :math:`a x + b F`, where :math:`F` is the network's output.
+
+    Arguments:
+        sigma_data: The data's standard deviation :math:`\sigma_d`. The network's input is divided
+            by that of :math:`x_t`, :math:`n = \sqrt{\alpha^2 \sigma_d^2 + \sigma^2}`; ``None``
+            leaves the input as it is, as the first publications did.
+    """
+
+    sigma_data: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.sigma_data is not None and not self.sigma_data > 0:
+            raise InputError(
+                f"sigma_data={self.sigma_data} is not positive; give the standard deviation of "
+                "the data in model units (about 0.5 for images in [-1, 1])."
+            )
+
+    @abstractmethod
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        """Returns the coefficients of the expected noise."""
+
+    @abstractmethod
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        """Returns the coefficients of the expected data."""
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the factor of the network's input."""
+        if self.sigma_data is None:
+            return torch.ones_like(alpha)
+        return torch.rsqrt((alpha * self.sigma_data) ** 2 + sigma**2)
+
+
+@dataclass(frozen=True)
+class NoiseParametrisation(Parametrisation):
+    r"""The network predicts the noise: :math:`\hat z = F` (Ho et al. 2020)."""
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        return 1 / alpha, -sigma / alpha
+
+
+@dataclass(frozen=True)
+class DataParametrisation(Parametrisation):
+    r"""The network predicts the data: :math:`D = F`."""
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        return 1 / sigma, -alpha / sigma
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+@dataclass(frozen=True)
+class VParametrisation(Parametrisation):
+    r"""The network predicts :math:`v = \alpha z - \sigma x_0` (Salimans and Ho 2022).
+
+    Together with :math:`x = \alpha x_0 + \sigma z` this is solved for both; with
+    :math:`\alpha^2 + \sigma^2 \neq 1` too:
+
+    .. math::
+        \hat z = \frac{\sigma x + \alpha F}{\alpha^2 + \sigma^2}, \qquad
+        D = \frac{\alpha x - \sigma F}{\alpha^2 + \sigma^2}
+    """
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        norm = alpha**2 + sigma**2
+        return sigma / norm, alpha / norm
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        norm = alpha**2 + sigma**2
+        return alpha / norm, -sigma / norm
+
+
+@dataclass(frozen=True)
+class ScoreParametrisation(Parametrisation):
+    r"""The network predicts the score itself: :math:`\hat z = -\sigma F`."""
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        return torch.zeros_like(alpha), -sigma
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        return 1 / alpha, sigma**2 / alpha
+
+
+@dataclass(frozen=True)
+class Preconditioned(Parametrisation):
+    r"""The parametrisation of Karras et al. 2022, for any SDE.
+
+    Their :math:`D = c_{skip} \tilde x + c_{out} F(c_{in} \tilde x)`, in the coordinates
+    :math:`\tilde x = x / \alpha`, :math:`\tilde\sigma = \sigma / \alpha`, reads
+
+    .. math::
+        D = \frac{\alpha \sigma_d^2}{n^2} x + \frac{\sigma \sigma_d}{n} F, \qquad
+        \hat z = \frac{\sigma}{n^2} x - \frac{\alpha \sigma_d}{n} F, \qquad
+        n^2 = \alpha^2 \sigma_d^2 + \sigma^2 .
+
+    With :math:`F = 0` it is the exact model of :math:`N(0, \sigma_d^2 I)`, so that the network
+    has only the difference to learn, with input and target of unit variance at every time.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_data is None:
+            raise InputError(
+                "Preconditioned needs the data's standard deviation: give sigma_data a number."
+            )
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        scale = self.scale_in(alpha, sigma)
+        return sigma * scale**2, -alpha * self._std * scale
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        scale = self.scale_in(alpha, sigma)
+        return alpha * (self._std * scale) ** 2, sigma * self._std * scale
+
+    @property
+    def _std(self) -> float:
+        assert self.sigma_data is not None
+        return self.sigma_data

@@ -1,0 +1,82 @@
+"""A network plus an SDE."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import InputError
+from scoresde.model.base import ScoreFunction
+from scoresde.model.noise_label import Label, NoiseLevel
+from scoresde.model.parametrisation import Pair, Parametrisation, Preconditioned
+from scoresde.sde import SDE, as_time
+from scoresde.shapes import expand
+
+
+class ScoreModel(ScoreFunction):
+    """A network plus an SDE.
+
+    Arguments:
+        network: A callable ``network(x, c, **cond)`` from data ``(B, *)`` and labels ``(B,)`` to
+            an output of the shape of the data.
+        sde: The forward process.
+        parametrisation: What the network's output means.
+        label: What the network is told about the time.
+
+    Example:
+        >>> from scoresde.sde import VPSDE
+        >>> model = ScoreModel(lambda x, c: 0 * x, VPSDE())
+        >>> model.denoise(torch.ones(4, 2), t=0.1).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[..., Tensor],
+        sde: SDE,
+        parametrisation: Parametrisation | None = None,
+        label: Label | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(sde, SDE):
+            raise InputError(f"sde is a {type(sde).__name__}; it must be a scoresde.SDE.")
+        self.network = network
+        self.sde = sde
+        self.parametrisation = parametrisation or Preconditioned()
+        self.label = label or NoiseLevel()
+
+    def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self._read(self.parametrisation.to_noise, x, as_time(t), cond)
+
+    def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self._read(self.parametrisation.to_data, x, as_time(t), cond)
+
+    def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return -self.noise(x, t, **cond) / expand(self.sde.sigma(t), x)
+
+    def _read(
+        self,
+        reading: Callable[[Tensor, Tensor], Pair],
+        x: Tensor,
+        t: Tensor,
+        cond: dict[str, Tensor],
+    ) -> Tensor:
+        """Calls the network and combines its output with its input."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        scale = expand(self.parametrisation.scale_in(alpha, sigma), x)
+        dtype = x.dtype if self._float() is None else self.dtype
+        # The label keeps float32: bfloat16 would merge neighbouring times.
+        c = self.label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
+        output = self.network((scale * x).to(dtype), c.expand(len(x)), **cond)
+        if output.shape != x.shape:
+            raise InputError(
+                f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "
+                "return the shape of its input."
+            )
+        if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
+            raise InputError(
+                "The network's output carries no gradient of its input, which a likelihood needs; "
+                "remove torch.no_grad, detach or NumPy from it (to a constant, add 0 * x)."
+            )
+        a, b = reading(alpha, sigma)
+        return expand(a, x) * x + expand(b, x) * output.to(x.dtype)

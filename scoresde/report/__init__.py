@@ -1,0 +1,11 @@
+"""The report of a run: its figures and its page."""
+
+from scoresde.report.page import Figure, Report, SamplerResult, Score, write_report
+
+__all__ = [
+    "Figure",
+    "Report",
+    "SamplerResult",
+    "Score",
+    "write_report",
+]
