@@ -122,7 +122,7 @@ def measure(model: ScoreModel, timed: Timed, sampler: Sampler, shape, rounds: in
 
     @torch.no_grad()
     def bare() -> None:
-        c = model.label(model.sde, t).float().to(device).expand(shape[0])
+        c = model.noise_label(model.sde, t).float().to(device).expand(shape[0])
         with evaluating(model, frozen=True):
             for _ in range(calls):
                 timed.network(x, c)

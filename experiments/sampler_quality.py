@@ -52,11 +52,11 @@ from scoresde.sample import (
     HalfLogSNR,
     Heun,
     Langevin,
-    Loop,
-    NoiseLevel,
     PredictorCorrector,
     ProbabilityFlow,
+    RelativeNoise,
     Restart,
+    RestartInterval,
     Sampler,
     UniPC,
 )
@@ -87,7 +87,7 @@ def restarted(budget: int, grid: Grid) -> Sampler | None:
     steps, loop = budget // 4, max(1, budget // 8)
     if budget < 20:
         return None
-    return Restart(Heun(steps, grid), (Loop(0.05, 2.0, loop, 2),))
+    return Restart(Heun(steps, grid), (RestartInterval(0.05, 2.0, loop, 2),))
 
 
 ODE: dict[str, Make] = {
@@ -297,7 +297,7 @@ def k_diffusion(count: int) -> list[dict]:
             sampling.sample_lms,
             {"order": 3},
             DEIS,
-            {"order": 3, "variable": NoiseLevel()},
+            {"order": 3, "variable": RelativeNoise()},
         ),
         "DPM-Solver++ 2M": (
             sampling.sample_dpmpp_2m,
@@ -372,7 +372,7 @@ def azula(count: int) -> list[dict]:
             sample.zABSampler,
             {"order": 3},
             DEIS,
-            {"order": 3, "variable": NoiseLevel()},
+            {"order": 3, "variable": RelativeNoise()},
         ),
         "DDPM": (sample.DDPMSampler, {}, DDIM, {"eta": 1.0}),
     }

@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from scoresde.configuration import (
     allowed,
     build_data,
-    check_model,
     describe,
     device_of,
     evaluated_data,
@@ -31,6 +30,7 @@ from scoresde.configuration import (
     place,
     random_data,
     stored_averages,
+    try_model,
 )
 from scoresde.errors import InputError, check_count
 from scoresde.tasks.parts import Parts, Rank
@@ -51,10 +51,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
     from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained, report_training
-    from scoresde.train import Group
+    from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
 
-    group, device = Group.here(), device_of(config.device)
+    group, device = ProcessGroup.here(), device_of(config.device)
     torch.manual_seed(config.seed)
     data = build_data(config.data)
     data.split(config.split)  # which must exist, before hours of training
@@ -63,7 +63,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
-    check_model(model, data, 0 if training.augment is None else training.augment.labels)
+    try_model(model, data, 0 if training.augment is None else training.augment.width)
     loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
     model.sde.check_eps(loss_eps)
     samplers = {
@@ -132,10 +132,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]:
     """Returns a trained model that each process holds whole, and where they evaluate it."""
-    from scoresde.train import Checkpoint, Group
+    from scoresde.train import Checkpoint, ProcessGroup
 
     device = average.device
-    Group.here().agree(None)  # the last checkpoint is written
+    ProcessGroup.here().agree(None)  # the last checkpoint is written
     checkpoint = Checkpoint.load(folder)
     model = place(checkpoint.build_model(allowed(config)), device)
     identity = {**_identity(checkpoint, config), "likelihood": str(config.likelihood)}
@@ -193,7 +193,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
-    check_model(model, data)
+    try_model(model, data)
     sampler = instantiate(config.sampler, "sampler")
     identity = {
         **_identity(checkpoint, config),
@@ -250,11 +250,11 @@ def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, str]:
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Evaluates a checkpoint on a split of its data, or of the data given."""
     from scoresde.tasks.evaluation import check_draws, evaluate_likelihood
-    from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
+    from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
-    check_model(model, data)
+    try_model(model, data)
     exact = _likelihood(checkpoint, config)
     draws = _draws(config)
     check_draws(data, draws)
@@ -382,7 +382,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
-    check_model(model, data)
+    try_model(model, data)
     return compare_averages(
         model,
         stored_averages(config),
@@ -408,7 +408,7 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
     data = data.to(device)
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     model = place(instantiate(describe(plan, data)["model"], "model"), device)
-    check_model(model, data)
+    try_model(model, data)
     make = instantiate(plan["optimizer"], "optimizer")
     setup = bench.Bench(
         model,

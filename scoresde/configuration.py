@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from scoresde.errors import InputError, check_count
 
 GROUPS = (
-    *("data", "sde", "network", "parametrisation", "label", "loss", "optimizer", "train"),
+    *("data", "sde", "network", "parametrisation", "noise_label", "loss", "optimizer", "train"),
     *("likelihood", "sampler", "dequantisation", "distributed"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
@@ -110,7 +110,7 @@ def measured(plan: Any, data: Any) -> Any:
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
-    parts = ("network", "sde", "parametrisation", "label")
+    parts = ("network", "sde", "parametrisation", "noise_label")
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
     return {
         "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
@@ -281,7 +281,7 @@ def device_of(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def check_model(model: Any, data: Any, labels: int = 0) -> None:
+def try_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
     from scoresde.streams import Streams
 

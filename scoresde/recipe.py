@@ -7,14 +7,17 @@ function of this package or of any other can be called, neither by a private nam
 merely passes through a module (``scoresde.data.files.np.load``).
 """
 
+import functools
 import importlib
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from scoresde.errors import InputError
+
+Kind = TypeVar("Kind")
 
 ROOMS = tuple(
     f"scoresde.{room}"
@@ -30,6 +33,27 @@ MOVED = {
     "scoresde.cutoff": "scoresde.likelihood",
     "scoresde.flow": "scoresde.likelihood",
     "scoresde.bound.Folded": "scoresde.times.FoldedTimes",
+    "scoresde.flow.Carried": "scoresde.likelihood.FlowSolution",
+    "scoresde.data.Board": "scoresde.data.Checkerboard",
+    "scoresde.metrics.Family": "scoresde.metrics.CovarianceFamily",
+    "scoresde.model.Label": "scoresde.model.NoiseLabel",
+    "scoresde.model.check_batch": "scoresde.shapes.check_batch",
+    "scoresde.model.check_data": "scoresde.shapes.check_data",
+    "scoresde.sample.Loop": "scoresde.sample.RestartInterval",
+    "scoresde.sample.NoiseLevel": "scoresde.sample.RelativeNoise",
+    "scoresde.sample.trace": "scoresde.sample.sample_trajectory",
+    "scoresde.sample.base.Arrival": "scoresde.sample.FinalState",
+    "scoresde.sample.base.Watch": "scoresde.sample.ProgressReporter",
+    "scoresde.sample.plan.Move": "scoresde.sample.Stage",
+    "scoresde.sample.plan.Row": "scoresde.sample.LinearUpdate",
+    "scoresde.sample.plan.follow": "scoresde.sample.run_stages",
+    "scoresde.train.Group": "scoresde.train.ProcessGroup",
+    "scoresde.train.Keeper": "scoresde.train.CheckpointManager",
+    "scoresde.train.joined": "scoresde.train.process_group",
+    # arguments
+    "scoresde.ScoreModel.label": "noise_label",
+    "scoresde.model.ScoreModel.label": "noise_label",
+    "scoresde.sample.Restart.loops": "intervals",
 }
 # The names of the activations, of which a network takes one, are torch's.
 _BUILTIN = ("scoresde", "torch.nn")
@@ -86,6 +110,24 @@ def renamed(module: str) -> Callable[[str], Any]:
         return value
 
     return find
+
+
+def accepts_moved(kind: type[Kind]) -> type[Kind]:
+    """Has a class accept its arguments that have moved (``MOVED``), with a warning."""
+    prefix = f"scoresde.{kind.__module__.split('.')[1]}.{kind.__name__}."
+    moved = {k.removeprefix(prefix): new for k, new in MOVED.items() if k.startswith(prefix)}
+    original = kind.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        for old in moved.keys() & named.keys():
+            text = f"The argument {old} of {kind.__name__} is now {moved[old]}."
+            warnings.warn(text, FutureWarning, stacklevel=2)
+            named[moved[old]] = named.pop(old)
+        original(self, *values, **named)
+
+    kind.__init__ = init  # type: ignore[method-assign]
+    return kind
 
 
 def build(tree: Any, allow: Iterable[str] = ()) -> Any:

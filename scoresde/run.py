@@ -32,7 +32,7 @@ from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.runs import describe_runs
 from scoresde.tasks.summary import format_table, summarise
-from scoresde.train import Group, TrainingStopped, joined
+from scoresde.train import ProcessGroup, TrainingStopped, process_group
 
 log = logging.getLogger("scoresde")
 
@@ -53,7 +53,7 @@ def main() -> None:
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
         fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
-    with joined() as group:
+    with process_group() as group:
         if group.size > 1:
             sys.argv[1:] = _in_one_folder(sys.argv[1:], group)
         _main()
@@ -70,7 +70,7 @@ def _list(arguments: list[str]) -> None:
         fail(explain(error) or str(error))
 
 
-def _in_one_folder(arguments: list[str], group: Group) -> list[str]:
+def _in_one_folder(arguments: list[str], group: ProcessGroup) -> list[str]:
     """Names the run's folder for all processes, unless the user has; their clocks differ."""
     stamp = group.agree(time.strftime("%Y-%m-%d_%H-%M-%S"))
     if any(text.startswith("hydra.run.dir=") for text in arguments):
@@ -171,7 +171,7 @@ def _one_line(error: BaseException) -> str:
 def _check_rank(config: DictConfig, rank: Rank) -> None:
     if rank.size == 1:
         return
-    if config.task == "train" and Group.here().size != rank.size:
+    if config.task == "train" and ProcessGroup.here().size != rank.size:
         raise InputError("Several processes that train are started by torchrun, no other way.")
     if config.task not in (*RESUMED, "train"):
         raise InputError(f"task={config.task} runs in one process; start it without torchrun.")

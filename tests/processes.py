@@ -12,7 +12,7 @@ from scoresde import VPSDE, DenoisingScoreMatching, Preconditioned, ScoreModel
 from scoresde.data import two_moons
 from scoresde.nn import MLP
 from scoresde.times import LowDiscrepancy
-from scoresde.train import Replicated, Sharded, Training, TrainingStopped, joined, train
+from scoresde.train import Replicated, Sharded, Training, TrainingStopped, process_group, train
 
 TRAININGS = {
     "ddp_64": (Replicated(), torch.float64, {}),
@@ -59,7 +59,7 @@ def fit(folder, engine, dtype, loss=None, **options):
 
 
 def main(folder):
-    with joined() as group:
+    with process_group() as group:
         for name, (engine, dtype, options) in TRAININGS.items():
             fit(folder / f"{name}_{group.size}", engine, dtype, **options)
         if group.size > 1:

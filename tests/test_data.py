@@ -12,7 +12,7 @@ from scipy.integrate import quad
 
 from scoresde.data import (
     SPLITS,
-    Board,
+    Checkerboard,
     Dataset,
     Mixture,
     Moons,
@@ -36,8 +36,8 @@ DENSITIES = [
     Moons(0.2),
     Spirals(0.2, arms=2, turns=1.5),
     Spirals(0.2, arms=3, turns=0.7),
-    Board(4),
-    Board(3),
+    Checkerboard(4),
+    Checkerboard(3),
     Mixture(
         torch.tensor([0.2, 0.8]).double(),
         torch.tensor([[-1.0, 0.5], [1.0, 0.0]]).double(),
@@ -297,7 +297,9 @@ def test_densities_integrate_to_one_and_match_their_samples(density):
         values = moment(x)
         truth = (p[:, None] * moment(points)).sum(0)
         error = values.std(0) / math.sqrt(len(x))
-        slack = 0.003 if isinstance(density, Board) else 1e-6  # the grid's own, second order
+        slack = (
+            0.003 if isinstance(density, Checkerboard) else 1e-6
+        )  # the grid's own, second order
         assert ((values.mean(0) - truth).abs() < 4 * error + slack).all()
 
 
@@ -358,8 +360,8 @@ def test_no_rounding_puts_a_point_of_the_board_on_a_light_square(monkeypatch, u)
 
     monkeypatch.setattr(Streams, "uniform", extreme)
     for cells in (4, 63, 64):
-        points = Board(cells).sample(Streams.of(0, batch=1)).float()
-        assert Board(cells).log_prob(points).isfinite().all()
+        points = Checkerboard(cells).sample(Streams.of(0, batch=1)).float()
+        assert Checkerboard(cells).log_prob(points).isfinite().all()
 
 
 def test_a_mixture_has_its_closed_form():

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from scoresde.errors import InputError
-from scoresde.train import Checkpoint, Group, Snapshots, read_metrics
-from scoresde.train.engine import joined
+from scoresde.train import Checkpoint, ProcessGroup, Snapshots, read_metrics
+from scoresde.train.engine import process_group
 from tests.processes import TRAININGS
 from tests.processes import main as train_alone
 
@@ -146,14 +146,14 @@ def test_damaged_parts_are_refused_and_nothing_is_executed(damage, folder, tmp_p
 
 def test_alone_nothing_is_joined(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with joined() as group:
-        assert group == Group(0, 1)
+    with process_group() as group:
+        assert group == ProcessGroup(0, 1)
         assert group.total(torch.ones(2)).tolist() == [1, 1]
         assert group.agree("a") == "a"
 
 
 def test_the_parts_of_a_batch_make_it_up():
     for count in (4, 5, 31):
-        parts = [list(range(count))[Group(rank, 4).part(count)] for rank in range(4)]
+        parts = [list(range(count))[ProcessGroup(rank, 4).part(count)] for rank in range(4)]
         assert [i for part in parts for i in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -21,7 +21,7 @@ from scoresde.metrics import auroc
 from scoresde.recipe import build
 from scoresde.tasks import evaluate_likelihood
 from scoresde.tasks.evaluation import Draws
-from scoresde.tasks.likelihood import Evaluated, check_comparable, report_likelihood
+from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 from scoresde.tasks.parts import Parts, Rank, gather
 from scoresde.train import Checkpoint
 from tests.test_run import program, refused

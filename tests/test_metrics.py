@@ -6,8 +6,8 @@ import torch
 from scoresde.data import Dataset, digits, gaussian_ring, two_moons
 from scoresde.errors import InputError
 from scoresde.metrics import (
+    CovarianceFamily,
     Estimate,
-    Family,
     bits_per_dim,
     gaussian_baseline,
     mixture_baseline,
@@ -106,7 +106,7 @@ def test_baselines_of_the_digits():
     assert abs(gaussian.mean - 2.95) < 0.03
     assert gaussian.count == 180
     assert 0.01 < gaussian.standard_error < 0.05
-    full = mixture_baseline(train, validation, test, families=[Family("full", 3e-3)])
+    full = mixture_baseline(train, validation, test, families=[CovarianceFamily("full", 3e-3)])
     assert abs(full.bits_per_dim(dataset.scale).mean - 2.65) < 0.05
     best = mixture_baseline(train, validation, test)
     assert abs(best.bits_per_dim(dataset.scale).mean - 2.55) < 0.04
@@ -116,7 +116,7 @@ def test_baselines_of_the_digits():
 def test_the_mixture_finds_the_modes_of_a_ring():
     dataset = gaussian_ring(modes=4, count=4000)
     train, validation, test = splits(dataset)
-    found = mixture_baseline(train, validation, test, families=[Family("full", 1e-6)])
+    found = mixture_baseline(train, validation, test, families=[CovarianceFamily("full", 1e-6)])
     difference = found.nats(dataset.scale).mean + float(dataset.log_prob(dataset.test).mean())
     assert abs(difference) < 0.02
     assert gaussian_baseline(train, test).nats(dataset.scale).mean > 2
@@ -125,7 +125,9 @@ def test_the_mixture_finds_the_modes_of_a_ring():
 def test_no_baseline_beats_the_exact_density_of_the_moons():
     dataset = two_moons(count=6000)
     train, validation, test = splits(dataset)
-    found = mixture_baseline(train, validation, test, families=[Family("full", 1e-6)], largest=32)
+    found = mixture_baseline(
+        train, validation, test, families=[CovarianceFamily("full", 1e-6)], largest=32
+    )
     excess = -found.log_prob - 2 * math.log(dataset.scale) + dataset.log_prob(dataset.test)
     excess = Estimate.of(excess)
     assert -3 * excess.standard_error < excess.mean < 0.1
@@ -141,8 +143,8 @@ def test_baselines_refuse_what_they_cannot_fit():
         (lambda: gaussian_baseline(x[:1], x), "cannot be fitted to 1"),
         (lambda: mixture_baseline(x, x, x, largest=0), "largest=0"),
         (lambda: mixture_baseline(x, x, x, families=[]), "families is empty"),
-        (lambda: Family("round", 0.1), "covariance='round'"),
-        (lambda: Family("full", -1.0), "regularisation=-1.0"),
+        (lambda: CovarianceFamily("round", 0.1), "covariance='round'"),
+        (lambda: CovarianceFamily("full", -1.0), "regularisation=-1.0"),
     ]:
         with pytest.raises(InputError, match=message):
             call()

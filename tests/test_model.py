@@ -338,7 +338,7 @@ def test_the_network_is_told_one_label_per_example(t):
         seen["c"] = c
         return x
 
-    ScoreModel(network, VPSDE(), label=ScaledTime(2)).noise(normal(4, 3), t)
+    ScoreModel(network, VPSDE(), noise_label=ScaledTime(2)).noise(normal(4, 3), t)
     assert torch.equal(seen["c"], torch.ones(4).double())
 
 

@@ -26,13 +26,13 @@ from scoresde.sample import (
     Euler,
     EulerMaruyama,
     Heun,
-    Loop,
     PredictorCorrector,
     ProbabilityFlow,
     Restart,
+    RestartInterval,
     UniPC,
 )
-from scoresde.sample.base import Noise, Watch
+from scoresde.sample.base import Noise, ProgressReporter
 from scoresde.sample.exponential import DataIntegral
 from scoresde.sample.multistep import adams_bashforth
 from scoresde.sample.plan import Node
@@ -194,7 +194,9 @@ def variance(sampler, exact, batch):
     x[-1] = 1.0
     numbers = Impulses(batch)
     with torch.no_grad():
-        y = sampler._run(Evaluations(exact), x, EPS, Noise(numbers), Watch(None, False)).x
+        y = sampler._run(
+            Evaluations(exact), x, EPS, Noise(numbers), ProgressReporter(None, False)
+        ).x
     assert numbers.drawn < batch - 1
     start, noises = y[-1] - y[-2], y[: numbers.drawn] - y[-2]
     first = sde.alpha(one) ** 2 * exact.variances + sde.sigma(one) ** 2
@@ -218,7 +220,7 @@ STOCHASTIC = {
 
 
 def restart(n, grid):
-    return Restart(Heun(n, grid), (Loop(0.1, 1.0, n // 8, 2),))
+    return Restart(Heun(n, grid), (RestartInterval(0.1, 1.0, n // 8, 2),))
 
 
 def weak_order(make, sde, counts):
@@ -279,7 +281,7 @@ def test_the_weak_order_of_multistep_noise_holds_for_a_mixture(p, least):
         sampler = DPMSolverPPSDE(count, LogSNRGrid(), order=p)
         with torch.no_grad():
             run = sampler._run(
-                Evaluations(exact), start, EPS, Noise(Given(noises)), Watch(None, False)
+                Evaluations(exact), start, EPS, Noise(Given(noises)), ProgressReporter(None, False)
             )
         squares.append(run.x.square())
         noises, nodes = halved(noises, nodes), nodes[::2]

@@ -87,7 +87,7 @@ def test_our_step_and_torchsdes_are_one_along_a_path():
     exact, latent, _ = problem("VP")
     ours = EulerMaruyama(32, along_path=True, eps=EPS)(exact, latent=latent, seed=0).x
     theirs = TorchSDE(32, "euler", Path(), eps=EPS)(exact, latent=latent, seed=0).x
-    # torchsde's steps are longer by a part of 1e-12, over which the path moves by 1e-6.
+    # torchsde's steps are longer by a part of 1e-12, over which the path stages by 1e-6.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 

@@ -116,7 +116,7 @@ def test_the_network_is_the_published_one(recipe, key):
 @each_port
 def test_the_network_is_told_and_read_as_published(recipe, key):
     config, theirs = composed(recipe), read_config(key)
-    label, training = built(config["label"]), theirs["training"]
+    label, training = built(config["noise_label"]), theirs["training"]
     assert built(config["parametrisation"]) == NoiseParametrisation(sigma_data=None)
     if training["sde"] == "vesde":
         scales = theirs["model"]["num_scales"]

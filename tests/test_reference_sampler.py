@@ -33,7 +33,7 @@ from scoresde.sample import (
     ReferencePredictorCorrector,
     ReverseDiffusionPredictor,
 )
-from scoresde.sample.base import Noise, Watch
+from scoresde.sample.base import Noise, ProgressReporter
 
 STEPS, SNR, SHAPE = 32, 0.16, (6, 3)
 COMPARED = 2  # of four recorded examples: an adaptive solver takes its time on such rough networks
@@ -72,7 +72,9 @@ def sampled(model, predictor, corrector, noise, eps):
     numbers = Replay(noise)
     x = model.sde.prior_std * numbers.normal((), 0, dtype=noise.dtype)
     with torch.no_grad():
-        x = sampler._run(Evaluations(model), x, eps, Noise(numbers), Watch(None, False)).x
+        x = sampler._run(
+            Evaluations(model), x, eps, Noise(numbers), ProgressReporter(None, False)
+        ).x
     assert not numbers.numbers
     return x
 

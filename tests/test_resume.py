@@ -19,8 +19,8 @@ from scoresde.data import two_moons
 from scoresde.nn import UNet
 from scoresde.train import (
     Checkpoint,
+    CheckpointManager,
     CosineRate,
-    Keeper,
     Training,
     TrainingStopped,
     read_metrics,
@@ -182,7 +182,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(damage, tmp_path, caplog)
     )
     assert newest.samefile(tmp_path / "run/checkpoint.pt")
     caplog.set_level("WARNING", logger="scoresde")
-    assert Keeper(tmp_path / "run").newest().step == 9
+    assert CheckpointManager(tmp_path / "run").newest().step == 9
     assert "The one before it is tried" in caplog.text
     fit(tmp_path / "run")
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))

@@ -47,17 +47,17 @@ from scoresde.sample import (
     Heun,
     Interval,
     Langevin,
-    Loop,
     PredictorCorrector,
     ProbabilityFlow,
     Restart,
+    RestartInterval,
     ReverseDiffusionPredictor,
     ShrunkNorm,
     Time,  # noqa: F401 - of a representation
     TorchSDE,
     UniPC,
 )
-from scoresde.sample.base import Noise, Watch
+from scoresde.sample.base import Noise, ProgressReporter
 from scoresde.streams import Purpose, Streams
 from scoresde.times import KarrasGrid, LogSNRGrid, UniformGrid
 
@@ -83,7 +83,7 @@ SAMPLERS = [
     DEIS(8),
     IPNDM(8),
     SEEDS(4),
-    Restart(Heun(4, LogSNRGrid()), (Loop(0.2, 2.0, 2, 2),)),
+    Restart(Heun(4, LogSNRGrid()), (RestartInterval(0.2, 2.0, 2, 2),)),
     AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=2)),
     GottaGoFast(0.5, 0.2),
 ]
@@ -200,7 +200,7 @@ def test_the_evaluations_are_counted_truly(final, sampler):
         (UniPC(8, order=3, single_steps=True), 10),
         (IPNDM(8), 8),
         (SEEDS(8), 16),
-        (Restart(DDIM(8, LogSNRGrid()), (Loop(0.2, 2.0, 3, 4),)), 8 + 3 * 4),
+        (Restart(DDIM(8, LogSNRGrid()), (RestartInterval(0.2, 2.0, 3, 4),)), 8 + 3 * 4),
         (AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=5)), 25),
     ],
     ids=repr,
@@ -459,7 +459,7 @@ SEEDED = [
     UniPC(steps=20),
     SEEDS(steps=20),
     Heun(steps=20, churn=10.0),
-    Restart(Heun(10, LogSNRGrid()), (Loop(0.2, 2.0, 2, 2),)),
+    Restart(Heun(10, LogSNRGrid()), (RestartInterval(0.2, 2.0, 2, 2),)),
     AnnealedLangevinDynamics(4, langevin=AnnealedLangevin(steps=5)),
     GottaGoFast(0.2, 0.05),
 ]
@@ -506,7 +506,7 @@ def moments(sampler, exact, eps):
     x = torch.zeros(BATCH, len(exact.mean)).double()
     x[-1] = 1.0
     numbers = Impulses()
-    y = sampler._run(field, x, eps, Noise(numbers), Watch(None, False)).x
+    y = sampler._run(field, x, eps, Noise(numbers), ProgressReporter(None, False)).x
     assert numbers.drawn < BATCH - 1
     rest = y[-2]
     a, noises = y[-1] - rest, y[: numbers.drawn] - rest
@@ -663,10 +663,13 @@ def test_an_unusable_temperature_is_refused(temperature):
         (lambda: Heun(8, churn=-1), "churn=-1"),
         (lambda: Heun(8, churn_low=2, churn_high=1), "churn_low=2"),
         (lambda: Heun(8, churn_noise=0), "churn_noise=0"),
-        (lambda: Loop(0.5, 0.2), "low=0.5"),
-        (lambda: Loop(steps=0), "loop.steps=0"),
+        (lambda: RestartInterval(0.5, 0.2), "low=0.5"),
+        (lambda: RestartInterval(steps=0), "interval.steps=0"),
         (lambda: Restart(EulerMaruyama), "has no plan"),
-        (lambda: Restart(loops=(Loop(0.1, 1), Loop(0.2, 1))), "do not fall"),
+        (
+            lambda: Restart(intervals=(RestartInterval(0.1, 1), RestartInterval(0.2, 1))),
+            "do not fall",
+        ),
         (lambda: DDIM(8, "uniform"), "grid=uniform"),
         (lambda: AnnealedLangevinDynamics(langevin=3), "langevin=3"),
         (lambda: GottaGoFast(rtol=-1), "rtol=-1"),
@@ -683,7 +686,7 @@ def test_unusable_settings_are_refused(make, message):
 
 def test_a_loop_that_no_time_of_the_grid_is_in_is_refused():
     with pytest.raises(InputError, match="no time between"):
-        Restart(DDIM(2), (Loop(100.0, 120.0),))(mixture(VPSDE()), (2, 2))
+        Restart(DDIM(2), (RestartInterval(100.0, 120.0),))(mixture(VPSDE()), (2, 2))
 
 
 # --- The probability flow ------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_the_law_at_the_end_is_that_of_the_equation():
         torch.ones(n, 1).double(),
         1.0,
         Streams.of(0, batch=n),
-        watch=lambda t, state: times.append(t),
+        callback=lambda t, state: times.append(t),
     )
     x = out.state[0][:, 0]
     variance = 0.5 * (1 - math.exp(-2))

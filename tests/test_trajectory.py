@@ -13,8 +13,8 @@ from scoresde.sample import (
     Heun,
     PredictorCorrector,
     ProbabilityFlow,
+    sample_trajectory,
     slerp,
-    trace,
 )
 
 
@@ -39,7 +39,7 @@ def mixture(sde):
 def test_a_way_leads_from_the_latent_to_the_sample(sde, sampler):
     model = mixture(sde)
     latent = sampler.latent(model, (3, 2), seed=5)
-    samples, way = trace(model, sampler, latent, points=6, seed=5)
+    samples, way = sample_trajectory(model, sampler, latent, points=6, seed=5)
     plain = sampler(model, (3, 2), seed=5)
     assert torch.equal(samples.x, plain.x)
     assert torch.equal(samples.nfe, plain.nfe)
@@ -54,7 +54,9 @@ def test_a_way_leads_from_the_latent_to_the_sample(sde, sampler):
 @pytest.mark.parametrize(("steps", "points"), [(100, 5), (1000, 11), (7, 4), (3, 9)])
 def test_the_points_are_even_over_the_steps(steps, points):
     model, sampler = mixture(VPSDE()), DDIM(steps)
-    _, way = trace(model, sampler, sampler.latent(model, (1, 2), seed=0), points=points)
+    _, way = sample_trajectory(
+        model, sampler, sampler.latent(model, (1, 2), seed=0), points=points
+    )
     place = [round(float(steps * (1 - t) / (1 - 1e-3))) for t in way.t[:, 0]]
     count = min(points, steps + 1)
     wanted = [i * steps / (count - 1) for i in range(count)]
@@ -65,7 +67,7 @@ def test_the_points_are_even_over_the_steps(steps, points):
 
 def test_a_way_of_one_point_is_refused():
     with pytest.raises(InputError, match="points=1"):
-        trace(mixture(VPSDE()), DDIM(3), torch.zeros(1, 2), points=1)
+        sample_trajectory(mixture(VPSDE()), DDIM(3), torch.zeros(1, 2), points=1)
 
 
 def test_an_arc_keeps_the_law_of_the_latents():

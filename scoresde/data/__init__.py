@@ -13,7 +13,7 @@ from scoresde.data.images import folder
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.splits import make_splits, split_indices
 from scoresde.data.toy import (
-    Board,
+    Checkerboard,
     Density,
     Mixture,
     Moons,
@@ -24,11 +24,12 @@ from scoresde.data.toy import (
     spirals,
     two_moons,
 )
+from scoresde.recipe import renamed
 
 __all__ = [
     "SPLITS",
     "Augmentation",
-    "Board",
+    "Checkerboard",
     "Dataset",
     "Density",
     "Dequantisation",
@@ -54,3 +55,5 @@ __all__ = [
     "split_indices",
     "two_moons",
 ]
+
+__getattr__ = renamed(__name__)

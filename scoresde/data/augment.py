@@ -28,7 +28,7 @@ class Augmentation(ABC):
 
     @property
     @abstractmethod
-    def labels(self) -> int:
+    def width(self) -> int:
         """How many numbers tell the network what was done."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class Augmentation(ABC):
             draw: Which augmentation: the number of the epoch.
 
         Returns:
-            Augmented examples ``(B, *)`` and labels ``(B, labels)``, 0 for an example left alone.
+            Augmented examples ``(B, *)`` and labels ``(B, width)``, 0 for an example left alone.
         """
 
 
@@ -80,7 +80,7 @@ class GeometricAugmentation(Augmentation):
             )
 
     @property
-    def labels(self) -> int:
+    def width(self) -> int:
         return 9
 
     def __call__(self, x: Tensor, streams: Streams, draw: int = 0) -> tuple[Tensor, Tensor]:

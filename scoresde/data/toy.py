@@ -227,7 +227,7 @@ class Spirals(_Curves):
 
 @final
 @dataclass(frozen=True)
-class Board(Density):
+class Checkerboard(Density):
     r"""Uniform density on the dark squares of a board, of unit side.
 
     Square :math:`(i, j)` is dark if :math:`i + j` is even; the board is centred at the origin.
@@ -295,8 +295,8 @@ def spirals(
 def checkerboard(
     cells: int = 4, count: int = 20_000, seed: int = 0, standardise: bool = True
 ) -> Dataset:
-    """Dark squares: see :class:`Board`; the other arguments as in :func:`two_moons`."""
-    return Board(cells).dataset("checkerboard", count, seed, standardise)
+    """Dark squares: see :class:`Checkerboard`; the other arguments as in :func:`two_moons`."""
+    return Checkerboard(cells).dataset("checkerboard", count, seed, standardise)
 
 
 def gaussian_mixture(

@@ -4,15 +4,15 @@ from scoresde.likelihood.bound import BoundResult, VariationalBound
 from scoresde.likelihood.clock import Clock, NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff, RescaledCutoff, VariationalCutoff
 from scoresde.likelihood.exact import Likelihood, LogLikelihood
-from scoresde.likelihood.flow import Carried, Flow, as_trace
+from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
 from scoresde.likelihood.prior import prior_kl, prior_mismatch, spectrum
 
 __all__ = [
     "BoundResult",
-    "Carried",
     "Clock",
     "Cutoff",
     "Flow",
+    "FlowSolution",
     "Likelihood",
     "LogLikelihood",
     "NoiseClock",

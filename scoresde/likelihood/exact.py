@@ -32,7 +32,7 @@ from scoresde.divergence import ExactTrace, Trace
 from scoresde.errors import InputError, check_count
 from scoresde.likelihood.clock import Clock, NoiseClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff
-from scoresde.likelihood.flow import Carried, Flow, as_trace
+from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
 from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
 from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
@@ -174,28 +174,30 @@ class Likelihood:
         before = Evaluations(model, cond)
         start, extra = self.cutoff.start(before, model.state(x), eps, streams)
         flow = Flow(model, cond, self._trace(), graph=self.differentiable, clock=self.clock)
-        carried = self._carry(flow, start, eps, streams, 0)
-        prior = model.sde.prior_log_prob(carried.x)
-        log_det, error, passes = self._until(flow, start, eps, streams, carried)
+        solution = self._integrate(flow, start, eps, streams, 0)
+        prior = model.sde.prior_log_prob(solution.x)
+        log_det, error, passes = self._until(flow, start, eps, streams, solution)
         return LogLikelihood(
             log_prob=prior + log_det + extra,
             prior_log_prob=prior,
             log_det=log_det,
             standard_error=error,
-            latent=carried.x.to(x.dtype),
+            latent=solution.x.to(x.dtype),
             nfe=before.nfe(x) + passes,
             seed=streams.seed,
-            failed=carried.failed,
+            failed=solution.failed,
         )
 
-    def _carry(self, flow: Flow, x: Tensor, eps: float, streams: Streams, draw: int) -> Carried:
+    def _integrate(
+        self, flow: Flow, x: Tensor, eps: float, streams: Streams, draw: int
+    ) -> FlowSolution:
         """Carries points to time 1 with one set of probes."""
         assert flow.trace is not None
         flow = replace(flow, probes=flow.trace.probes(streams, x, draw))
-        return flow.carry(x, eps, 1.0, self._solver())
+        return flow.integrate(x, eps, 1.0, self._solver())
 
     def _until(
-        self, flow: Flow, x: Tensor, eps: float, streams: Streams, first: Carried
+        self, flow: Flow, x: Tensor, eps: float, streams: Streams, first: FlowSolution
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draws sets of probes until the error is small enough.
 
@@ -212,7 +214,7 @@ class Likelihood:
             rows = open_.nonzero()[:, 0]
             if len(rows) == 0:
                 return sets.mean, sets.standard_error, passes
-            part = self._carry(flow.take(rows), x[rows], eps, streams[rows], draw)
+            part = self._integrate(flow.take(rows), x[rows], eps, streams[rows], draw)
             sets.add(rows, part.log_dets)
             passes = passes.index_add(0, rows, part.evaluations)
         worst = float(sets.standard_error.nan_to_num(torch.inf).amax())

@@ -45,7 +45,7 @@ from scoresde.likelihood.clock import Clock, NoiseClock
 from scoresde.model import Evaluations, ScoreFunction
 from scoresde.shapes import expand
 from scoresde.solvers import AdaptiveODE, Solution
-from scoresde.solvers.base import State, Watch
+from scoresde.solvers.base import Callback, State
 from scoresde.solvers.runge_kutta import RungeKutta
 
 
@@ -65,7 +65,7 @@ def as_trace(probes: int | str | Trace) -> Trace:
 
 
 @dataclass(frozen=True)
-class Carried:
+class FlowSolution:
     """Where points have gone.
 
     Arguments:
@@ -132,14 +132,14 @@ class Flow:
             probes = probes[:, rows]
         return replace(self, cond={k: v[rows] for k, v in self.cond.items()}, probes=probes)
 
-    def carry(
+    def integrate(
         self,
         x: Tensor,
         start: float,
         end: float,
         solver: AdaptiveODE,
-        watch: Watch | None = None,
-    ) -> Carried:
+        callback: Callback | None = None,
+    ) -> FlowSolution:
         """Carries points from one time to another.
 
         Arguments:
@@ -147,7 +147,7 @@ class Flow:
             start: Their time.
             end: The time to reach.
             solver: How.
-            watch: Called with times and the state as the solution proceeds.
+            callback: Called with times and the state as the solution proceeds.
 
         Raises:
             SolverError: If the solver fails.
@@ -157,7 +157,7 @@ class Flow:
         low, high = sorted((start, end))
         self = replace(self, interval=(low, high))
         with torch.no_grad():
-            solution = self._solve(state, start, end, solver, watch)
+            solution = self._solve(state, start, end, solver, callback)
         arrived, evaluations = solution.state, solution.evaluations
         if self.graph:
             assert solution.grid is not None
@@ -165,26 +165,31 @@ class Flow:
             steps = (solution.grid.diff(dim=1) != 0).sum(1)
             evaluations = evaluations + steps * len(solver.replays.matrix)
         log_dets = arrived[1] * x[0].numel() if n else x.new_zeros(len(x), 0)
-        return Carried(arrived[0], log_dets, evaluations, solution.failed)
+        return FlowSolution(arrived[0], log_dets, evaluations, solution.failed)
 
     def _solve(
-        self, state: State, start: float, end: float, solver: AdaptiveODE, watch: Watch | None
+        self,
+        state: State,
+        start: float,
+        end: float,
+        solver: AdaptiveODE,
+        callback: Callback | None,
     ) -> Solution:
         first, last = (self.clock.of(self.model.sde, t) for t in (start, end))
 
         def tell(reading: Tensor, state: State) -> None:
-            assert watch is not None
+            assert callback is not None
             t = self._time(reading)[0]
             # The ends as they are, and not as the clock rounds them.
             t = torch.where(reading == first, start, torch.where(reading == last, end, t))
-            watch(t, state)
+            callback(t, state)
 
         return solver(
             self,
             state,
             first,
             last,
-            None if watch is None else tell,
+            None if callback is None else tell,
             take=self.take,
             record=self.graph,
             describe=lambda reading: f"t = {float(self._time(reading)[0]):.6g}",

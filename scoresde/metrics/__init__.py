@@ -3,20 +3,21 @@
 from scoresde.metrics.baselines import (
     FAMILIES,
     Baseline,
-    Family,
+    CovarianceFamily,
     gaussian_baseline,
     mixture_baseline,
 )
+from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.detection import auroc
 from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
-from scoresde.metrics.likelihood import bits_per_dim, nats
+from scoresde.recipe import renamed
 
 __all__ = [
     "FAMILIES",
     "Baseline",
+    "CovarianceFamily",
     "Estimate",
-    "Family",
     "auroc",
     "bits_per_dim",
     "gaussian_baseline",
@@ -24,3 +25,5 @@ __all__ = [
     "nats",
     "sliced_wasserstein",
 ]
+
+__getattr__ = renamed(__name__)

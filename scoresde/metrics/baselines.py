@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.estimate import Estimate
-from scoresde.metrics.likelihood import bits_per_dim, nats
 
 
 @dataclass(frozen=True)
-class Family:
+class CovarianceFamily:
     r"""Gaussian mixtures of one kind of covariance.
 
     Arguments:
@@ -45,10 +45,10 @@ class Family:
 
 
 FAMILIES = (
-    Family("full", 1e-6),
-    Family("full", 3e-3),
-    Family("diag", 1e-3),
-    Family("tied", 1e-3),
+    CovarianceFamily("full", 1e-6),
+    CovarianceFamily("full", 3e-3),
+    CovarianceFamily("diag", 1e-3),
+    CovarianceFamily("tied", 1e-3),
 )
 
 
@@ -81,13 +81,13 @@ def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6)
     Arguments:
         train: Training examples in model units, dequantised, with shape ``(N, *)``.
         test: Test examples likewise.
-        regularisation: As in :class:`Family`; above 0 it allows features that are constant.
+        regularisation: As in :class:`CovarianceFamily`; above 0 it allows constant features.
 
     Raises:
         InputError: If the examples cannot be used or the covariance is singular.
     """
     a, c = _rows(train, test)
-    fitted = _fit(a, Family("full", regularisation), components=1, seed=0)
+    fitted = _fit(a, CovarianceFamily("full", regularisation), components=1, seed=0)
     return Baseline("Gaussian", torch.from_numpy(fitted.score_samples(c)), tuple(test.shape[1:]))
 
 
@@ -95,7 +95,7 @@ def mixture_baseline(
     train: Tensor,
     validation: Tensor,
     test: Tensor,
-    families: Iterable[Family] = FAMILIES,
+    families: Iterable[CovarianceFamily] = FAMILIES,
     largest: int = 64,
     seed: int = 0,
 ) -> Baseline:
@@ -122,13 +122,13 @@ def mixture_baseline(
     with threadpool_limits(1):  # ten times faster: the matrices are small
         chosen = [_grow(a, b, family, min(largest, len(a)), seed) for family in families]
     if not chosen:
-        raise InputError("families is empty; give one Family at least.")
+        raise InputError("families is empty; give one CovarianceFamily at least.")
     _, name, best = max(chosen, key=lambda one: one[0])
     return Baseline(name, torch.from_numpy(best.score_samples(c)), tuple(test.shape[1:]))
 
 
 def _grow(
-    train: np.ndarray, validation: np.ndarray, family: Family, largest: int, seed: int
+    train: np.ndarray, validation: np.ndarray, family: CovarianceFamily, largest: int, seed: int
 ) -> tuple[float, str, Any]:
     """Doubles the components while validation improves: the grade, the name and the mixture."""
     best = (-math.inf, "", None)
@@ -143,7 +143,7 @@ def _grow(
     return best
 
 
-def _fit(rows: np.ndarray, family: Family, components: int, seed: int) -> Any:
+def _fit(rows: np.ndarray, family: CovarianceFamily, components: int, seed: int) -> Any:
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.mixture import GaussianMixture
 

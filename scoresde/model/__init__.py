@@ -25,7 +25,7 @@ from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
     ChainIndex,
-    Label,
+    NoiseLabel,
     NoiseLevel,
     ReversedIndex,
     ScaledTime,
@@ -40,6 +40,7 @@ from scoresde.model.parametrisation import (
     VParametrisation,
 )
 from scoresde.model.score_model import ScoreModel
+from scoresde.recipe import renamed
 
 __all__ = [
     "ChainIndex",
@@ -47,7 +48,7 @@ __all__ = [
     "Evaluations",
     "GaussianMixtureModel",
     "GaussianModel",
-    "Label",
+    "NoiseLabel",
     "NoiseLevel",
     "NoiseParametrisation",
     "Parametrisation",
@@ -62,3 +63,5 @@ __all__ = [
     "check_model",
     "evaluating",
 ]
+
+__getattr__ = renamed(__name__)

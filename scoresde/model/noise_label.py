@@ -10,7 +10,7 @@ from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE, DiscreteVP
 
 
-class Label(ABC):
+class NoiseLabel(ABC):
     """Abstract: the number by which a network knows the time."""
 
     @abstractmethod
@@ -19,7 +19,7 @@ class Label(ABC):
 
 
 @dataclass(frozen=True)
-class NoiseLevel(Label):
+class NoiseLevel(NoiseLabel):
     r"""The relative noise level :math:`\tfrac14 \log (\sigma / \alpha) = -\lambda / 8`.
 
     It is the :math:`c_{noise}` of Karras et al. 2022 and says nothing of the SDE, so that a
@@ -31,7 +31,7 @@ class NoiseLevel(Label):
 
 
 @dataclass(frozen=True)
-class ScaledTime(Label):
+class ScaledTime(NoiseLabel):
     """The time itself, scaled: 999 t in Song et al. 2021.
 
     Arguments:
@@ -45,7 +45,7 @@ class ScaledTime(Label):
 
 
 @dataclass(frozen=True)
-class ChainIndex(Label):
+class ChainIndex(NoiseLabel):
     """The index t N - 1 of a level of a discrete chain, 0 to N - 1 (Ho et al. 2020)."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class ChainIndex(Label):
 
 
 @dataclass(frozen=True)
-class Sigma(Label):
+class Sigma(NoiseLabel):
     """The noise level itself, sigma (NCSN++): embed it with ``FourierEmbedding(log=True)``."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Sigma(Label):
 
 
 @dataclass(frozen=True)
-class ReversedIndex(Label):
+class ReversedIndex(NoiseLabel):
     """The index (1 - t)(N - 1), rounded, of a noise level of SMLD: 0 is the largest.
 
     Arguments:

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.model.base import ScoreFunction
-from scoresde.model.noise_label import Label, NoiseLevel
+from scoresde.model.noise_label import NoiseLabel, NoiseLevel
 from scoresde.model.parametrisation import Pair, Parametrisation, Preconditioned
+from scoresde.recipe import accepts_moved
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand
 
 
+@accepts_moved
 class ScoreModel(ScoreFunction):
     """A network plus an SDE.
 
@@ -21,7 +23,7 @@ class ScoreModel(ScoreFunction):
             an output of the shape of the data.
         sde: The forward process.
         parametrisation: What the network's output means.
-        label: What the network is told about the time.
+        noise_label: The number by which the network is conditioned on the time.
 
     Example:
         >>> from scoresde.sde import VPSDE
@@ -35,7 +37,7 @@ class ScoreModel(ScoreFunction):
         network: nn.Module | Callable[..., Tensor],
         sde: SDE,
         parametrisation: Parametrisation | None = None,
-        label: Label | None = None,
+        noise_label: NoiseLabel | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(sde, SDE):
@@ -43,7 +45,7 @@ class ScoreModel(ScoreFunction):
         self.network = network
         self.sde = sde
         self.parametrisation = parametrisation or Preconditioned()
-        self.label = label or NoiseLevel()
+        self.noise_label = noise_label or NoiseLevel()
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return self._read(self.parametrisation.to_noise, x, as_time(t), cond)
@@ -66,7 +68,7 @@ class ScoreModel(ScoreFunction):
         scale = expand(self.parametrisation.scale_in(alpha, sigma), x)
         dtype = x.dtype if self._float() is None else self.dtype
         # The label keeps float32: bfloat16 would merge neighbouring times.
-        c = self.label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
+        c = self.noise_label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
         output = self.network((scale * x).to(dtype), c.expand(len(x)), **cond)
         if output.shape != x.shape:
             raise InputError(

@@ -53,7 +53,7 @@ class Constants(nn.Module):
                 setattr(self, name, values.to(torch.get_default_dtype()))
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
+def check_whole(name: str, value: int, least: int = 1) -> int:
     """Returns a whole number if it is at least ``least``.
 
     Raises:
@@ -64,7 +64,7 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
-def check_counts(name: str, values: Sequence[int], least: int = 1) -> tuple[int, ...]:
+def check_wholes(name: str, values: Sequence[int], least: int = 1) -> tuple[int, ...]:
     """Returns a sequence of whole numbers of at least ``least`` as a tuple.
 
     Raises:
@@ -72,7 +72,7 @@ def check_counts(name: str, values: Sequence[int], least: int = 1) -> tuple[int,
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise InputError(f"{name}={values!r} must be a list of whole numbers.")
-    return tuple(check_count(f"{name}[{i}]", n, least) for i, n in enumerate(values))
+    return tuple(check_whole(f"{name}[{i}]", n, least) for i, n in enumerate(values))
 
 
 def check_dropout(dropout: float) -> float:
@@ -114,8 +114,8 @@ class Groups:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_count("norm.most", self.most)
-        check_count("norm.least", self.least)
+        check_whole("norm.most", self.most)
+        check_whole("norm.least", self.least)
         if not 0 <= self.eps < math.inf:
             raise InputError(f"norm.eps={self.eps!r} must be non-negative; 1e-6 is usual.")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Groups, add, check_count, check_dropout, initialise
+from scoresde.nn.basics import Groups, add, check_dropout, check_whole, initialise
 from scoresde.nn.resampling import Resampling
 
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         init_scale: float = 0.0,
     ) -> None:
         super().__init__()
-        self.heads = check_count("heads", heads)
+        self.heads = check_whole("heads", heads)
         if channels % heads:
             raise InputError(
                 f"heads={heads} does not divide the {channels} channels of an attention; give a "

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import check_count, initialise
+from scoresde.nn.basics import check_whole, initialise
 
 _SEED = 0
 
@@ -46,7 +46,7 @@ class Embedding(nn.Module, ABC):
 
     def __init__(self, width: int, least: int = 2) -> None:
         super().__init__()
-        self.width = check_count("width", width, least)
+        self.width = check_whole("width", width, least)
         if width % 2:
             raise InputError(
                 f"An embedding of width={width} cannot be half sines and half cosines; "
@@ -218,7 +218,7 @@ def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
                 f"conditions={dict(conditions)!r}: {name!r} cannot be the name of a condition; "
                 "give a free name that Python takes as a keyword, such as labels."
             )
-    return {name: check_count(f"conditions.{name}", n) for name, n in conditions.items()}
+    return {name: check_whole(f"conditions.{name}", n) for name, n in conditions.items()}
 
 
 def _check_scale(scale: float) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import check_count, check_counts, check_dropout, initialise
+from scoresde.nn.basics import check_dropout, check_whole, check_wholes, initialise
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
 
 _EMBEDDED = 64
@@ -57,9 +57,9 @@ class MLP(nn.Module):
         conditions: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.shape = check_counts("shape", [shape] if isinstance(shape, int) else shape)
-        check_count("width", width)
-        check_count("depth", depth)
+        self.shape = check_wholes("shape", [shape] if isinstance(shape, int) else shape)
+        check_whole("width", width)
+        check_whole("depth", depth)
         size = math.prod(self.shape)
         embedding = embedding or FourierEmbedding(_EMBEDDED)
         self.conditioning = Conditioning(embedding, width, conditions=conditions)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Constants, check_count
+from scoresde.nn.basics import Constants, check_whole
 from scoresde.shapes import expand
 
 
@@ -42,7 +42,7 @@ class GeometricSigmas(Sequence[float]):
     scales: int = 1000
 
     def __post_init__(self) -> None:
-        check_count("scales", self.scales, 2)
+        check_whole("scales", self.scales, 2)
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
                 f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: they need "

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Groups, check_count, check_counts
+from scoresde.nn.basics import Groups, check_whole, check_wholes
 from scoresde.nn.blocks import BigGANTransition, Parts, Transition, conv3x3
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
@@ -131,11 +131,11 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = _check_image(shape)
-        check_count("width", width, least=_LEAST_WIDTH)
-        check_count("blocks", blocks)
-        check_count("head_width", 1 if head_width is None else head_width)
-        widths = [width * m for m in check_counts("multipliers", multipliers)]
-        self.levels = check_count("the number of multipliers", len(widths))
+        check_whole("width", width, least=_LEAST_WIDTH)
+        check_whole("blocks", blocks)
+        check_whole("head_width", 1 if head_width is None else head_width)
+        widths = [width * m for m in check_wholes("multipliers", multipliers)]
+        self.levels = check_whole("the number of multipliers", len(widths))
         self._check_size(self.shape[1:])
         places = self._check_attention(attention)
         if conditions and not conditional:
@@ -210,7 +210,7 @@ class UNet(nn.Module):
         modules = dict(self.named_modules())
         for name, n in groups.items():
             norm = modules.get(name)
-            if not isinstance(norm, nn.GroupNorm) or norm.num_channels % check_count(name, n):
+            if not isinstance(norm, nn.GroupNorm) or norm.num_channels % check_whole(name, n):
                 raise InputError(
                     f"groups={{{name!r}: {n}}}: it is no normalisation of this network, or has "
                     f"channels that {n} does not divide; leave it out."
@@ -218,7 +218,7 @@ class UNet(nn.Module):
             norm.num_groups = n
 
     def _check_attention(self, attention: Sequence[int]) -> tuple[int, ...]:
-        places = check_counts("attention", attention, least=0)
+        places = check_wholes("attention", attention, least=0)
         if places and max(places) >= self.levels:
             raise InputError(
                 f"attention={places} names a level that is not there; with {self.levels} "
@@ -425,7 +425,7 @@ def _nothing(channels: int) -> nn.Module:
 
 
 def _check_image(shape: Sequence[int]) -> tuple[int, ...]:
-    image = check_counts("shape", shape)
+    image = check_wholes("shape", shape)
     if len(image) != 3:
         raise InputError(
             f"shape={image} is not that of an image, (channels, height, width); give three "

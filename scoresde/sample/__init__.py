@@ -1,7 +1,16 @@
 """Samplers: from noise to data along the reverse SDE or the probability-flow ODE."""
 
+from scoresde.recipe import renamed
 from scoresde.sample.annealed_langevin import AnnealedLangevinDynamics
-from scoresde.sample.base import GridSampler, Sampler, Samples, Step
+from scoresde.sample.base import (
+    FinalState,
+    GridSampler,
+    Noise,
+    ProgressReporter,
+    Sampler,
+    Samples,
+    Step,
+)
 from scoresde.sample.correctors import (
     AnnealedLangevin,
     BatchMeanNorm,
@@ -12,9 +21,10 @@ from scoresde.sample.correctors import (
 )
 from scoresde.sample.ddim import DDIM, Euler
 from scoresde.sample.euler_maruyama import EulerMaruyama
-from scoresde.sample.exponential import HalfLogSNR, NoiseLevel, Time, Variable
+from scoresde.sample.exponential import HalfLogSNR, RelativeNoise, Time, Variable
 from scoresde.sample.gotta_go_fast import GottaGoFast
 from scoresde.sample.multistep import DEIS, IPNDM, DPMSolverPP, DPMSolverPPSDE, UniPC
+from scoresde.sample.plan import LinearUpdate, Node, PlannedSampler, Stage, run_stages
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
     AncestralPredictor,
@@ -25,10 +35,10 @@ from scoresde.sample.predictors import (
 )
 from scoresde.sample.probability_flow import ProbabilityFlow
 from scoresde.sample.reference import ReferencePredictorCorrector
-from scoresde.sample.restart import Loop, Restart
+from scoresde.sample.restart import Restart, RestartInterval
 from scoresde.sample.single_step import SEEDS, DPMSolver, Heun
 from scoresde.sample.torch_sde import TorchSDE
-from scoresde.sample.trajectory import Trajectory, slerp, trace
+from scoresde.sample.trajectory import Trajectory, sample_trajectory, slerp
 
 __all__ = [
     "DDIM",
@@ -46,23 +56,30 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "EulerMaruyamaPredictor",
+    "FinalState",
     "GottaGoFast",
     "GridSampler",
     "HalfLogSNR",
     "Heun",
     "Interval",
     "Langevin",
-    "Loop",
-    "NoiseLevel",
+    "LinearUpdate",
+    "Node",
+    "Noise",
+    "PlannedSampler",
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "ProgressReporter",
     "ReferencePredictorCorrector",
+    "RelativeNoise",
     "Restart",
+    "RestartInterval",
     "ReverseDiffusionPredictor",
     "Sampler",
     "Samples",
     "ShrunkNorm",
+    "Stage",
     "Step",
     "StepRule",
     "Time",
@@ -70,6 +87,9 @@ __all__ = [
     "Trajectory",
     "UniPC",
     "Variable",
+    "run_stages",
+    "sample_trajectory",
     "slerp",
-    "trace",
 ]
+
+__getattr__ = renamed(__name__)

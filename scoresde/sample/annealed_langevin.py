@@ -6,7 +6,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Evaluations
-from scoresde.sample.base import GridSampler, Noise, Watch
+from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sample.correctors import AnnealedLangevin, Corrector
 from scoresde.sample.plan import Node
 from scoresde.sample.predictors import Interval
@@ -59,8 +59,13 @@ class AnnealedLangevinDynamics(GridSampler):
                 f"langevin={self.langevin} is no Corrector; give one, such as AnnealedLangevin()."
             )
 
-    def walk(
-        self, field: Evaluations, x: Tensor, times: Tensor, noise: Noise, watch: Watch
+    def integrate(
+        self,
+        field: Evaluations,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise,
+        report: ProgressReporter,
     ) -> Tensor:
         before, count = 1.0, int(self.langevin.steps)
         for i, node in enumerate(Node.of(field.sde, times)):
@@ -72,5 +77,5 @@ class AnnealedLangevinDynamics(GridSampler):
                 z = noise(x, Purpose.LANGEVIN, i * count + j)
                 x = self.langevin(field, x, level, z)
             if i > 0:
-                watch(node.t, x, len(times) - 1)
+                report(node.t, x, len(times) - 1)
         return x

@@ -15,11 +15,14 @@ from tqdm import tqdm
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.recipe import renamed
 from scoresde.sde import SDE
 from scoresde.shapes import check_data
 from scoresde.solvers import BrownianPath
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, UniformGrid
+
+__getattr__ = renamed(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Noise:
         return scale * self.path.increment(1 - t, 1 - s).reshape(x.shape)
 
 
-class Watch:
+class ProgressReporter:
     """Reports steps to a callback and to a progress bar."""
 
     def __init__(self, callback: Callable[[Step], object] | None, progress: bool) -> None:
@@ -112,7 +115,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Arrival:
+class FinalState:
     """What a walk through time ends with; the fields as in :class:`Samples`."""
 
     x: Tensor
@@ -145,8 +148,8 @@ class Sampler(ABC):
 
     @abstractmethod
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
         """Brings states from time 1 to time ``eps``."""
 
     @torch.no_grad()
@@ -189,15 +192,15 @@ class Sampler(ABC):
         else:
             check_data(latent)
             start = model.state(latent)
-        watch, field = Watch(callback, progress), Evaluations(model, cond)
+        report, field = ProgressReporter(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model, frozen=True):
-                end = self._run(field, start, eps, Noise(streams, self.temperature), watch)
+                end = self._run(field, start, eps, Noise(streams, self.temperature), report)
                 x = end.x
                 if self.final_denoise:
                     x = field.denoise(x, torch.tensor(eps, dtype=torch.float64))
         finally:
-            watch.close()
+            report.close()
         x = x if latent is None else x.to(latent.dtype)
         return Samples(x, field.nfe(x), streams.seed, end.log_prob, end.standard_error)
 
@@ -257,8 +260,13 @@ class GridSampler(Sampler):
             raise InputError(f"grid={self.grid} is no Grid; give one, such as UniformGrid().")
 
     @abstractmethod
-    def walk(
-        self, field: Evaluations, x: Tensor, times: Tensor, noise: Noise, watch: Watch
+    def integrate(
+        self,
+        field: Evaluations,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise,
+        report: ProgressReporter,
     ) -> Tensor:
         """Brings states along falling times, float64 ``(n + 1,)``, from the first to the last."""
 
@@ -281,11 +289,11 @@ class GridSampler(Sampler):
         return times
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
         if self.along_path:
             noise = replace(noise, path=BrownianPath(noise.streams, x[0].numel(), x.dtype))
-        return Arrival(self.walk(field, x, self.times(field.sde, eps), noise, watch))
+        return FinalState(self.integrate(field, x, self.times(field.sde, eps), noise, report))
 
 
 def _batch(shape: Sequence[int] | None, latent: Tensor | None) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from scoresde.errors import InputError
-from scoresde.sample.plan import Move, Node, PlannedSampler, Row
+from scoresde.sample.plan import LinearUpdate, Node, PlannedSampler, Stage
 from scoresde.sde import SDE
 
 
@@ -41,14 +41,14 @@ class DDIM(PlannedSampler):
         if not 0 <= self.eta <= 1:
             raise InputError(f"eta={self.eta} is outside [0, 1]; 0 is deterministic.")
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
-        return [Move(a, b, self._row(a, b)) for a, b in pairwise(nodes)]
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
+        return [Stage(a, b, self._row(a, b)) for a, b in pairwise(nodes)]
 
-    def _row(self, a: Node, b: Node) -> Row:
+    def _row(self, a: Node, b: Node) -> LinearUpdate:
         fresh = self.eta**2 * -math.expm1(-2 * (b.ell - a.ell))
         kept = b.sigma * math.sqrt(1 - fresh)
         scale = b.alpha / a.alpha  # the data are (x - sigma noise) / alpha
-        row = Row(scale, (kept - scale * a.sigma,))
+        row = LinearUpdate(scale, (kept - scale * a.sigma,))
         return row.then(1.0, b.sigma * math.sqrt(fresh))
 
     @property
@@ -75,8 +75,8 @@ class Euler(PlannedSampler):
         final_denoise: Whether to return the expected data there.
     """
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
-        return [Move(a, b, _euler(sde, a, b)) for a, b in pairwise(nodes)]
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
+        return [Stage(a, b, _euler(sde, a, b)) for a, b in pairwise(nodes)]
 
     @property
     def convergence(self) -> int:
@@ -84,6 +84,6 @@ class Euler(PlannedSampler):
         return 1
 
 
-def _euler(sde: SDE, a: Node, b: Node) -> Row:
+def _euler(sde: SDE, a: Node, b: Node) -> LinearUpdate:
     h, f, g = float(a.t - b.t), float(sde.f(a.t)), float(sde.g(a.t))
-    return Row(1 - h * f, (-0.5 * h * g**2 / a.sigma,))
+    return LinearUpdate(1 - h * f, (-0.5 * h * g**2 / a.sigma,))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scoresde.sample.plan import Move, Node, PlannedSampler
+from scoresde.sample.plan import Node, PlannedSampler, Stage
 from scoresde.sample.predictors import EulerMaruyamaPredictor, Interval
 from scoresde.sde import SDE
 
@@ -35,8 +35,8 @@ class EulerMaruyama(PlannedSampler):
         (torch.Size([4, 2]), tensor([100, 100, 100, 100]))
     """
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         predictor = EulerMaruyamaPredictor()
         return [
-            Move(a, b, predictor.row(sde, Interval.of(sde, a.t, b.t))) for a, b in pairwise(nodes)
+            Stage(a, b, predictor.row(sde, Interval.of(sde, a.t, b.t))) for a, b in pairwise(nodes)
         ]

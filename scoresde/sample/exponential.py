@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from scoresde.model import Evaluations
-from scoresde.sample.plan import Move, Node, Row
+from scoresde.sample.plan import LinearUpdate, Node, Stage
 from scoresde.sde import SDE
 
 Array = np.ndarray
@@ -73,7 +73,7 @@ class HalfLogSNR(Variable):
 
 
 @dataclass(frozen=True)
-class NoiseLevel(Variable):
+class RelativeNoise(Variable):
     r"""The relative noise level, :math:`\tilde\sigma = e^{-\ell}`."""
 
     def __call__(self, sde: SDE, ell: Array) -> Array:
@@ -181,7 +181,7 @@ class DataIntegral(Integral):
 
 
 class Planner:
-    """Writes a plan of moves down, and remembers where the model has been evaluated.
+    """Writes a plan of stages down, and remembers where the model has been evaluated.
 
     Arguments:
         sde: The process.
@@ -191,10 +191,10 @@ class Planner:
     def __init__(self, sde: SDE, integral: Integral) -> None:
         self.sde = sde
         self.integral = integral
-        self.moves: list[Move] = []
+        self.stages: list[Stage] = []
         self.evaluated: list[Node] = []
 
-    def row(self, a: Node, b: Node, points: Sequence[Node], noise: float = 0.0) -> Row:
+    def row(self, a: Node, b: Node, points: Sequence[Node], noise: float = 0.0) -> LinearUpdate:
         """Returns the row from ``a`` to ``b`` by the polynomial through ``points``."""
         weights = self.integral.weights(self.sde, a, b, points)
         return self.weighted(a, b, points, weights, noise)
@@ -206,14 +206,14 @@ class Planner:
         points: Sequence[Node],
         weights: Sequence[float],
         noise: float = 0.0,
-    ) -> Row:
+    ) -> LinearUpdate:
         """Returns the row from ``a`` to ``b`` with the weights of the outputs at ``points``."""
         # Of two outputs at one node, the newer counts.
         places = [self.evaluated.index(point) for point in points]
         spread = [0.0] * (max(places) + 1)
         for place, weight in zip(places, weights, strict=True):
             spread[place] = weight
-        return Row(self.integral.scale(a, b), tuple(spread), (noise,) if noise else ())
+        return LinearUpdate(self.integral.scale(a, b), tuple(spread), (noise,) if noise else ())
 
     def evaluate(self, at: Node) -> None:
         """Notes an evaluation, before the rows that use it."""
@@ -223,7 +223,7 @@ class Planner:
     def step(self, a: Node, b: Node, points: Sequence[Node], noise: float = 0.0) -> None:
         """Adds a step from ``a`` to ``b`` with a pass at ``a``, by values at ``points``."""
         self.evaluate(a)
-        self.moves.append(Move(a, b, self.row(a, b, points, noise)))
+        self.stages.append(Stage(a, b, self.row(a, b, points, noise)))
 
     def single_step(self, a: Node, b: Node, order: int) -> None:
         r"""Adds a step from ``a`` to ``b`` of order 1, 2 or 3, with as many passes.
@@ -244,7 +244,7 @@ class Planner:
             last = i == order - 1
             to = b if last else nodes[i + 1]
             points = (at, a) if i else (a,)
-            self.moves.append(Move(at, to, self.row(a, to, points), begins=i == 0, ends=last))
+            self.stages.append(Stage(at, to, self.row(a, to, points), begins=i == 0, ends=last))
 
 
 def rising(nodes: Sequence[Node], i: int, order: int) -> list[Node]:

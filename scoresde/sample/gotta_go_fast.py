@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, Noise, Sampler, Watch
+from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.solvers import StochasticHeun
 
 
@@ -55,8 +55,8 @@ class GottaGoFast(Sampler):
         )
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
         def time(tau: Tensor) -> Tensor:
             return (1 - tau).clamp(eps, 1)
 
@@ -71,8 +71,8 @@ class GottaGoFast(Sampler):
             1 - eps,
             noise.streams,
             take=take,
-            watch=lambda tau, state: watch(time(tau), state[0]),
+            callback=lambda tau, state: report(time(tau), state[0]),
             describe=lambda tau: f"t = {float(time(tau)):.6g}",
         )
         field.count = field.count + solution.evaluations
-        return Arrival(solution.state[0])
+        return FinalState(solution.state[0])

@@ -40,13 +40,13 @@ from scoresde.sample.exponential import (
     DataIntegral,
     Integral,
     NoiseIntegral,
-    NoiseLevel,
     Planner,
+    RelativeNoise,
     Time,
     Variable,
     rising,
 )
-from scoresde.sample.plan import Move, Node, PlannedSampler
+from scoresde.sample.plan import Node, PlannedSampler, Stage
 from scoresde.sde import SDE
 from scoresde.times import KarrasGrid
 
@@ -88,7 +88,7 @@ class Multistep(PlannedSampler):
     def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
         return self.integral.evaluate(field, x, t)
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner = Planner(sde, self.integral)
         for i in range(len(nodes) - 1):
             points = self.points(nodes, i)
@@ -96,7 +96,7 @@ class Multistep(PlannedSampler):
                 planner.single_step(nodes[i], nodes[i + 1], self.order - 1)
             else:
                 self.advance(planner, nodes[i], nodes[i + 1], points)
-        return planner.moves
+        return planner.stages
 
     def points(self, nodes: Sequence[Node], i: int) -> list[Node]:
         """Returns the nodes whose outputs step number ``i`` uses, the newest first."""
@@ -149,7 +149,7 @@ class DPMSolverPP(Multistep):
     def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
         planner.evaluate(a)
         weights = data_weights(self.integral, planner.sde, b, points, self.as_coded)
-        planner.moves.append(Move(a, b, planner.weighted(a, b, points, weights)))
+        planner.stages.append(Stage(a, b, planner.weighted(a, b, points, weights)))
 
     @property
     def convergence(self) -> int:
@@ -224,7 +224,7 @@ class DEIS(Multistep):
         order: The number of values in the polynomial, 1 to 4.
         single_steps: How it starts (see :mod:`scoresde.sample.multistep`).
         lower_order_below: The number of steps below which the last ones fall in order.
-        variable: What the polynomial is in: ``Time()``, ``NoiseLevel()`` or ``HalfLogSNR()``.
+        variable: What the polynomial is in: ``Time()``, ``RelativeNoise()`` or ``HalfLogSNR()``.
         eps: The time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the expected data there.
     """
@@ -272,12 +272,12 @@ class IPNDM(Multistep):
 
     @property
     def integral(self) -> Integral:
-        return NoiseIntegral(NoiseLevel())
+        return NoiseIntegral(RelativeNoise())
 
     def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
         planner.evaluate(a)
         weights = [b.alpha * (b.ratio - a.ratio) * c for c in adams_bashforth(len(points))]
-        planner.moves.append(Move(a, b, planner.weighted(a, b, points, weights)))
+        planner.stages.append(Stage(a, b, planner.weighted(a, b, points, weights)))
 
     @property
     def convergence(self) -> int:
@@ -339,7 +339,7 @@ class UniPC(Multistep):
     def integral(self) -> Integral:
         return DataIntegral()
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner = Planner(sde, self.integral)
         single = self.single_steps and self.order > 1
         for i in range(len(nodes) - 1):
@@ -356,8 +356,8 @@ class UniPC(Multistep):
             points = self.points(nodes, i)
             weights = self._weights(sde, a, b, points)
             row = planner.weighted(a, b, points, weights)
-            planner.moves.append(Move(a, b, row, correction=correction))
-        return planner.moves
+            planner.stages.append(Stage(a, b, row, correction=correction))
+        return planner.stages
 
     def _weights(self, sde: SDE, a: Node, b: Node, points: Sequence[Node]) -> list[float]:
         """Returns the weights of outputs; two of them share B(h) / 2 as published."""
@@ -426,7 +426,7 @@ class DPMSolverPPSDE(Multistep):
         planner.evaluate(a)
         weights = data_weights(self.integral, planner.sde, b, points, self.as_coded)
         noise = self.integral.noise(a, b)
-        planner.moves.append(Move(a, b, planner.weighted(a, b, points, weights, noise)))
+        planner.stages.append(Stage(a, b, planner.weighted(a, b, points, weights, noise)))
 
     @property
     def convergence(self) -> int:

@@ -1,4 +1,4 @@
-r"""A sampler's way written down beforehand: a list of linear moves.
+r"""A sampler's way written down beforehand: a list of linear stages.
 
 All that a fixed-step sampler does to its state is linear in the state, in the model's outputs and
 in the noise, with coefficients that depend on the times alone,
@@ -8,7 +8,7 @@ in the noise, with coefficients that depend on the times alone,
 where :math:`h_j` are outputs of the model, the newest first, and :math:`z_j` independent standard
 normal noises of the same step, likewise. So a sampler is a :class:`Plan`: all coefficients are
 computed once, on the host and in float64, and the walk itself is a network pass and a few
-additions for each move, without a synchronisation.
+additions for each stage, without a synchronisation.
 """
 
 import math
@@ -21,8 +21,11 @@ import torch
 from torch import Tensor
 
 from scoresde.model import Evaluations
-from scoresde.sample.base import GridSampler, Noise, Watch
+from scoresde.recipe import renamed
+from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sde import SDE
+
+__getattr__ = renamed(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Row:
+class LinearUpdate:
     """The coefficients of one linear update.
 
     Arguments:
@@ -84,16 +87,16 @@ class Row:
                     y.add_(array, alpha=weight)
         return y
 
-    def then(self, factor: float, noise: float = 0.0) -> "Row":
+    def then(self, factor: float, noise: float = 0.0) -> "LinearUpdate":
         """Returns this row, followed by a factor and by noise of its own."""
         assert not self.noises or noise == 0
         scaled = (tuple(factor * w for w in ws) for ws in (self.outputs, self.noises))
-        row = Row(factor * self.scale, *scaled)
+        row = LinearUpdate(factor * self.scale, *scaled)
         return replace(row, noises=(noise,)) if noise else row
 
 
 @dataclass(frozen=True)
-class Move:
+class Stage:
     """One network pass, and the update that follows it.
 
     Arguments:
@@ -108,68 +111,73 @@ class Move:
 
     at: Node
     to: Node
-    row: Row
+    row: LinearUpdate
     begins: bool = True
     ends: bool = True
-    correction: Row | None = None
+    correction: LinearUpdate | None = None
 
 
 @dataclass(frozen=True)
 class PlannedSampler(GridSampler):
-    """Abstract sampler that is a list of moves; arguments as for :class:`GridSampler`."""
+    """Abstract sampler that is a list of stages; arguments as for :class:`GridSampler`."""
 
     @abstractmethod
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
-        """Returns the moves along nodes, at least two."""
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
+        """Returns the stages along nodes, at least two."""
 
     def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
         """Returns the output of the model that the rows are for: the expected noise."""
         return field.noise(x, t)
 
-    def walk(
-        self, field: Evaluations, x: Tensor, times: Tensor, noise: Noise, watch: Watch
+    def integrate(
+        self,
+        field: Evaluations,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise,
+        report: ProgressReporter,
     ) -> Tensor:
-        moves = self.plan(field.sde, Node.of(field.sde, times))
-        return follow(moves, self.evaluate, field, x, noise, watch)
+        stages = self.plan(field.sde, Node.of(field.sde, times))
+        return run_stages(stages, self.evaluate, field, x, noise, report)
 
 
-def follow(
-    moves: Sequence[Move],
+def run_stages(
+    stages: Sequence[Stage],
     evaluate: Callable[[Evaluations, Tensor, Tensor], Tensor],
     field: Evaluations,
     x: Tensor,
     noise: Noise,
-    watch: Watch,
+    report: ProgressReporter,
 ) -> Tensor:
-    """Brings states ``(B, *)`` along moves.
+    """Brings states ``(B, *)`` along stages.
 
     Arguments:
-        moves: The moves, at least one.
+        stages: The stages, at least one.
         evaluate: Returns the model's output that their rows are for.
         field: The model.
         x: The states.
         noise: Where their noise comes from.
-        watch: Is told of every step.
+        report: Called after every step.
     """
     base, noises = x, deque[Tensor]()
     # Older outputs are let go of: memory is that of the longest row.
-    outputs = deque[Tensor](maxlen=max(_reach(move) for move in moves))
-    steps = sum(move.ends for move in moves)
-    for i, move in enumerate(moves):
-        outputs.appendleft(evaluate(field, x, move.at.t))
-        if move.correction is not None:
-            base = move.correction(base, outputs, ())
-        elif move.begins:
+    outputs = deque[Tensor](maxlen=max(_reach(stage) for stage in stages))
+    steps = sum(stage.ends for stage in stages)
+    for i, stage in enumerate(stages):
+        outputs.appendleft(evaluate(field, x, stage.at.t))
+        if stage.correction is not None:
+            base = stage.correction(base, outputs, ())
+        elif stage.begins:
             base = x
-        if move.begins:
+        if stage.begins:
             noises.clear()
-        if move.row.noises:
-            noises.appendleft(noise.diffusion(x, i, move.at.t, move.to.t))
-        x = move.row(base, outputs, noises)
-        if move.ends:
-            watch(move.to.t, x, steps)
+        if stage.row.noises:
+            noises.appendleft(noise.diffusion(x, i, stage.at.t, stage.to.t))
+        x = stage.row(base, outputs, noises)
+        if stage.ends:
+            report(stage.to.t, x, steps)
     return x
 
 
-def _reach(move: Move) -> int:
-    return max(len(row.outputs) for row in (move.row, move.correction) if row is not None)
+def _reach(stage: Stage) -> int:
+    return max(len(row.outputs) for row in (stage.row, stage.correction) if row is not None)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Evaluations
-from scoresde.sample.base import GridSampler, Noise, Watch
+from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sample.correctors import Corrector, Langevin
 from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
 from scoresde.streams import Purpose
@@ -54,12 +54,17 @@ class PredictorCorrector(GridSampler):
                 "None."
             )
 
-    def walk(
-        self, field: Evaluations, x: Tensor, times: Tensor, noise: Noise, watch: Watch
+    def integrate(
+        self,
+        field: Evaluations,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise,
+        report: ProgressReporter,
     ) -> Tensor:
         for i, (t, s) in enumerate(pairwise(times.cpu())):
             x = self.correct_and_predict(field, x, Interval.of(field.sde, t, s), i, noise)
-            watch(s, x, len(times) - 1)
+            report(s, x, len(times) - 1)
         return x
 
     def correct_and_predict(

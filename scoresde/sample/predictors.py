@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Evaluations
-from scoresde.sample.plan import Row
+from scoresde.sample.plan import LinearUpdate
 from scoresde.sde import SDE
 
 
@@ -52,7 +52,7 @@ class Predictor(ABC):
     """Abstract step of the reverse process, with one network pass."""
 
     @abstractmethod
-    def row(self, sde: SDE, step: Interval) -> Row:
+    def row(self, sde: SDE, step: Interval) -> LinearUpdate:
         """Returns the step's coefficients, of the state, the expected noise and the noise."""
 
     def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
@@ -67,10 +67,10 @@ class EulerMaruyamaPredictor(Predictor):
     .. math:: x_s = x - h \left( f x + \frac{g^2}{\sigma} \hat z \right) + g \sqrt{h} z
     """
 
-    def row(self, sde: SDE, step: Interval) -> Row:
+    def row(self, sde: SDE, step: Interval) -> LinearUpdate:
         f, g = float(sde.f(step.t)), float(sde.g(step.t))
         drift = -step.h * g**2 / step.sigma_t
-        return Row(1 - step.h * f, (drift,), (g * math.sqrt(step.h),))
+        return LinearUpdate(1 - step.h * f, (drift,), (g * math.sqrt(step.h),))
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class ReverseDiffusionPredictor(Predictor):
         Song et al. 2021, equation 46, with the exact transition for the discretisation.
     """
 
-    def row(self, sde: SDE, step: Interval) -> Row:
-        return Row(2 - step.a, (-(step.tau**2) / step.sigma_t,), (step.tau,))
+    def row(self, sde: SDE, step: Interval) -> LinearUpdate:
+        return LinearUpdate(2 - step.a, (-(step.tau**2) / step.sigma_t,), (step.tau,))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class AncestralPredictor(Predictor):
                 "variance, 1 for that of the forward step."
             )
 
-    def row(self, sde: SDE, step: Interval) -> Row:
+    def row(self, sde: SDE, step: Interval) -> LinearUpdate:
         share = (step.sigma_s / step.sigma_t) ** (1 - self.variance)
         of_noise = -(step.tau**2) / step.sigma_t
-        return Row(1 / step.a, (of_noise / step.a,), (share * step.tau,))
+        return LinearUpdate(1 / step.a, (of_noise / step.a,), (share * step.tau,))

@@ -9,9 +9,9 @@ from torch import Tensor
 from scoresde.divergence import Trace
 from scoresde.errors import InputError
 from scoresde.likelihood import Clock, NoiseClock
-from scoresde.likelihood.flow import Carried, Flow, as_trace
+from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
 from scoresde.model import Evaluations, ScoreFunction, evaluating
-from scoresde.sample.base import Arrival, Noise, Sampler, Samples, Step, Watch
+from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler, Samples, Step
 from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
 
@@ -73,23 +73,29 @@ class ProbabilityFlow(Sampler):
         return None if self.probes is None else as_trace(self.probes)
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
         trace = self._trace()
         flow = Flow(field.model, field.cond, trace, clock=self.clock)
         if trace is None:
-            return Arrival(self._carry(flow, field, x, 1.0, eps, watch).x)
+            return FinalState(self._integrate(flow, field, x, 1.0, eps, report).x)
         flow = replace(flow, probes=trace.probes(noise.streams, x))
-        end = self._carry(flow, field, x, 1.0, eps, watch)
+        end = self._integrate(flow, field, x, 1.0, eps, report)
         log_prob = field.sde.prior_log_prob(x) - end.log_dets.mean(1)
-        return Arrival(end.x, log_prob, trace.standard_error(end.log_dets))
+        return FinalState(end.x, log_prob, trace.standard_error(end.log_dets))
 
-    def _carry(
-        self, flow: Flow, field: Evaluations, x: Tensor, start: float, end: float, watch: Watch
-    ) -> Carried:
-        carried = flow.carry(x, start, end, self._solver(), lambda t, y: watch(t, y[0]))
-        field.count = field.count + carried.evaluations
-        return carried
+    def _integrate(
+        self,
+        flow: Flow,
+        field: Evaluations,
+        x: Tensor,
+        start: float,
+        end: float,
+        report: ProgressReporter,
+    ) -> FlowSolution:
+        solution = flow.integrate(x, start, end, self._solver(), lambda t, y: report(t, y[0]))
+        field.count = field.count + solution.evaluations
+        return solution
 
     @torch.no_grad()
     def encode(
@@ -108,11 +114,13 @@ class ProbabilityFlow(Sampler):
         """
         eps = self.check(model)
         check_data(x)
-        watch, field = Watch(callback, progress), Evaluations(model, cond)
+        report, field = ProgressReporter(callback, progress), Evaluations(model, cond)
         try:
             with evaluating(model):
                 flow = Flow(model, cond, clock=self.clock)
-                latent = self._carry(flow, field, model.state(x), eps, 1.0, watch).x.to(x.dtype)
+                latent = self._integrate(flow, field, model.state(x), eps, 1.0, report).x.to(
+                    x.dtype
+                )
         finally:
-            watch.close()
+            report.close()
         return Samples(latent, field.nfe(latent), seed=0)

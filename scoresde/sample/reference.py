@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, Noise, Sampler, Watch
+from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.sample.correctors import BatchMeanNorm, Corrector, Langevin
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
@@ -77,14 +77,14 @@ class ReferencePredictorCorrector(Sampler):
         return eps
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
         sampler, last = self._sampler(), self.steps - 1
         for i, t in enumerate(torch.linspace(1, eps, self.steps, dtype=torch.float64)):
             step = step_of(field.sde, t, self.steps)
             x = sampler.correct_and_predict(field, x, step, i, noise, quiet=i == last)
-            watch(t, x, self.steps)
-        return Arrival(x)
+            report(t, x, self.steps)
+        return FinalState(x)
 
 
 def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, Noise, Sampler, Watch
-from scoresde.sample.plan import Move, Node, PlannedSampler, follow
+from scoresde.recipe import accepts_moved
+from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
+from scoresde.sample.plan import Node, PlannedSampler, Stage, run_stages
 from scoresde.sample.single_step import Heun, renoise
 from scoresde.sde import SDE
 from scoresde.times import KarrasGrid
 
 
 @dataclass(frozen=True)
-class Loop:
+class RestartInterval:
     r"""A piece of the way that is gone again.
 
     Arguments:
@@ -35,10 +36,11 @@ class Loop:
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
             raise InputError(f"low={self.low}, high={self.high}: they need 0 < low < high.")
-        check_count("loop.steps", self.steps)
-        check_count("loop.repeats", self.repeats)
+        check_count("interval.steps", self.steps)
+        check_count("interval.repeats", self.repeats)
 
 
+@accepts_moved
 @dataclass(frozen=True)
 class Restart(Sampler):
     r"""Restart sampling: a deterministic sampler that goes back to more noise on its way.
@@ -58,47 +60,49 @@ class Restart(Sampler):
 
     Arguments:
         sampler: What goes down: a deterministic sampler, whose steps and grid count.
-        loops: The pieces to go again, the noisiest first; each begins at the time of the grid
+        intervals: The pieces to go again, the noisiest first; each begins at the time of the grid
             that is nearest to its ``low``.
         eps: The time to stop at (see :class:`Sampler`); that of ``sampler`` does not count.
         final_denoise: Whether to return the expected data there.
     """
 
     sampler: PlannedSampler = field(default_factory=lambda: Heun(steps=17, grid=KarrasGrid()))
-    loops: tuple[Loop, ...] = (Loop(),)
+    intervals: tuple[RestartInterval, ...] = (RestartInterval(),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "loops", tuple(self.loops))
+        object.__setattr__(self, "intervals", tuple(self.intervals))
         if not isinstance(self.sampler, PlannedSampler):
             raise InputError(f"sampler={self.sampler} has no plan; give one, such as Heun().")
-        if any(a.low <= b.low for a, b in pairwise(self.loops)):
-            raise InputError("The loops' levels low do not fall; give the noisiest first.")
+        if any(a.low <= b.low for a, b in pairwise(self.intervals)):
+            raise InputError(
+                "The levels low of the intervals do not fall; give the noisiest first."
+            )
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
-        """Returns the moves along nodes, with their loops.
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
+        """Returns the stages along nodes, with the intervals that are repeated.
 
         Raises:
             InputError: If the nodes have none to begin a loop at.
         """
-        moves: list[Move] = []
-        for loop in self.loops:
-            here = min(range(len(nodes)), key=lambda i: abs(nodes[i].ell + math.log(loop.low)))
-            high = min(loop.high, nodes[0].ratio) if not moves else loop.high
+        stages: list[Stage] = []
+        for interval in self.intervals:
+            here = min(range(len(nodes)), key=lambda i: abs(nodes[i].ell + math.log(interval.low)))
+            high = min(interval.high, nodes[0].ratio) if not stages else interval.high
             if here == 0 or nodes[here].ratio >= high:
                 raise InputError(
-                    f"The grid has no time between the levels of {loop}; use more steps, or "
+                    f"The grid has no time between the levels of {interval}; use more steps, or "
                     f"levels below {nodes[0].ratio:.4g}."
                 )
-            moves += self.sampler.plan(sde, nodes[: here + 1])
+            stages += self.sampler.plan(sde, nodes[: here + 1])
             nodes = nodes[here:]
-            again = [*_between(sde, high, nodes[0], loop.steps), nodes[0]]
-            for _ in range(loop.repeats):
-                last = moves[-1]
+            again = [*_between(sde, high, nodes[0], interval.steps), nodes[0]]
+            for _ in range(interval.repeats):
+                last = stages[-1]
                 row = renoise(last.row, nodes[0], again[0])
-                moves[-1] = replace(last, row=row, to=again[0])
-                moves += self.sampler.plan(sde, again)
-        return moves + (self.sampler.plan(sde, nodes) if len(nodes) > 1 else [])
+                stages[-1] = replace(last, row=row, to=again[0])
+                stages += self.sampler.plan(sde, again)
+        return stages + (self.sampler.plan(sde, nodes) if len(nodes) > 1 else [])
 
     def _check_sde(self, sde: SDE, eps: float) -> float:
         times = self.sampler.times(sde, eps)
@@ -106,10 +110,10 @@ class Restart(Sampler):
         return float(times[-1])
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
-        moves = self.plan(field.sde, Node.of(field.sde, self.sampler.times(field.sde, eps)))
-        return Arrival(follow(moves, self.sampler.evaluate, field, x, noise, watch))
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
+        stages = self.plan(field.sde, Node.of(field.sde, self.sampler.times(field.sde, eps)))
+        return FinalState(run_stages(stages, self.sampler.evaluate, field, x, noise, report))
 
 
 def _between(sde: SDE, high: float, low: Node, steps: int) -> list[Node]:

@@ -17,10 +17,10 @@ from scoresde.sample.exponential import (
     DataIntegral,
     HalfLogSNR,
     NoiseIntegral,
-    NoiseLevel,
     Planner,
+    RelativeNoise,
 )
-from scoresde.sample.plan import Move, Node, PlannedSampler, Row
+from scoresde.sample.plan import LinearUpdate, Node, PlannedSampler, Stage
 from scoresde.sde import SDE
 
 
@@ -50,11 +50,11 @@ class DPMSolver(PlannedSampler):
         if self.order not in (1, 2, 3):
             raise InputError(f"order={self.order} is not one of 1, 2, 3.")
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner = Planner(sde, NoiseIntegral(HalfLogSNR()))
         for a, b in pairwise(nodes):
             planner.single_step(a, b, self.order)
-        return planner.moves
+        return planner.stages
 
     @property
     def convergence(self) -> int:
@@ -109,18 +109,18 @@ class Heun(PlannedSampler):
         if not 0 < self.churn_noise < math.inf:
             raise InputError(f"churn_noise={self.churn_noise} is not positive; 1 is exact.")
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
-        planner = Planner(sde, NoiseIntegral(NoiseLevel()))
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
+        planner = Planner(sde, NoiseIntegral(RelativeNoise()))
         a = nodes[0]
         for b in nodes[1:]:
             raised = b if b is nodes[-1] else self._raised(sde, b, nodes)
             planner.evaluate(a)
-            planner.moves.append(Move(a, b, planner.row(a, b, (a,)), ends=False))
+            planner.stages.append(Stage(a, b, planner.row(a, b, (a,)), ends=False))
             planner.evaluate(b)
             row = renoise(planner.row(a, b, (b, a)), b, raised, self.churn_noise)
-            planner.moves.append(Move(b, raised, row, begins=False))
+            planner.stages.append(Stage(b, raised, row, begins=False))
             a = raised
-        return planner.moves
+        return planner.stages
 
     def _raised(self, sde: SDE, node: Node, nodes: Sequence[Node]) -> Node:
         if not (self.churn and self.churn_low <= node.ratio <= self.churn_high):
@@ -134,7 +134,7 @@ class Heun(PlannedSampler):
         return 2
 
 
-def renoise(row: Row, a: Node, b: Node, factor: float = 1.0) -> Row:
+def renoise(row: LinearUpdate, a: Node, b: Node, factor: float = 1.0) -> LinearUpdate:
     r"""Returns a row that ends at ``a``, followed by the forward process to the noisier ``b``.
 
     .. math:: x_b = \frac{\alpha_b}{\alpha_a} x_a
@@ -196,20 +196,20 @@ class SEEDS(PlannedSampler):
     def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
         return self.integral.evaluate(field, x, t)
 
-    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Move]:
+    def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner, integral = Planner(sde, self.integral), self.integral
         for a, b in pairwise(nodes):
             (m,) = Node.at(sde, [0.5 * (a.ell + b.ell)])
             first, second = integral.noise(a, m), integral.noise(m, b)
             planner.evaluate(a)
-            planner.moves.append(Move(a, m, planner.row(a, m, (a,), first), ends=False))
+            planner.stages.append(Stage(a, m, planner.row(a, m, (a,), first), ends=False))
             planner.evaluate(m)
             row = planner.row(a, b, (m, a))
             if self.tau:
                 noises = (second, integral.scale(m, b) * first)
-                row = Row(row.scale, row.outputs, noises)
-            planner.moves.append(Move(m, b, row, begins=False))
-        return planner.moves
+                row = LinearUpdate(row.scale, row.outputs, noises)
+            planner.stages.append(Stage(m, b, row, begins=False))
+        return planner.stages
 
     @property
     def convergence(self) -> int:

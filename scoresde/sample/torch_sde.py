@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from scoresde.model import Evaluations
-from scoresde.sample.base import Arrival, Noise, Sampler, Watch
+from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.solvers import Increments, Motion, SDESolver
 
 
@@ -47,14 +47,14 @@ class TorchSDE(Sampler):
         return SDESolver(self.steps, self.method, self.motion, self.adaptive, self.rtol, self.atol)
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, watch: Watch
-    ) -> Arrival:
+        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+    ) -> FinalState:
         def drift(tau: Tensor, x: Tensor) -> Tensor:
             t = (1 - tau).clamp(eps, 1)
-            watch(t, x)
+            report(t, x)
             return -field.reverse_drift(x, t)
 
         def diffusion(tau: Tensor) -> Tensor:
             return noise.temperature * field.sde.g((1 - tau).clamp(eps, 1))
 
-        return Arrival(self._solver()(drift, diffusion, x, 1 - eps, noise.streams))
+        return FinalState(self._solver()(drift, diffusion, x, 1 - eps, noise.streams))

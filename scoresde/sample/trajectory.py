@@ -27,7 +27,7 @@ class Trajectory:
     denoised: Tensor
 
 
-def trace(
+def sample_trajectory(
     model: ScoreFunction,
     sampler: Sampler,
     latent: Tensor,

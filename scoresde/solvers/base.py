@@ -10,7 +10,7 @@ from scoresde.errors import SolverError
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
-Watch = Callable[[Tensor, State], None]
+Callback = Callable[[Tensor, State], None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Problem:
         end: The time to reach.
         take: Returns the field of some examples alone, given their indices, int64; ``None``
             where no such field is known, and the batch keeps its size.
-        watch: Called with times, ``()`` or ``(B,)``, and the state before the first step and as
+        callback: Called with times, ``()`` or ``(B,)``, and the state before the first step and as
             the solution proceeds.
         describe: Puts a time, ``()``, into words for an error.
     """
@@ -34,7 +34,7 @@ class Problem:
     start: float
     end: float
     take: Callable[[Tensor], Field] | None = None
-    watch: Watch | None = None
+    callback: Callback | None = None
     describe: Callable[[Tensor], str] = lambda t: f"t = {float(t):.6g}"
 
 

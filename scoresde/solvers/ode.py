@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.solvers.base import Control, Field, Method, Problem, Solution, State, Watch
+from scoresde.solvers.base import Callback, Control, Field, Method, Problem, Solution, State
 from scoresde.solvers.runge_kutta import BogackiShampine, DormandPrince, RungeKutta, Tsitouras
 from scoresde.solvers.shared_step import TorchDiffEq
 
@@ -62,7 +62,7 @@ class AdaptiveODE:
         state: State,
         start: float,
         end: float,
-        watch: Watch | None = None,
+        callback: Callback | None = None,
         *,
         take: Callable[[Tensor], Field] | None = None,
         record: bool = False,
@@ -76,7 +76,7 @@ class AdaptiveODE:
             state: Arrays, each with shape ``(B, *)``.
             start: The time of the state.
             end: The time to reach.
-            watch: Called with times and the state as the solution proceeds.
+            callback: Called with times and the state as the solution proceeds.
             take: Returns the field of some examples alone, given their indices: then the others
                 stop costing when they have ended. ``None`` keeps the batch whole.
             record: Whether to keep the times of all steps.
@@ -86,7 +86,7 @@ class AdaptiveODE:
             SolverError: If ``strict`` and the step size underflows, the field is not finite, or
                 there are too many steps; it names the example and the time.
         """
-        problem = Problem(field, state, float(start), float(end), take, watch)
+        problem = Problem(field, state, float(start), float(end), take, callback)
         if describe is not None:
             problem = replace(problem, describe=describe)
         control = Control(self.rtol, self.atol, self.max_steps, self.strict, record)

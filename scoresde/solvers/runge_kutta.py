@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from scoresde.solvers.base import Control, Field, Method, Problem, Solution, State
-from scoresde.solvers.walk import NOT_FINITE, RUNNING, Layout, Walk
+from scoresde.solvers.batched import NOT_FINITE, RUNNING, BatchedSolve, Layout
 
 Row = tuple[float, ...]
 
@@ -183,7 +183,7 @@ def _advance(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Te
     return y
 
 
-class _Steps(Walk):
+class _Steps(BatchedSolve):
     """One solution on its way."""
 
     moving = ("first", "rejected")

@@ -94,7 +94,7 @@ class _System:
     """The field as torchdiffeq calls it."""
 
     def __init__(self, problem: Problem) -> None:
-        self.field, self.watch = problem.field, problem.watch
+        self.field, self.callback = problem.field, problem.callback
         self.low, self.high = sorted((problem.start, problem.end))
         self.time = torch.tensor(problem.start, dtype=torch.float64)  # of the last call
         self.count = 0
@@ -113,9 +113,9 @@ class _System:
 
     def tell(self, t: float, state: State) -> None:
         """Reports a time on the way."""
-        if self.watch is not None:
+        if self.callback is not None:
             time = torch.tensor(t, dtype=torch.float64)
-            self.watch(time.clamp(self.low, self.high), state)
+            self.callback(time.clamp(self.low, self.high), state)
 
 
 def _worst_example(state: State) -> Tensor:

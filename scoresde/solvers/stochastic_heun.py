@@ -41,9 +41,9 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.solvers.base import Control, Problem, Solution, State, Watch
+from scoresde.solvers.base import Callback, Control, Problem, Solution, State
+from scoresde.solvers.batched import RUNNING, BatchedSolve
 from scoresde.solvers.brownian import BrownianPath
-from scoresde.solvers.walk import RUNNING, Walk
 from scoresde.streams import Streams
 
 # Maps times, float64 (B,), and states (B, *) to the drift.
@@ -96,7 +96,7 @@ class StochasticHeun:
         streams: Streams,
         *,
         take: Callable[[Tensor], Drift] | None = None,
-        watch: Watch | None = None,
+        callback: Callback | None = None,
         describe: Callable[[Tensor], str] | None = None,
     ) -> Solution:
         """Integrates states ``(B, *)`` from time 0 to ``end``, at most 1.
@@ -109,7 +109,7 @@ class StochasticHeun:
             streams: One random stream per example.
             take: Returns the drift of some examples alone, given their indices; ``None`` keeps
                 the batch whole.
-            watch: Called with times and a state of one array as the solution proceeds.
+            callback: Called with times and a state of one array as the solution proceeds.
             describe: Puts a time, ``()``, into words for an error.
 
         Raises:
@@ -121,7 +121,7 @@ class StochasticHeun:
             return lambda t, state: (drift(t, state[0]),)
 
         some = None if take is None else (lambda rows: one(take(rows)))
-        problem = Problem(one(drift), (x,), 0.0, float(end), some, watch)
+        problem = Problem(one(drift), (x,), 0.0, float(end), some, callback)
         if describe is not None:
             problem = replace(problem, describe=describe)
         control = Control(self.rtol, self.atol, self.max_steps)
@@ -138,7 +138,7 @@ def _notch(h: Tensor) -> Tensor:
     return torch.exp2((_NOTCHES * h.log2()).round() / _NOTCHES)
 
 
-class _Steps(Walk):
+class _Steps(BatchedSolve):
     """One solution on its way; ``w`` is the Brownian motion at its times."""
 
     moving = ("w", "proposed")

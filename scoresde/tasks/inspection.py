@@ -13,7 +13,7 @@ from scoresde.report import figures as plots
 from scoresde.sample import Sampler
 from scoresde.tasks.evaluation import evaluate_likelihood
 from scoresde.tasks.sampling import draw_samples, is_image
-from scoresde.train import Group
+from scoresde.train import ProcessGroup
 
 FOLDER = "progress"
 
@@ -46,7 +46,7 @@ class Inspection:
             model, self.sampler, self.data.units, self.count, progress=False, **options
         )
         path = self.folder / FOLDER / f"{done:08d}.png"
-        if Group.here().first:
+        if ProcessGroup.here().first:
             if is_image(self.data.units):
                 plots.image_grid(self.data.to_unit(drawn.x), path)
             elif self.data.shape == (2,):

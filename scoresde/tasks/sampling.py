@@ -13,7 +13,7 @@ from scoresde.data import Units
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
-from scoresde.sample import Sampler, Trajectory, trace
+from scoresde.sample import Sampler, Trajectory, sample_trajectory
 from scoresde.streams import fresh_seed
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 from scoresde.tasks.tables import collect, first_rows
@@ -199,7 +199,7 @@ def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> 
         folder: Where to write.
     """
     piece, model = range(min(count, _TRACED)), drawing.model
-    _, way = trace(
+    _, way = sample_trajectory(
         model, drawing.sampler, drawing.start(piece), points=points, seed=drawing.seed, seeds=piece
     )
     arrays = {name: getattr(way, name).numpy() for name in ("t", "x", "denoised")}

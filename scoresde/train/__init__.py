@@ -1,10 +1,11 @@
 """Training: the loop, the average of the weights, and checkpoints that describe themselves."""
 
+from scoresde.recipe import renamed
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import EMA, PowerEMA
-from scoresde.train.engine import Engine, Group, Replicated, Sharded, joined
+from scoresde.train.engine import Engine, ProcessGroup, Replicated, Sharded, process_group
 from scoresde.train.loop import train
-from scoresde.train.saving import Keeper
+from scoresde.train.saving import CheckpointManager
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
 from scoresde.train.snapshots import Snapshots
 from scoresde.train.stopping import TrainingStopped
@@ -16,13 +17,13 @@ from scoresde.train.validation import level_curves, validation_loss
 __all__ = [
     "EMA",
     "Checkpoint",
+    "CheckpointManager",
     "ConstantRate",
     "CosineRate",
     "Engine",
-    "Group",
-    "Keeper",
     "MLflow",
     "PowerEMA",
+    "ProcessGroup",
     "Rate",
     "Replicated",
     "Sharded",
@@ -34,9 +35,11 @@ __all__ = [
     "TrainingStopped",
     "Update",
     "WandB",
-    "joined",
     "level_curves",
+    "process_group",
     "read_metrics",
     "train",
     "validation_loss",
 ]
+
+__getattr__ = renamed(__name__)

@@ -24,7 +24,7 @@ from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.recipe import brief, build, updated
 from scoresde.tensors import read_tensors
-from scoresde.train.engine import Group
+from scoresde.train.engine import ProcessGroup
 
 NAME, INDEX = "checkpoint.pt", "index.pt"
 _FORMAT = "scoresde checkpoint"
@@ -74,16 +74,16 @@ class Checkpoint:
         from scoresde.train.shards import write_shards  # slow to import
 
         temporary = folder.with_name(folder.name + ".part")
-        if Group.here().first:
+        if ProcessGroup.here().first:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-        Group.here().agree(None)  # nobody writes before
+        ProcessGroup.here().agree(None)  # nobody writes before
         parts = write_shards(_shallow(self), temporary)
-        if Group.here().first:
+        if ProcessGroup.here().first:
             parts["state"]["files"] = _files(temporary)
             Checkpoint(**parts).save(temporary / INDEX)
             temporary.replace(folder)
-        Group.here().agree(None)  # nobody reads before
+        ProcessGroup.here().agree(None)  # nobody reads before
 
     @staticmethod
     def load(path: str | Path, pattern: Mapping[str, Any] | None = None) -> "Checkpoint":

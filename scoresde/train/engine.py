@@ -25,7 +25,7 @@ from scoresde.model import ScoreFunction, ScoreModel
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that work together; one alone by default.
 
     Arguments:
@@ -37,11 +37,11 @@ class Group:
     size: int = 1
 
     @staticmethod
-    def here() -> "Group":
-        """Returns the processes that have been joined (see :func:`joined`)."""
+    def here() -> "ProcessGroup":
+        """Returns the processes that have been joined (see :func:`process_group`)."""
         if not (dist.is_available() and dist.is_initialized()):
-            return Group()
-        return Group(dist.get_rank(), dist.get_world_size())
+            return ProcessGroup()
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
     @property
     def first(self) -> bool:
@@ -73,18 +73,18 @@ class Group:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Group]:
+def process_group() -> Iterator[ProcessGroup]:
     """Joins the processes that torchrun has started, for as long as it is entered."""
     meeting = "MASTER_ADDR" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if not meeting or dist.is_initialized():
-        yield Group.here()
+        yield ProcessGroup.here()
         return
     local = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Group.here()
+        yield ProcessGroup.here()
     finally:
         dist.destroy_process_group()
 
@@ -120,12 +120,12 @@ class Replicated(Engine):
     unused: bool = False
 
     def share(self, model: ScoreFunction, averages: list[ScoreFunction]) -> ScoreFunction:
-        if Group.here().size == 1:
+        if ProcessGroup.here().size == 1:
             return model
         network = _network(model)
         parallel = DistributedDataParallel(network, find_unused_parameters=self.unused)
         assert isinstance(model, ScoreModel)
-        return ScoreModel(parallel, model.sde, model.parametrisation, model.label)
+        return ScoreModel(parallel, model.sde, model.parametrisation, model.noise_label)
 
     def gather(self, shared: ScoreFunction, on: bool) -> None:
         network = getattr(shared, "network", None)
@@ -147,7 +147,7 @@ class Sharded(Engine):
     block: int = 1_000_000
 
     def share(self, model: ScoreFunction, averages: list[ScoreFunction]) -> ScoreFunction:
-        if Group.here().size > 1:
+        if ProcessGroup.here().size > 1:
             # Nothing writes into what a network returns.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* view")
             self._shard(_network(model))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from scoresde.data import Dataset
 from scoresde.loss import DenoisingScoreMatching
 from scoresde.model import ScoreFunction
-from scoresde.train.engine import Group
+from scoresde.train.engine import ProcessGroup
 from scoresde.train.state import State
 from scoresde.train.tracker import Run, Tracker, Trackers
 from scoresde.train.training import Training
@@ -56,7 +56,7 @@ class Journal:
     ) -> None:
         self.training, self.state = training, state
         self.trackers = None
-        if Group.here().first:
+        if ProcessGroup.here().first:
             name = str(state.recipe.get("name", "training"))
             self.trackers = Trackers(Run(name, state.folder, start, state.recipe), trackers)
         self.recent: list[Tensor] = []

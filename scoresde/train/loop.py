@@ -14,9 +14,9 @@ from scoresde.loss import DenoisingScoreMatching
 from scoresde.model import ScoreFunction
 from scoresde.streams import Purpose, Streams
 from scoresde.train.checkpoint import NAME
-from scoresde.train.engine import Engine, Group
+from scoresde.train.engine import Engine, ProcessGroup
 from scoresde.train.journal import Bad, Journal
-from scoresde.train.saving import Keeper
+from scoresde.train.saving import CheckpointManager
 from scoresde.train.snapshots import save_snapshot
 from scoresde.train.state import State
 from scoresde.train.stopping import StopSignals, TrainingStopped
@@ -82,8 +82,8 @@ def train(
     of the seed and the step, and the rest is in the checkpoint. SIGINT and SIGTERM end it after
     the step at hand, with a checkpoint.
 
-    Several processes that torchrun has started (see :func:`scoresde.train.joined`) share the
-    batches, and end with the weights of one alone but for rounding.
+    Several processes that torchrun has started (see :func:`scoresde.train.process_group`) share
+    the batches, and end with the weights of one alone up to rounding.
 
     Arguments:
         model: The model, on its device; it is changed.
@@ -109,13 +109,13 @@ def train(
             holds the checkpoint of another training, or no room for one.
         TrainingStopped: If a signal asked for it.
     """
-    group, size = Group.here(), min(training.batch_size, len(data.train))
+    group, size = ProcessGroup.here(), min(training.batch_size, len(data.train))
     _check_shares(size, training.accumulate, group)
     update = Update(model, loss, training, optimizer, engine, seed)
     state = State(
         model, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
     )
-    keeper, average = Keeper(folder, training.keep), update.averages[0].model
+    keeper, average = CheckpointManager(folder, training.keep), update.averages[0].model
     start = _agreed(state.restore(keeper.newest(state.pattern())), group)
     keeper.check_room(state.size())
     journal = Journal(training, state, start, progress and group.first, trackers)
@@ -161,7 +161,7 @@ def _record(found: Mapping[str, float | Path], done: int, journal: Journal) -> N
             journal.image(done, name, value)
 
 
-def _check_shares(size: int, passes: int, group: Group) -> None:
+def _check_shares(size: int, passes: int, group: ProcessGroup) -> None:
     if size < passes * group.size:
         raise InputError(
             f"train.batch_size={size} leaves nothing for some of {group.size} processes with "
@@ -169,7 +169,7 @@ def _check_shares(size: int, passes: int, group: Group) -> None:
         )
 
 
-def _agreed(start: int, group: Group) -> int:
+def _agreed(start: int, group: ProcessGroup) -> int:
     if len(set(group.all(start))) > 1:
         raise InputError(
             f"The processes do not see the same checkpoints ({group.all(start)} updates); the "
@@ -186,7 +186,9 @@ def _moved(
     return model.state(x.to(model.device)), moved
 
 
-def _stop(bad: Bad, state: State, data: Dataset, training: Training, group: Group) -> NoReturn:
+def _stop(
+    bad: Bad, state: State, data: Dataset, training: Training, group: ProcessGroup
+) -> NoReturn:
     """Saves the batch of a step and ends the training."""
     folder = state.folder
     if group.first:

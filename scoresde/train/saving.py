@@ -11,7 +11,7 @@ from typing import Any
 
 from scoresde.errors import InputError
 from scoresde.train.checkpoint import NAME, Checkpoint
-from scoresde.train.engine import Group, in_parts, whole
+from scoresde.train.engine import ProcessGroup, in_parts, whole
 
 log = logging.getLogger("scoresde")
 
@@ -19,7 +19,7 @@ FOLDER, BEST = "checkpoints", "best.pt"
 _MARGIN = 1.1  # of the size of a checkpoint, that has to be free for the next
 
 
-class Keeper:
+class CheckpointManager:
     """Writes the checkpoints of a run: ``checkpoints/00001000.pt``, the newest ``checkpoint.pt``.
 
     Each is written under another name, flushed, and renamed, so that a run that is killed at any
@@ -46,7 +46,7 @@ class Keeper:
         Raises:
             InputError: If there is no room for another one, which is told after this is safe.
         """
-        group, sharded = Group.here(), in_parts(checkpoint.model)
+        group, sharded = ProcessGroup.here(), in_parts(checkpoint.model)
         path = self.folder / FOLDER / f"{checkpoint.step:08d}{'' if sharded else '.pt'}"
         if group.first:
             path.parent.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ class Keeper:
         All processes must ask, and the first one writes.
         """
         usable = _usable(checkpoint)
-        if Group.here().first:
+        if ProcessGroup.here().first:
             usable.save(self.folder / BEST)
 
     def check_room(self, size: int, outcome: str = "nothing has been done yet") -> None:

@@ -31,7 +31,7 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import PowerEMA, power_of_length
-from scoresde.train.engine import Group, whole
+from scoresde.train.engine import ProcessGroup, whole
 from scoresde.train.state import State
 
 FOLDER = "snapshots"
@@ -137,7 +137,7 @@ def save_snapshot(state: State, step: int) -> None:
     for average in state.averages[1:]:
         assert isinstance(average, PowerEMA)
         weights = whole(average.model.state_dict())
-        if Group.here().first:
+        if ProcessGroup.here().first:
             (state.folder / FOLDER).mkdir(exist_ok=True)
             path = state.folder / FOLDER / f"{step:08d}_{average.length:.4f}.pt"
             Checkpoint(state.recipe, {}, weights, step, state.seed).save(path)

@@ -13,7 +13,7 @@ from scoresde.errors import InputError, OtherRunError
 from scoresde.model import ScoreFunction
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import Average
-from scoresde.train.engine import Group, like, own
+from scoresde.train.engine import ProcessGroup, like, own
 from scoresde.train.precision import LossScale
 
 # What a training may change while it is interrupted: it does not change the weights.
@@ -62,7 +62,7 @@ class State:
         Raises:
             InputError: If a weight is not finite, which no checkpoint is to hold.
         """
-        group = Group.here()
+        group = ProcessGroup.here()
         bad = sum((~own(p).isfinite()).any().float() for p in self.model.parameters())
         if bool(group.total(torch.as_tensor(bad)) > 0):
             raise InputError(
@@ -132,7 +132,7 @@ class State:
 
     def _continue(self, generators: list[dict[str, Tensor]]) -> None:
         """Goes on with the random numbers of this process, if there was one of its number."""
-        rank = Group.here().rank
+        rank = ProcessGroup.here().rank
         if rank >= len(generators):
             return
         torch.set_rng_state(generators[rank]["cpu"])

@@ -4,7 +4,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from scoresde.train.engine import Group
+from scoresde.train.engine import ProcessGroup
 
 
 class TrainingStopped(Exception):  # noqa: N818 - it is no error
@@ -43,7 +43,7 @@ class StopSignals:
     ) -> None:
         self._restore()
 
-    def any(self, group: Group) -> bool:
+    def any(self, group: ProcessGroup) -> bool:
         """Whether one of the processes has received a signal, which is then ``number``."""
         numbers = [number for number in group.all(self.received) if number is not None]
         self.number = next(iter(numbers), self.number)

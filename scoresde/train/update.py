@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scoresde.errors import InputError
 from scoresde.loss import DenoisingScoreMatching
 from scoresde.model import ScoreFunction
-from scoresde.train.engine import Engine, Group, Replicated, in_parts, own, whole
+from scoresde.train.engine import Engine, ProcessGroup, Replicated, in_parts, own, whole
 from scoresde.train.precision import LossScale
 from scoresde.train.training import Training
 
@@ -61,7 +61,7 @@ class Update:
         factor = self.training.rate(step, self.training.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        value = Group.here().total(self._backward(x, cond, step, size))
+        value = ProcessGroup.here().total(self._backward(x, cond, step, size))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         scale = self.scale.state[0]
         norm = whole(nn.utils.get_total_norm(gradients)) / scale
@@ -78,7 +78,7 @@ class Update:
     def _backward(self, x: Tensor, cond: dict[str, Tensor], step: int, size: int) -> Tensor:
         """Computes the gradient of the batch's mean loss; returns this process's share of it."""
         self.optimiser.zero_grad(set_to_none=True)
-        group, passes = Group.here(), self.training.accumulate
+        group, passes = ProcessGroup.here(), self.training.accumulate
         mine, seeds = group.part(size), range(step * size, (step + 1) * size)
         bounds = [len(x) * i // passes for i in range(passes + 1)]
         value = torch.zeros((), device=x.device)

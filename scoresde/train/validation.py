@@ -12,7 +12,7 @@ from scoresde.loss import DenoisingScoreMatching
 from scoresde.model import ScoreFunction
 from scoresde.sde import SDE
 from scoresde.streams import Streams
-from scoresde.train.engine import Group
+from scoresde.train.engine import ProcessGroup
 
 EXAMPLES = 1024
 LEVELS = 12
@@ -39,7 +39,7 @@ def validation_loss(
         # All of them share their times, in however many batches they are graded.
         here = slice(int(part[0]), int(part[-1]) + 1)
         total += loss(model, x, seed=seed, seeds=every, part=here).double().sum()
-    return float(Group.here().total(total)) / count
+    return float(ProcessGroup.here().total(total)) / count
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def error_by_level(
     Returns:
         The errors, by names that :func:`level_curves` can read.
     """
-    group = Group.here()
+    group = ProcessGroup.here()
     levels = log_snr_levels(model.sde, eps)
     examples = torch.arange(min(len(data.validation), EXAMPLES))
     sums = torch.zeros(2, len(levels), dtype=torch.float64, device=model.device)
@@ -106,7 +106,7 @@ def _shared(indices: Tensor, batch_size: int) -> tuple[list[Tensor], int]:
     A sharded model is gathered by all of them together, so that each has as many batches; where
     there are fewer examples than processes, all of them take all.
     """
-    group = Group.here()
+    group = ProcessGroup.here()
     if len(indices) < group.size:
         return list(indices.split(batch_size)), len(indices) * group.size
     largest = -(-len(indices) // group.size)

@@ -116,7 +116,7 @@ def _chain(scheduler: Values) -> Recipe:
     return {
         "sde": {"_target_": "scoresde.DiscreteVP", "betas": _betas(scheduler)},
         "parametrisation": {"_target_": _PREDICTIONS[prediction], "sigma_data": None},
-        "label": {"_target_": "scoresde.model.ChainIndex"},
+        "noise_label": {"_target_": "scoresde.model.ChainIndex"},
     }
 
 
@@ -145,7 +145,7 @@ def _ve(scheduler: Values) -> Recipe:
     return {
         "sde": {"_target_": "scoresde.VESDE", **levels},
         "parametrisation": {"_target_": "scoresde.ScoreParametrisation", "sigma_data": None},
-        "label": {"_target_": "scoresde.model.Sigma"},
+        "noise_label": {"_target_": "scoresde.model.Sigma"},
     }
 
 

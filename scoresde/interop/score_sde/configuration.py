@@ -103,7 +103,7 @@ def _ve(values: "_Values") -> Recipe:
     return {
         "sde": {"_target_": "scoresde.VESDE", **_levels(values)},
         "parametrisation": {"_target_": "scoresde.ScoreParametrisation", "sigma_data": None},
-        "label": label,
+        "noise_label": label,
     }
 
 
@@ -115,7 +115,7 @@ def _noise(sde: Recipe, scale: float) -> Recipe:
     return {
         "sde": sde,
         "parametrisation": {"_target_": "scoresde.NoiseParametrisation", "sigma_data": None},
-        "label": {"_target_": "scoresde.ScaledTime", "scale": scale},
+        "noise_label": {"_target_": "scoresde.ScaledTime", "scale": scale},
     }
 
 

@@ -47,7 +47,7 @@ class Layout:
         return torch.stack(parts).amax(0).sqrt().double()
 
 
-class Walk(ABC):
+class BatchedSolve(ABC):
     """Abstract solution on its way: the running examples, and the results of those that ended.
 
     A subclass says how the first step sizes are chosen and what a step is.
@@ -152,13 +152,13 @@ class Walk(ABC):
             values[self.rows] = getattr(self, name)
 
     def _tell(self) -> None:
-        if self.problem.watch is None and not self.control.record:
+        if self.problem.callback is None and not self.control.record:
             return
         self._deliver()
         t = self.result["t"].clone()
         self.ends.append(t)
-        if self.problem.watch is not None:
-            self.problem.watch(t, self.layout.unpack(self.result["y"].clone()))
+        if self.problem.callback is not None:
+            self.problem.callback(t, self.layout.unpack(self.result["y"].clone()))
 
     def _solution(self) -> Solution:
         y, status = self.result["y"], self.result["status"]
