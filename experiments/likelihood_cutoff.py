@@ -29,7 +29,7 @@ from scoresde import SDE, VESDE, VPSDE, GaussianModel, SubVPSDE
 from scoresde.likelihood.cutoff import Cutoff, VariationalCutoff
 from scoresde.metrics import bits_per_dim
 from scoresde.metrics.estimate import Estimate
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.streams import Purpose, Streams
 
 STEP = 2 / 256  # one of 256 levels on [-1, 1]
@@ -72,7 +72,7 @@ def measured_loss(
     streams = Streams.of(seed, batch=examples)
     x = c.sqrt() * streams.normal(c.shape, Purpose.DATA, dtype=torch.float64)
     truth = -0.5 * (x**2 / c + torch.log(2 * math.pi * c)).sum(1)
-    state, correction = cutoff.start(Evaluations(model), x, eps, streams)
+    state, correction = cutoff.start(Conditioned(model), x, eps, streams)
     return Estimate.of((truth - model.log_prob(state, eps) - correction) / (len(c) * math.log(2)))
 
 

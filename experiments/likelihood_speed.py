@@ -34,7 +34,7 @@ from scoresde import VESDE, VPSDE, GaussianMixtureModel, Likelihood, SubVPSDE
 from scoresde.data import Dataset, Units
 from scoresde.divergence import Hutchinson
 from scoresde.likelihood import NoiseClock, TimeClock
-from scoresde.model import Evaluations, ScoreFunction
+from scoresde.model import Conditioned, ScoreFunction
 from scoresde.shapes import sum_features
 from scoresde.solvers import BogackiShampine, DormandPrince, TorchDiffEq, Tsitouras
 from scoresde.streams import Streams
@@ -60,7 +60,7 @@ def reference(case: Case, model: ScoreFunction, tolerance: float) -> tuple[Tenso
     x, n, d = case.x, len(case.x), case.x[0].numel()
     eps = model.sde.cutoffs.likelihood
     probe = Hutchinson(1).probes(Streams.of(0, batch=n), x)[0]
-    passes = Evaluations(model)
+    passes = Conditioned(model)
 
     def at(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(x).reshape(x.shape)

@@ -42,7 +42,7 @@ from scoresde.divergence import (
     Sphere,
     Trace,
 )
-from scoresde.model import Evaluations, ScoreFunction
+from scoresde.model import Conditioned, ScoreFunction
 from scoresde.streams import Purpose, Streams
 from scoresde.train import Checkpoint
 
@@ -120,7 +120,7 @@ def taken(model: ScoreFunction, x: Tensor, count: int, index: int) -> Course:
     times, weights = grid(model, count)
     noise = Streams.of(0, [index]).normal(x.shape[1:], Purpose.NOISE).expand(count, *x.shape[1:])
     states = model.sde.perturb(x.expand_as(noise), times.float(), noise)
-    field = Evaluations(model)
+    field = Conditioned(model)
     states = states.requires_grad_()
     units = ExactTrace().probes(Streams.of(0, batch=1), states)
     product = Products(field.velocity(states, times.float()), states, len(units))

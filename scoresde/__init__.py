@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DenoisingScoreMatching,
         EDMWeighting,
         LikelihoodWeighting,
+        Loss,
         NoiseWeighting,
     )
     from scoresde.model import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         DataParametrisation,
         GaussianMixtureModel,
         GaussianModel,
+        Model,
         NoiseLevel,
         NoiseParametrisation,
         Preconditioned,
@@ -35,21 +37,36 @@ if TYPE_CHECKING:
         ScoreParametrisation,
         VParametrisation,
     )
-    from scoresde.sde import SDE, VESDE, VPSDE, Cutoffs, DiscreteVP, SubVPSDE
+    from scoresde.sde import (
+        SDE,
+        VESDE,
+        VPSDE,
+        Cutoffs,
+        DiscreteVP,
+        Interpolant,
+        RectifiedFlow,
+        SubVPSDE,
+    )
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "errors": ("InputError", "SolverError"),
-    "sde": ("SDE", "VESDE", "VPSDE", "Cutoffs", "DiscreteVP", "SubVPSDE"),
+    "sde": (
+        *("SDE", "VESDE", "VPSDE", "Cutoffs", "DiscreteVP", "SubVPSDE"),
+        *("Interpolant", "RectifiedFlow"),
+    ),
     "model": (
         *("ChainIndex", "NoiseLevel", "ScaledTime"),
         *("DataParametrisation", "NoiseParametrisation", "Preconditioned"),
         *("ScoreParametrisation", "VParametrisation"),
-        *("GaussianMixtureModel", "GaussianModel", "ScoreFunction", "ScoreModel"),
+        *("Model", "GaussianMixtureModel", "GaussianModel", "ScoreFunction", "ScoreModel"),
     ),
     "likelihood": ("Likelihood", "LogLikelihood", "VariationalBound"),
-    "loss": ("DenoisingScoreMatching", "EDMWeighting", "LikelihoodWeighting", "NoiseWeighting"),
+    "loss": (
+        *("Loss", "DenoisingScoreMatching"),
+        *("EDMWeighting", "LikelihoodWeighting", "NoiseWeighting"),
+    ),
 }
 _HOMES = {name: f"scoresde.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -43,6 +43,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.errors import InputError, check_count
+from scoresde.passes import count_products
 from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
 
@@ -85,6 +86,7 @@ class Products:
         return product.expand(probes.shape)
 
     def _product(self, e: Tensor, **options: bool) -> Tensor:
+        count_products(len(self.x), len(e) if options.get("is_grads_batched") else 1)
         if not self.v.requires_grad:  # a constant field
             return torch.zeros_like(self.x)
         (product,) = torch.autograd.grad(

@@ -36,6 +36,7 @@ MOVED = {
     "scoresde.flow.Carried": "scoresde.likelihood.FlowSolution",
     "scoresde.data.Board": "scoresde.data.Checkerboard",
     "scoresde.metrics.Family": "scoresde.metrics.CovarianceFamily",
+    "scoresde.model.Evaluations": "scoresde.model.Conditioned",
     "scoresde.model.Label": "scoresde.model.NoiseLabel",
     "scoresde.model.check_batch": "scoresde.shapes.check_batch",
     "scoresde.model.check_data": "scoresde.shapes.check_data",

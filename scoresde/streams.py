@@ -52,6 +52,7 @@ class Purpose(IntEnum):
     AUGMENT = 11
     CUTOFF = 12
     BROWNIAN = 13
+    CONSTRAINT = 14
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

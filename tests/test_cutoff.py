@@ -23,7 +23,8 @@ from scoresde import (
     SubVPSDE,
 )
 from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
+from scoresde.passes import counting
 from scoresde.streams import Streams
 
 SDES = [VPSDE(), SubVPSDE(), VESDE()]
@@ -57,7 +58,7 @@ def noisy(sde):
 
 def log_prob(cutoff, model, x, eps, seed=0, draw=0):
     streams = Streams.of(seed, batch=len(x))
-    state, correction = cutoff.start(Evaluations(model), x, eps, streams, draw)
+    state, correction = cutoff.start(Conditioned(model), x, eps, streams, draw)
     return model.log_prob(state, eps) + correction
 
 
@@ -72,11 +73,12 @@ def z_score(values, truth):
 @each_sde
 def test_the_plain_one_changes_nothing(sde):
     x = normal(4, 3)
-    passes = Evaluations(mixture(sde, 3))
-    state, correction = PlainCutoff().start(passes, x, 0.1, Streams.of(0, batch=4))
+    field = Conditioned(mixture(sde, 3))
+    with counting(4) as passes:
+        state, correction = PlainCutoff().start(field, x, 0.1, Streams.of(0, batch=4))
     assert torch.equal(state, x)
     assert torch.equal(correction, torch.zeros(4).double())
-    assert passes.count == 0
+    assert passes.network.tolist() == [0] * 4
 
 
 @each_sde
@@ -95,23 +97,23 @@ def test_the_rescaled_one_is_the_density_of_data_with_a_little_noise(sde):
 def test_the_variational_one_adds_the_last_step_less_the_first(variance, sde):
     """Against the three normal densities themselves."""
     model, x, eps = mixture(sde, 3), normal(5, 3), 0.1
-    passes = Evaluations(model)
     streams = Streams.of(0, batch=5)
-    state, correction = VariationalCutoff(variance).start(passes, x, eps, streams)
+    with counting(5) as passes:
+        state, correction = VariationalCutoff(variance).start(Conditioned(model), x, eps, streams)
     t = torch.tensor(eps).double()
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     std = variance**0.5 * sigma / alpha
     last = torch.distributions.Normal(model.denoise(state, t), std).log_prob(x).sum(1)
     first = torch.distributions.Normal(alpha * x, sigma).log_prob(state).sum(1)
     torch.testing.assert_close(correction, last - first)
-    assert passes.count == 1
+    assert passes.network.tolist() == [1] * 5
 
 
 @each_sde
 def test_the_state_of_the_variational_one_is_a_state_of_the_diffusion(sde):
     eps, n = 0.3, 4000
     x = normal(1, 2).expand(n, 2)
-    passes = Evaluations(mixture(sde, 2))
+    passes = Conditioned(mixture(sde, 2))
     state, _ = VariationalCutoff().start(passes, x, eps, Streams.of(0, batch=n))
     t = torch.tensor(eps).double()
     z = (state - sde.alpha(t) * x) / sde.sigma(t)
@@ -247,8 +249,8 @@ def test_the_command_writes_its_table(tmp_path, monkeypatch, capsys):
 def test_an_example_is_the_same_alone_and_in_a_batch():
     model, x = mixture(VPSDE(), 3), normal(4, 3)
     both = Streams.of(0, batch=4)
-    together, added = VariationalCutoff().start(Evaluations(model), x, 0.1, both)
-    alone, more = VariationalCutoff().start(Evaluations(model), x[2:3], 0.1, both[2:3])
+    together, added = VariationalCutoff().start(Conditioned(model), x, 0.1, both)
+    alone, more = VariationalCutoff().start(Conditioned(model), x[2:3], 0.1, both[2:3])
     torch.testing.assert_close(alone, together[2:3])
     torch.testing.assert_close(more, added[2:3])
 
@@ -266,7 +268,7 @@ def test_another_draw_is_another_noise():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_results_have_the_type_of_the_data(dtype, cutoff):
     model, x = mixture(VPSDE(), 2, 3).to(dtype), normal(4, 2, 3).to(dtype)
-    state, correction = cutoff.start(Evaluations(model), x, 0.1, Streams.of(0, batch=4))
+    state, correction = cutoff.start(Conditioned(model), x, 0.1, Streams.of(0, batch=4))
     assert {state.dtype, correction.dtype} == {dtype}
     assert (state.shape, correction.shape) == ((4, 2, 3), (4,))
 
@@ -275,9 +277,9 @@ def test_float32_is_enough_for_the_variational_one():
     """Noise and prediction are small beside the data at the default cut-off."""
     model, eps = mixture(VPSDE(), 64), 1e-5
     x, _ = clean(model, 64)
-    wide = VariationalCutoff().start(Evaluations(model), x, eps, Streams.of(0, batch=64))[1]
+    wide = VariationalCutoff().start(Conditioned(model), x, eps, Streams.of(0, batch=64))[1]
     narrow = VariationalCutoff().start(
-        Evaluations(model.float()), x.float(), eps, Streams.of(0, batch=64)
+        Conditioned(model.float()), x.float(), eps, Streams.of(0, batch=64)
     )[1]
     assert float((narrow - wide).abs().max()) < 1e-3
 

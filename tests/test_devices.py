@@ -15,7 +15,7 @@ from scoresde import (
     ScoreModel,
     SubVPSDE,
 )
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample import (
     AncestralPredictor,
     AnnealedLangevin,
@@ -57,7 +57,7 @@ def test_states_stay_on_their_device(kind: int, sde: SDE) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = models(sde)[kind]
         x, z = torch.empty(4, 2, device="cuda"), torch.empty(4, 2, device="cuda")
-        field = Evaluations(model)
+        field = Conditioned(model)
         results = [view(x, t) for view in (model.score, model.noise, model.denoise)]
         results += [field.velocity(x, t), sde.prior_log_prob(x)]
         results += [row(x, (field.noise(x, t),), (z,)) for row in rows]

@@ -14,7 +14,7 @@ from scoresde.divergence import (
     Rademacher,
     Sphere,
 )
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.nn import UNet
 from scoresde.streams import Purpose, Streams
 
@@ -429,7 +429,7 @@ def score_field(layout):
     torch.manual_seed(0)
     net = UNet((1, 4, 4), width=8, blocks=1, init_scale=1.0)
     model = ScoreModel(net, VPSDE()).double().eval().to(memory_format=layout)
-    return lambda x: Evaluations(model).velocity(x, torch.tensor(0.4).double())
+    return lambda x: Conditioned(model).velocity(x, torch.tensor(0.4).double())
 
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

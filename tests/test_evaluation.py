@@ -125,7 +125,7 @@ def test_a_fingerprint_sees_the_order_of_rows_and_no_threads():
     assert _fingerprint(torch.tensor(1.0), torch.zeros(2, dtype=torch.uint8))
 
 
-# --- Evaluations ---------------------------------------------------------------------------------
+# --- Conditioned ---------------------------------------------------------------------------------
 
 
 def test_the_remainder_is_not_dropped_and_batches_do_not_matter():

@@ -13,6 +13,7 @@ FLOORS = {  # the design's table; a room that serves others of its floor stands 
     "errors": 0,  # 0 to 0.3 is the ground: what is independent of the subject
     "recipe": 0.1,  # names rooms by text alone, and imports none
     "shapes": 0.1,
+    "passes": 0.1,
     "tensors": 0.1,
     "streams": 0.1,
     "sde": 1,

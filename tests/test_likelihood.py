@@ -25,7 +25,7 @@ from scoresde import (
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import RescaledCutoff, VariationalCutoff
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample import ProbabilityFlow
 from scoresde.solvers import DormandPrince, TorchDiffEq
 from scoresde.streams import Streams
@@ -342,7 +342,7 @@ def test_the_error_over_several_sets_is_truthful():
 def test_a_cutoff_says_where_the_ode_starts_and_what_is_added(cutoff):
     exact, eps = mixture(VPSDE(), 3), 0.01
     x = exact.sample(4, seed=0)
-    start, extra = cutoff.start(Evaluations(exact), x, eps, Streams.of(7, batch=4))
+    start, extra = cutoff.start(Conditioned(exact), x, eps, Streams.of(7, batch=4))
     plain = Likelihood("exact", eps=eps)(exact, start)
     ours = Likelihood("exact", eps=eps, cutoff=cutoff)(exact, x, seed=7)
     torch.testing.assert_close(ours.log_prob, plain.log_prob + extra)

@@ -23,7 +23,8 @@ from scoresde import (
     SubVPSDE,
     VParametrisation,
 )
-from scoresde.model import Evaluations, evaluating
+from scoresde.model import Conditioned, evaluating
+from scoresde.passes import counting
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0)]
 VIEWS = ("score", "noise", "denoise")
@@ -415,9 +416,9 @@ def test_a_model_moves_with_its_numbers():
 def test_every_view_counts_one_pass(view):
     calls = []
     model = ScoreModel(lambda x, c: calls.append(1) or x, VPSDE())
-    field = Evaluations(model)
-    getattr(field, view)(normal(4, 3), torch.tensor(0.5).double())
-    assert (len(calls), field.nfe(normal(4, 3)).tolist()) == (1, [1] * 4)
+    with counting(4) as passes:
+        getattr(Conditioned(model), view)(normal(4, 3), torch.tensor(0.5).double())
+    assert (len(calls), passes.network.tolist()) == (1, [1] * 4)
 
 
 @each_sde
@@ -426,7 +427,7 @@ def test_drifts_are_those_of_the_equations(name, share, sde):
     exact = EXACT["mixture"](sde)
     x, t = normal(4, 3), torch.tensor(0.4).double()
     truth = sde.f(t) * x - share * sde.g(t) ** 2 * exact.score(x, t)
-    torch.testing.assert_close(getattr(Evaluations(exact), name)(x, t), truth)
+    torch.testing.assert_close(getattr(Conditioned(exact), name)(x, t), truth)
 
 
 def test_training_mode_is_restored_part_by_part():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianModel, SubVPSDE
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample import (
     DDIM,
     DEIS,
@@ -195,7 +195,7 @@ def variance(sampler, exact, batch):
     numbers = Impulses(batch)
     with torch.no_grad():
         y = sampler._run(
-            Evaluations(exact), x, EPS, Noise(numbers), ProgressReporter(None, False)
+            Conditioned(exact), x, EPS, Noise(numbers), ProgressReporter(None, False)
         ).x
     assert numbers.drawn < batch - 1
     start, noises = y[-1] - y[-2], y[: numbers.drawn] - y[-2]
@@ -236,7 +236,7 @@ def weak_order(make, sde, counts):
 @pytest.mark.parametrize("method", list(STOCHASTIC))
 def test_the_weak_order_of_the_variance(method, sde):
     make = functools.partial(STOCHASTIC[method], grid=LogSNRGrid())
-    declared = getattr(make(4), "convergence", 1)
+    declared = make(4).convergence
     # Churn is at its limit, whatever the number of steps, until there are many of them.
     counts = (64, 128, 256) if method == "Heun with churn" else (48, 96, 192)
     assert weak_order(make, sde, counts) > declared - 0.15
@@ -281,7 +281,7 @@ def test_the_weak_order_of_multistep_noise_holds_for_a_mixture(p, least):
         sampler = DPMSolverPPSDE(count, LogSNRGrid(), order=p)
         with torch.no_grad():
             run = sampler._run(
-                Evaluations(exact), start, EPS, Noise(Given(noises)), ProgressReporter(None, False)
+                Conditioned(exact), start, EPS, Noise(Given(noises)), ProgressReporter(None, False)
             )
         squares.append(run.x.square())
         noises, nodes = halved(noises, nodes), nodes[::2]

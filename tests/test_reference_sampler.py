@@ -22,7 +22,7 @@ from scoresde import (
 )
 from scoresde.divergence import Hutchinson
 from scoresde.metrics import bits_per_dim
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample import (
     AncestralPredictor,
     AnnealedLangevin,
@@ -73,7 +73,7 @@ def sampled(model, predictor, corrector, noise, eps):
     x = model.sde.prior_std * numbers.normal((), 0, dtype=noise.dtype)
     with torch.no_grad():
         x = sampler._run(
-            Evaluations(model), x, eps, Noise(numbers), ProgressReporter(None, False)
+            Conditioned(model), x, eps, Noise(numbers), ProgressReporter(None, False)
         ).x
     assert not numbers.numbers
     return x

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scoresde import VESDE, VPSDE, GaussianModel, InputError, SolverError, SubVPSDE
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.shapes import expand
 from scoresde.solvers import AdaptiveODE, Increments, SDESolver
 from scoresde.solvers.ode import METHODS
@@ -106,7 +106,7 @@ def test_the_field_is_never_called_outside_of_the_times(begin, end, method, dtyp
 def test_the_probability_flow_is_that_of_the_gaussian(forwards, sde):
     exact = GaussianModel(torch.tensor([1.0, -1.0]).double(), torch.tensor([0.1, 2.0]), sde)
     begin, end = (1e-3, 1.0) if forwards else (1.0, 1e-3)
-    x, field = exact.sample(8, begin, seed=0), Evaluations(exact)
+    x, field = exact.sample(8, begin, seed=0), Conditioned(exact)
     (y,) = solve(
         AdaptiveODE(1e-7, 1e-7), lambda t, s: (field.velocity(s[0], t),), (x,), begin, end
     )

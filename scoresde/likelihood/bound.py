@@ -67,7 +67,8 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.likelihood.prior import prior_kl
-from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.model import Conditioned, ScoreFunction, check_model, evaluating
+from scoresde.passes import counting
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import check_data, sum_features
 from scoresde.streams import Purpose, Streams
@@ -162,9 +163,9 @@ class VariationalBound:
         eps = self.check(model)
         check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
-        state, passes = model.state(x), Evaluations(model, cond)
-        with evaluating(model):
-            sets = [self._replicate(passes, state, eps, streams, r) for r in range(self._sets)]
+        state, field = model.state(x), Conditioned(model, cond)
+        with evaluating(model), counting(len(x), model.device) as passes:
+            sets = [self._replicate(field, state, eps, streams, r) for r in range(self._sets)]
         reconstruction, diffusion = (torch.stack(part, 1) for part in zip(*sets, strict=True))
         prior = prior_kl(model.sde, state)
         return BoundResult(
@@ -173,7 +174,7 @@ class VariationalBound:
             reconstruction=reconstruction.mean(1),
             diffusion=diffusion.mean(1),
             standard_error=_standard_error(reconstruction - diffusion),
-            nfe=passes.nfe(x),
+            nfe=passes.network,
             seed=streams.seed,
         )
 
@@ -194,7 +195,7 @@ class VariationalBound:
         return int(self.replicates)
 
     def _replicate(
-        self, model: Evaluations, x: Tensor, eps: float, streams: Streams, replicate: int
+        self, model: Conditioned, x: Tensor, eps: float, streams: Streams, replicate: int
     ) -> tuple[Tensor, Tensor]:
         """Returns the reconstruction and the diffusion term from K + 1 passes, each ``(B,)``."""
         draws, sde = int(self.draws), model.sde
@@ -216,7 +217,7 @@ class VariationalBound:
 
 
 def _squared_error(
-    model: Evaluations, x: Tensor, t: Tensor, streams: Streams, draw: int
+    model: Conditioned, x: Tensor, t: Tensor, streams: Streams, draw: int
 ) -> Tensor:
     """Returns the squared error of the noise at ``t`` ``()`` or ``(B,)``, for one draw of it."""
     z = streams.normal(x.shape[1:], Purpose.NOISE, draw, x.dtype).to(x.device)

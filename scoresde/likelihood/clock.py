@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.sde import SDE
+from scoresde.sde import SDE, Interpolant
 
 
 class Clock(ABC):
-    """Abstract variable in which the flow is solved, a function of time."""
+    """Base class for variables in which the flow is solved, functions of time."""
 
     @abstractmethod
-    def of(self, sde: SDE, t: float) -> float:
+    def of(self, process: Interpolant, t: float) -> float:
         """Returns the clock's reading at a time in [0, 1]."""
 
     @abstractmethod
-    def time(self, sde: SDE, reading: Tensor) -> tuple[Tensor, Tensor]:
+    def time(self, process: Interpolant, reading: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the times of readings, and their derivative; float64, of the same shape."""
 
 
@@ -29,10 +29,10 @@ class Clock(ABC):
 class TimeClock(Clock):
     """The time itself."""
 
-    def of(self, sde: SDE, t: float) -> float:
+    def of(self, process: Interpolant, t: float) -> float:
         return t
 
-    def time(self, sde: SDE, reading: Tensor) -> tuple[Tensor, Tensor]:
+    def time(self, process: Interpolant, reading: Tensor) -> tuple[Tensor, Tensor]:
         return reading, torch.ones_like(reading)
 
 
@@ -43,7 +43,14 @@ class NoiseClock(Clock):
 
     .. math:: \tau = \operatorname{arsinh} \frac{\sigma}{\alpha \rho_0}
 
-    The signal-to-noise ratio of the SDE must fall all the way.
+    The signal-to-noise ratio of the SDE must fall all the way. Where it falls to zero, the
+    angle takes its place, which is bounded,
+
+    .. math:: \tau = \arctan \frac{\sigma}{\alpha \rho_0}, \qquad
+              \frac{dt}{d\tau} = \frac{\rho_0^2 \alpha^2 + \sigma^2}
+              {\rho_0 (\sigma' \alpha - \sigma \alpha')} .
+
+    Of a process that is not an SDE it is the time.
 
     Arguments:
         scale: The noise level :math:`\rho_0`, of the size of the data, positive.
@@ -53,14 +60,30 @@ class NoiseClock(Clock):
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
-            raise InputError(f"scale={self.scale} is not positive; the default is 0.5.")
+            raise InputError(
+                f"scale must be positive and finite, got {self.scale}; the default is 0.5."
+            )
 
-    def of(self, sde: SDE, t: float) -> float:
-        log_snr = float(sde.log_snr(torch.tensor(t, dtype=torch.float64)))
-        return math.asinh(math.exp(-0.5 * log_snr) / self.scale)
+    def of(self, process: Interpolant, t: float) -> float:
+        if not isinstance(process, SDE):
+            return t
+        time = torch.tensor(t, dtype=torch.float64)
+        if process.zero_snr:
+            return math.atan2(float(process.sigma(time)), self.scale * float(process.alpha(time)))
+        return math.asinh(math.exp(-0.5 * float(process.log_snr(time))) / self.scale)
 
-    def time(self, sde: SDE, reading: Tensor) -> tuple[Tensor, Tensor]:
-        t = sde.time(-2 * torch.log(self.scale * torch.sinh(reading)))
+    def time(self, process: Interpolant, reading: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(process, SDE):
+            return reading, torch.ones_like(reading)
+        if process.zero_snr:
+            return self._time_by_angle(process, reading)
+        t = process.time(-2 * torch.log(self.scale * torch.sinh(reading)))
         # A reading is rounded, and the time of the last must not leave the interval.
         t = t.clamp(0.0, 1.0)
-        return t, 2 * (sde.sigma(t) / sde.g(t)) ** 2 / torch.tanh(reading)
+        return t, 2 * (process.sigma(t) / process.g(t)) ** 2 / torch.tanh(reading)
+
+    def _time_by_angle(self, sde: SDE, reading: Tensor) -> tuple[Tensor, Tensor]:
+        t = sde.time(-2 * torch.log(self.scale * torch.tan(reading))).clamp(0.0, 1.0)
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        turn = sde.sigma_dot(t) * alpha - sigma * sde.alpha_dot(t)
+        return t, ((self.scale * alpha) ** 2 + sigma**2) / (self.scale * turn)

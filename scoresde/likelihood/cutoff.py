@@ -74,7 +74,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
@@ -85,7 +85,7 @@ class Cutoff(ABC):
 
     @abstractmethod
     def start(
-        self, model: Evaluations, x: Tensor, eps: float, streams: Streams, draw: int = 0
+        self, model: Conditioned, x: Tensor, eps: float, streams: Streams, draw: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Returns the state at the cut-off, and what its log-density lacks.
 
@@ -107,7 +107,7 @@ class PlainCutoff(Cutoff):
     r"""The density at the cut-off, on the data as they are: :math:`\log p_\epsilon(x)`."""
 
     def start(
-        self, model: Evaluations, x: Tensor, eps: float, streams: Streams, draw: int = 0
+        self, model: Conditioned, x: Tensor, eps: float, streams: Streams, draw: int = 0
     ) -> tuple[Tensor, Tensor]:
         return x, x.new_zeros(len(x))
 
@@ -121,7 +121,7 @@ class RescaledCutoff(Cutoff):
     """
 
     def start(
-        self, model: Evaluations, x: Tensor, eps: float, streams: Streams, draw: int = 0
+        self, model: Conditioned, x: Tensor, eps: float, streams: Streams, draw: int = 0
     ) -> tuple[Tensor, Tensor]:
         alpha = float(model.sde.alpha(as_time(eps)))
         return alpha * x, x.new_full((len(x),), _log_scale(model.sde, eps, x))
@@ -158,7 +158,7 @@ class VariationalCutoff(Cutoff):
             )
 
     def start(
-        self, model: Evaluations, x: Tensor, eps: float, streams: Streams, draw: int = 0
+        self, model: Conditioned, x: Tensor, eps: float, streams: Streams, draw: int = 0
     ) -> tuple[Tensor, Tensor]:
         t = as_time(eps).to(x.device)
         z = streams.normal(x.shape[1:], Purpose.CUTOFF, draw, x.dtype).to(x.device)

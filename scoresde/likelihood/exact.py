@@ -33,7 +33,8 @@ from scoresde.errors import InputError, check_count
 from scoresde.likelihood.clock import Clock, NoiseClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
-from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.model import Conditioned, ScoreFunction, check_model, evaluating
+from scoresde.passes import Passes, counting, owned_by
 from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
 from scoresde.streams import Streams
@@ -54,6 +55,7 @@ class LogLikelihood:
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
         failed: Which examples could not be solved, bool ``(B,)``; their values are NaN.
+        vjps: The products with a transposed Jacobian of each example, int64 ``(B,)``.
     """
 
     log_prob: Tensor
@@ -64,6 +66,7 @@ class LogLikelihood:
     nfe: Tensor
     seed: int
     failed: Tensor
+    vjps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,63 +163,63 @@ class Likelihood:
         check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
         frozen = not self.differentiable
-        with torch.set_grad_enabled(self.differentiable), evaluating(model, frozen):
-            return self._evaluate(model, x, eps, streams, cond)
+        with (
+            torch.set_grad_enabled(self.differentiable),
+            evaluating(model, frozen),
+            counting(len(x), model.device) as passes,
+        ):
+            return self._evaluate(Conditioned(model, cond), x, eps, streams, passes)
 
     def _evaluate(
-        self,
-        model: ScoreFunction,
-        x: Tensor,
-        eps: float,
-        streams: Streams,
-        cond: dict[str, Tensor],
+        self, field: Conditioned, x: Tensor, eps: float, streams: Streams, passes: Passes
     ) -> LogLikelihood:
-        before = Evaluations(model, cond)
-        start, extra = self.cutoff.start(before, model.state(x), eps, streams)
-        flow = Flow(model, cond, self._trace(), graph=self.differentiable, clock=self.clock)
+        start, extra = self.cutoff.start(field, field.model.state(x), eps, streams)
+        flow = Flow(
+            field.model, field.cond, self._trace(), graph=self.differentiable, clock=self.clock
+        )
         solution = self._integrate(flow, start, eps, streams, 0)
-        prior = model.sde.prior_log_prob(solution.x)
-        log_det, error, passes = self._until(flow, start, eps, streams, solution)
+        prior = field.sde.prior_log_prob(solution.x)
+        log_det, error = self._until(flow, start, eps, streams, solution)
         return LogLikelihood(
             log_prob=prior + log_det + extra,
             prior_log_prob=prior,
             log_det=log_det,
             standard_error=error,
             latent=solution.x.to(x.dtype),
-            nfe=before.nfe(x) + passes,
+            nfe=passes.network,
             seed=streams.seed,
             failed=solution.failed,
+            vjps=passes.products,
         )
 
     def _integrate(
         self, flow: Flow, x: Tensor, eps: float, streams: Streams, draw: int
     ) -> FlowSolution:
-        """Carries points to time 1 with one set of probes."""
+        """Integrates points to time 1 with one set of probes."""
         assert flow.trace is not None
         flow = replace(flow, probes=flow.trace.probes(streams, x, draw))
         return flow.integrate(x, eps, 1.0, self._solver())
 
     def _until(
         self, flow: Flow, x: Tensor, eps: float, streams: Streams, first: FlowSolution
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Draws sets of probes until the error is small enough.
 
         Returns:
-            The log-determinants, their standard errors and the network passes, each ``(B,)``.
+            The log-determinants and their standard errors, each ``(B,)``.
         """
         assert flow.trace is not None
         sets = _Sets(flow.trace, first.log_dets)
-        passes = first.evaluations
         if self.target_error is None:
-            return sets.mean, sets.standard_error, passes
+            return sets.mean, sets.standard_error
         for draw in range(1, self.max_sets):
             open_ = ~(sets.standard_error <= self.target_error) & ~first.failed
             rows = open_.nonzero()[:, 0]
             if len(rows) == 0:
-                return sets.mean, sets.standard_error, passes
-            part = self._integrate(flow.take(rows), x[rows], eps, streams[rows], draw)
+                return sets.mean, sets.standard_error
+            with owned_by(rows):
+                part = self._integrate(flow.take(rows), x[rows], eps, streams[rows], draw)
             sets.add(rows, part.log_dets)
-            passes = passes.index_add(0, rows, part.evaluations)
         worst = float(sets.standard_error.nan_to_num(torch.inf).amax())
         if worst > self.target_error:
             warnings.warn(
@@ -225,7 +228,7 @@ class Likelihood:
                 "max_sets.",
                 stacklevel=4,
             )
-        return sets.mean, sets.standard_error, passes
+        return sets.mean, sets.standard_error
 
     def check(self, model: ScoreFunction) -> float:
         """Returns the cut-off for a model.

@@ -42,10 +42,10 @@ from torch import Tensor
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.errors import InputError
 from scoresde.likelihood.clock import Clock, NoiseClock
-from scoresde.model import Evaluations, ScoreFunction
+from scoresde.model import Model
 from scoresde.shapes import expand
 from scoresde.solvers import AdaptiveODE, Solution
-from scoresde.solvers.base import Callback, State
+from scoresde.solvers.base import Callback, Constraint, State
 from scoresde.solvers.runge_kutta import RungeKutta
 
 
@@ -66,18 +66,16 @@ def as_trace(probes: int | str | Trace) -> Trace:
 
 @dataclass(frozen=True)
 class FlowSolution:
-    """Where points have gone.
+    """Points at the end of an integration.
 
     Arguments:
         x: The points, with shape ``(B, *)``; NaN where ``failed``.
         log_dets: Estimates of the integrated divergence, ``(B, n)``; none without a trace.
-        evaluations: The network passes of each point, int64 ``(B,)``.
         failed: Which points did not arrive, bool ``(B,)``.
     """
 
     x: Tensor
     log_dets: Tensor
-    evaluations: Tensor
     failed: Tensor
 
 
@@ -86,15 +84,16 @@ class Flow:
     """The field of the probability flow of a batch, and of the divergence along it.
 
     Arguments:
-        model: A score function.
+        model: A model.
         cond: The conditions, each with shape ``(B, *)``.
-        trace: How to measure the divergence; ``None``: not at all.
+        trace: The estimator of the divergence; None: the points alone.
         probes: What ``trace.probes`` returned, with shape ``(k, B or 1, *)``.
         graph: Whether the field keeps its graph.
         clock: The variable in which it is solved.
+        interval: The times outside of which the model is never evaluated.
     """
 
-    model: ScoreFunction
+    model: Model
     cond: dict[str, Tensor]
     trace: Trace | None = None
     probes: Tensor | None = None
@@ -104,24 +103,27 @@ class Flow:
 
     def __call__(self, reading: Tensor, state: State) -> State:
         """Returns the derivatives of the point and of its log-density per dimension."""
-        t, rate = self._time(reading)
+        t, rate = self.time(reading)
         return tuple(
             expand(rate.to(slope.dtype), slope) * slope for slope in self._slopes(t, state)
         )
 
-    def _time(self, reading: Tensor) -> tuple[Tensor, Tensor]:
-        # Without a graph: whatever the clock, the integral is that over time.
-        with torch.no_grad():
-            t, rate = self.clock.time(self.model.sde, reading)
-            return t.clamp(*self.interval), rate
+    @torch.no_grad()  # whatever the clock, the integral is that over time
+    def time(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the times of readings of the clock, and their derivative."""
+        t, rate = self.clock.time(self.model.process, reading)
+        return t.clamp(*self.interval), rate
 
     def _slopes(self, t: Tensor, state: State) -> State:
-        field, x = Evaluations(self.model, self.cond), state[0]
+        x = state[0]
         if self.trace is None:
-            return (field.velocity(x, t),)
+            return (self.model.velocity(x, t, **self.cond),)
         assert self.probes is not None
         v, divergence = self.trace(
-            lambda y: field.velocity(y, t), x, self.probes, create_graph=self.graph
+            lambda y: self.model.velocity(y, t, **self.cond),
+            x,
+            self.probes,
+            create_graph=self.graph,
         )
         return v, divergence / x[0].numel()
 
@@ -130,7 +132,8 @@ class Flow:
         probes = self.probes
         if probes is not None and probes.shape[1] > 1:
             probes = probes[:, rows]
-        return replace(self, cond={k: v[rows] for k, v in self.cond.items()}, probes=probes)
+        cond = {k: v[rows] for k, v in self.cond.items()}
+        return replace(self, model=self.model.take(rows), cond=cond, probes=probes)
 
     def integrate(
         self,
@@ -139,71 +142,73 @@ class Flow:
         end: float,
         solver: AdaptiveODE,
         callback: Callback | None = None,
+        constrain: Constraint | None = None,
     ) -> FlowSolution:
-        """Carries points from one time to another.
+        """Integrates points from one time to another.
 
         Arguments:
             x: The points, with shape ``(B, *)``.
             start: Their time.
             end: The time to reach.
-            solver: How.
+            solver: The ODE solver.
             callback: Called with times and the state as the solution proceeds.
+            constrain: As in :class:`~scoresde.solvers.base.Problem`, of times and not of readings.
 
         Raises:
             SolverError: If the solver fails.
         """
+        low, high = sorted((start, end))
+        flow = replace(self, interval=(low, high))
         n = 0 if self.trace is None else self.trace.estimates
         state: State = (x,) if n == 0 else (x, x.new_zeros(len(x), n))
-        low, high = sorted((start, end))
-        self = replace(self, interval=(low, high))
         with torch.no_grad():
-            solution = self._solve(state, start, end, solver, callback)
-        arrived, evaluations = solution.state, solution.evaluations
+            solution = flow._solve(state, (start, end), solver, callback, constrain)
+        final = solution.state
         if self.graph:
             assert solution.grid is not None
-            arrived = self._replay(state, solver.replays, solution.grid)
-            steps = (solution.grid.diff(dim=1) != 0).sum(1)
-            evaluations = evaluations + steps * len(solver.replays.matrix)
-        log_dets = arrived[1] * x[0].numel() if n else x.new_zeros(len(x), 0)
-        return FlowSolution(arrived[0], log_dets, evaluations, solution.failed)
+            final = flow._replay(state, solver.replays, solution.grid)
+        log_dets = final[1] * x[0].numel() if n else x.new_zeros(len(x), 0)
+        return FlowSolution(final[0], log_dets, solution.failed)
 
     def _solve(
         self,
         state: State,
-        start: float,
-        end: float,
+        ends: tuple[float, float],
         solver: AdaptiveODE,
         callback: Callback | None,
+        constrain: Constraint | None,
     ) -> Solution:
-        first, last = (self.clock.of(self.model.sde, t) for t in (start, end))
+        start, end = ends
+        first, last = (self.clock.of(self.model.process, t) for t in ends)
 
-        def tell(reading: Tensor, state: State) -> None:
-            assert callback is not None
-            t = self._time(reading)[0]
+        def time(reading: Tensor) -> Tensor:
             # The ends as they are, and not as the clock rounds them.
-            t = torch.where(reading == first, start, torch.where(reading == last, end, t))
-            callback(t, state)
+            t = self.time(reading)[0]
+            return torch.where(reading == first, start, torch.where(reading == last, end, t))
 
         return solver(
             self,
             state,
             first,
             last,
-            None if callback is None else tell,
+            None if callback is None else lambda reading, y: callback(time(reading), y),
             take=self.take,
             record=self.graph,
-            describe=lambda reading: f"t = {float(self._time(reading)[0]):.6g}",
+            constrain=(
+                None if constrain is None else lambda reading, y, i: constrain(time(reading), y, i)
+            ),
+            describe=lambda reading: f"t = {float(self.time(reading)[0]):.6g}",
         )
 
     def _replay(self, state: State, method: RungeKutta, grid: Tensor) -> State:
-        """Walks on known steps, in a way that can be differentiated."""
+        """Integrates on known steps, in a way that can be differentiated."""
         sources = [*self.model.parameters(), *self.model.buffers(), *self.cond.values()]
         leaves = [tensor for tensor in sources if tensor.requires_grad]
         return _Replay.apply(self, method, grid, len(state), *state, *leaves)
 
 
 class _Replay(torch.autograd.Function):
-    """A walk on known steps that keeps the states between them, and repeats them backwards."""
+    """An integration on known steps that keeps the states, and repeats the steps backwards."""
 
     @staticmethod
     def forward(

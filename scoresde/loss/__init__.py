@@ -1,5 +1,6 @@
 """Losses: one value per example, from a model and clean data."""
 
+from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.weighting import (
     EDMWeighting,
@@ -10,8 +11,12 @@ from scoresde.loss.weighting import (
 
 __all__ = [
     "DenoisingScoreMatching",
+    "Draw",
     "EDMWeighting",
     "LikelihoodWeighting",
+    "Loss",
+    "LossTerms",
     "NoiseWeighting",
     "Weighting",
+    "draw",
 ]

@@ -26,21 +26,18 @@ References:
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.loss.base import Loss, LossTerms, draw
 from scoresde.loss.weighting import NoiseWeighting, Weighting
-from scoresde.model import ScoreFunction, check_model
-from scoresde.sde import as_time
-from scoresde.shapes import check_batch
-from scoresde.streams import Purpose, Streams
+from scoresde.model import Model, ScoreFunction, check_model
 from scoresde.times import Times, UniformTimes
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching:
-    """Grades a score model on data: one value per example.
+class DenoisingScoreMatching(Loss):
+    """Denoising score matching: the error of the predicted noise at noised data.
 
     Arguments:
         weighting: How much each noise level counts.
@@ -53,6 +50,7 @@ class DenoisingScoreMatching:
             epsilon differently; NCSN++ was trained with half the sum.
 
     Example:
+        >>> import torch
         >>> from scoresde import GaussianModel, VPSDE
         >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VPSDE())
         >>> loss = DenoisingScoreMatching()
@@ -72,9 +70,9 @@ class DenoisingScoreMatching:
                 "such as NoiseWeighting() and UniformTimes()."
             )
 
-    def __call__(
+    def terms(
         self,
-        model: ScoreFunction,
+        model: Model,
         x: Tensor,
         t: Tensor | None = None,
         noise: Tensor | None = None,
@@ -83,50 +81,34 @@ class DenoisingScoreMatching:
         seeds: Iterable[int] | None = None,
         part: slice | None = None,
         **cond: Tensor,
-    ) -> Tensor:
-        """Returns the weighted squared error of each example, with shape ``(B,)``.
+    ) -> LossTerms:
+        """Returns the weighted squared error of each example; arguments as for :class:`Loss`.
 
-        Arguments:
-            model: A score function.
-            x: Clean data in model units, with shape ``(B, *)``.
-            t: Times, with shape ``()`` or ``(B,)``. Given, they are taken as they are; drawn, they
-                are weighted for the density that they come from.
-            noise: Standard normal noise, with shape ``(B, *)``.
-            seed: Names the random streams of what is not given; ``None`` draws a fresh one.
-            seeds: The index of each example's stream; ``range(B)`` by default.
-            part: Which of the ``seeds`` are those of ``x``, if it is a part of a larger batch
-                whose times are drawn together (``LowDiscrepancy``).
-            **cond: Conditions for the network, each with shape ``(B, *)``.
+        Given times are taken as they are; drawn ones are weighted for the density that they come
+        from. The part ``noise_error`` is the mean squared error of the noise, unweighted.
 
         Raises:
             InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
         """
-        check_model(model)
-        check_batch(x)
+        eps = self._eps(model)
+        assert isinstance(model, ScoreFunction)
         sde = model.sde
-        eps = sde.check_eps(sde.cutoffs.training if self.eps is None else self.eps)
-        streams = None
-        if t is None or noise is None:
-            streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
-        here = slice(None) if part is None else part
-        weight: Tensor | float = 1.0
-        if t is not None and not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
-            raise InputError("A time is outside [0, 1]; t is a fraction and no step number.")
-        if t is None:
-            assert streams is not None
-            u = self.times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))[here]
-            t = self.times.quantile(u, sde, eps)
-            weight = self.times.weight(t, sde, eps)
-        if noise is None:
-            assert streams is not None
-            noise = streams[here].normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
-        if noise.shape != x.shape:
-            raise InputError(
-                f"The noise has shape {tuple(noise.shape)} and the data {tuple(x.shape)}; they "
-                "must agree."
-            )
-        t = as_time(t)
-        error = model.noise(sde.perturb(x, t, noise), t, **cond) - noise
+        drawn = draw(
+            sde, x, t, noise, times=self.times, eps=eps, seed=seed, seeds=seeds, part=part
+        )
+        state = sde.perturb(x, drawn.t, drawn.noise)
+        error = model.noise(state, drawn.t, **cond) - drawn.noise
         squares = error.square().flatten(1)
-        grade = squares.mean(1) if self.reduce_mean else 0.5 * squares.sum(1)
-        return (weight * self.weighting(sde, t)).to(x) * grade
+        mean = squares.mean(1)
+        size = mean if self.reduce_mean else 0.5 * squares.sum(1)
+        weight = (drawn.weight * self.weighting(sde, drawn.t)).to(x)
+        return LossTerms(weight * size, {"noise_error": mean.detach()})
+
+    def check(self, model: Model) -> None:
+        self._eps(model)
+
+    def _eps(self, model: Model) -> float:
+        """Returns the smallest time for a model, which must be a score function."""
+        check_model(model)
+        process = model.process
+        return process.check_eps(process.cutoffs.training if self.eps is None else self.eps)

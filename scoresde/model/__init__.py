@@ -20,7 +20,7 @@ References:
     Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
 """
 
-from scoresde.model.base import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.model.base import Conditioned, Model, ScoreFunction, check_model, evaluating
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -44,10 +44,11 @@ from scoresde.recipe import renamed
 
 __all__ = [
     "ChainIndex",
+    "Conditioned",
     "DataParametrisation",
-    "Evaluations",
     "GaussianMixtureModel",
     "GaussianModel",
+    "Model",
     "NoiseLabel",
     "NoiseLevel",
     "NoiseParametrisation",

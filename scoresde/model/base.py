@@ -1,39 +1,59 @@
-"""The base class of models, and what every user of a model needs."""
+"""The base classes of models, and what every user of a model needs."""
 
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.sde import SDE
+from scoresde.sde import SDE, Interpolant, as_time
 from scoresde.shapes import expand
 
 
-class ScoreFunction(nn.Module, ABC):
-    """Abstract: what samplers and likelihoods ask for.
+class Model(nn.Module, ABC):
+    """Base class for models of a process.
 
     In every method ``x`` has the shape ``(B, *)``, ``t`` the shape ``()`` or ``(B,)`` with values
     in [0, 1], and the result has the shape and the data type of ``x``. Further keywords are
-    conditions for the network.
+    conditions, each with shape ``(B, *)``.
+
+    A model that runs a network reports it (:func:`scoresde.passes.count_pass`); one that is made
+    of other models leaves that to them.
     """
 
-    sde: SDE
-
+    @property
     @abstractmethod
-    def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the score :math:`\nabla_x \log p_t(x)`."""
-
-    @abstractmethod
-    def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the expected noise :math:`E[z \mid x_t = x]`."""
+    def process(self) -> Interpolant:
+        """The process that it is a model of."""
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the expected data :math:`E[x_0 \mid x_t = x]`."""
+        r"""Returns the denoised estimate :math:`E[x_0 \mid x_t = x]`."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        r"""Returns the velocity :math:`E[d x_t / dt \mid x_t = x]`."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one example, or None if it is unknown."""
+        return None
+
+    def take(self, rows: Tensor) -> "Model":
+        """Returns the model of some examples of its batch.
+
+        That is the model itself, unless it holds something for each example; a model that is made
+        of other models passes the rows on to them.
+
+        Arguments:
+            rows: The indices of the examples, int64 ``(n,)``.
+        """
+        return self
 
     def _float(self) -> Tensor | None:
         """Returns the first array of floats that the model holds, if any."""
@@ -58,71 +78,121 @@ class ScoreFunction(nn.Module, ABC):
         return x.to(self.device, dtype)
 
 
-class Evaluations:
-    """A score function with its conditions bound, which counts the network's passes.
+class ScoreFunction(Model):
+    r"""Base class for models of an SDE, which offer the score, the noise and the data.
+
+    **Velocity.** With the signal's rate :math:`\alpha'` and the noise's :math:`\sigma'`,
+
+    .. math:: u = \alpha' D + \sigma' \hat z = f x + \frac{g^2}{2 \sigma} \hat z .
+
+    The second form serves where the SNR is positive up to t = 1; the first is finite at both ends
+    wherever :math:`\alpha'`, :math:`\sigma'` and :math:`\hat z` are.
+    """
+
+    sde: SDE
+
+    @property
+    def process(self) -> SDE:
+        """The forward process."""
+        return self.sde
+
+    @abstractmethod
+    def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        r"""Returns the score :math:`\nabla_x \log p_t(x)`."""
+
+    @abstractmethod
+    def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        r"""Returns the predicted noise :math:`E[z \mid x_t = x]`."""
+
+    def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        r"""Returns the velocity of the probability flow, by one pass.
+
+        .. math:: u = f x - \tfrac12 g^2 \nabla_x \log p_t(x)
+
+        References:
+            Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 13).
+        """
+        t = as_time(t)
+        if self.sde.zero_snr:
+            return self._velocity_by_rates(x, t, cond)
+        gain = 0.5 * self.sde.g(t) ** 2 / self.sde.sigma(t)
+        return expand(self.sde.f(t), x) * x + expand(gain, x) * self.noise(x, t, **cond)
+
+    def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        r"""Returns :math:`\alpha' D + \sigma' (x - \alpha D) / \sigma`: 0/0 at t = 0 alone."""
+        sde, data = self.sde, self.denoise(x, t, **cond)
+        share = sde.sigma_dot(t) / sde.sigma(t)
+        gain = sde.alpha_dot(t) - share * sde.alpha(t)
+        return expand(share, x) * x + expand(gain, x) * data
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """A model with its conditions bound: the field that samplers and likelihoods evaluate.
 
     Arguments:
-        model: A score function.
+        model: A model.
         cond: The conditions, each with shape ``(B, *)``.
     """
 
-    def __init__(self, model: ScoreFunction, cond: dict[str, Tensor] | None = None) -> None:
-        self.model = model
-        self.sde = model.sde
-        self.cond = cond or {}
-        self.count: int | Tensor = 0
+    model: ScoreFunction
+    cond: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process."""
+        return self.model.sde
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the score, and counts one pass."""
-        self.count += 1
+        """Returns the score."""
         return self.model.score(x, t, **self.cond)
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the expected noise, and counts one pass."""
-        self.count += 1
+        """Returns the predicted noise."""
         return self.model.noise(x, t, **self.cond)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the expected data, and counts one pass."""
-        self.count += 1
+        """Returns the denoised estimate."""
         return self.model.denoise(x, t, **self.cond)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        r"""Returns the probability-flow field, :math:`f x + g^2 \hat z / (2 \sigma)`."""
-        return self._drift(x, t, 0.5)
+        """Returns the velocity."""
+        return self.model.velocity(x, t, **self.cond)
 
     def reverse_drift(self, x: Tensor, t: Tensor) -> Tensor:
         r"""Returns the drift of the reverse SDE, :math:`f x + g^2 \hat z / \sigma`."""
-        return self._drift(x, t, 1.0)
-
-    def _drift(self, x: Tensor, t: Tensor, share: float) -> Tensor:
-        gain = share * self.sde.g(t) ** 2 / self.sde.sigma(t)
+        gain = self.sde.g(t) ** 2 / self.sde.sigma(t)
         return expand(self.sde.f(t), x) * x + expand(gain, x) * self.noise(x, t)
 
-    def nfe(self, x: Tensor) -> Tensor:
-        """Returns the number of passes so far for each example of ``x``, int64 ``(B,)``."""
-        return torch.zeros(len(x), dtype=torch.int64, device=x.device) + self.count
+    def take(self, rows: Tensor) -> "Conditioned":
+        """Returns the field of some examples, int64 ``(n,)``."""
+        cond = {name: value[rows] for name, value in self.cond.items()}
+        return Conditioned(cast(ScoreFunction, self.model.take(rows)), cond)
 
 
-def check_model(model: ScoreFunction) -> None:
+def check_model(model: Model, kind: type = ScoreFunction) -> None:
     """Checks a model.
 
+    Arguments:
+        model: What should be a model.
+        kind: The class that it must be of.
+
     Raises:
-        InputError: If it is no score function.
+        InputError: If it is not.
     """
-    if not isinstance(model, ScoreFunction):
+    if not isinstance(model, kind):
         raise InputError(
-            f"A score function is needed and {type(model).__name__} is none; wrap the network: "
+            f"model must be a {kind.__name__}, got {type(model).__name__}; wrap a network: "
             "ScoreModel(network, sde)."
         )
 
 
 @contextmanager
-def evaluating(model: ScoreFunction, frozen: bool = False) -> Iterator[None]:
+def evaluating(model: Model, frozen: bool = False) -> Iterator[None]:
     """Switches dropout off for a while: a solver needs the same field at every call.
 
     Arguments:
-        model: A score function.
+        model: A model.
         frozen: Whether its parameters need no gradients for the while. Then what a layer keeps
             for them is not kept, and a compiled network does not compute them.
     """

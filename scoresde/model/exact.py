@@ -21,7 +21,18 @@ def check_shape(x: Tensor, shape: torch.Size) -> None:
         )
 
 
-def floats(values: Tensor | Sequence) -> Tensor:
-    """Turns numbers into floats; floats keep their data type."""
-    array = torch.as_tensor(values)
-    return array if array.is_floating_point() else array.to(torch.get_default_dtype())
+def floats(values: Tensor | Sequence | float, like: Tensor | None = None) -> Tensor:
+    """Turns numbers into floats, without losing a digit of Python's on the way.
+
+    Arguments:
+        values: A tensor, or numbers.
+        like: A tensor whose data type and device they take; None keeps the data type of floats in
+            a tensor, and is torch's default for others.
+    """
+    if like is None:
+        typed = isinstance(values, Tensor) and values.is_floating_point()
+        dtype, device = None if typed else torch.get_default_dtype(), None
+    else:
+        dtype, device = like.dtype, like.device
+    exact = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    return exact.to(device=device, dtype=dtype)

@@ -8,8 +8,9 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.model.base import ScoreFunction
 from scoresde.model.exact import check_shape, floats
+from scoresde.passes import count_pass
 from scoresde.sde import SDE, as_time
-from scoresde.shapes import one_or_each
+from scoresde.shapes import expand, one_or_each
 from scoresde.streams import Purpose, Streams
 
 
@@ -120,8 +121,25 @@ class GaussianModel(ScoreFunction):
     def _back(self, y: Tensor) -> Tensor:
         return y if self.basis is None else y @ self.basis.to(y).T
 
+    def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        signal, noise = (
+            one_or_each(rate(t), x) for rate in (self.sde.alpha_dot, self.sde.sigma_dot)
+        )
+
+        def gain(alpha: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
+            return (signal * alpha * self.variances + noise * sigma) / v
+
+        mean = expand(self.sde.alpha_dot(t), x) * self.mean.to(x)
+        return mean + self._weigh(x, t, gain)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.mean.shape)
+
     def _weigh(self, x: Tensor, t: Tensor, gain: Callable[..., Tensor]) -> Tensor:
-        """Multiplies x - alpha m by a function of V."""
+        """Multiplies x - alpha m by a function of V, which is one pass."""
+        count_pass(len(x))
         y, alpha, sigma, v = self._eigen(x, as_time(t))
         return self._back(y * gain(alpha, sigma, v).to(y)).reshape(x.shape)
 
@@ -131,7 +149,8 @@ def _spectrum(
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the eigenvalues ``(D,)`` and the eigenbasis (``None``: the axes) of a covariance."""
     if covariance is None:
-        std = torch.as_tensor(std).to(mean)
+        assert std is not None
+        std = floats(std, mean)
         if std.ndim > 0 and std.shape != mean.shape:
             raise InputError(
                 f"The std has shape {tuple(std.shape)} and the mean {tuple(mean.shape)}; give one "
@@ -140,7 +159,7 @@ def _spectrum(
         if not bool((std > 0).all()):
             raise InputError(f"The std {std.min():.4g} is not positive; give positive numbers.")
         return std.expand(mean.shape).flatten() ** 2, None
-    covariance = torch.as_tensor(covariance).to(mean)
+    covariance = floats(covariance, mean)
     if covariance.shape != (mean.numel(), mean.numel()):
         raise InputError(
             f"The covariance has shape {tuple(covariance.shape)} for {mean.numel()} dimensions; "

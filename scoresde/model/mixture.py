@@ -8,6 +8,7 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.model.base import ScoreFunction
 from scoresde.model.exact import check_shape, floats
+from scoresde.passes import count_pass
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand, one_or_each
 from scoresde.streams import Purpose, Streams
@@ -43,8 +44,8 @@ class GaussianMixtureModel(ScoreFunction):
     ) -> None:
         super().__init__()
         means = floats(means)
-        weights = floats(weights).to(means)
-        stds = floats(stds).to(means)
+        weights = floats(weights, means)
+        stds = floats(stds, means)
         if means.ndim < 2 or not weights.shape == stds.shape == means.shape[:1]:
             raise InputError(
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)} and stds "
@@ -70,6 +71,20 @@ class GaussianMixtureModel(ScoreFunction):
         means = responsibilities @ self.means.flatten(1).to(x)
         gain = alpha * self.stds.to(x) ** 2 / v
         return means.reshape(x.shape) + self._mix(responsibilities * gain, deviations, x)
+
+    def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        deviations, responsibilities, alpha, sigma, v = self._posterior(x, t)
+        signal, noise = (
+            one_or_each(rate(t), x).to(x) for rate in (self.sde.alpha_dot, self.sde.sigma_dot)
+        )
+        gain = (signal * alpha * self.stds.to(x) ** 2 + noise * sigma) / v
+        means = signal * (responsibilities @ self.means.flatten(1).to(x))
+        return means.reshape(x.shape) + self._mix(responsibilities * gain, deviations, x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.means.shape[1:])
 
     def log_prob(self, x: Tensor, t: Tensor | float = 0.0) -> Tensor:
         """Returns the log-density of the marginal at ``t`` in nats: ``(B, *)`` to ``(B,)``."""
@@ -100,7 +115,8 @@ class GaussianMixtureModel(ScoreFunction):
         return deviations, self.log_weights.to(x) + log_normals, alpha, sigma, v
 
     def _posterior(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns what :meth:`_components` does, with responsibilities for the joint densities."""
+        """Returns what :meth:`_components` does, with responsibilities: this is one pass."""
+        count_pass(len(x))
         deviations, joint, alpha, sigma, v = self._components(x, as_time(t))
         return deviations, torch.softmax(joint, 1), alpha, sigma, v
 

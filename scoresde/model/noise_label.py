@@ -27,7 +27,7 @@ class NoiseLevel(NoiseLabel):
     """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        return -0.125 * sde.log_snr(t)
+        return -0.125 * (sde.bounded(t) if sde.zero_snr else sde.log_snr(t))
 
 
 @dataclass(frozen=True)

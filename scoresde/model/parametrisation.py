@@ -8,6 +8,7 @@ References:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class Parametrisation(ABC):
             by that of :math:`x_t`, :math:`n = \sqrt{\alpha^2 \sigma_d^2 + \sigma^2}`; ``None``
             leaves the input as it is, as the first publications did.
     """
+
+    # Whether the data can be read where no signal is left (alpha = 0).
+    at_zero_snr: ClassVar[bool] = True
 
     sigma_data: float | None = 1.0
 
@@ -57,6 +61,8 @@ class Parametrisation(ABC):
 @dataclass(frozen=True)
 class NoiseParametrisation(Parametrisation):
     r"""The network predicts the noise: :math:`\hat z = F` (Ho et al. 2020)."""
+
+    at_zero_snr = False
 
     def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
         return torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -100,6 +106,8 @@ class VParametrisation(Parametrisation):
 @dataclass(frozen=True)
 class ScoreParametrisation(Parametrisation):
     r"""The network predicts the score itself: :math:`\hat z = -\sigma F`."""
+
+    at_zero_snr = False
 
     def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
         return torch.zeros_like(alpha), -sigma

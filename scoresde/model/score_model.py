@@ -9,6 +9,7 @@ from scoresde.errors import InputError
 from scoresde.model.base import ScoreFunction
 from scoresde.model.noise_label import NoiseLabel, NoiseLevel
 from scoresde.model.parametrisation import Pair, Parametrisation, Preconditioned
+from scoresde.passes import count_pass
 from scoresde.recipe import accepts_moved
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand
@@ -46,6 +47,12 @@ class ScoreModel(ScoreFunction):
         self.sde = sde
         self.parametrisation = parametrisation or Preconditioned()
         self.noise_label = noise_label or NoiseLevel()
+        if sde.zero_snr and not self.parametrisation.at_zero_snr:
+            raise InputError(
+                f"parametrisation must say what the data are where no signal is left, as {sde} "
+                f"has at t = 1, got {type(self.parametrisation).__name__}; use Preconditioned(), "
+                "VParametrisation() or DataParametrisation()."
+            )
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return self._read(self.parametrisation.to_noise, x, as_time(t), cond)
@@ -55,6 +62,22 @@ class ScoreModel(ScoreFunction):
 
     def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -self.noise(x, t, **cond) / expand(self.sde.sigma(t), x)
+
+    def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        data, noise = self.parametrisation.to_data, self.parametrisation.to_noise
+        rates = self.sde.alpha_dot(t), self.sde.sigma_dot(t)
+
+        def reading(alpha: Tensor, sigma: Tensor) -> Pair:
+            (a, b), (c, d) = data(alpha, sigma), noise(alpha, sigma)
+            return rates[0] * a + rates[1] * c, rates[0] * b + rates[1] * d
+
+        return self._read(reading, x, t, cond)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one example, if the network says its own (``network.shape``)."""
+        shape = getattr(self.network, "shape", None)
+        return None if shape is None else tuple(shape)
 
     def _read(
         self,
@@ -69,6 +92,7 @@ class ScoreModel(ScoreFunction):
         dtype = x.dtype if self._float() is None else self.dtype
         # The label keeps float32: bfloat16 would merge neighbouring times.
         c = self.noise_label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
+        count_pass(len(x))
         output = self.network((scale * x).to(dtype), c.expand(len(x)), **cond)
         if output.shape != x.shape:
             raise InputError(

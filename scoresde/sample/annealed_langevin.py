@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sample.correctors import AnnealedLangevin, Corrector
 from scoresde.sample.plan import Node
@@ -61,7 +61,7 @@ class AnnealedLangevinDynamics(GridSampler):
 
     def integrate(
         self,
-        field: Evaluations,
+        field: Conditioned,
         x: Tensor,
         times: Tensor,
         noise: Noise,
@@ -77,5 +77,5 @@ class AnnealedLangevinDynamics(GridSampler):
                 z = noise(x, Purpose.LANGEVIN, i * count + j)
                 x = self.langevin(field, x, level, z)
             if i > 0:
-                report(node.t, x, len(times) - 1)
+                x = report(node.t, x, len(times) - 1)
         return x

@@ -8,19 +8,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.errors import InputError, check_count
-from scoresde.model import Evaluations, ScoreFunction, check_model, evaluating
+from scoresde.model import Conditioned, Model, ScoreFunction, check_model, evaluating
+from scoresde.passes import counting
 from scoresde.recipe import renamed
 from scoresde.sde import SDE
 from scoresde.shapes import check_data
 from scoresde.solvers import BrownianPath
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, UniformGrid
+
+# constraint(x, t, noise) -> x
+Constraint = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 __getattr__ = renamed(__name__)
 
@@ -35,7 +40,9 @@ class Samples:
         seed: The seed that was used.
         log_prob: The log-density of the samples in nats of model units, ``(B,)``, where the
             sampler measures it.
-        standard_error: That of ``log_prob`` over the probes, ``(B,)``.
+        standard_error: The standard error of ``log_prob`` over the probes, ``(B,)``.
+        vjps: The products with a transposed Jacobian, each the cost of a backward pass, that each
+            sample took part in, int64 ``(B,)``.
     """
 
     x: Tensor
@@ -43,6 +50,7 @@ class Samples:
     seed: int
     log_prob: Tensor | None = None
     standard_error: Tensor | None = None
+    vjps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +98,58 @@ class Noise:
 
 
 class ProgressReporter:
-    """Reports steps to a callback and to a progress bar."""
+    """Ends steps: applies the constraint, then reports to a callback and a progress bar.
 
-    def __init__(self, callback: Callable[[Step], object] | None, progress: bool) -> None:
+    Arguments:
+        callback: Called with a :class:`Step` after every step.
+        progress: Whether to show a progress bar.
+        constraint: The sampler's constraint (see :class:`Sampler`).
+        streams: The random streams from which its noise comes.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[Step], object] | None = None,
+        progress: bool = False,
+        constraint: "Constraint | None" = None,
+        streams: Streams | None = None,
+    ) -> None:
         self.callback = callback
         self.progress = progress
+        self.constraint = constraint
+        self.streams = streams
         self.i = 0
         self.bar: tqdm | None = None
 
-    def __call__(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
-        """Counts one step that reached time ``t``."""
+    def __call__(self, t: Tensor, x: Tensor, n: int | None = None) -> Tensor:
+        """Ends a step that reached time ``t``; returns the constrained state."""
+        x = self.constrain(t, x, self.i)
+        self.tell(t, x, n)
+        return x
+
+    def constrain(self, t: Tensor, x: Tensor, draw: int) -> Tensor:
+        """Returns the constrained state; ``draw`` is the number of its noise."""
+        if self.constraint is None:
+            return x
+
+        def noise(like: Tensor) -> Tensor:
+            assert self.streams is not None
+            return self.streams.normal(like.shape[1:], Purpose.CONSTRAINT, draw, like.dtype)
+
+        y = self.constraint(x, t, noise)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            raise InputError(
+                f"constraint must return a state of shape {tuple(x.shape)}, got "
+                f"{tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}."
+            )
+        return y.to(x)
+
+    def again(self, t: Tensor, x: Tensor) -> Tensor:
+        """Constrains the state of the last step once more, with the same noise."""
+        return self.constrain(t, x, max(self.i - 1, 0))
+
+    def tell(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
+        """Counts one step that reached time ``t``, and reports it."""
         self.i += 1
         if self.progress:
             if self.bar is None:
@@ -109,7 +159,7 @@ class ProgressReporter:
             self.callback(Step(self.i, n, t, x))
 
     def close(self) -> None:
-        """Takes the progress bar away."""
+        """Removes the progress bar."""
         if self.bar is not None:
             self.bar.close()
 
@@ -125,37 +175,55 @@ class FinalState:
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """Abstract sampler.
+    """Base class for samplers.
 
     Arguments:
-        eps: The time to stop at, in [0, 1); ``None`` takes the default of the model's SDE
-            (``sde.cutoffs.sampling``: 1e-3 for VP and sub-VP, 1e-5 for VE).
-        final_denoise: Whether to return the expected data of the state at ``eps``, for one more
-            network pass, instead of the state itself.
-        temperature: The factor of the first noise and of all noise added on the way, positive:
+        eps: The time to stop at, in [0, 1); None takes the default of the model's process
+            (``cutoffs.sampling``: 1e-3 for VP and sub-VP, 1e-5 for VE).
+        final_denoise: Whether to return the denoised estimate of the state at ``eps``, for one
+            more network pass, instead of the state itself.
+        temperature: The factor of the first noise and of all noise added later, positive:
             1 samples the model, less keeps to its likely samples.
+        constraint: ``constraint(x, t, noise)`` returns what takes the place of states ``(B, *)``
+            after every step, such as states whose known pixels are right. ``t`` is the time
+            reached, float64 ``()`` or ``(B,)``, and 0 after the final denoising; ``noise(x)``
+            returns fresh standard normal noise of each sample's own stream. None: nothing.
     """
+
+    # What the model must be: a score function, or any model for samplers that ask for less.
+    kind: ClassVar[type] = ScoreFunction
 
     eps: float | None = field(default=None, kw_only=True)
     final_denoise: bool = field(default=False, kw_only=True)
     temperature: float = field(default=1.0, kw_only=True)
+    constraint: Constraint | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise InputError(
-                f"temperature={self.temperature} is not positive; 1 samples the model as it is."
+                f"temperature must be positive and finite, got {self.temperature}; 1 samples the "
+                "model as it is."
             )
+        if self.constraint is not None and not callable(self.constraint):
+            raise InputError(
+                f"constraint must be a callable (x, t, noise) -> x, got {self.constraint}."
+            )
+
+    @property
+    def convergence(self) -> int | None:
+        """The order of convergence in the step size, weak if noise is added; None: unknown."""
+        return None
 
     @abstractmethod
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
-        """Brings states from time 1 to time ``eps``."""
+        """Integrates states from time 1 to time ``eps``."""
 
     @torch.no_grad()
     def __call__(
         self,
-        model: ScoreFunction,
+        model: Model,
         shape: Sequence[int] | None = None,
         *,
         latent: Tensor | None = None,
@@ -170,7 +238,7 @@ class Sampler(ABC):
         Sample ``i`` depends on ``seed`` and ``seeds[i]`` alone, whatever the rest of the batch.
 
         Arguments:
-            model: A score function.
+            model: A model; most samplers need a score function.
             shape: The shape ``(B, *)`` of the samples.
             latent: Or the states at time 1 to start from, with that shape.
             seed: Names the random streams; ``None`` draws a fresh one.
@@ -188,52 +256,65 @@ class Sampler(ABC):
         streams = Streams.of(seed, seeds, _batch(shape, latent), model.device)
         if latent is None:
             assert shape is not None
-            start = self._start(model, shape, streams)
+            start = self._start(model, shape, streams, cond)
         else:
             check_data(latent)
             start = model.state(latent)
-        report, field = ProgressReporter(callback, progress), Evaluations(model, cond)
-        try:
-            with evaluating(model, frozen=True):
-                end = self._run(field, start, eps, Noise(streams, self.temperature), report)
+        report = ProgressReporter(callback, progress, self.constraint, streams)
+        with counting(len(start), model.device) as passes, evaluating(model, frozen=True):
+            try:
+                noise = Noise(streams, self.temperature)
+                field = Conditioned(cast(ScoreFunction, model), cond)
+                end = self._run(field, start, eps, noise, report)
                 x = end.x
                 if self.final_denoise:
-                    x = field.denoise(x, torch.tensor(eps, dtype=torch.float64))
-        finally:
-            report.close()
+                    x = model.denoise(x, torch.tensor(eps, dtype=torch.float64), **cond)
+                    x = report.constrain(torch.zeros((), dtype=torch.float64), x, report.i)
+            finally:
+                report.close()
         x = x if latent is None else x.to(latent.dtype)
-        return Samples(x, field.nfe(x), streams.seed, end.log_prob, end.standard_error)
+        return Samples(
+            x=x,
+            nfe=passes.network,
+            seed=streams.seed,
+            log_prob=end.log_prob,
+            standard_error=end.standard_error,
+            vjps=passes.products,
+        )
 
     def latent(
         self,
-        model: ScoreFunction,
+        model: Model,
         shape: Sequence[int],
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
+        **cond: Tensor,
     ) -> Tensor:
         """Returns the states at time 1 that samples start from; arguments as for sampling."""
         self.check(model)
-        return self._start(
-            model, shape, Streams.of(seed, seeds, _batch(shape, None), model.device)
-        )
+        streams = Streams.of(seed, seeds, _batch(shape, None), model.device)
+        return self._start(model, shape, streams, cond)
 
-    def _start(self, model: ScoreFunction, shape: Sequence[int], streams: Streams) -> Tensor:
+    def _start(
+        self, model: Model, shape: Sequence[int], streams: Streams, cond: dict[str, Tensor]
+    ) -> Tensor:
         dtype = model.state(torch.empty(0)).dtype
-        start = streams.normal(tuple(shape)[1:], Purpose.LATENT, dtype=dtype)
-        return self.temperature * model.sde.prior_std * start
+        noise = streams.normal(tuple(shape)[1:], Purpose.LATENT, dtype=dtype)
+        return model.process.start(noise, self.temperature, **cond)
 
-    def check(self, model: ScoreFunction) -> float:
+    def check(self, model: Model) -> float:
         """Returns the cut-off for a model.
 
         Raises:
             InputError: If this sampler cannot serve the model.
         """
-        check_model(model)
-        eps = model.sde.cutoffs.sampling if self.eps is None else self.eps
-        return self._check_sde(model.sde, model.sde.check_eps(eps))
+        check_model(model, self.kind)
+        process = model.process
+        eps = process.cutoffs.sampling if self.eps is None else self.eps
+        return self._check_process(process, process.check_eps(eps))
 
-    def _check_sde(self, sde: SDE, eps: float) -> float:
+    def _check_process(self, process: Any, eps: float) -> float:
         """Refuses processes that this kind of sampler cannot reverse; returns the cut-off."""
         return eps
 
@@ -262,7 +343,7 @@ class GridSampler(Sampler):
     @abstractmethod
     def integrate(
         self,
-        field: Evaluations,
+        field: Conditioned,
         x: Tensor,
         times: Tensor,
         noise: Noise,
@@ -270,8 +351,8 @@ class GridSampler(Sampler):
     ) -> Tensor:
         """Brings states along falling times, float64 ``(n + 1,)``, from the first to the last."""
 
-    def _check_sde(self, sde: SDE, eps: float) -> float:
-        return float(self.times(sde, eps)[-1])
+    def _check_process(self, process: SDE, eps: float) -> float:
+        return float(self.times(process, eps)[-1])
 
     def times(self, sde: SDE, eps: float) -> Tensor:
         """Returns the grid, float64 ``(steps + 1,)``, from 1 to ``eps``.
@@ -289,7 +370,7 @@ class GridSampler(Sampler):
         return times
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
         if self.along_path:
             noise = replace(noise, path=BrownianPath(noise.streams, x[0].numel(), x.dtype))

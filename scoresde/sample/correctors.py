@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.predictors import Interval
 from scoresde.shapes import expand, sum_features
 
@@ -122,7 +122,7 @@ class Corrector(ABC):
     def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         r"""Returns :math:`\delta`; arguments as for :class:`StepRule`."""
 
-    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+    def __call__(self, field: Conditioned, x: Tensor, step: Interval, z: Tensor) -> Tensor:
         """Takes one Langevin step at the time ``step.t``, before the sampler takes ``step``."""
         sigma = step.sigma_t
         noise = field.noise(x, step.t)

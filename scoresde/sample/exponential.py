@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.plan import LinearUpdate, Node, Stage
 from scoresde.sde import SDE
 
@@ -93,7 +93,7 @@ class Integral(ABC):
     """Abstract: one of the integrals above, with a polynomial for what is not known."""
 
     @abstractmethod
-    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         """Returns the model's output that the integral is over."""
 
     @abstractmethod
@@ -141,7 +141,7 @@ class NoiseIntegral(Integral):
     def variable(self) -> Variable:
         return self.by
 
-    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         return field.noise(x, t)
 
     def scale(self, a: Node, b: Node) -> float:
@@ -165,7 +165,7 @@ class DataIntegral(Integral):
     def variable(self) -> Variable:
         return HalfLogSNR()
 
-    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         return field.denoise(x, t)
 
     def scale(self, a: Node, b: Node) -> float:

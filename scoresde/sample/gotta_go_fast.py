@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.solvers import StochasticHeun
+from scoresde.solvers.base import State
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,27 @@ class GottaGoFast(Sampler):
         )
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
         def time(tau: Tensor) -> Tensor:
             return (1 - tau).clamp(eps, 1)
 
         def take(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-            some = Evaluations(field.model, {k: v[rows] for k, v in field.cond.items()})
+            some = field.take(rows)
             return lambda tau, x: -some.reverse_drift(x, time(tau))
 
+        def constrain(tau: Tensor, state: State, i: int) -> State:
+            return (report.constrain(time(tau), state[0], i),)
+
         solution = self._solver()(
-            take(torch.arange(len(x), device=x.device)),
+            lambda tau, x: -field.reverse_drift(x, time(tau)),
             lambda tau: noise.temperature * field.sde.g(time(tau)),
             x,
             1 - eps,
             noise.streams,
             take=take,
-            callback=lambda tau, state: report(time(tau), state[0]),
+            callback=lambda tau, state: report.tell(time(tau), state[0]),
+            constrain=None if report.constraint is None else constrain,
             describe=lambda tau: f"t = {float(time(tau)):.6g}",
         )
-        field.count = field.count + solution.evaluations
         return FinalState(solution.state[0])

@@ -35,7 +35,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.exponential import (
     DataIntegral,
     Integral,
@@ -85,7 +85,7 @@ class Multistep(PlannedSampler):
     def integral(self) -> Integral:
         """The integral that the steps solve."""
 
-    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         return self.integral.evaluate(field, x, t)
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:

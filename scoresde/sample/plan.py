@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.recipe import renamed
 from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sde import SDE
@@ -125,13 +125,13 @@ class PlannedSampler(GridSampler):
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         """Returns the stages along nodes, at least two."""
 
-    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         """Returns the output of the model that the rows are for: the expected noise."""
         return field.noise(x, t)
 
     def integrate(
         self,
-        field: Evaluations,
+        field: Conditioned,
         x: Tensor,
         times: Tensor,
         noise: Noise,
@@ -143,8 +143,8 @@ class PlannedSampler(GridSampler):
 
 def run_stages(
     stages: Sequence[Stage],
-    evaluate: Callable[[Evaluations, Tensor, Tensor], Tensor],
-    field: Evaluations,
+    evaluate: Callable[[Conditioned, Tensor, Tensor], Tensor],
+    field: Conditioned,
     x: Tensor,
     noise: Noise,
     report: ProgressReporter,
@@ -166,7 +166,7 @@ def run_stages(
     for i, stage in enumerate(stages):
         outputs.appendleft(evaluate(field, x, stage.at.t))
         if stage.correction is not None:
-            base = stage.correction(base, outputs, ())
+            base = report.again(stage.at.t, stage.correction(base, outputs, ()))
         elif stage.begins:
             base = x
         if stage.begins:
@@ -175,7 +175,7 @@ def run_stages(
             noises.appendleft(noise.diffusion(x, i, stage.at.t, stage.to.t))
         x = stage.row(base, outputs, noises)
         if stage.ends:
-            report(stage.to.t, x, steps)
+            x = report(stage.to.t, x, steps)
     return x
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sample.correctors import Corrector, Langevin
 from scoresde.sample.predictors import Interval, Predictor, ReverseDiffusionPredictor
@@ -54,9 +54,14 @@ class PredictorCorrector(GridSampler):
                 "None."
             )
 
+    @property
+    def convergence(self) -> int | None:
+        """1, weakly, on any grid; unknown with a corrector, whose bias is not one of the steps."""
+        return 1 if self.corrector is None else None
+
     def integrate(
         self,
-        field: Evaluations,
+        field: Conditioned,
         x: Tensor,
         times: Tensor,
         noise: Noise,
@@ -64,12 +69,12 @@ class PredictorCorrector(GridSampler):
     ) -> Tensor:
         for i, (t, s) in enumerate(pairwise(times.cpu())):
             x = self.correct_and_predict(field, x, Interval.of(field.sde, t, s), i, noise)
-            report(s, x, len(times) - 1)
+            x = report(s, x, len(times) - 1)
         return x
 
     def correct_and_predict(
         self,
-        field: Evaluations,
+        field: Conditioned,
         x: Tensor,
         step: Interval,
         i: int,

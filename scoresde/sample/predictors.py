@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.plan import LinearUpdate
 from scoresde.sde import SDE
 
@@ -55,7 +55,7 @@ class Predictor(ABC):
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:
         """Returns the step's coefficients, of the state, the expected noise and the noise."""
 
-    def __call__(self, field: Evaluations, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+    def __call__(self, field: Conditioned, x: Tensor, step: Interval, z: Tensor) -> Tensor:
         """Moves states ``(B, *)`` from ``t`` to ``s`` with the standard normal noise ``z``."""
         return self.row(field.sde, step)(x, (field.noise(x, step.t),), (z,))
 

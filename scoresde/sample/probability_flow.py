@@ -10,10 +10,12 @@ from scoresde.divergence import Trace
 from scoresde.errors import InputError
 from scoresde.likelihood import Clock, NoiseClock
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
-from scoresde.model import Evaluations, ScoreFunction, evaluating
+from scoresde.model import Conditioned, Model, evaluating
+from scoresde.passes import counting
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler, Samples, Step
 from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
+from scoresde.solvers.base import State
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class ProbabilityFlow(Sampler):
         True
     """
 
+    kind = Model
+
     rtol: float = 1e-5
     atol: float = 1e-5
     method: Method | str = "dopri5"
@@ -60,6 +64,11 @@ class ProbabilityFlow(Sampler):
         super().__post_init__()
         self._solver()
         self._trace()
+        if self.probes is not None and self.constraint is not None:
+            raise InputError(
+                "probes and constraint cannot be combined: a constrained state has left the flow "
+                "whose density probes measure."
+            )
         if self.probes is not None and self.final_denoise:
             raise InputError(
                 "final_denoise=True leaves the state whose density probes measures; give one of "
@@ -73,34 +82,36 @@ class ProbabilityFlow(Sampler):
         return None if self.probes is None else as_trace(self.probes)
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
         trace = self._trace()
         flow = Flow(field.model, field.cond, trace, clock=self.clock)
         if trace is None:
-            return FinalState(self._integrate(flow, field, x, 1.0, eps, report).x)
+            return FinalState(self._integrate(flow, x, 1.0, eps, report).x)
         flow = replace(flow, probes=trace.probes(noise.streams, x))
-        end = self._integrate(flow, field, x, 1.0, eps, report)
+        end = self._integrate(flow, x, 1.0, eps, report)
         log_prob = field.sde.prior_log_prob(x) - end.log_dets.mean(1)
         return FinalState(end.x, log_prob, trace.standard_error(end.log_dets))
 
     def _integrate(
-        self,
-        flow: Flow,
-        field: Evaluations,
-        x: Tensor,
-        start: float,
-        end: float,
-        report: ProgressReporter,
+        self, flow: Flow, x: Tensor, start: float, end: float, report: ProgressReporter
     ) -> FlowSolution:
-        solution = flow.integrate(x, start, end, self._solver(), lambda t, y: report(t, y[0]))
-        field.count = field.count + solution.evaluations
-        return solution
+        def constrain(t: Tensor, state: State, i: int) -> State:
+            return report.constrain(t, state[0], i), *state[1:]
+
+        return flow.integrate(
+            x,
+            start,
+            end,
+            self._solver(),
+            lambda t, state: report.tell(t, state[0]),
+            None if report.constraint is None else constrain,
+        )
 
     @torch.no_grad()
     def encode(
         self,
-        model: ScoreFunction,
+        model: Model,
         x: Tensor,
         *,
         callback: Callable[[Step], object] | None = None,
@@ -109,18 +120,18 @@ class ProbabilityFlow(Sampler):
     ) -> Samples:
         """Maps data at time ``eps`` to its latent at time 1; arguments as for sampling.
 
+        A constraint has no part in it.
+
         Returns:
             The latents in the field ``x``, with shape ``(B, *)``, and the network passes.
         """
         eps = self.check(model)
         check_data(x)
-        report, field = ProgressReporter(callback, progress), Evaluations(model, cond)
-        try:
-            with evaluating(model):
+        report = ProgressReporter(callback, progress)
+        with counting(len(x), model.device) as passes, evaluating(model):
+            try:
                 flow = Flow(model, cond, clock=self.clock)
-                latent = self._integrate(flow, field, model.state(x), eps, 1.0, report).x.to(
-                    x.dtype
-                )
-        finally:
-            report.close()
-        return Samples(latent, field.nfe(latent), seed=0)
+                latent = self._integrate(flow, model.state(x), eps, 1.0, report).x.to(x.dtype)
+            finally:
+                report.close()
+        return Samples(latent, passes.network, seed=0, vjps=passes.products)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.sample.correctors import BatchMeanNorm, Corrector, Langevin
 from scoresde.sample.predictor_corrector import PredictorCorrector
@@ -72,18 +72,18 @@ class ReferencePredictorCorrector(Sampler):
     def _sampler(self) -> PredictorCorrector:
         return PredictorCorrector(self.steps, predictor=self.predictor, corrector=self.corrector)
 
-    def _check_sde(self, sde: SDE, eps: float) -> float:
-        step_of(sde, torch.ones((), dtype=torch.float64), self.steps)
+    def _check_process(self, process: SDE, eps: float) -> float:
+        step_of(process, torch.ones((), dtype=torch.float64), self.steps)
         return eps
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
         sampler, last = self._sampler(), self.steps - 1
         for i, t in enumerate(torch.linspace(1, eps, self.steps, dtype=torch.float64)):
             step = step_of(field.sde, t, self.steps)
             x = sampler.correct_and_predict(field, x, step, i, noise, quiet=i == last)
-            report(t, x, self.steps)
+            x = report(t, x, self.steps)
         return FinalState(x)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.recipe import accepts_moved
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.sample.plan import Node, PlannedSampler, Stage, run_stages
@@ -79,6 +79,11 @@ class Restart(Sampler):
                 "The levels low of the intervals do not fall; give the noisiest first."
             )
 
+    @property
+    def convergence(self) -> int | None:
+        """The order of the sampler that goes down, weakly."""
+        return self.sampler.convergence
+
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         """Returns the stages along nodes, with the intervals that are repeated.
 
@@ -104,13 +109,13 @@ class Restart(Sampler):
                 stages += self.sampler.plan(sde, again)
         return stages + (self.sampler.plan(sde, nodes) if len(nodes) > 1 else [])
 
-    def _check_sde(self, sde: SDE, eps: float) -> float:
-        times = self.sampler.times(sde, eps)
-        self.plan(sde, Node.of(sde, times))
+    def _check_process(self, process: SDE, eps: float) -> float:
+        times = self.sampler.times(process, eps)
+        self.plan(process, Node.of(process, times))
         return float(times[-1])
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
         stages = self.plan(field.sde, Node.of(field.sde, self.sampler.times(field.sde, eps)))
         return FinalState(run_stages(stages, self.sampler.evaluate, field, x, noise, report))

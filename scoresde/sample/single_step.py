@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Evaluations
+from scoresde.model import Conditioned
 from scoresde.sample.exponential import (
     DataIntegral,
     HalfLogSNR,
@@ -193,7 +193,7 @@ class SEEDS(PlannedSampler):
         """The integral that the steps solve."""
         return DataIntegral(self.tau)
 
-    def evaluate(self, field: Evaluations, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         return self.integral.evaluate(field, x, t)
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from scoresde.model import Evaluations
+from scoresde.errors import InputError
+from scoresde.model import Conditioned
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
 from scoresde.solvers import Increments, Motion, SDESolver
 
@@ -41,17 +42,22 @@ class TorchSDE(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.constraint is not None:
+            raise InputError(
+                "TorchSDE cannot take a constraint, as torchsde keeps its states; use "
+                "EulerMaruyama or GottaGoFast."
+            )
         self._solver()
 
     def _solver(self) -> SDESolver:
         return SDESolver(self.steps, self.method, self.motion, self.adaptive, self.rtol, self.atol)
 
     def _run(
-        self, field: Evaluations, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
+        self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
         def drift(tau: Tensor, x: Tensor) -> Tensor:
             t = (1 - tau).clamp(eps, 1)
-            report(t, x)
+            report.tell(t, x)
             return -field.reverse_drift(x, t)
 
         def diffusion(tau: Tensor) -> Tensor:

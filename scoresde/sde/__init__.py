@@ -1,4 +1,6 @@
-r"""How data becomes noise: linear stochastic differential equations.
+r"""Processes: how an example is turned into something else.
+
+A linear stochastic differential equation (SDE) turns data into noise.
 
 A forward process diffuses data :math:`x_0` into noise along :math:`t \in [0, 1]`,
 
@@ -22,7 +24,8 @@ SDE and the probability-flow ODE
 
 have the same marginals :math:`p_t` as the forward process.
 
-Three processes are defined here. With :math:`B(t) = \beta_0 t + \tfrac12 (\beta_1 - \beta_0) t^2`:
+Four processes are defined here, and discrete chains (:class:`DiscreteVP`). With :math:`B(t) =
+\beta_0 t + \tfrac12 (\beta_1 - \beta_0) t^2`:
 
 ======  ====================  =======================  ==========================
 name    alpha                 sigma                    prior at t = 1
@@ -30,7 +33,11 @@ name    alpha                 sigma                    prior at t = 1
 VP      exp(-B/2)             sqrt(1 - exp(-B))        N(0, I)
 subVP   exp(-B/2)             1 - exp(-B)              N(0, I)
 VE      1                     smin (smax/smin)^t       N(0, smax^2 I)
+RF      1 - t                 t                        N(0, I)
 ======  ====================  =======================  ==========================
+
+An SDE is an :class:`Interpolant` between an example and noise; a bridge is one between two
+examples.
 
 References:
     Song et al., *Score-based generative modeling through stochastic differential equations*,
@@ -38,9 +45,11 @@ References:
     Anderson, *Reverse-time diffusion equation models*, 1982.
 """
 
-from scoresde.sde.base import SDE, Cutoffs, as_time, derivative
+from scoresde.sde.base import SDE
 from scoresde.sde.continuous import VESDE, VPSDE, SubVPSDE
 from scoresde.sde.discrete import Betas, CosineBetas, DiscreteVP, LinearBetas, ListedBetas
+from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time, derivative
+from scoresde.sde.rectified import RectifiedFlow
 
 __all__ = [
     "SDE",
@@ -50,8 +59,10 @@ __all__ = [
     "CosineBetas",
     "Cutoffs",
     "DiscreteVP",
+    "Interpolant",
     "LinearBetas",
     "ListedBetas",
+    "RectifiedFlow",
     "SubVPSDE",
     "as_time",
     "derivative",

@@ -1,61 +1,37 @@
 """What every linear SDE is: two functions of time, and all that follows from them."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.sde.interpolant import Interpolant, as_time, derivative
 from scoresde.shapes import expand, log_normal
 
 _BISECTIONS = 64
 
 
-@dataclass(frozen=True)
-class Cutoffs:
-    r"""Where to stop before :math:`t = 0`, for each use on its own.
+class SDE(Interpolant):
+    r"""Base class for linear SDEs: define :math:`\alpha` and :math:`\sigma`; the rest follows.
 
-    The three uses differ: the sampling cut-off :math:`10^{-3}` of VP, kept for its images, would
-    cost 0.42 bits/dim in a likelihood.
+    It is the :class:`~scoresde.sde.Interpolant` whose other end is noise, :math:`x_1 = z`. The
+    functions of time take a tensor of any shape and return one of the same shape and data type (a
+    plain number counts as float64), and have no branch that depends on data. A learned schedule is
+    a class that is a ``torch.nn.Module`` as well.
 
-    Arguments:
-        training: The smallest time that a loss draws, in [0, 1).
-        sampling: Where a sampler stops, in [0, 1).
-        likelihood: Where the likelihood starts, in [0, 1).
+    **Zero SNR.** If no signal is left at t = 1, :math:`\alpha(1) = 0`, as for
+    :class:`~scoresde.sde.RectifiedFlow`, the log-SNR, f and g are infinite there. A class that
+    says so (``zero_snr = True``) is handled by one bounded variable instead,
+
+    .. math:: b = 2 \operatorname{arsinh} \frac{\alpha}{\sigma}, \qquad
+              d\lambda = \coth\tfrac{b}{2} \, db,
+
+    which falls to 0 at t = 1 and is the log-SNR up to the constant :math:`2 \log 2` near the data.
     """
 
-    training: float = 1e-5
-    sampling: float = 1e-3
-    likelihood: float = 1e-5
-
-
-def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """Differentiates a function of time at every element of ``t``."""
-    return torch.func.grad(lambda s: function(s).sum())(t)
-
-
-class SDE(ABC):
-    r"""Abstract linear SDE: define :math:`\alpha` and :math:`\sigma`, and the rest follows.
-
-    The methods of time take a tensor of any shape and return one of the same shape and data type
-    (a plain number counts as float64), and have no branch that depends on data. A learned schedule
-    is a class that is also a ``torch.nn.Module``.
-    """
-
-    @property
-    def cutoffs(self) -> Cutoffs:
-        """Where to stop before t = 0, for each use."""
-        return Cutoffs()
-
-    @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
-        r"""Returns the scale :math:`\alpha(t)` of the signal, positive."""
-
-    @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
-        r"""Returns the standard deviation :math:`\sigma(t)` of the noise, non-negative."""
+    zero_snr: ClassVar[bool] = False
 
     def f(self, t: Tensor) -> Tensor:
         r"""Returns the drift coefficient :math:`f(t) = d \log \alpha / dt`."""
@@ -88,10 +64,22 @@ class SDE(ABC):
             low, high = torch.where(later, middle, low), torch.where(later, high, middle)
         return 0.5 * (low + high)
 
+    def bounded(self, t: Tensor) -> Tensor:
+        r"""Returns :math:`b = 2 \operatorname{arsinh} (\alpha / \sigma)`, decreasing in time."""
+        t = as_time(t)
+        return 2 * torch.asinh(self.alpha(t) / self.sigma(t))
+
+    def time_of_bounded(self, b: Tensor) -> Tensor:
+        """Returns the time in [0, 1] at which :meth:`bounded` has a value."""
+        return self.time(2 * torch.log(torch.sinh(0.5 * as_time(b))))
+
     @property
     def prior_std(self) -> float:
         r"""The standard deviation of the prior :math:`N(0, \mathrm{std}^2 I)` at t = 1."""
-        return float(self.sigma(torch.ones((), dtype=torch.float64)))
+        return _number(self.sigma, 1.0)
+
+    def start(self, noise: Tensor, temperature: float = 1.0, **cond: Tensor) -> Tensor:
+        return temperature * self.prior_std * noise
 
     def marginal(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns the mean and the standard deviation of :math:`p(x_t \mid x_0)`.
@@ -171,26 +159,21 @@ class SDE(ABC):
         return log_normal(x, self.prior_std)
 
     def check_eps(self, eps: float) -> float:
-        r"""Returns a cut-off if it can be used.
+        r"""Returns a cut-off if it is usable.
 
         Raises:
             InputError: If it is outside [0, 1), or 0 where :math:`\sigma(0) = 0` (the score is
                 infinite there).
         """
-        if not isinstance(eps, int | float) or not 0 <= eps < 1:
-            raise InputError(
-                f"eps={eps} is outside [0, 1); the default here is one of {self.cutoffs}."
-            )
-        if eps == 0 and float(self.sigma(torch.zeros((), dtype=torch.float64))) == 0:
+        eps = super().check_eps(eps)
+        if eps == 0 and _number(self.sigma, 0.0) == 0:
             raise InputError(
                 f"eps=0 cannot be used with {self}: its noise vanishes at t = 0 and the score is "
                 f"infinite there; give a small positive eps, such as {self.cutoffs.training}."
             )
-        return float(eps)
+        return eps
 
 
-def as_time(t: Tensor | float) -> Tensor:
-    """Turns a number into a float64 tensor; a tensor of floats passes as it is."""
-    if isinstance(t, Tensor) and t.is_floating_point():
-        return t
-    return torch.as_tensor(t, dtype=torch.float64)
+@torch.no_grad()
+def _number(coefficient: Callable[[Tensor], Tensor], t: float) -> float:
+    return float(coefficient(torch.tensor(t, dtype=torch.float64)))

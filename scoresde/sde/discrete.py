@@ -37,7 +37,8 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.sde.base import SDE, Cutoffs, as_time
+from scoresde.sde.base import SDE
+from scoresde.sde.interpolant import Cutoffs, as_time
 
 
 class Betas(ABC):

@@ -11,6 +11,7 @@ from scoresde.errors import SolverError
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
 Callback = Callable[[Tensor, State], None]
+Constraint = Callable[[Tensor, State, int], State]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Problem:
             where no such field is known, and the batch keeps its size.
         callback: Called with times, ``()`` or ``(B,)``, and the state before the first step and as
             the solution proceeds.
+        constrain: Returns what takes the place of a state at times, ``(B,)``, given the number of
+            the attempted step. Then accepted examples alone are constrained, the batch keeps its
+            size, and no evaluation of the field is used twice.
         describe: Puts a time, ``()``, into words for an error.
     """
 
@@ -35,6 +39,7 @@ class Problem:
     end: float
     take: Callable[[Tensor], Field] | None = None
     callback: Callback | None = None
+    constrain: Constraint | None = None
     describe: Callable[[Tensor], str] = lambda t: f"t = {float(t):.6g}"
 
 

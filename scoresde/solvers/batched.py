@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from scoresde.passes import owned_by
 from scoresde.solvers.base import Control, Field, Problem, Solution, State, failure
 
 RUNNING, DONE, UNDERFLOW, NOT_FINITE = range(4)
@@ -63,7 +64,8 @@ class BatchedSolve(ABC):
 
     def __init__(self, problem: Problem, control: Control, pack: bool) -> None:
         self.problem, self.control = problem, control
-        self.pack = pack and problem.take is not None
+        self.pack = pack and problem.take is not None and problem.constrain is None
+        self.attempts = 0
         self.layout = Layout(problem.state)
         self.field: Field = problem.field
         self.y = self.layout.pack(problem.state)
@@ -93,6 +95,7 @@ class BatchedSolve(ABC):
             self.begin()
             for i in range(self.control.max_steps):
                 self.step()
+                self.attempts += 1
                 self._tell()
                 if self._looks(i) and self._finish():
                     break
@@ -101,12 +104,27 @@ class BatchedSolve(ABC):
 
     # --- What a step is made of ---
 
-    def slope(self, t: Tensor, y: Tensor) -> Tensor:
-        """Returns the field at times and packed states, packed, and counts the evaluation."""
+    def slope(self, t: Tensor, y: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Returns the field at times and packed states, packed.
+
+        The evaluation counts for the running examples, or for those of them that are ``wanted``,
+        bool ``(B,)``; the other rows belong to nobody.
+        """
         low, high = sorted((self.problem.start, self.problem.end))
-        slope = self.field(t.clamp(low, high), self.layout.unpack(y))
-        self.count += self.status == RUNNING
+        running = self.status == RUNNING if wanted is None else wanted
+        with owned_by(torch.where(running, self.rows, -1)):
+            slope = self.field(t.clamp(low, high), self.layout.unpack(y))
+        self.count += running
         return self.layout.pack(slope)
+
+    def constrain(self, accepted: Tensor) -> Tensor:
+        """Constrains accepted examples; returns which of them need a new slope."""
+        fresh = accepted & (self.status == RUNNING)
+        if self.problem.constrain is None:
+            return fresh
+        state = self.problem.constrain(self.t, self.layout.unpack(self.y), self.attempts)
+        self.y = torch.where(accepted[:, None], self.layout.pack(state), self.y)
+        return fresh
 
     def stride(self) -> tuple[Tensor, Tensor]:
         """Returns the step sizes to try, zero for those at rest, and which are the last."""

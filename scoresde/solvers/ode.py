@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.solvers.base import Callback, Control, Field, Method, Problem, Solution, State
+from scoresde.solvers.base import (
+    Callback,
+    Constraint,
+    Control,
+    Field,
+    Method,
+    Problem,
+    Solution,
+    State,
+)
 from scoresde.solvers.runge_kutta import BogackiShampine, DormandPrince, RungeKutta, Tsitouras
 from scoresde.solvers.shared_step import TorchDiffEq
 
@@ -66,6 +75,7 @@ class AdaptiveODE:
         *,
         take: Callable[[Tensor], Field] | None = None,
         record: bool = False,
+        constrain: Constraint | None = None,
         describe: Callable[[Tensor], str] | None = None,
     ) -> Solution:
         """Integrates a state.
@@ -80,13 +90,14 @@ class AdaptiveODE:
             take: Returns the field of some examples alone, given their indices: then the others
                 stop costing when they have ended. ``None`` keeps the batch whole.
             record: Whether to keep the times of all steps.
+            constrain: As in :class:`~scoresde.solvers.base.Problem`.
             describe: Puts a time, ``()``, into words for an error.
 
         Raises:
             SolverError: If ``strict`` and the step size underflows, the field is not finite, or
                 there are too many steps; it names the example and the time.
         """
-        problem = Problem(field, state, float(start), float(end), take, callback)
+        problem = Problem(field, state, float(start), float(end), take, callback, constrain)
         if describe is not None:
             problem = replace(problem, describe=describe)
         control = Control(self.rtol, self.atol, self.max_steps, self.strict, record)

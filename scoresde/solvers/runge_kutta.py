@@ -34,6 +34,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from scoresde.passes import owned_by
 from scoresde.solvers.base import Control, Field, Method, Problem, Solution, State
 from scoresde.solvers.batched import NOT_FINITE, RUNNING, BatchedSolve, Layout
 
@@ -97,13 +98,15 @@ class RungeKutta(Method):
     def step(self, field: Field, state: State, start: Tensor, end: Tensor) -> State:
         """Takes one step from times ``start`` to ``end``, float64 with shape ``(B,)``."""
         layout = Layout(state)
-        h, slopes = end - start, [layout.pack(field(start, state))]
-        y = layout.pack(state)
-        at = y
-        for node, row in zip(self.nodes, self.matrix, strict=True):
-            at = _advance(y, h, row, slopes)
-            if len(slopes) < len(self.matrix):
-                slopes.append(layout.pack(field(start + node * h, layout.unpack(at))))
+        h, y = end - start, layout.pack(state)
+        # A step of zero is one of an example that has reached its end: its passes are nobody's.
+        rows = torch.where(h != 0, torch.arange(len(h), device=h.device), -1)
+        with owned_by(rows):
+            at, slopes = y, [layout.pack(field(start, state))]
+            for node, row in zip(self.nodes, self.matrix, strict=True):
+                at = _advance(y, h, row, slopes)
+                if len(slopes) < len(self.matrix):
+                    slopes.append(layout.pack(field(start + node * h, layout.unpack(at))))
         return layout.unpack(at)
 
 
@@ -231,6 +234,10 @@ class _Steps(BatchedSolve):
         keep = accepted[:, None]
         self.y, self.first = torch.where(keep, y, self.y), torch.where(keep, slope, self.first)
         self.move(accepted, last, h)
+        fresh = self.constrain(accepted)
+        if self.problem.constrain is not None:
+            slope = self.slope(self.t, self.y, fresh)
+            self.first = torch.where(fresh[:, None], slope, self.first)
 
     def _resize(self, accepted: Tensor, h: Tensor, ratio: Tensor) -> None:
         factor = _SAFETY * ratio.clamp(min=1e-10) ** (-1 / self.method.order)

@@ -46,6 +46,11 @@ class TorchDiffEq(Method):
                 f"{self} does not keep its steps, which a differentiable solution needs; use "
                 "method='dopri5'."
             )
+        if problem.constrain is not None:
+            raise InputError(
+                f"method must have steps for each example to take a constraint, got {self}; use "
+                "method='dopri5'."
+            )
         state, size, device = problem.state, len(problem.state[0]), problem.state[0].device
         system = _System(problem)
         if problem.start != problem.end:

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.solvers.base import Callback, Control, Problem, Solution, State
+from scoresde.solvers.base import Callback, Constraint, Control, Problem, Solution, State
 from scoresde.solvers.batched import RUNNING, BatchedSolve
 from scoresde.solvers.brownian import BrownianPath
 from scoresde.streams import Streams
@@ -97,6 +97,7 @@ class StochasticHeun:
         *,
         take: Callable[[Tensor], Drift] | None = None,
         callback: Callback | None = None,
+        constrain: Constraint | None = None,
         describe: Callable[[Tensor], str] | None = None,
     ) -> Solution:
         """Integrates states ``(B, *)`` from time 0 to ``end``, at most 1.
@@ -110,6 +111,7 @@ class StochasticHeun:
             take: Returns the drift of some examples alone, given their indices; ``None`` keeps
                 the batch whole.
             callback: Called with times and a state of one array as the solution proceeds.
+            constrain: As in :class:`~scoresde.solvers.base.Problem`.
             describe: Puts a time, ``()``, into words for an error.
 
         Raises:
@@ -121,7 +123,7 @@ class StochasticHeun:
             return lambda t, state: (drift(t, state[0]),)
 
         some = None if take is None else (lambda rows: one(take(rows)))
-        problem = Problem(one(drift), (x,), 0.0, float(end), some, callback)
+        problem = Problem(one(drift), (x,), 0.0, float(end), some, callback, constrain)
         if describe is not None:
             problem = replace(problem, describe=describe)
         control = Control(self.rtol, self.atol, self.max_steps)
@@ -180,6 +182,7 @@ class _Steps(BatchedSolve):
         self.proposed = torch.where(keep, euler, self.proposed)
         self.w = torch.where(keep, w, self.w)
         self.move(accepted, last, h)
+        self.constrain(accepted)
         factor = self.method.safety * ratio.clamp(min=1e-10) ** -self.method.power
         self.h = _notch(self.h * factor.nan_to_num(_SHRINK).clamp(_SHRINK, _GROW))
         self.check(ratio, 0.5**self.path.depth)

@@ -1,0 +1,152 @@
+"""The base class of losses, and the times and the noise that they draw."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.model import Model, check_model
+from scoresde.sde import as_time
+from scoresde.shapes import check_batch
+from scoresde.streams import Purpose, Streams
+from scoresde.times import Times
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What a loss returns.
+
+    Arguments:
+        value: The loss of each example, ``(B,)``.
+        parts: The named parts that it consists of, or that describe it, each ``(B,)``; they are
+            recorded.
+    """
+
+    value: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(ABC):
+    """Base class for losses: subclasses implement :meth:`terms`.
+
+    A loss is a value: it holds no model and no data.
+    """
+
+    @abstractmethod
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> LossTerms:
+        """Returns the loss of each example, and its named parts.
+
+        Arguments:
+            model: The model.
+            x: Clean data in model units, with shape ``(B, *)``.
+            t: Times, with shape ``()`` or ``(B,)``; None draws them.
+            noise: Standard normal noise, with shape ``(B, *)``; None draws it.
+            seed: Seed of the random streams of what is drawn. If None, a new one is drawn.
+            seeds: The index of each example's stream; ``range(B)`` by default.
+            part: Which of the ``seeds`` are those of ``x``, if it is a part of a larger batch
+                whose times are drawn together.
+            **cond: Conditions for the model, each with shape ``(B, *)``.
+        """
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> Tensor:
+        """Returns the loss of each example, ``(B,)``; arguments as for :meth:`terms`."""
+        return self.terms(model, x, t, noise, seed=seed, seeds=seeds, part=part, **cond).value
+
+    def check(self, model: Model) -> None:
+        """Checks that the loss can be computed for a model.
+
+        Raises:
+            InputError: If not.
+        """
+        check_model(model, Model)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Times and noise for a batch.
+
+    Arguments:
+        t: The times, ``()`` or ``(B,)``.
+        noise: Standard normal noise, with the shape of the batch.
+        weight: What corrects for the density of drawn times, ``(B,)``; 1 for given ones.
+    """
+
+    t: Tensor
+    noise: Tensor
+    weight: Tensor | float
+
+
+def draw(
+    process: Any,
+    x: Tensor,
+    t: Tensor | None,
+    noise: Tensor | None,
+    *,
+    times: Times,
+    eps: float,
+    seed: int | None,
+    seeds: Iterable[int] | None,
+    part: slice | None,
+) -> Draw:
+    """Draws the times and the noise that are not given.
+
+    Arguments:
+        process: The process whose times they are.
+        x: Clean data, with shape ``(B, *)``.
+        t: Times that are given, or None.
+        noise: Noise that is given, or None.
+        times: The density of drawn times.
+        eps: The smallest time.
+        seed: As in :meth:`Loss.terms`.
+        seeds: As in :meth:`Loss.terms`.
+        part: As in :meth:`Loss.terms`.
+
+    Raises:
+        InputError: If a given time is outside [0, 1], or shapes do not fit.
+    """
+    check_batch(x)
+    here = slice(None) if part is None else part
+    weight: Tensor | float = 1.0
+    if t is not None and not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
+        raise InputError("A time is outside [0, 1]; t is a fraction and no step number.")
+    if t is None or noise is None:
+        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
+    if t is None:
+        with torch.no_grad():  # times are constants, also those that a learned schedule draws
+            u = times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))[here]
+            t = times.quantile(u, process, eps)
+            weight = times.weight(t, process, eps)
+    if noise is None:
+        noise = streams[here].normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
+    if noise.shape != x.shape:
+        raise InputError(
+            f"The noise has shape {tuple(noise.shape)} and the data {tuple(x.shape)}; they must "
+            "agree."
+        )
+    return Draw(as_time(t), noise, weight)

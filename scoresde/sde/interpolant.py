@@ -1,0 +1,153 @@
+r"""What every process is: an example turned into something else along :math:`t \in [0, 1]`.
+
+.. math:: x_t = \alpha(t) \, x_0 + \sigma(t) \, x_1 + \gamma(t) \, z, \qquad z \sim N(0, I)
+
+with :math:`x_0` an example of the data. Where :math:`x_1` is Gaussian noise and :math:`\gamma = 0`
+the process is an :class:`~scoresde.sde.SDE`; where it is another example, a *bridge*.
+
+References:
+    Albergo, Boffi and Vanden-Eijnden, *Stochastic interpolants*, 2023,
+    https://arxiv.org/abs/2303.08797 (definition 2.1).
+"""
+
+import functools
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import InputError
+from scoresde.shapes import expand
+
+Coefficient = Callable[[Any, Tensor], Tensor]
+# The functions of time that a schedule's author may write.
+_COEFFICIENTS = ("alpha", "sigma", "gamma", "alpha_dot", "sigma_dot", "f", "g", "log_snr", "time")
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    r"""Where to stop before :math:`t = 0`, for each use on its own.
+
+    The three uses differ: the sampling cut-off :math:`10^{-3}` of VP, kept for its images, would
+    cost 0.42 bits/dim in a likelihood.
+
+    Arguments:
+        training: The smallest time that a loss draws, in [0, 1).
+        sampling: Where a sampler stops, in [0, 1).
+        likelihood: Where the likelihood starts, in [0, 1).
+    """
+
+    training: float = 1e-5
+    sampling: float = 1e-3
+    likelihood: float = 1e-5
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """Turns a number into a float64 tensor; a tensor of floats passes as it is."""
+    if isinstance(t, Tensor) and t.is_floating_point():
+        return t
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Differentiates a function of time at every element of ``t``."""
+    return torch.func.grad(lambda s: function(s).sum())(t)
+
+
+class Interpolant(ABC):
+    r"""Base class for processes: define :math:`\alpha` and :math:`\sigma`.
+
+    The functions of time take a tensor of any shape and return one of the same shape, data type
+    and device (a plain number counts as float64), and have no branch that depends on data.
+
+    **Schedules with weights.** A learned schedule is a class that is a ``torch.nn.Module`` as
+    well. Its author writes for the data type and device of its weights alone: whatever times
+    arrive, of float64 grids or made on the host, are brought to those of the weights, and the
+    coefficients back to those of the times.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, nn.Module):
+            for name in _COEFFICIENTS:
+                if name in cls.__dict__:
+                    setattr(cls, name, _in_type_of_weights(cls.__dict__[name]))
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        """Where to stop before t = 0, for each use."""
+        return Cutoffs()
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Returns the scale :math:`\alpha(t)` of the example."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Returns the scale :math:`\sigma(t)` of the other end, non-negative."""
+
+    def gamma(self, t: Tensor) -> Tensor:
+        r"""Returns the standard deviation :math:`\gamma(t)` of the noise between: 0 here."""
+        return torch.zeros_like(as_time(t))
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        r"""Returns the derivative :math:`\alpha'(t)`."""
+        return derivative(self.alpha, as_time(t))
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        r"""Returns the derivative :math:`\sigma'(t)`."""
+        return derivative(self.sigma, as_time(t))
+
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        r"""Returns :math:`\alpha x_0 + \sigma x_1 + \gamma z`.
+
+        Arguments:
+            x0: Examples, with shape ``(B, *)``.
+            x1: The other ends, with that shape.
+            t: Times in [0, 1], with shape ``()`` or ``(B,)``.
+            z: Standard normal noise, with the shape of ``x0``; None where gamma is 0.
+        """
+        t = as_time(t)
+        between = expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * x1
+        return between if z is None else between + expand(self.gamma(t), x0) * z
+
+    @abstractmethod
+    def start(self, noise: Tensor, temperature: float = 1.0, **cond: Tensor) -> Tensor:
+        """Returns states at t = 1, from which samplers start.
+
+        Arguments:
+            noise: Standard normal noise, with shape ``(B, *)``.
+            temperature: The factor of all noise, positive.
+            **cond: Conditions, each with shape ``(B, *)``.
+        """
+
+    def check_eps(self, eps: float) -> float:
+        """Returns a cut-off if it is usable.
+
+        Raises:
+            InputError: If it is outside [0, 1).
+        """
+        if not isinstance(eps, int | float) or not 0 <= eps < 1:
+            raise InputError(
+                f"eps={eps} is outside [0, 1); the default here is one of {self.cutoffs}."
+            )
+        return float(eps)
+
+
+def _in_type_of_weights(coefficient: Coefficient) -> Coefficient:
+    """Has a function of time of a module compute in the type and on the device of its weights."""
+
+    @functools.wraps(coefficient)
+    def converted(self: nn.Module, t: Tensor) -> Tensor:
+        t = as_time(t)
+        weights = itertools.chain(self.parameters(), self.buffers())
+        weight = next((w for w in weights if w.is_floating_point()), None)
+        if weight is None or (weight.dtype, weight.device) == (t.dtype, t.device):
+            return coefficient(self, t)
+        return coefficient(self, t.to(weight.device, weight.dtype)).to(t.device, t.dtype)
+
+    return converted
