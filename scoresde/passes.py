@@ -33,39 +33,69 @@ class Passes:
     """
 
     def __init__(self, batch: int, device: torch.device | str | None = None) -> None:
-        self.network = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.products = torch.zeros_like(self.network)
-        self.owners: Tensor | None = None  # of the rows at present; None: row i is example i
+        self._counts = torch.zeros(2, batch, dtype=torch.int64, device=device)
+        self._owners: Tensor | None = None  # of the rows at present; None: row i is example i
+        # Evaluations of the present rows that are not yet among the counts: plain numbers, since
+        # a model may run inside of a transform that forbids writing into tensors.
+        self._pending = [0, 0]
 
-    def add(self, counts: Tensor, rows: int, times: int) -> None:
+    @property
+    def network(self) -> Tensor:
+        """The passes of a network or an exact model, int64 ``(B,)``."""
+        self._settle()
+        return self._counts[0].clone()
+
+    @property
+    def products(self) -> Tensor:
+        """The products with a transposed Jacobian, int64 ``(B,)``."""
+        self._settle()
+        return self._counts[1].clone()
+
+    def add(self, kind: int, rows: int, times: int) -> None:
         """Adds to the counts of the examples that the rows belong to.
 
         Raises:
             InputError: If there are other rows than anybody has said.
         """
-        size = len(counts) if self.owners is None else len(self.owners)
+        size = self._counts.shape[1] if self._owners is None else len(self._owners)
         if rows % size:
             raise InputError(
                 f"A model ran on {rows} rows of a batch of {size}; say whose rows they are with "
                 "scoresde.passes.owned_by."
             )
-        if self.owners is None:
-            counts += times * (rows // size)  # a repeated batch belongs to the same examples
-            return
-        owners = self.owners.repeat(rows // size)
-        counts.index_add_(0, owners.clamp(min=0), times * (owners >= 0))
+        self._pending[kind] += times * (rows // size)  # rows repeated as a whole have one owner
+
+    def exchange(self, owners: Tensor | None) -> Tensor | None:
+        """Sets the owners of the rows that follow; returns those of the rows before."""
+        self._settle()
+        before, self._owners = self._owners, owners
+        return before
+
+    def within(self, rows: Tensor) -> Tensor:
+        """Returns the owners of some of the present rows."""
+        if self._owners is None:
+            return rows
+        return torch.where(rows >= 0, self._owners[rows.clamp(min=0)], rows)
+
+    def _settle(self) -> None:
+        for counts, pending in zip(self._counts, self._pending, strict=True):
+            if pending and self._owners is None:
+                counts += pending
+            elif pending and self._owners is not None:
+                counts.index_add_(0, self._owners.clamp(min=0), pending * (self._owners >= 0))
+        self._pending = [0, 0]
 
 
+_NETWORK, _PRODUCTS = range(2)
 _passes: ContextVar[Passes | None] = ContextVar("passes", default=None)
 
 
 @contextmanager
 def counting(batch: int, device: torch.device | str | None = None) -> Iterator[Passes]:
     """Counts the evaluations of a batch of examples for as long as it is entered."""
-    token = _passes.set(Passes(batch, device))
+    passes = Passes(batch, device)
+    token = _passes.set(passes)
     try:
-        passes = _passes.get()
-        assert passes is not None
         yield passes
     finally:
         _passes.reset(token)
@@ -82,25 +112,22 @@ def owned_by(rows: Tensor) -> Iterator[None]:
     if passes is None:
         yield
         return
-    before = passes.owners
-    if before is not None:
-        rows = torch.where(rows >= 0, before[rows.clamp(min=0)], rows)
-    passes.owners = rows
+    before = passes.exchange(passes.within(rows))
     try:
         yield
     finally:
-        passes.owners = before
+        passes.exchange(before)
 
 
 def count_pass(rows: int) -> None:
     """Counts one evaluation of a network or an exact model on a number of rows."""
     passes = _passes.get()
     if passes is not None:
-        passes.add(passes.network, rows, 1)
+        passes.add(_NETWORK, rows, 1)
 
 
 def count_products(rows: int, times: int = 1) -> None:
     """Counts products of each row with a transposed Jacobian."""
     passes = _passes.get()
     if passes is not None:
-        passes.add(passes.products, rows, times)
+        passes.add(_PRODUCTS, rows, times)
