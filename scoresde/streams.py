@@ -53,6 +53,7 @@ class Purpose(IntEnum):
     CUTOFF = 12
     BROWNIAN = 13
     CONSTRAINT = 14
+    FIRST_STEP = 15
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -51,8 +51,10 @@ class ChangedData(ScoreFunction):
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         t = as_time(t)
-        noise = self.model.noise(x, t, **cond)
         alpha, sigma = (expand(part, x) for part in (self.sde.alpha(t), self.sde.sigma(t)))
+        if self.sde.zero_snr:
+            return (x - alpha * self.denoise(x, t, **cond)) / sigma
+        noise = self.model.noise(x, t, **cond)
         data = (x - sigma * noise) / alpha
         return noise + alpha / sigma * (data - self.change(data))
 

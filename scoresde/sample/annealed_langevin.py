@@ -9,7 +9,7 @@ from scoresde.model import Conditioned
 from scoresde.sample.base import GridSampler, Noise, ProgressReporter
 from scoresde.sample.correctors import AnnealedLangevin, Corrector
 from scoresde.sample.plan import Node
-from scoresde.sample.predictors import Interval
+from scoresde.sample.predictors import Interval, leave_zero_snr
 from scoresde.streams import Purpose
 from scoresde.times import Grid, LogSNRGrid
 
@@ -69,7 +69,9 @@ class AnnealedLangevinDynamics(GridSampler):
     ) -> Tensor:
         before, count = 1.0, int(self.langevin.steps)
         for i, node in enumerate(Node.of(field.sde, times)):
-            if i > 0:
+            if i > 0 and before == 0:
+                x = leave_zero_snr(field, x, float(node.t), noise)
+            elif i > 0:
                 x = node.alpha / before * x
             before = node.alpha
             level = Interval(node.t, 0.0, 1.0, 0.0, node.sigma, node.sigma)

@@ -42,13 +42,17 @@ class DDIM(PlannedSampler):
             raise InputError(f"eta={self.eta} is outside [0, 1]; 0 is deterministic.")
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
-        return [Stage(a, b, self._row(a, b)) for a, b in pairwise(nodes)]
+        return [Stage(a, b, self._row(sde, a, b)) for a, b in pairwise(nodes)]
 
-    def _row(self, a: Node, b: Node) -> LinearUpdate:
+    def _row(self, sde: SDE, a: Node, b: Node) -> LinearUpdate:
         fresh = self.eta**2 * -math.expm1(-2 * (b.ell - a.ell))
         kept = b.sigma * math.sqrt(1 - fresh)
-        scale = b.alpha / a.alpha  # the data are (x - sigma noise) / alpha
-        row = LinearUpdate(scale, (kept - scale * a.sigma,))
+        if sde.zero_snr:  # the noise is (x - alpha data) / sigma
+            share = kept / a.sigma
+            row = LinearUpdate(share, (b.alpha - share * a.alpha,))
+        else:
+            scale = b.alpha / a.alpha  # the data are (x - sigma noise) / alpha
+            row = LinearUpdate(scale, (kept - scale * a.sigma,))
         return row.then(1.0, b.sigma * math.sqrt(fresh))
 
     @property
@@ -85,5 +89,9 @@ class Euler(PlannedSampler):
 
 
 def _euler(sde: SDE, a: Node, b: Node) -> LinearUpdate:
+    if sde.zero_snr:
+        h, signal, noise = (float(v) for v in (a.t - b.t, sde.alpha_dot(a.t), sde.sigma_dot(a.t)))
+        share = noise / a.sigma
+        return LinearUpdate(1 - h * share, (-h * (signal - share * a.alpha),))
     h, f, g = float(a.t - b.t), float(sde.f(a.t)), float(sde.g(a.t))
     return LinearUpdate(1 - h * f, (-0.5 * h * g**2 / a.sigma,))

@@ -38,7 +38,8 @@ class EulerMaruyama(PlannedSampler):
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         predictor = EulerMaruyamaPredictor()
         return [
-            Stage(a, b, predictor.row(sde, Interval.of(sde, a.t, b.t))) for a, b in pairwise(nodes)
+            Stage(a, b, predictor.update(sde, Interval.of(sde, a.t, b.t)))
+            for a, b in pairwise(nodes)
         ]
 
     @property

@@ -26,6 +26,14 @@ The same holds for the reverse SDEs of any noise scale :math:`\tau`, which share
 *Check:* for :math:`D` constant the integral is :math:`\alpha_s (1 - e^{-\kappa h}) D`, and for
 :math:`\tau = 1` this is the posterior :math:`q(x_s \mid x_t, x_0 = D)`.
 
+**Zero SNR at t = 1.** The first form has no start there. The second one has: with :math:`r =
+\alpha / \sigma` it reads :math:`x_s / \sigma_s = x_t / \sigma_t + \int_{r_t}^{r_s} D \, dr`, from
+r = 0 on. So every method integrates the denoised estimate there, in the bounded variable b of
+:class:`~scoresde.sde.SDE` instead of the log-SNR; held over a step, that is
+
+.. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t
+          + \Big( \alpha_s - \alpha_t \frac{\sigma_s}{\sigma_t} \Big) D .
+
 What is left is :math:`\hat z` or :math:`D` along the way, and every method replaces it by the
 polynomial through some values of it, in :math:`\ell`, in :math:`t` or in :math:`\tilde\sigma`. The
 integral of the polynomial is done to rounding by Gauss-Legendre quadrature in :math:`\ell`, which
@@ -66,10 +74,10 @@ class Variable(ABC):
 
 @dataclass(frozen=True)
 class HalfLogSNR(Variable):
-    r"""Half the log-SNR, :math:`\ell`."""
+    r"""Half the log-SNR, :math:`\ell`; the bounded variable b where the SNR is zero at t = 1."""
 
     def __call__(self, sde: SDE, ell: Array) -> Array:
-        return ell
+        return 2 * np.arcsinh(np.exp(ell)) if sde.zero_snr else ell
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,33 @@ class Integral(ABC):
     def variable(self) -> Variable:
         """The variable of the polynomial."""
 
+    def on(self, sde: SDE) -> "Integral":
+        """Returns the integral that is finite for a process."""
+        return self
+
     def weights(self, sde: SDE, a: Node, b: Node, points: Sequence[Node]) -> list[float]:
         """Returns the weights of the outputs at ``points`` in the integral from ``a`` to ``b``."""
-        half = 0.5 * (b.ell - a.ell)
-        ell = a.ell + half * (1 + _POINTS)
+        ell, measure = _quadrature(sde, a, b)
         known = self.variable(sde, np.array([point.ell for point in points]))
         basis = lagrange(self.variable(sde, ell), known)
-        return (basis @ (half * _WEIGHTS * self.kernel(ell, b))).tolist()
+        return (basis @ (measure * self.kernel(ell, b))).tolist()
+
+
+def _quadrature(sde: SDE, a: Node, b: Node) -> tuple[Array, Array]:
+    r"""Returns places and weights of an integral over half the log-SNR from ``a`` to ``b``.
+
+    Where the SNR is zero at t = 1 it is taken in b, by :math:`d\ell = \tfrac12 \coth(b/2) \, db`,
+    and from b = 0 on in :math:`b^{1/4}`, since kernels begin like a power of b there.
+    """
+    if not sde.zero_snr:
+        half = 0.5 * (b.ell - a.ell)
+        return a.ell + half * (1 + _POINTS), half * _WEIGHTS
+    power = 4 if a.place == 0 else 1
+    first, last = a.place ** (1 / power), b.place ** (1 / power)
+    half = 0.5 * (last - first)
+    root = first + half * (1 + _POINTS)
+    place, measure = root**power, half * _WEIGHTS * power * root ** (power - 1)
+    return np.log(np.sinh(0.5 * place)), measure * 0.5 / np.tanh(0.5 * place)
 
 
 def lagrange(x: Array, points: Array) -> Array:
@@ -136,6 +164,10 @@ class NoiseIntegral(Integral):
     """
 
     by: Variable
+
+    def on(self, sde: SDE) -> Integral:
+        """The integral over the denoised estimate where the noise has no limit in these terms."""
+        return DataIntegral() if sde.zero_snr else self
 
     @property
     def variable(self) -> Variable:
@@ -169,7 +201,8 @@ class DataIntegral(Integral):
         return field.denoise(x, t)
 
     def scale(self, a: Node, b: Node) -> float:
-        return b.sigma / a.sigma * math.exp(-(self.tau**2) * (b.ell - a.ell))
+        kept = math.exp(-(self.tau**2) * (b.ell - a.ell)) if self.tau else 1.0
+        return b.sigma / a.sigma * kept
 
     def kernel(self, ell: Array, b: Node) -> Array:
         kappa = 1 + self.tau**2
@@ -177,6 +210,8 @@ class DataIntegral(Integral):
 
     def noise(self, a: Node, b: Node) -> float:
         """Returns the standard deviation of the noise on the way from ``a`` to ``b``."""
+        if self.tau == 0:
+            return 0.0
         return b.sigma * math.sqrt(-math.expm1(-2 * self.tau**2 * (b.ell - a.ell)))
 
 
@@ -190,7 +225,7 @@ class Planner:
 
     def __init__(self, sde: SDE, integral: Integral) -> None:
         self.sde = sde
-        self.integral = integral
+        self.integral = integral.on(sde)
         self.stages: list[Stage] = []
         self.evaluated: list[Node] = []
 
@@ -237,7 +272,7 @@ class Planner:
         and :math:`q`: since :math:`\int_0^h u (u - \tfrac23 h) \, du = 0`, the line errs by
         :math:`O(h^4)` under the integral (Radau's rule).
         """
-        inner = [a.ell + (b.ell - a.ell) * i / order for i in range(1, order)]
+        inner = [a.place + (b.place - a.place) * i / order for i in range(1, order)]
         nodes = [a, *Node.at(self.sde, inner)] if inner else [a]
         for i, at in enumerate(nodes):
             self.evaluate(at)

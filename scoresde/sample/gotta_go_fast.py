@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scoresde.model import Conditioned
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
+from scoresde.sample.predictors import leave_zero_snr
 from scoresde.solvers import StochasticHeun
 from scoresde.solvers.base import State
 
@@ -57,8 +58,13 @@ class GottaGoFast(Sampler):
     def _run(
         self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
+        first = 1.0
+        if field.sde.zero_snr:  # where the reverse SDE has no coefficients at t = 1
+            first = max(1 - self.first_step, eps)
+            x = leave_zero_snr(field, x, first, noise)
+
         def time(tau: Tensor) -> Tensor:
-            return (1 - tau).clamp(eps, 1)
+            return (first - tau).clamp(eps, first)
 
         def take(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
             some = field.take(rows)
@@ -71,7 +77,7 @@ class GottaGoFast(Sampler):
             lambda tau, x: -field.reverse_drift(x, time(tau)),
             lambda tau: noise.temperature * field.sde.g(time(tau)),
             x,
-            1 - eps,
+            first - eps,
             noise.streams,
             take=take,
             callback=lambda tau, state: report.tell(time(tau), state[0]),

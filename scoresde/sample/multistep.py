@@ -86,7 +86,7 @@ class Multistep(PlannedSampler):
         """The integral that the steps solve."""
 
     def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
-        return self.integral.evaluate(field, x, t)
+        return self.integral.on(field.sde).evaluate(field, x, t)
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner = Planner(sde, self.integral)
@@ -161,7 +161,7 @@ def data_weights(
     integral: DataIntegral, sde: SDE, end: Node, points: Sequence[Node], as_coded: bool
 ) -> list[float]:
     """Returns the weights of expected data at ``points``, the newest the start, up to ``end``."""
-    if len(points) == 1 or (len(points) == 3 and not as_coded):
+    if sde.zero_snr or len(points) == 1 or (len(points) == 3 and not as_coded):
         return integral.weights(sde, points[0], end, points)
     kappa = 1 + integral.tau**2
     ell = [kappa * point.ell for point in points]
@@ -276,7 +276,11 @@ class IPNDM(Multistep):
 
     def advance(self, planner: Planner, a: Node, b: Node, points: Sequence[Node]) -> None:
         planner.evaluate(a)
-        weights = [b.alpha * (b.ratio - a.ratio) * c for c in adams_bashforth(len(points))]
+        if planner.sde.zero_snr:  # of the denoised estimate, in alpha / sigma
+            length = b.sigma * (math.exp(b.ell) - math.exp(a.ell))
+        else:
+            length = b.alpha * (b.ratio - a.ratio)
+        weights = [length * c for c in adams_bashforth(len(points))]
         planner.stages.append(Stage(a, b, planner.weighted(a, b, points, weights)))
 
     @property
@@ -361,7 +365,7 @@ class UniPC(Multistep):
 
     def _weights(self, sde: SDE, a: Node, b: Node, points: Sequence[Node]) -> list[float]:
         """Returns the weights of outputs; two of them share B(h) / 2 as published."""
-        if len(points) != 2:
+        if sde.zero_snr or len(points) != 2:
             return self.integral.weights(sde, a, b, points)
         h = b.ell - a.ell
         exact = -math.expm1(-h)

@@ -36,27 +36,38 @@ class Node:
         t: The time, float64 ``()``.
         alpha: The signal's scale.
         sigma: The noise's standard deviation, positive.
-        ell: Half the log-SNR, :math:`\ell = \log (\alpha / \sigma)`, in which walks rise.
+        ell: Half the log-SNR, :math:`\ell = \log (\alpha / \sigma)`, which rises along a grid.
+        place: The variable in which polynomials are taken and steps divided: :math:`\ell`, or the
+            bounded variable b where the SNR is zero at t = 1 (see :class:`~scoresde.sde.SDE`).
     """
 
     t: Tensor
     alpha: float
     sigma: float
     ell: float
+    place: float
 
     @staticmethod
     def of(sde: SDE, times: Tensor) -> list["Node"]:
         """Returns the nodes at times, float64 ``(n,)``."""
         alpha, sigma = sde.alpha(times).tolist(), sde.sigma(times).tolist()
         ell = (0.5 * sde.log_snr(times)).tolist()
-        parts = zip(times.cpu().unbind(), alpha, sigma, ell, strict=True)
+        place = sde.bounded(times).tolist() if sde.zero_snr else ell
+        parts = zip(times.cpu().unbind(), alpha, sigma, ell, place, strict=True)
         return [Node(*part) for part in parts]
 
     @staticmethod
-    def at(sde: SDE, ell: Sequence[float]) -> list["Node"]:
+    def at(sde: SDE, places: Sequence[float]) -> list["Node"]:
+        """Returns the nodes at values of ``place``."""
+        values = torch.tensor(places, dtype=torch.float64)
+        times = sde.time_of_bounded(values) if sde.zero_snr else sde.time(2 * values)
+        return Node.of(sde, times.clamp(0, 1))
+
+    @staticmethod
+    def at_ell(sde: SDE, ell: Sequence[float]) -> list["Node"]:
         """Returns the nodes at values of half the log-SNR."""
-        times = sde.time(2 * torch.tensor(ell, dtype=torch.float64)).clamp(0, 1)
-        return Node.of(sde, times)
+        bounded = [2 * math.asinh(math.exp(value)) for value in ell] if sde.zero_snr else ell
+        return Node.at(sde, bounded)
 
     @property
     def ratio(self) -> float:
@@ -94,6 +105,16 @@ class LinearUpdate:
         row = LinearUpdate(factor * self.scale, *scaled)
         return replace(row, noises=(noise,)) if noise else row
 
+    def in_data(self, alpha: float, sigma: float) -> "LinearUpdate":
+        r"""Returns this update by one predicted noise as one by the denoised estimate.
+
+        With :math:`\hat z = (x - \alpha D) / \sigma` the coefficients stay finite towards zero
+        SNR, where those of x and of the noise cancel.
+        """
+        (weight,) = self.outputs
+        share = weight / sigma
+        return replace(self, scale=self.scale + share, outputs=(-share * alpha,))
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -126,8 +147,12 @@ class PlannedSampler(GridSampler):
         """Returns the stages along nodes, at least two."""
 
     def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the output of the model that the rows are for: the expected noise."""
-        return field.noise(x, t)
+        """Returns the output of the model that the updates are for.
+
+        It is the predicted noise; the denoised estimate where the SNR is zero at t = 1, since the
+        noise says nothing of the data there.
+        """
+        return field.denoise(x, t) if field.sde.zero_snr else field.noise(x, t)
 
     def integrate(
         self,

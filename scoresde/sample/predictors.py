@@ -13,12 +13,15 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Conditioned
+from scoresde.sample.base import Noise
 from scoresde.sample.plan import LinearUpdate
 from scoresde.sde import SDE
+from scoresde.streams import Purpose
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,32 @@ class Predictor(ABC):
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:
         """Returns the step's coefficients, of the state, the expected noise and the noise."""
 
+    def update(self, sde: SDE, step: Interval) -> LinearUpdate:
+        r"""Returns the step's update by the output that :meth:`PlannedSampler.evaluate` names.
+
+        From zero SNR the step is the posterior, :math:`x_s = \alpha_s D + \sigma_s z`, for every
+        predictor: nothing else has a limit there.
+        """
+        if not sde.zero_snr:
+            return self.row(sde, step)
+        if step.a == 0:
+            return LinearUpdate(0.0, (float(sde.alpha(step.t - step.h)),), (step.sigma_s,))
+        return self.row(sde, step).in_data(float(sde.alpha(step.t)), step.sigma_t)
+
     def __call__(self, field: Conditioned, x: Tensor, step: Interval, z: Tensor) -> Tensor:
         """Moves states ``(B, *)`` from ``t`` to ``s`` with the standard normal noise ``z``."""
-        return self.row(field.sde, step)(x, (field.noise(x, step.t),), (z,))
+        model = field.denoise if field.sde.zero_snr else field.noise
+        return self.update(field.sde, step)(x, (model(x, step.t),), (z,))
+
+
+def leave_zero_snr(field: Conditioned, x: Tensor, s: float, noise: Noise) -> Tensor:
+    r"""Returns states at the time s after t = 1, drawn by the posterior.
+
+    .. math:: x_s = \alpha_s D(x_1, 1) + \sigma_s z
+    """
+    one, time = torch.ones((), dtype=torch.float64), torch.tensor(s, dtype=torch.float64)
+    z = noise(x, Purpose.FIRST_STEP, 0)
+    return field.sde.perturb(field.denoise(x, one), time, z)
 
 
 @dataclass(frozen=True)

@@ -124,4 +124,4 @@ class Restart(Sampler):
 def _between(sde: SDE, high: float, low: Node, steps: int) -> list[Node]:
     """Returns nodes from a level to a node, which is left out, equal in the log-SNR."""
     first = -math.log(high)
-    return Node.at(sde, [first + (low.ell - first) * i / steps for i in range(steps)])
+    return Node.at_ell(sde, [first + (low.ell - first) * i / steps for i in range(steps)])

@@ -126,7 +126,7 @@ class Heun(PlannedSampler):
         if not (self.churn and self.churn_low <= node.ratio <= self.churn_high):
             return node
         gamma = min(self.churn / (len(nodes) - 1), math.sqrt(2) - 1)
-        return Node.at(sde, [max(node.ell - math.log1p(gamma), nodes[0].ell)])[0]
+        return Node.at_ell(sde, [max(node.ell - math.log1p(gamma), nodes[0].ell)])[0]
 
     @property
     def convergence(self) -> int:
@@ -199,7 +199,7 @@ class SEEDS(PlannedSampler):
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner, integral = Planner(sde, self.integral), self.integral
         for a, b in pairwise(nodes):
-            (m,) = Node.at(sde, [0.5 * (a.ell + b.ell)])
+            (m,) = Node.at(sde, [0.5 * (a.place + b.place)])
             first, second = integral.noise(a, m), integral.noise(m, b)
             planner.evaluate(a)
             planner.stages.append(Stage(a, m, planner.row(a, m, (a,), first), ends=False))

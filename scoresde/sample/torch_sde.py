@@ -1,12 +1,14 @@
 """The reverse SDE by torchsde's solvers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Conditioned
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler
+from scoresde.sample.predictors import leave_zero_snr
 from scoresde.solvers import Increments, Motion, SDESolver
 
 
@@ -55,12 +57,21 @@ class TorchSDE(Sampler):
     def _run(
         self, field: Conditioned, x: Tensor, eps: float, noise: Noise, report: ProgressReporter
     ) -> FinalState:
+        steps, first = self.steps, 1.0
+        if field.sde.zero_snr:  # where the reverse SDE has no coefficients at t = 1
+            steps, first = steps - 1, 1 - (1 - eps) / steps
+            x = leave_zero_snr(field, x, first, noise)
+            report.tell(torch.tensor(first, dtype=torch.float64), x)
+        if steps == 0:
+            return FinalState(x)
+
         def drift(tau: Tensor, x: Tensor) -> Tensor:
-            t = (1 - tau).clamp(eps, 1)
+            t = (first - tau).clamp(eps, first)
             report.tell(t, x)
             return -field.reverse_drift(x, t)
 
         def diffusion(tau: Tensor) -> Tensor:
-            return noise.temperature * field.sde.g((1 - tau).clamp(eps, 1))
+            return noise.temperature * field.sde.g((first - tau).clamp(eps, first))
 
-        return FinalState(self._solver()(drift, diffusion, x, 1 - eps, noise.streams))
+        solver = replace(self._solver(), steps=steps)
+        return FinalState(solver(drift, diffusion, x, first - eps, noise.streams))

@@ -64,13 +64,25 @@ class UniformTimes(Times):
 
 @dataclass(frozen=True)
 class ImportanceTimes(Times):
-    r"""Times with density proportional to :math:`g^2 / \sigma^2`: uniform in the log-SNR."""
+    r"""Times with density proportional to :math:`g^2 / \sigma^2`: uniform in the log-SNR.
+
+    Where the SNR is zero at t = 1, they are uniform in the bounded variable b instead (see
+    :class:`~scoresde.sde.SDE`).
+    """
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        if sde.zero_snr:
+            # Short of t = 1, where the weight of the noise's error is infinite and the error zero.
+            return sde.time_of_bounded(_bounded_at(sde, eps) * (1 - u)).clamp(eps, 1 - 1e-12)
         first, last = log_snr_range(sde, eps)
         return sde.time(first + u * (last - first)).clamp(eps, 1.0)
 
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        if sde.zero_snr:
+            alpha, sigma = sde.alpha(t), sde.sigma(t)
+            turn = alpha * sde.sigma_dot(t) - sigma * sde.alpha_dot(t)
+            rate = 2 * turn / (sigma * torch.sqrt(alpha**2 + sigma**2))  # -db/dt
+            return _bounded_at(sde, eps) / (1 - eps) / rate
         first, last = log_snr_range(sde, eps)
         return (first - last) / (1 - eps) * (sde.sigma(t) / sde.g(t)) ** 2
 
@@ -200,6 +212,12 @@ class FoldedTimes(LowDiscrepancy):
         return 1 - (2 * super().spread(u) - 1).abs()
 
 
+@torch.no_grad()
+def _bounded_at(sde: SDE, eps: float) -> float:
+    return float(sde.bounded(torch.tensor(eps, dtype=torch.float64)))
+
+
+@torch.no_grad()
 def log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
     """Returns the log-SNR at ``eps`` and at 1."""
     ends = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64))

@@ -46,12 +46,18 @@ class UniformGrid(Grid):
 
 @dataclass(frozen=True)
 class LogSNRGrid(Grid):
-    """Times equally spaced in the log-SNR; ``eps`` must leave some noise."""
+    """Times equally spaced in the log-SNR; ``eps`` must leave some noise.
+
+    Where the SNR is zero at t = 1, they are equally spaced in the bounded variable b instead (see
+    :class:`~scoresde.sde.SDE`).
+    """
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         first, last = log_snr_range(sde, eps)
         if math.isinf(first):
             raise InputError(f"eps={eps} leaves no noise with {sde}; give a positive eps.")
+        if sde.zero_snr:
+            return sde.time_of_bounded(u * float(sde.bounded(torch.tensor(eps).double())))
         return sde.time(last + u * (first - last))
 
 
@@ -79,6 +85,11 @@ class KarrasGrid(Grid):
             raise InputError(f"rho={self.rho} is not in [1, inf); the published value is 7.")
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        if sde.zero_snr:
+            raise InputError(
+                f"grid must be one of a finite range, got {self} for {sde}, whose noise level "
+                "sigma / alpha is infinite at t = 1; use LogSNRGrid()."
+            )
         low, high = (math.exp(-0.5 * snr / self.rho) for snr in log_snr_range(sde, eps))
         return sde.time(-2 * self.rho * torch.log(high + u * (low - high)))
 
