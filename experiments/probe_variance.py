@@ -35,7 +35,6 @@ from scoresde.divergence import (
     ExactTrace,
     Gaussian,
     Hutchinson,
-    HutchPlusPlus,
     Orthogonal,
     Products,
     Rademacher,
@@ -151,8 +150,6 @@ def estimators(budget: int, shape: tuple[int, ...]) -> Iterator[tuple[str, Trace
         cost = trace.products(torch.empty(1, 1, *shape))
         if 1 < cost <= budget and cost < math.prod(shape):
             yield f"colours, {spacing}", ColourProbing(spacing, budget // cost)
-    if 3 <= budget < 3 * math.prod(shape):
-        yield "Hutch++", HutchPlusPlus(budget)
 
 
 def measured(name: str, trace: Trace, paths: list[Course], repeats: int) -> dict:

@@ -16,10 +16,11 @@ the probes. With the symmetric part :math:`A = (J + J^T) / 2` its variance is
 - :class:`ColourProbing`: :math:`2 \sum_{i \ne j} A_{ij}^2` over pixels of one colour alone.
 
 Signs are the best that independent entries can do. Colours are far better where an entry depends
-mostly on its neighbours, as in an image. Hutch++ is better where the Jacobian has few large
-singular values, which those of score functions along a path have not: it is here for fields that
-do. Probes :math:`e` and :math:`-e` give the same product :math:`e^T J e`, so that there is nothing
-to gain from antithetic pairs, and no such option.
+mostly on its neighbours, as in an image. Hutch++ (Meyer et al. 2021), which is made for Jacobians
+of few large singular values, is not here: along the path of a score function its error was two to
+four times that of signs at equal cost (at 16 products 0.089 against 0.034 bits/dim on the digits).
+Probes :math:`e` and :math:`-e` give the same product :math:`e^T J e`, so that there is nothing to
+gain from antithetic pairs, and no such option.
 
 References:
     Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
@@ -44,10 +45,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.errors import InputError, check_count
 from scoresde.passes import count_products
+from scoresde.recipe import renamed
 from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
 
 Field = Callable[[Tensor], Tensor]
+
+__getattr__ = renamed(__name__)
 
 # Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are no quicker than
 # unit vectors one by one.
@@ -533,78 +537,3 @@ def _only(x: Tensor, index: tuple[int | slice, ...]) -> Tensor:
     part = torch.zeros_like(x)
     part[index] = x[index]
     return part
-
-
-@dataclass(frozen=True)
-class HutchPlusPlus(Trace):
-    r"""Hutch++: the trace on a random subspace exactly, and of the rest by probes.
-
-    With m random vectors S and :math:`Q` an orthonormal basis for the columns of :math:`J^T S`,
-
-    .. math:: \operatorname{tr} J = \operatorname{tr} Q^T J^T Q
-              + E\left[g^T (I - Q Q^T) J^T (I - Q Q^T) g\right].
-
-    The estimates are the first term plus each residual probe's second one. Given S they are
-    independent, so that their standard error is that of the residual. They depend on the span of
-    Q alone, hence are smooth along a path. A Jacobian of rank m or less is exact.
-
-    With ``create_graph`` Q counts as constant. Since the estimate is unbiased whatever Q is, its
-    gradient is an unbiased estimate of the divergence's, though not the gradient of the number
-    returned; and it stays finite where :math:`J^T S` is rank-deficient. Sets of several draws may
-    be joined.
-
-    Arguments:
-        count: The number of products, at least 3: a third of them (rounded down) for S, as many
-            for Q, the others for the residual.
-
-    Raises:
-        InputError: If ``count`` is no such number, or when called, if it is more than 3 D + 2.
-    """
-
-    count: int = 12
-
-    def __post_init__(self) -> None:
-        _set_count(self, "count", self.count, "give at least 3")
-        if self.count < 3:
-            raise InputError(f"count={self.count} is too small for Hutch++; give at least 3.")
-
-    @property
-    def _rank(self) -> int:
-        return self.count // 3
-
-    @property
-    def estimates(self) -> int:
-        return self.count - 2 * self._rank
-
-    def probes(self, streams: Streams, x: Tensor, draw: int = 0) -> Tensor:
-        dimension, vectors = x.shape[1:].numel(), self._rank + self.estimates
-        if self._rank > dimension:
-            raise InputError(
-                f"count={self.count} is more than data of {dimension} dimensions can use; give "
-                "ExactTrace()."
-            )
-        return Rademacher().sample(streams, x, range(draw * vectors, (draw + 1) * vectors))
-
-    def products(self, probes: Tensor) -> int:
-        return len(probes) // (self._rank + self.estimates) * self.count
-
-    def estimate(self, product: Products, probes: Tensor) -> Tensor:
-        sets = probes.split(self._rank + self.estimates)
-        return torch.cat([self._estimate(product, s) for s in sets], 1)
-
-    def _estimate(self, product: Products, probes: Tensor) -> Tensor:
-        sketch, others = probes.tensor_split([self._rank])
-        q = _orthonormal(torch.stack([product(s) for s in sketch]).detach())
-        inside = _sum_quadratics(product, q)[:, None]
-        residuals = [_quadratic(product, _project_out(g, q)) for g in others]
-        return inside + torch.stack(residuals, 1)
-
-    def standard_error(self, estimates: Tensor) -> Tensor:
-        return _sampled_error(estimates)
-
-
-def _project_out(g: Tensor, q: Tensor) -> Tensor:
-    """Removes from ``g`` ``(B or 1, *)`` what lies in the span of a basis ``(m, B, *)``."""
-    basis = q.flatten(2)
-    share = torch.einsum("mbd,bd->mb", basis, g.flatten(1).expand(basis.shape[1:]))
-    return g - torch.einsum("mb,mbd->bd", share, basis).reshape(q.shape[1:])

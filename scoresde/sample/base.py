@@ -148,6 +148,11 @@ class ProgressReporter:
         """Constrains the state of the last step once more, with the same noise."""
         return self.constrain(t, x, max(self.i - 1, 0))
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody hears of the steps."""
+        return self.progress or self.callback is not None
+
     def tell(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
         """Counts one step that reached time ``t``, and reports it."""
         self.i += 1

@@ -73,6 +73,9 @@ class GottaGoFast(Sampler):
         def constrain(tau: Tensor, state: State, i: int) -> State:
             return (report.constrain(time(tau), state[0], i),)
 
+        def tell(tau: Tensor, state: State) -> None:
+            report.tell(time(tau), state[0])
+
         solution = self._solver()(
             lambda tau, x: -field.reverse_drift(x, time(tau)),
             lambda tau: noise.temperature * field.sde.g(time(tau)),
@@ -80,8 +83,8 @@ class GottaGoFast(Sampler):
             first - eps,
             noise.streams,
             take=take,
-            callback=lambda tau, state: report.tell(time(tau), state[0]),
-            constrain=None if report.constraint is None else constrain,
+            callback=tell if report.watched else None,
+            constrain=constrain if report.constraint is not None else None,
             describe=lambda tau: f"t = {float(time(tau)):.6g}",
         )
         return FinalState(solution.state[0])

@@ -104,7 +104,7 @@ class ProbabilityFlow(Sampler):
             start,
             end,
             self._solver(),
-            lambda t, state: report.tell(t, state[0]),
+            (lambda t, state: report.tell(t, state[0])) if report.watched else None,
             None if report.constraint is None else constrain,
         )
 

@@ -146,8 +146,12 @@ class BatchedSolve(ABC):
     # --- The batch as a whole ---
 
     def _looks(self, i: int) -> bool:
-        """Whether the host looks at the batch now: always where looking is free."""
-        return self.y.device.type == "cpu" or i % _UNSEEN == _UNSEEN - 1
+        """Whether the host looks at the batch now: always where looking is free.
+
+        Always, too, if a callback is called: it must not hear of steps that no example takes.
+        """
+        told = self.problem.callback is not None
+        return told or self.y.device.type == "cpu" or i % _UNSEEN == _UNSEEN - 1
 
     def _finish(self) -> bool:
         """Whether no example runs any more; packs the batch if it pays."""
