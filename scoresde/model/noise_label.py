@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.sde import SDE, DiscreteVP
+from scoresde.sde import SDE, Chain
 
 
 class NoiseLabel(ABC):
@@ -49,7 +49,7 @@ class ChainIndex(NoiseLabel):
     """The index t N - 1 of a level of a discrete chain, 0 to N - 1 (Ho et al. 2020)."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        if not isinstance(sde, DiscreteVP):
+        if not isinstance(sde, Chain):
             raise InputError(
                 f"ChainIndex needs a discrete chain, such as DiscreteVP(), not {sde}."
             )

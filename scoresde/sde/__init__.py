@@ -47,7 +47,15 @@ References:
 
 from scoresde.sde.base import SDE
 from scoresde.sde.continuous import VESDE, VPSDE, SubVPSDE
-from scoresde.sde.discrete import Betas, CosineBetas, DiscreteVP, LinearBetas, ListedBetas
+from scoresde.sde.discrete import (
+    Betas,
+    Chain,
+    CosineBetas,
+    DiscreteVP,
+    LinearBetas,
+    ListedBetas,
+    ZeroSNRChain,
+)
 from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time, derivative
 from scoresde.sde.rectified import RectifiedFlow
 
@@ -56,6 +64,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "Betas",
+    "Chain",
     "CosineBetas",
     "Cutoffs",
     "DiscreteVP",
@@ -64,6 +73,7 @@ __all__ = [
     "ListedBetas",
     "RectifiedFlow",
     "SubVPSDE",
+    "ZeroSNRChain",
     "as_time",
     "derivative",
 ]

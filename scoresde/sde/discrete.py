@@ -132,21 +132,16 @@ class ListedBetas(Betas):
 
 
 @dataclass(frozen=True)
-class DiscreteVP(SDE):
-    r"""The chain of DDPM as an SDE: exact at its N levels, smooth between them.
+class Chain(SDE):
+    """Base class for discrete chains of N levels as SDEs: exact at the levels, smooth between.
+
+    Level i, counted from 0, is reached at the time (i + 1) / N.
 
     Arguments:
         betas: The variances of the steps; DDPM's linear ones by default.
 
     Raises:
         InputError: If there are fewer than two variances, or one is outside (0, 1).
-
-    Example:
-        >>> sde = DiscreteVP()
-        >>> sde.steps, sde.index(torch.tensor(0.01))
-        (1000, tensor(9.))
-        >>> sde.sigma(torch.tensor([0.0, 0.01, 1.0]))
-        tensor([0.0000, 0.0435, 1.0000])
     """
 
     betas: Betas = field(default_factory=LinearBetas)
@@ -183,6 +178,62 @@ class DiscreteVP(SDE):
         """Returns the time at which step ``i`` ends, (i + 1) / N, float64."""
         return (torch.as_tensor(i).double() + 1) / self.steps
 
+    @property
+    def prior_std(self) -> float:
+        """The limit of many steps: 1."""
+        return 1.0
+
+    @abstractmethod
+    def _levels(self) -> np.ndarray:
+        """Returns what is interpolated between the levels, from t = 0 on, float64 ``(N + 1,)``."""
+
+    def _value(self, t: Tensor) -> Tensor:
+        """Returns the interpolant."""
+        (c3, c2, c1, c0), u = self._cell(as_time(t))
+        return c0 + u * (c1 + u * (c2 + u * c3))
+
+    def _slope(self, t: Tensor) -> Tensor:
+        """Returns the interpolant's derivative in time."""
+        (c3, c2, c1, _), u = self._cell(as_time(t))
+        return self.steps * (c1 + u * (2 * c2 + 3 * u * c3))
+
+    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the cubic of each time's step, ``(4, *)``, and the place in it, in [0, 1]."""
+        position = t * self.steps
+        cell = position.detach().floor().clamp(0, self.steps - 1)
+        return self._on(t.device)[:, cell.long()].to(t.dtype), position - cell
+
+    @cached_property
+    def _cubics(self) -> Tensor:
+        """The coefficients of each step's cubic, highest power first, float64 ``(4, N)``."""
+        from scipy.interpolate import PchipInterpolator  # slow to import
+
+        levels = self._levels()
+        return torch.from_numpy(PchipInterpolator(np.arange(len(levels)), levels).c.copy())
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _on(self, device: torch.device) -> Tensor:
+        """Returns the table on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self._cubics.to(device)
+        return self._copies[device]
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Chain):
+    r"""The chain of DDPM as an SDE; arguments as for :class:`Chain`.
+
+    Example:
+        >>> sde = DiscreteVP()
+        >>> sde.steps, sde.index(torch.tensor(0.01))
+        (1000, tensor(9.))
+        >>> sde.sigma(torch.tensor([0.0, 0.01, 1.0]))
+        tensor([0.0000, 0.0435, 1.0000])
+    """
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.integrated_beta(t))
 
@@ -201,39 +252,63 @@ class DiscreteVP(SDE):
 
     def integrated_beta(self, t: Tensor) -> Tensor:
         r"""Returns :math:`B(t)`, which is :math:`-\log \bar\alpha_i` at the end of step i."""
-        (c3, c2, c1, c0), u = self._cell(as_time(t))
-        return c0 + u * (c1 + u * (c2 + u * c3))
+        return self._value(t)
 
     def beta(self, t: Tensor) -> Tensor:
         r"""Returns the rate :math:`B'(t)` per unit of time, positive."""
-        (c3, c2, c1, _), u = self._cell(as_time(t))
-        return self.steps * (c1 + u * (2 * c2 + 3 * u * c3))
+        return self._slope(t)
 
-    @property
-    def prior_std(self) -> float:
-        """The limit of many steps: 1."""
-        return 1.0
+    def _levels(self) -> np.ndarray:
+        return np.concatenate(([0.0], -np.log1p(-self.betas()).cumsum()))
 
-    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the cubic of each time's step, ``(4, *)``, and the place in it, in [0, 1]."""
-        position = t * self.steps
-        cell = position.detach().floor().clamp(0, self.steps - 1)
-        return self._on(t.device)[:, cell.long()].to(t.dtype), position - cell
 
-    @cached_property
-    def _cubics(self) -> Tensor:
-        """The coefficients of each step's cubic, highest power first, float64 ``(4, N)``."""
-        levels = np.concatenate(([0.0], -np.log1p(-self.betas()).cumsum()))
-        from scipy.interpolate import PchipInterpolator  # slow to import
+@dataclass(frozen=True)
+class ZeroSNRChain(Chain):
+    r"""A chain whose last level has no signal left, by rescaled variances.
 
-        return torch.from_numpy(PchipInterpolator(np.arange(len(levels)), levels).c.copy())
+    .. math:: \sqrt{\bar\alpha_i'} = \sqrt{\bar\alpha_0} \,
+              \frac{\sqrt{\bar\alpha_i} - \sqrt{\bar\alpha_{N-1}}}
+              {\sqrt{\bar\alpha_0} - \sqrt{\bar\alpha_{N-1}}}
 
-    @cached_property
-    def _copies(self) -> dict[torch.device, Tensor]:
-        return {}
+    keeps the first level and brings the last to zero. Between the levels the angle :math:`\psi =
+    \arctan (\alpha / \sigma)`, which falls from :math:`\pi / 2` to 0, is a monotone cubic, and
+    :math:`\alpha = \sin \psi`, :math:`\sigma = \cos \psi`. See :class:`~scoresde.sde.SDE` for zero
+    SNR; arguments as for :class:`Chain`.
 
-    def _on(self, device: torch.device) -> Tensor:
-        """Returns the table on a device, copied there once."""
-        if device not in self._copies:
-            self._copies[device] = self._cubics.to(device)
-        return self._copies[device]
+    References:
+        Lin et al., *Common diffusion noise schedules and sample steps are flawed*, 2024,
+        https://arxiv.org/abs/2305.08891 (algorithm 1).
+
+    Example:
+        >>> sde = ZeroSNRChain()
+        >>> float(sde.alpha(1.0)), float(sde.sigma(1.0))
+        (0.0, 1.0)
+    """
+
+    zero_snr = True
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(self._value(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.cos(self._value(t))
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.cos(self._value(t)) * self._slope(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return -torch.sin(self._value(t)) * self._slope(t)
+
+    def f(self, t: Tensor) -> Tensor:
+        return self._slope(t) / torch.tan(self._value(t))
+
+    def g(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-2 * self._slope(t) / torch.tan(self._value(t)))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return 2 * torch.log(torch.tan(self._value(t)))
+
+    def _levels(self) -> np.ndarray:
+        signal = np.exp(0.5 * np.log1p(-self.betas()).cumsum())
+        signal = signal[0] * (signal - signal[-1]) / (signal[0] - signal[-1])
+        return np.concatenate(([0.5 * math.pi], np.arcsin(signal)))

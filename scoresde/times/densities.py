@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.sde import SDE, DiscreteVP, as_time
+from scoresde.sde import SDE, Chain, as_time
 
 
 class Times(ABC):
@@ -134,7 +134,7 @@ class ChainTimes(Times):
     """
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        if not isinstance(sde, DiscreteVP):
+        if not isinstance(sde, Chain):
             raise InputError(
                 f"ChainTimes needs a discrete chain, such as DiscreteVP(), not {sde}."
             )
