@@ -20,6 +20,7 @@ from scoresde import (
     GaussianMixtureModel,
     GaussianModel,
     InputError,
+    RectifiedFlow,
     SubVPSDE,
 )
 from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
@@ -27,7 +28,7 @@ from scoresde.model import Conditioned
 from scoresde.passes import counting
 from scoresde.streams import Streams
 
-SDES = [VPSDE(), SubVPSDE(), VESDE()]
+SDES = [VPSDE(), SubVPSDE(), VESDE(), RectifiedFlow()]
 CUTOFFS = [PlainCutoff(), RescaledCutoff(), VariationalCutoff(), VariationalCutoff(0.7)]
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)

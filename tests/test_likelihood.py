@@ -17,6 +17,7 @@ from scoresde import (
     GaussianModel,
     InputError,
     Likelihood,
+    RectifiedFlow,
     ScoreFunction,
     ScoreModel,
     SolverError,
@@ -30,7 +31,7 @@ from scoresde.sample import ProbabilityFlow
 from scoresde.solvers import DormandPrince, TorchDiffEq
 from scoresde.streams import Streams
 
-SDES = [VPSDE(), SubVPSDE(), VESDE()]
+SDES = [VPSDE(), SubVPSDE(), VESDE(), RectifiedFlow()]
 
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 

@@ -23,11 +23,15 @@ class NoiseLevel(NoiseLabel):
     r"""The relative noise level :math:`\tfrac14 \log (\sigma / \alpha) = -\lambda / 8`.
 
     It is the :math:`c_{noise}` of Karras et al. 2022 and says nothing of the SDE, so that a
-    network keeps its meaning when the schedule changes.
+    network keeps its meaning when the schedule changes. Where the SNR is zero at t = 1, the
+    bounded variable b takes the place of the log-SNR (see :class:`~scoresde.sde.SDE`).
     """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        return -0.125 * (sde.bounded(t) if sde.zero_snr else sde.log_snr(t))
+        if sde.zero_snr:
+            # Finite at t = 0 too; noise of 1e-17 of the signal is none in any data type.
+            return -0.125 * sde.bounded(t).clamp(max=80.0)
+        return -0.125 * sde.log_snr(t)
 
 
 @dataclass(frozen=True)
