@@ -25,12 +25,12 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction, check_model
-from scoresde.sde import as_time
+from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand
 
 
 class ChangedData(ScoreFunction):
-    """Abstract model whose expected data is changed.
+    """Base class for models whose denoised estimate is changed.
 
     Arguments:
         model: The score function to change.
@@ -40,11 +40,29 @@ class ChangedData(ScoreFunction):
         super().__init__()
         check_model(model)
         self.model = model
-        self.sde = model.sde
+
+    @property
+    def sde(self) -> SDE:  # type: ignore[override]
+        """The forward process."""
+        return self.model.sde
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one example, or None if it is unknown."""
+        return self.model.shape
 
     @abstractmethod
     def change(self, data: Tensor) -> Tensor:
-        """Returns what takes the place of expected data ``(B, *)``."""
+        """Returns what takes the place of denoised estimates ``(B, *)``."""
+
+    @abstractmethod
+    def around(self, model: ScoreFunction) -> "ChangedData":
+        """Returns the same change of another model."""
+
+    def take(self, rows: Tensor) -> ScoreFunction:
+        model = self.model.take(rows)
+        assert isinstance(model, ScoreFunction)
+        return self if model is self.model else self.around(model)
 
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return self.change(self.model.denoise(x, t, **cond))
@@ -86,6 +104,9 @@ class Clipped(ChangedData):
             raise InputError(_empty(low, high))
         self.low, self.high = low, high
 
+    def around(self, model: ScoreFunction) -> "Clipped":
+        return Clipped(model, self.low, self.high)
+
     def change(self, data: Tensor) -> Tensor:
         return data.clamp(self.low, self.high)
 
@@ -116,7 +137,11 @@ class DynamicThreshold(ChangedData):
         if not 0 < quantile <= 1:
             raise InputError(f"quantile={quantile} is outside (0, 1]; 0.995 is usual.")
         self.quantile = quantile
+        self.range = low, high
         self.middle, self.width = 0.5 * (low + high), 0.5 * (high - low)
+
+    def around(self, model: ScoreFunction) -> "DynamicThreshold":
+        return DynamicThreshold(model, self.quantile, *self.range)
 
     def change(self, data: Tensor) -> Tensor:
         away = data - self.middle

@@ -212,7 +212,7 @@ def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
         InputError: If a name cannot be a keyword, or a width is no positive whole number.
     """
     for name in conditions:
-        taken = name in ("x", "c", "t") or hasattr(nn.ModuleDict, str(name))
+        taken = name in ("x", "c", "t") or name in dir(nn.ModuleDict)
         if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or taken:
             raise InputError(
                 f"conditions={dict(conditions)!r}: {name!r} cannot be the name of a condition; "

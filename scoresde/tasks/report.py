@@ -15,7 +15,7 @@ import scoresde
 from scoresde.data import Dataset
 from scoresde.likelihood import Likelihood
 from scoresde.metrics import Estimate, gaussian_baseline, mixture_baseline
-from scoresde.model import ScoreFunction
+from scoresde.model import ScoreFunction, ScoreModel
 from scoresde.report import Figure, Report, SamplerResult, Score, write_report
 from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Step
@@ -267,7 +267,7 @@ def _facts(trained: Trained) -> list[tuple[str, str]]:
     model, data = trained.model, trained.data
     sizes = " / ".join(str(len(data.split(s))) for s in ("train", "validation", "test"))
     parameters = sum(p.numel() for p in model.parameters())
-    network = type(getattr(model, "network", model)).__name__
+    network = type(model.network if isinstance(model, ScoreModel) else model).__name__
     return [
         ("SDE", str(model.sde)),
         ("network", f"{network}, {parameters:,} parameters"),
