@@ -522,3 +522,14 @@ def test_an_unusable_mixture_is_refused(weights, means, stds):
 def test_an_sde_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         SDE()
+
+
+def test_exact_models_keep_the_digits_of_pythons_numbers():
+    zeros = torch.zeros(3, dtype=torch.float64)
+    assert GaussianModel(mean=zeros, std=0.8, sde=VPSDE()).variances.tolist() == [0.8**2] * 3
+    assert GaussianModel(mean=zeros[:1], covariance=[[0.3]], sde=VPSDE()).variances.tolist() == [
+        0.3
+    ]
+    mixed = GaussianMixtureModel([0.1, 0.9], zeros.reshape(3, 1)[:2], [0.8, 0.3], VPSDE())
+    assert mixed.stds.tolist() == [0.8, 0.3]
+    assert mixed.log_weights.exp().tolist() == pytest.approx([0.1, 0.9], abs=1e-16)

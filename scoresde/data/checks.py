@@ -108,7 +108,7 @@ def check_finite(values: Tensor) -> None:
         )
 
 
-def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
+def check_integer(name: str, value: int, most: int | None = None, least: int = 1) -> int:
     """Returns an integer that is at least ``least``, and at most ``most``."""
     if not _is_integer(value) or value < least or (most is not None and value > most):
         kind = "a positive integer" if least == 1 else f"an integer of at least {least}"

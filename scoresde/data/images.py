@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from scoresde.data import _cache
 from scoresde.data.base import Dataset
-from scoresde.data.checks import check_count
+from scoresde.data.checks import check_integer
 from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
 
@@ -108,7 +108,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     both: list[Any] = list(size) if several else [size, size]  # type: ignore[arg-type]
     if len(both) != 2:
         raise InputError(f"data.size={size} cannot be used; give one number, or [HEIGHT, WIDTH].")
-    height, width = (check_count("data.size", side, most=_MOST_SIZE) for side in both)
+    height, width = (check_integer("data.size", side, most=_MOST_SIZE) for side in both)
     return height, width
 
 
@@ -152,7 +152,7 @@ class _Decode:
         if self.mode not in _CHANNELS:
             raise InputError(f"data.mode={self.mode} is unknown; give {', '.join(_CHANNELS)}.")
         if self.crop is not None:
-            check_count("data.crop", self.crop)
+            check_integer("data.crop", self.crop)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.base import Units
-from scoresde.data.checks import check_count
+from scoresde.data.checks import check_integer
 from scoresde.data.dequantisation import Dequantisation, UniformDequantisation
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
@@ -282,7 +282,7 @@ def log_probability(
         True
     """
     dequantisation = UniformDequantisation() if dequantisation is None else dequantisation
-    check_count("draws", draws, most=2**32)
+    check_integer("draws", draws, most=2**32)
     dequantisation.check(_check_raw(units, raw))
     streams = Streams.of(seed, seeds, len(raw), raw.device)
     volume = raw[0].numel() * math.log(units.scaling.scale)

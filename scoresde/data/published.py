@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.data import _cache, _checksum, _download, _formats
 from scoresde.data.base import Dataset
-from scoresde.data.checks import check_count
+from scoresde.data.checks import check_integer
 from scoresde.data.files import load_array
 from scoresde.data.splits import split_indices
 from scoresde.errors import InputError
@@ -297,7 +297,7 @@ class _How:
     def _split(self, train: Tensor) -> tuple[Tensor, Tensor]:
         """Returns which of the images train, and which validate."""
         n = len(train)
-        held_out = check_count("data.validation", self.validation, most=n - 1, least=0)
+        held_out = check_integer("data.validation", self.validation, most=n - 1, least=0)
         if held_out == 0:
             return torch.arange(n), torch.arange(min(n, _IN_SAMPLE))
         fit, validation = split_indices(train, (1 - held_out / n, held_out / n), self.seed)
@@ -308,7 +308,7 @@ class _How:
         if self.keep_test is None:
             return torch.arange(n)
         if not isinstance(self.keep_test, str | Path):
-            return torch.arange(check_count("data.keep_test", self.keep_test, most=n))
+            return torch.arange(check_integer("data.keep_test", self.keep_test, most=n))
         mask = load_array(self.keep_test)
         if mask.dtype != np.bool_ or mask.shape != (n,) or not mask.any():
             raise InputError(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.base import Dataset
-from scoresde.data.checks import check_count, check_positive
+from scoresde.data.checks import check_integer, check_positive
 from scoresde.data.splits import FRACTIONS, make_splits
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
@@ -54,7 +54,7 @@ class Density(ABC):
         fractions: Sequence[float] = FRACTIONS,
     ) -> Dataset:
         """Draws a data set of ``count`` examples and splits it."""
-        raw = self.sample(Streams.of(seed, batch=check_count("count", count))).float()
+        raw = self.sample(Streams.of(seed, batch=check_integer("count", count))).float()
         splits = make_splits(raw, fractions, seed)
         return Dataset.of(name, splits, standardise=standardise, log_prob=self.log_prob)
 
@@ -213,7 +213,7 @@ class Spirals(_Curves):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("turns", self.turns)
-        check_count("arms", self.arms)
+        check_integer("arms", self.arms)
 
     @property
     def speed(self) -> float:
@@ -239,7 +239,7 @@ class Checkerboard(Density):
     cells: int = 4
 
     def __post_init__(self) -> None:
-        check_count("cells", self.cells, most=64)
+        check_integer("cells", self.cells, most=64)
 
     @property
     def _dark(self) -> int:
@@ -334,7 +334,7 @@ def gaussian_ring(
         std: The standard deviation of each, positive.
     """
     check_positive("radius", radius)
-    angle = 2 * math.pi * torch.arange(check_count("modes", modes)).double() / modes
+    angle = 2 * math.pi * torch.arange(check_integer("modes", modes)).double() / modes
     means = radius * torch.stack((torch.cos(angle), torch.sin(angle)), 1)
     weights, stds = torch.full_like(angle, 1 / modes), torch.full_like(angle, std)
     return Mixture(weights, means, stds).dataset("Gaussian ring", count, seed, standardise)

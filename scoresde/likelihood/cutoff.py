@@ -123,7 +123,7 @@ class RescaledCutoff(Cutoff):
     def start(
         self, model: Conditioned, x: Tensor, eps: float, streams: Streams, draw: int = 0
     ) -> tuple[Tensor, Tensor]:
-        alpha = float(model.sde.alpha(as_time(eps)))
+        alpha = float(model.sde.alpha(as_time(eps)).detach())
         return alpha * x, x.new_full((len(x),), _log_scale(model.sde, eps, x))
 
 
@@ -173,4 +173,4 @@ class VariationalCutoff(Cutoff):
 
 def _log_scale(sde: SDE, eps: float, x: Tensor) -> float:
     """Returns D log alpha at the cut-off."""
-    return x.shape[1:].numel() * float(torch.log(sde.alpha(as_time(eps))))
+    return x.shape[1:].numel() * float(torch.log(sde.alpha(as_time(eps))).detach())

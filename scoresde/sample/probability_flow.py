@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
 from scoresde.model import Conditioned, Model, evaluating
 from scoresde.passes import counting
 from scoresde.sample.base import FinalState, Noise, ProgressReporter, Sampler, Samples, Step
+from scoresde.sde import SDE
 from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
 from scoresde.solvers.base import State
@@ -74,6 +76,14 @@ class ProbabilityFlow(Sampler):
                 "final_denoise=True leaves the state whose density probes measures; give one of "
                 "the two."
             )
+
+    def _check_process(self, process: Any, eps: float) -> float:
+        if self.probes is not None and not isinstance(process, SDE):
+            raise InputError(
+                f"probes must be None for a process without a prior density, got {self.probes} "
+                f"for {process}."
+            )
+        return eps
 
     def _solver(self) -> AdaptiveODE:
         return AdaptiveODE(self.rtol, self.atol, self.method)
