@@ -64,8 +64,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     model = place(instantiate(recipe["model"], "model"), device)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     try_model(model, data, 0 if training.augment is None else training.augment.width)
-    loss_eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
-    model.sde.check_eps(loss_eps)
+    loss.check(model)
     samplers = {
         name: instantiate(value, f"samplers.{name}")
         for name, value in (plan.get("samplers") or {}).items()

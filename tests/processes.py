@@ -32,12 +32,12 @@ class Acting(DenoisingScoreMatching):
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "act", act)
 
-    def __call__(self, model, x, **options):
+    def terms(self, model, x, **options):
         last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
         seeds = options.get("seeds")
         if last and isinstance(seeds, range) and seeds.start == self.step * len(seeds):
             self.act()
-        return super().__call__(model, x, **options)
+        return super().terms(model, x, **options)
 
 
 def fit(folder, engine, dtype, loss=None, **options):

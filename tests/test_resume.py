@@ -52,11 +52,11 @@ class Interrupting(DenoisingScoreMatching):
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "act", act)
 
-    def __call__(self, model, x, **options):
+    def terms(self, model, x, **options):
         seeds = options.get("seeds")
         if isinstance(seeds, range) and seeds.start == self.step * len(x):
             self.act()
-        return super().__call__(model, x, **options)
+        return super().terms(model, x, **options)
 
 
 def fit(folder, loss=None, recipe=None, seed=0, **options):

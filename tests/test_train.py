@@ -12,6 +12,7 @@ from torch import nn
 
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
 from scoresde.data import Dataset, GeometricAugmentation, Units, two_moons
+from scoresde.loss import LossTerms
 from scoresde.nn import MLP
 from scoresde.recipe import build
 from scoresde.train import (
@@ -283,10 +284,10 @@ class Breaking(DenoisingScoreMatching):
         super().__init__()
         object.__setattr__(self, "steps", steps)
 
-    def __call__(self, model: ScoreModel, x: torch.Tensor, **options: range) -> torch.Tensor:
-        value = super().__call__(model, x, **options)
+    def terms(self, model: ScoreModel, x: torch.Tensor, **options: range) -> LossTerms:
+        found = super().terms(model, x, **options)
         bad = model.training and options["seeds"].start // len(x) in self.steps
-        return value * float("nan") if bad else value
+        return LossTerms(found.value * float("nan"), found.parts) if bad else found
 
 
 def fit_broken(folder: Path, *steps: int, fused: bool = False, **options: int) -> ScoreModel:

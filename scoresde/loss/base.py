@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.model import Model, check_model
-from scoresde.sde import as_time
+from scoresde.sde import Interpolant, as_time
 from scoresde.shapes import check_batch
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Times
@@ -22,8 +22,8 @@ class LossTerms:
 
     Arguments:
         value: The loss of each example, ``(B,)``.
-        parts: The named parts that it consists of, or that describe it, each ``(B,)``; they are
-            recorded.
+        parts: The named parts that it consists of, or that describe it, each ``(B,)``; a training
+            records the mean of each.
     """
 
     value: Tensor
@@ -76,7 +76,13 @@ class Loss(ABC):
         **cond: Tensor,
     ) -> Tensor:
         """Returns the loss of each example, ``(B,)``; arguments as for :meth:`terms`."""
-        return self.terms(model, x, t, noise, seed=seed, seeds=seeds, part=part, **cond).value
+        return self.terms(
+            model, x, t=t, noise=noise, seed=seed, seeds=seeds, part=part, **cond
+        ).value
+
+    def first_time(self, process: Interpolant) -> float:
+        """Returns the smallest time at which the loss grades a model of a process."""
+        return process.cutoffs.training
 
     def check(self, model: Model) -> None:
         """Checks that the loss can be computed for a model.

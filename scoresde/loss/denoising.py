@@ -32,6 +32,7 @@ from scoresde.errors import InputError
 from scoresde.loss.base import Loss, LossTerms, draw
 from scoresde.loss.weighting import NoiseWeighting, Weighting
 from scoresde.model import Model, ScoreFunction, check_model
+from scoresde.sde import Interpolant
 from scoresde.times import Times, UniformTimes
 
 
@@ -90,9 +91,9 @@ class DenoisingScoreMatching(Loss):
         Raises:
             InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
         """
-        eps = self._eps(model)
+        check_model(model)
         assert isinstance(model, ScoreFunction)
-        sde = model.sde
+        sde, eps = model.sde, self.first_time(model.sde)
         drawn = draw(
             sde, x, t, noise, times=self.times, eps=eps, seed=seed, seeds=seeds, part=part
         )
@@ -105,10 +106,8 @@ class DenoisingScoreMatching(Loss):
         return LossTerms(weight * size, {"noise_error": mean.detach()})
 
     def check(self, model: Model) -> None:
-        self._eps(model)
-
-    def _eps(self, model: Model) -> float:
-        """Returns the smallest time for a model, which must be a score function."""
         check_model(model)
-        process = model.process
+        self.first_time(model.process)
+
+    def first_time(self, process: Interpolant) -> float:
         return process.check_eps(process.cutoffs.training if self.eps is None else self.eps)

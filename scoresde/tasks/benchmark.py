@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scoresde.data import Dataset
 from scoresde.likelihood import Likelihood
-from scoresde.loss import DenoisingScoreMatching
-from scoresde.model import ScoreModel
+from scoresde.loss import Loss
+from scoresde.model import ScoreFunction
 from scoresde.nn.speed import PRECISIONS
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint, Training, Update
@@ -80,9 +80,9 @@ class Bench:
         rounds: How many times each thing is timed.
     """
 
-    model: ScoreModel
+    model: ScoreFunction
     data: Dataset
-    loss: DenoisingScoreMatching
+    loss: Loss
     training: Training
     optimizer: Callable[[bool], Make]
     rounds: int = 5
@@ -173,7 +173,7 @@ def loop_overhead(bench: Bench, size: int, variant: Variant) -> dict[str, float]
     }
 
 
-def _prepared(bench: Bench, variant: Variant) -> ScoreModel:
+def _prepared(bench: Bench, variant: Variant) -> ScoreFunction:
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     model = copy.deepcopy(bench.model)
     return model.to(bench.device, memory_format=layout).train()  # type: ignore[call-overload]

@@ -13,9 +13,10 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction
+from scoresde.model import Model
 from scoresde.train.engine import own
 
 LONGEST = 1 / math.sqrt(12)  # the length of the plain mean
@@ -28,7 +29,7 @@ class Average(ABC):
         model: The model to follow.
     """
 
-    def __init__(self, model: ScoreFunction) -> None:
+    def __init__(self, model: Model) -> None:
         self.updates = 0
         self.source = model
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -41,8 +42,8 @@ class Average(ABC):
     def update(self) -> None:
         """Moves the average towards the model's weights, and copies its buffers."""
         self.updates += 1
-        average, current = _parameters(self.model), _parameters(self.source)
-        torch._foreach_lerp_(average, current, 1 - self.decay_at(self.updates))
+        move = get_ema_multi_avg_fn(self.decay_at(self.updates))
+        move(_parameters(self.model), _parameters(self.source), self.updates)
         for buffer, new in zip(self.model.buffers(), self.source.buffers(), strict=True):
             buffer.copy_(new)
 
@@ -61,7 +62,7 @@ class EMA(Average):
         decay: The decay, in [0, 1).
     """
 
-    def __init__(self, model: ScoreFunction, decay: float = 0.999) -> None:
+    def __init__(self, model: Model, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise InputError(
                 f"ema={decay} is outside [0, 1); the published values are .999 to .9999."
@@ -93,7 +94,7 @@ class PowerEMA(Average):
         length: The length, in :math:`(0, 1/\sqrt{12}]`.
     """
 
-    def __init__(self, model: ScoreFunction, length: float = 0.1) -> None:
+    def __init__(self, model: Model, length: float = 0.1) -> None:
         super().__init__(model)
         self.length = length
         self.power = power_of_length(length)
@@ -125,5 +126,5 @@ def power_of_length(length: float) -> float:
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 
 
-def _parameters(model: ScoreFunction) -> list[Tensor]:
+def _parameters(model: Model) -> list[Tensor]:
     return [own(p.data) for p in model.parameters()]

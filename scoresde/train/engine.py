@@ -7,19 +7,24 @@ that the weights do not depend on how many processes there are, but for rounding
 
 import contextlib
 import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scoresde.errors import InputError
-from scoresde.model import ScoreFunction, ScoreModel
+from scoresde.loss import Loss
+from scoresde.model import Model
+from scoresde.sde import Interpolant
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule  # slow to import
 
 # --- The processes -------------------------------------------------------------------------------
 
@@ -89,6 +94,99 @@ def process_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
+# --- What is shared ------------------------------------------------------------------------------
+
+
+class ModelLoss(nn.Module):
+    """The loss of a model as one module, so that all that the model computes is in its forward.
+
+    Arguments:
+        model: The model.
+        loss: The loss.
+    """
+
+    def __init__(self, model: Model, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, x: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the value and the parts of the loss; arguments as for :meth:`Loss.terms`."""
+        terms = self.loss.terms(self.model, x, **options)
+        return terms.value, terms.parts
+
+
+class SharedLoss:
+    """The loss of a model that the processes of a group share; this one is for one alone.
+
+    Arguments:
+        terms: Computes it, as :class:`ModelLoss` does.
+    """
+
+    def __init__(self, terms: nn.Module) -> None:
+        self.terms = terms
+
+    @contextlib.contextmanager
+    def computing(self, last: bool) -> Iterator[None]:
+        """While entered, the loss of a part of a batch and its gradient are computed.
+
+        Arguments:
+            last: Whether it is the last part, after which the gradients are those of the batches
+                of all processes.
+        """
+        yield
+
+
+class _ReplicatedLoss(SharedLoss):
+    def __init__(self, terms: DistributedDataParallel) -> None:
+        super().__init__(terms)
+        self.parallel = terms
+
+    @contextlib.contextmanager
+    def computing(self, last: bool) -> Iterator[None]:
+        with contextlib.nullcontext() if last else self.parallel.no_sync():
+            yield
+
+
+class _ShardedLoss(SharedLoss):
+    def __init__(self, terms: ModelLoss, networks: "Sequence[FSDPModule]") -> None:
+        super().__init__(terms)
+        self.networks = networks
+        self.rest = [p for p in terms.model.parameters() if not in_parts(p)]
+
+    @contextlib.contextmanager
+    def computing(self, last: bool) -> Iterator[None]:
+        for network in self.networks:
+            network.set_requires_gradient_sync(last)
+        yield
+        if last:
+            _average([p.grad for p in self.rest if p.grad is not None])
+
+
+def _average(gradients: list[Tensor]) -> None:
+    """Averages whole gradients over the processes."""
+    if gradients:
+        group = ProcessGroup.here()
+        means = group.total(torch.cat([g.flatten() for g in gradients])) / group.size
+        for gradient, mean in zip(
+            gradients, means.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def networks(model: nn.Module) -> list[nn.Module]:
+    """Returns the networks of a model, and of the models that it is made of.
+
+    A process with weights is none: a schedule is small, and it is asked for coefficients by name.
+    """
+    found: dict[nn.Module, None] = {}
+    for child in model.children():
+        if isinstance(child, Model | nn.ModuleList | nn.ModuleDict):
+            found |= dict.fromkeys(networks(child))
+        elif not isinstance(child, Interpolant):
+            found[child] = None
+    return list(found)
+
+
 # --- The engines ---------------------------------------------------------------------------------
 
 
@@ -96,17 +194,13 @@ class Engine(ABC):
     """Abstract way in which a group shares the training of a model."""
 
     @abstractmethod
-    def share(self, model: ScoreFunction, averages: list[ScoreFunction]) -> ScoreFunction:
-        """Returns what the loss is computed with; its gradients are those of the whole batch.
+    def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
+        """Returns the loss whose gradients are those of the whole batch.
 
         Arguments:
-            model: The model, whose weights the optimiser will get; it is changed.
-            averages: Copies of it that follow its weights.
+            terms: The loss of the model, whose weights the optimiser will get; it is changed.
+            averages: Copies of the model that follow its weights.
         """
-
-    @abstractmethod
-    def gather(self, shared: ScoreFunction, on: bool) -> None:
-        """Sets whether the next backward pass ends with the gradients of all processes."""
 
 
 @dataclass(frozen=True)
@@ -119,26 +213,20 @@ class Replicated(Engine):
 
     unused: bool = False
 
-    def share(self, model: ScoreFunction, averages: list[ScoreFunction]) -> ScoreFunction:
+    def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
         if ProcessGroup.here().size == 1:
-            return model
-        network = _network(model)
-        parallel = DistributedDataParallel(network, find_unused_parameters=self.unused)
-        assert isinstance(model, ScoreModel)
-        return ScoreModel(parallel, model.sde, model.parametrisation, model.noise_label)
-
-    def gather(self, shared: ScoreFunction, on: bool) -> None:
-        network = getattr(shared, "network", None)
-        if isinstance(network, DistributedDataParallel):
-            network.require_backward_grad_sync = on
+            return SharedLoss(terms)
+        parallel = DistributedDataParallel(terms, find_unused_parameters=self.unused)
+        return _ReplicatedLoss(parallel)
 
 
 @dataclass(frozen=True)
 class Sharded(Engine):
     """Every process holds a part of each weight, its averages and its optimiser (fully_shard).
 
-    Blocks of the network are gathered when they are computed, so that a network fits that is
-    larger than the memory of one device. Checkpoints are written in parts, one for each process.
+    Blocks of a network are gathered when they are computed, so that a network fits that is larger
+    than the memory of one device. Checkpoints are written in parts, one for each process. Weights
+    outside of the networks, such as those of a learned schedule, are few and stay whole.
 
     Arguments:
         block: The least number of weights that are gathered together, positive.
@@ -146,38 +234,25 @@ class Sharded(Engine):
 
     block: int = 1_000_000
 
-    def share(self, model: ScoreFunction, averages: list[ScoreFunction]) -> ScoreFunction:
-        if ProcessGroup.here().size > 1:
-            # Nothing writes into what a network returns.
-            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* view")
-            self._shard(_network(model))
-            for one in averages:  # no backward pass tells them to give up what was gathered
-                self._shard(_network(one), reshard_after_forward=True)
-        return model
+    def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
+        if ProcessGroup.here().size == 1:
+            return SharedLoss(terms)
+        # Nothing writes into what a network returns.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* view")
+        for one in averages:  # no backward pass tells them to give up what was gathered
+            for network in networks(one):
+                self._shard(network, reshard_after_forward=True)
+        return _ShardedLoss(terms, [self._shard(network) for network in networks(terms.model)])
 
-    def _shard(self, network: nn.Module, **options: Any) -> None:
+    def _shard(self, network: nn.Module, **options: Any) -> "FSDPModule":
         """Shards blocks from the innermost that are large enough, then what is left."""
         from torch.distributed.fsdp import fully_shard  # slow to import
 
-        for module in reversed(list(network.modules())):
+        for module in reversed(list(network.modules())[1:]):
             left = sum(p.numel() for p in module.parameters() if not in_parts(p))
-            called = not isinstance(module, nn.ModuleList | nn.ModuleDict)
-            if module is network or (called and left >= self.block):
+            if left >= self.block and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                 fully_shard(module, **options)
-
-    def gather(self, shared: ScoreFunction, on: bool) -> None:
-        choose = getattr(getattr(shared, "network", None), "set_requires_gradient_sync", None)
-        if choose is not None:  # the network is sharded
-            choose(on)
-
-
-def _network(model: ScoreFunction) -> nn.Module:
-    network = getattr(model, "network", None)
-    if not isinstance(network, nn.Module):
-        raise InputError("Several processes train a network that is a torch.nn.Module, no other.")
-    if sum(1 for _ in model.parameters()) != sum(1 for _ in network.parameters()):
-        raise InputError("Several processes train a network alone, and its SDE has weights too.")
-    return network
+        return fully_shard(network, **options)
 
 
 # --- Tensors of which each process holds a part --------------------------------------------------
@@ -187,7 +262,9 @@ def in_parts(tree: Any) -> bool:
     """Whether a tensor, or one in a tree of values, is sharded (a ``DTensor``)."""
     match tree:
         case Tensor():
-            return hasattr(tree, "to_local")  # its class is slow to import
+            # Its class is slow to import: where nobody has, there are none.
+            loaded = sys.modules.get("torch.distributed.tensor")
+            return loaded is not None and isinstance(tree, loaded.DTensor)
         case Mapping():
             return any(in_parts(value) for value in tree.values())
         case list() | tuple():

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.data import Dataset
-from scoresde.loss import DenoisingScoreMatching
-from scoresde.model import ScoreFunction
+from scoresde.loss import Loss
+from scoresde.model import Model, ScoreFunction
 from scoresde.train.engine import ProcessGroup
 from scoresde.train.state import State
 from scoresde.train.tracker import Run, Tracker, Trackers
 from scoresde.train.training import Training
 from scoresde.train.validation import error_by_level, validation_loss
+
+_PART = "part/"  # before the name of a part of the loss
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,16 @@ class Journal:
             name = str(state.recipe.get("name", "training"))
             self.trackers = Trackers(Run(name, state.folder, start, state.recipe), trackers)
         self.recent: list[Tensor] = []
+        self.parts: list[Mapping[str, Tensor]] = []
         self.clock = time.perf_counter()
         self.bar = tqdm(
             total=training.steps, initial=start, desc="training", unit="step", disable=not progress
         )
 
-    def add(self, record: Tensor) -> None:
-        """Keeps the record of an update, on the device."""
+    def add(self, record: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Keeps the record of an update and the parts of its loss, on the device."""
         self.recent.append(record)
+        self.parts.append(parts)
         self.bar.update()
 
     def log(self, done: int, **numbers: float) -> None:
@@ -113,11 +117,11 @@ class Journal:
             numbers["skipped"] = self.state.skipped
         if self.state.scale.on:
             numbers["loss_scale"] = float(self.state.scale.state[0])
-        self.log(done, **numbers)
+        self.log(done, **numbers, **_means(self.parts, fit.tolist()))
         self.bar.set_postfix_str(
             f"loss {loss:.4f}, {speed * size:.0f} examples/s, {memory:.1f} GiB", refresh=False
         )
-        self.recent, self.clock = [], time.perf_counter()
+        self.recent, self.parts, self.clock = [], [], time.perf_counter()
         return None
 
     def _fatal(self, values: Tensor, failed: list[int], done: int) -> Bad | None:
@@ -130,17 +134,18 @@ class Journal:
         loss, norm, _ = values[i].tolist()
         return Bad(done - len(values) + i, loss, norm)
 
-    def validate(
-        self, done: int, model: ScoreFunction, data: Dataset, loss: DenoisingScoreMatching
-    ) -> float:
-        """Measures and records the validation loss, and the error at each noise level."""
-        eps = model.sde.cutoffs.training if loss.eps is None else loss.eps
+    def validate(self, done: int, model: Model, data: Dataset, loss: Loss) -> float:
+        """Measures and records the validation loss, and the error at each noise level if any."""
+        errors: dict[str, float] = {}
         seed, size = self.state.seed, self.training.batch_size
         with self.training.autocast(model.device):
             value = validation_loss(model, data, loss, seed, size)
-            errors = error_by_level(model, data, eps, seed, size)
+            if isinstance(model, ScoreFunction):
+                eps = loss.first_time(model.sde)
+                errors = error_by_level(model, data, eps, seed, size)
         self.log(done, validation_loss=value)
-        self.log(done, **errors)
+        if errors:
+            self.log(done, **errors)
         # The time that this takes is no part of the training's speed.
         if not self.recent:
             self.clock = time.perf_counter()
@@ -151,6 +156,15 @@ class Journal:
         self.bar.close()
         if self.trackers is not None:
             self.trackers.close()
+
+
+def _means(records: Sequence[Mapping[str, Tensor]], fit: Sequence[bool]) -> dict[str, float]:
+    """Returns the mean of each part of the loss over the updates that were fit to be made."""
+    kept = [parts for parts, good in zip(records, fit, strict=True) if good]
+    found: dict[str, list[Tensor]] = {}
+    for name, value in (item for parts in kept for item in parts.items()):
+        found.setdefault(name, []).append(value)
+    return {f"{_PART}{k}": float(torch.stack(v).double().mean()) for k, v in found.items()}
 
 
 def _memory(device: torch.device) -> float:

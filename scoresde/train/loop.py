@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from scoresde.data import Augmentation, Dataset
 from scoresde.errors import InputError
-from scoresde.loss import DenoisingScoreMatching
-from scoresde.model import ScoreFunction
+from scoresde.loss import Loss
+from scoresde.model import Model
 from scoresde.streams import Purpose, Streams
 from scoresde.train.checkpoint import NAME
 from scoresde.train.engine import Engine, ProcessGroup
@@ -26,7 +26,8 @@ from scoresde.train.update import Update
 
 BAD_BATCH = "bad_batch.pt"  # what the last update was that could not be made
 
-Inspection = Callable[[int, ScoreFunction], Mapping[str, float | Path]]
+Kind = TypeVar("Kind", bound=Model)
+Inspection = Callable[[int, Kind], Mapping[str, float | Path]]
 
 
 def batches(
@@ -61,9 +62,9 @@ def batches(
 
 
 def train(
-    model: ScoreFunction,
+    model: Kind,
     data: Dataset,
-    loss: DenoisingScoreMatching,
+    loss: Loss,
     training: Training,
     optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
     folder: Path,
@@ -72,9 +73,9 @@ def train(
     seed: int = 0,
     progress: bool = True,
     engine: Engine | None = None,
-    inspect: Inspection | None = None,
+    inspect: Inspection[Kind] | None = None,
     trackers: Sequence[Tracker] = (),
-) -> ScoreFunction:
+) -> Kind:
     """Trains a model, and leaves ``checkpoint.pt`` and ``metrics.jsonl`` in a folder.
 
     If the folder holds a checkpoint of the same training, it goes on after that one, and ends with
@@ -115,7 +116,8 @@ def train(
     state = State(
         model, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
     )
-    keeper, average = CheckpointManager(folder, training.keep), update.averages[0].model
+    keeper = CheckpointManager(folder, training.keep)
+    average = cast(Kind, update.averages[0].model)
     start = _agreed(state.restore(keeper.newest(state.pattern())), group)
     keeper.check_room(state.size())
     journal = Journal(training, state, start, progress and group.first, trackers)
@@ -125,7 +127,7 @@ def train(
         with StopSignals() as signals:
             for step, batch in enumerate(islice(source, training.steps - start), start):
                 x, cond = _moved(batch, model)
-                journal.add(update(x, cond, step, size))
+                journal.add(update(x, cond, step, size), update.parts)
                 done, last = step + 1, step + 1 == training.steps
                 reading = last or done % training.log_every == 0
                 # Several processes see a signal at different steps; these they reach together.
@@ -179,7 +181,7 @@ def _agreed(start: int, group: ProcessGroup) -> int:
 
 
 def _moved(
-    batch: tuple[Tensor, dict[str, Tensor]], model: ScoreFunction
+    batch: tuple[Tensor, dict[str, Tensor]], model: Model
 ) -> tuple[Tensor, dict[str, Tensor]]:
     x, cond = batch
     moved = {name: value.to(model.device) for name, value in cond.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, OtherRunError
-from scoresde.model import ScoreFunction
+from scoresde.model import Model
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import Average
 from scoresde.train.engine import ProcessGroup, like, own
@@ -46,7 +46,7 @@ class State:
         best: The least validation loss so far.
     """
 
-    model: ScoreFunction
+    model: Model
     averages: list[Average]
     optimiser: torch.optim.Optimizer
     scale: LossScale

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from scoresde.data import Augmentation
 from scoresde.errors import InputError, check_count
-from scoresde.model import ScoreFunction, ScoreModel
+from scoresde.model import Model
 from scoresde.nn.speed import MODES, PRECISIONS
 from scoresde.train.ema import EMA, Average, PowerEMA, power_of_length
+from scoresde.train.engine import networks
 from scoresde.train.schedule import ConstantRate, Rate
 
 
@@ -106,15 +106,16 @@ class Training:
         dtype = PRECISIONS[self.precision_on(device)]
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-    def prepare(self, model: ScoreFunction) -> None:
-        """Has the network's kernels made, if they are to be; its weights keep their names."""
+    def prepare(self, model: Model) -> None:
+        """Has the kernels of its networks made, if they are to be; weights keep their names."""
         on = model.device.type == "cuda" if self.compile is None else self.compile
-        if isinstance(model, ScoreModel) and on:
-            if not isinstance(model.network, nn.Module):
-                raise InputError("train.compile=true needs a network that is a torch.nn.Module.")
-            model.network.compile(mode="default" if on is True else on)
+        found = networks(model)
+        if self.compile and not found:
+            raise InputError("train.compile=true needs a network that is a torch.nn.Module.")
+        for network in found if on else ():
+            network.compile(mode="default" if on is True else on)
 
-    def averages(self, model: ScoreFunction) -> list[Average]:
+    def averages(self, model: Model) -> list[Average]:
         """Returns the averages of a model: the one that counts, and those that are stored."""
         powers = [PowerEMA(model, length) for length in self.lengths] if self.snapshots else []
         return [EMA(model, self.ema), *powers]

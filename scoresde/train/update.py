@@ -1,5 +1,6 @@
 """One update of a model's weights by a batch, in one process or in several."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,9 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.loss import DenoisingScoreMatching
-from scoresde.model import ScoreFunction
-from scoresde.train.engine import Engine, ProcessGroup, Replicated, in_parts, own, whole
+from scoresde.loss import Loss
+from scoresde.model import Model
+from scoresde.train.engine import (
+    Engine,
+    ModelLoss,
+    ProcessGroup,
+    Replicated,
+    in_parts,
+    networks,
+    own,
+    whole,
+)
 from scoresde.train.precision import LossScale
 from scoresde.train.training import Training
 
@@ -22,29 +32,30 @@ class Update:
         model: The model, on its device; it is changed.
         loss: The loss.
         training: How to train.
-        optimizer: Makes an optimiser of parameters.
+        optimizer: Makes an optimiser of parameters, or of groups of them where the model has some
+            outside of its networks.
         engine: How several processes share the model.
         seed: Names the times and the noise.
     """
 
     def __init__(
         self,
-        model: ScoreFunction,
-        loss: DenoisingScoreMatching,
+        model: Model,
+        loss: Loss,
         training: Training,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
         engine: Engine | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.loss, self.training, self.seed = model, loss, training, seed
-        self.engine = engine or Replicated()
+        self.model, self.training, self.seed = model, training, seed
         self.averages = training.averages(model)
         training.prepare(model)
         copies = [average.model for average in self.averages]
-        self.shared = self.engine.share(model, copies)
+        self.shared = (engine or Replicated()).share(ModelLoss(model, loss), copies)
         self.optimiser = _optimiser(optimizer, model)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.scale = LossScale(training.precision_on(model.device), model.device)
+        self.parts: dict[str, Tensor] = {}  # those of the last loss, each the mean of the batch
 
     def __call__(self, x: Tensor, cond: dict[str, Tensor], step: int, size: int) -> Tensor:
         """Makes the update number ``step``, counted from 0.
@@ -61,10 +72,10 @@ class Update:
         factor = self.training.rate(step, self.training.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        value = ProcessGroup.here().total(self._backward(x, cond, step, size))
+        value = self._backward(x, cond, step, size)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         scale = self.scale.state[0]
-        norm = whole(nn.utils.get_total_norm(gradients)) / scale
+        norm = _norm(gradients) / scale
         good = torch.isfinite(value) & torch.isfinite(norm)
         excused = self.scale.excuses(value)
         limit = self.training.clip
@@ -76,33 +87,52 @@ class Update:
         return torch.stack((value, norm, excused.to(value)))
 
     def _backward(self, x: Tensor, cond: dict[str, Tensor], step: int, size: int) -> Tensor:
-        """Computes the gradient of the batch's mean loss; returns this process's share of it."""
+        """Computes the gradient of the batch's mean loss, and its parts; returns the loss."""
         self.optimiser.zero_grad(set_to_none=True)
         group, passes = ProcessGroup.here(), self.training.accumulate
         mine, seeds = group.part(size), range(step * size, (step + 1) * size)
         bounds = [len(x) * i // passes for i in range(passes + 1)]
-        value = torch.zeros((), device=x.device)
+        means = torch.zeros((), device=x.device)
         for first, end in itertools.pairwise(bounds):
-            self.engine.gather(self.shared, end == len(x))
             part = slice(mine.start + first, mine.start + end)
             labels = {name: label[first:end] for name, label in cond.items()}
-            with self.training.autocast(x.device):
-                losses = self.loss(
-                    self.shared, x[first:end], seed=self.seed, seeds=seeds, part=part, **labels
-                )
-            # Gradients of several processes are averaged, not added.
-            self.scale.scaled(losses.sum() * (group.size / size)).backward()
-            value = value + losses.detach().sum() / size
+            with self.shared.computing(last=end == len(x)):
+                with self.training.autocast(x.device):
+                    losses, parts = self.shared.terms(
+                        x[first:end], seed=self.seed, seeds=seeds, part=part, **labels
+                    )
+                # Gradients of several processes are averaged, not added.
+                self.scale.scaled(losses.sum() * (group.size / size)).backward()
+            sums = [value.detach().sum().to(losses) for value in (losses, *parts.values())]
+            means = means + torch.stack(sums) / size
+        value, *rest = group.total(means)
+        self.parts = dict(zip(parts, rest, strict=True))
         return value
 
 
 def _optimiser(
-    make: Callable[[Iterable[Any]], torch.optim.Optimizer], model: ScoreFunction
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer], model: Model
 ) -> torch.optim.Optimizer:
+    """Makes the optimiser of a model's weights: those of its networks, then the others.
+
+    They are groups of their own, since an optimiser cannot take weights that are sharded and
+    weights that are whole in one go.
+    """
+    inside = {p: None for network in networks(model) for p in network.parameters()}
+    outside = [p for p in model.parameters() if p not in inside]
+    both: Any = [{"params": [*inside]}, {"params": outside}]
     try:
-        return make(model.parameters())
+        return make(both if inside and outside else model.parameters())
     except (ValueError, TypeError) as error:
         raise InputError(f"The optimiser refuses its settings, {make}: {error}.") from error
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Returns the norm of all gradients; those in parts have a norm of their own first."""
+    kinds = ([g for g in gradients if in_parts(g) is parts] for parts in (True, False))
+    return functools.reduce(
+        torch.hypot, [whole(nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    )
 
 
 def _take(
@@ -111,7 +141,8 @@ def _take(
     """Takes a step along gradients that are first divided by a number.
 
     None is taken unless they are finite: that would spoil the weights for good. A fused optimiser
-    does both in its own pass over the weights, and is not waited for.
+    does both in its own pass over the weights, and is not waited for. It takes the two numbers as
+    torch's GradScaler gives them to it; torch has no public way, nor one to scale a list in place.
     """
     if getattr(optimiser, "_step_supports_amp_scaling", False) and not in_parts(gradients):
         optimiser.grad_scale = divisor  # type: ignore[attr-defined]

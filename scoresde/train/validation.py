@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from scoresde.data import Dataset
-from scoresde.loss import DenoisingScoreMatching
-from scoresde.model import ScoreFunction
+from scoresde.loss import Loss
+from scoresde.model import Model, ScoreFunction
 from scoresde.sde import SDE
-from scoresde.streams import Streams
+from scoresde.streams import Purpose, Streams
 from scoresde.train.engine import ProcessGroup
 
 EXAMPLES = 1024
@@ -21,9 +21,9 @@ _PREFIX = "noise_error/"
 
 @torch.no_grad()
 def validation_loss(
-    model: ScoreFunction,
+    model: Model,
     data: Dataset,
-    loss: DenoisingScoreMatching,
+    loss: Loss,
     seed: int,
     batch_size: int = EXAMPLES,
 ) -> float:
@@ -46,7 +46,7 @@ def validation_loss(
 def error_by_level(
     model: ScoreFunction, data: Dataset, eps: float, seed: int, batch_size: int = EXAMPLES
 ) -> dict[str, float]:
-    r"""Returns the error of the expected noise at levels equally spaced in the log-SNR.
+    r"""Returns the error of the expected noise at levels that cover the log-SNR.
 
     .. math:: \frac{1}{D} E \lVert \hat z(x_t, t) - z \rVert^2
 
@@ -70,7 +70,9 @@ def error_by_level(
         x = model.state(data.batch("validation", Streams(seed, part)).to(model.device))
         own = part.to(x.device) % len(levels)
         t = model.sde.time(levels.to(x.device))[own]
-        errors = DenoisingScoreMatching()(model, x, t, seed=seed, seeds=part.to(x.device))
+        noise = Streams(seed, part.to(x.device)).normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
+        found = model.noise(model.sde.perturb(x, t, noise), t)
+        errors = (found - noise).square().flatten(1).mean(1)
         sums[0].index_add_(0, own, errors.double())
         sums[1].index_add_(0, own, torch.ones_like(errors, dtype=torch.float64))
     errors, counts = group.total(sums)
@@ -80,10 +82,15 @@ def error_by_level(
 
 
 def log_snr_levels(sde: SDE, eps: float) -> Tensor:
-    """Returns the middles of equal intervals of the log-SNR between ``eps`` and 1."""
-    first, last = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64)).tolist()
+    """Returns the middles of equal intervals of the log-SNR between ``eps`` and 1.
+
+    Where the log-SNR is infinite at t = 1, the intervals are equal in the bounded variable b.
+    """
+    ends = torch.tensor([eps, 1.0], dtype=torch.float64)
+    first, last = (sde.bounded(ends) if sde.zero_snr else sde.log_snr(ends)).tolist()
     places = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
-    return first + places * (last - first)
+    levels = first + places * (last - first)
+    return sde.log_snr(sde.time_of_bounded(levels)) if sde.zero_snr else levels
 
 
 def level_curves(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[float, float]]:
