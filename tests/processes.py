@@ -13,6 +13,7 @@ from scoresde.data import two_moons
 from scoresde.nn import MLP
 from scoresde.times import LowDiscrepancy
 from scoresde.train import Replicated, Sharded, Training, TrainingStopped, process_group, train
+from tests.models import Mean, MonotoneSchedule
 
 TRAININGS = {
     "ddp_64": (Replicated(), torch.float64, {}),
@@ -22,6 +23,25 @@ TRAININGS = {
     "fsdp_32": (Sharded(block=500), torch.float32, {"snapshots": 0}),
     "fsdp_64_accumulated": (Sharded(block=500), torch.float64, {"accumulate": 3}),
 }
+# With a learned schedule, and of two networks, one of which has an SDE with weights.
+OTHERS = {
+    "ddp_64_learned": (Replicated(), torch.float64, {}),
+    "ddp_64_pair": (Replicated(unused=True), torch.float64, {"accumulate": 2}),
+    "fsdp_64_learned": (Sharded(block=500), torch.float64, {}),
+    "fsdp_32_learned": (Sharded(block=500), torch.float32, {"snapshots": 0}),
+    "fsdp_64_pair": (Sharded(block=500), torch.float64, {"accumulate": 2}),
+}
+TRAININGS |= OTHERS
+STOPPED = ("ddp_64", "fsdp_64", "ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair")
+
+
+def model_of(name):
+    torch.manual_seed(0)
+    learned = MonotoneSchedule() if name in OTHERS else VPSDE()
+    model = ScoreModel(MLP(2, width=32, depth=2), learned, Preconditioned(1.0))
+    if name.endswith("pair"):
+        return Mean(model, ScoreModel(MLP(2, width=24, depth=1), model.sde, Preconditioned(1.0)))
+    return model
 
 
 class Acting(DenoisingScoreMatching):
@@ -35,15 +55,16 @@ class Acting(DenoisingScoreMatching):
     def terms(self, model, x, **options):
         last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
         seeds = options.get("seeds")
-        if last and isinstance(seeds, range) and seeds.start == self.step * len(seeds):
+        if last and isinstance(seeds, range) and seeds.start // len(seeds) == self.step:
+            object.__setattr__(self, "step", None)  # once, though a batch may come in parts
             self.act()
         return super().terms(model, x, **options)
 
 
-def fit(folder, engine, dtype, loss=None, **options):
-    folder.mkdir(exist_ok=True, parents=True)
-    torch.manual_seed(0)
-    model = ScoreModel(MLP(2, width=32, depth=2), VPSDE(), Preconditioned(1.0)).to(dtype)
+def fit(path, name, loss=None):
+    engine, dtype, options = TRAININGS[name]
+    path.mkdir(exist_ok=True, parents=True)
+    model = model_of(name).to(dtype)
     options = {"save_every": 8, "validate_every": 10, "log_every": 5, "snapshots": 2, **options}
     return train(
         model,
@@ -51,7 +72,7 @@ def fit(folder, engine, dtype, loss=None, **options):
         loss or DenoisingScoreMatching(times=LowDiscrepancy()),
         Training(steps=20, batch_size=31, **options),
         functools.partial(torch.optim.Adam, lr=2e-4, fused=dtype == torch.float32),
-        folder,
+        path,
         recipe={"name": "moons"},
         progress=False,
         engine=engine,
@@ -60,8 +81,8 @@ def fit(folder, engine, dtype, loss=None, **options):
 
 def main(folder):
     with process_group() as group:
-        for name, (engine, dtype, options) in TRAININGS.items():
-            fit(folder / f"{name}_{group.size}", engine, dtype, **options)
+        for name in TRAININGS:
+            fit(folder / f"{name}_{group.size}", name)
         if group.size > 1:
             interrupted(folder)
             program(folder)
@@ -69,14 +90,13 @@ def main(folder):
 
 def interrupted(folder):
     """One process is asked to stop; all of them stop together, and go on together."""
-    for name in ("ddp_64", "fsdp_64"):
-        engine, dtype, _ = TRAININGS[name]
+    for name in STOPPED:
         ask = Acting(6, lambda: signal.raise_signal(signal.SIGTERM))
         try:
-            fit(folder / f"{name}_stopped", engine, dtype, ask)
+            fit(folder / f"{name}_stopped", name, ask)
         except TrainingStopped as stop:
             (folder / f"{name}_stopped/stopped_{os.environ['RANK']}").write_text(str(stop.step))
-        fit(folder / f"{name}_stopped", engine, dtype)
+        fit(folder / f"{name}_stopped", name)
 
 
 def program(folder):

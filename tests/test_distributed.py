@@ -13,7 +13,7 @@ import torch
 from scoresde.errors import InputError
 from scoresde.train import Checkpoint, ProcessGroup, Snapshots, read_metrics
 from scoresde.train.engine import process_group
-from tests.processes import TRAININGS
+from tests.processes import STOPPED, TRAININGS
 from tests.processes import main as train_alone
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def test_the_weights_have_moved(folder):
     assert distance(early.model, Checkpoint.load(folder / "fsdp_64_2").model) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["ddp_64", "fsdp_64"])
+@pytest.mark.parametrize("name", [*STOPPED, "ddp_64_pair"])
 def test_what_is_recorded_is_that_of_one_process(name, folder):
     one, two = (read_metrics(folder / f"{name}_{size}") for size in (1, 2))
     assert [r.keys() for r in one] == [r.keys() for r in two]
@@ -75,7 +75,7 @@ def test_stored_averages_are_those_of_one_process(name, folder):
     assert distance(one.ema, two.ema) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["ddp_64", "fsdp_64"])
+@pytest.mark.parametrize("name", STOPPED)
 def test_all_stop_when_one_is_asked_and_go_on_exactly(name, folder):
     steps = [(folder / f"{name}_stopped/stopped_{rank}").read_text() for rank in (0, 1)]
     assert steps == ["10", "10"]
@@ -92,6 +92,20 @@ def test_a_checkpoint_in_parts_holds_the_optimiser(folder):
     ]
     for number, state in one.optimizer["state"].items():
         assert distance(state, two.optimizer["state"][number]) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair"])
+def test_the_schedule_has_moved_and_is_whole(name, folder):
+    early, late = (
+        Checkpoint.load(folder / f"{name}_2/checkpoints" / step)
+        for step in (f"000000{i}{'.pt' if 'ddp' in name else ''}" for i in (16, 20))
+    )
+    scheduled = [key for key in late.model if key.split(".")[-1] == "slope"]
+    assert scheduled
+    for key in scheduled:
+        assert late.model[key].shape == (1, 1)
+        assert float((late.model[key] - early.model[key]).abs().max()) > 1e-5
+        assert float((late.ema[key] - early.ema[key]).abs().max()) > 1e-6
 
 
 def test_the_program_shares_a_folder_and_each_example_once(folder):

@@ -5,14 +5,23 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
+from scoresde import (
+    VPSDE,
+    DenoisingScoreMatching,
+    GaussianModel,
+    InputError,
+    Preconditioned,
+    RectifiedFlow,
+    ScoreModel,
+)
 from scoresde.data import Dataset, GeometricAugmentation, Units, two_moons
-from scoresde.loss import LossTerms
+from scoresde.loss import Loss, LossTerms
 from scoresde.nn import MLP
 from scoresde.recipe import build
 from scoresde.train import (
@@ -22,11 +31,14 @@ from scoresde.train import (
     CosineRate,
     Training,
     Update,
+    level_curves,
     read_metrics,
     train,
 )
 from scoresde.train.loop import batches
 from scoresde.train.precision import LossScale
+from scoresde.train.validation import LEVELS, error_by_level, log_snr_levels
+from tests.models import Mean
 
 RECIPE = {
     "model": {
@@ -223,6 +235,14 @@ def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights(
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_every_network_of_a_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode: compiled.append((self, mode)))
+    one, two = small_model(), small_model()
+    Training(compile="reduce-overhead").prepare(Mean(one, two))
+    assert compiled == [(one.network, "reduce-overhead"), (two.network, "reduce-overhead")]
+
+
 def test_a_plain_function_cannot_be_compiled(tmp_path: Path) -> None:
     model = ScoreModel(lambda x, c: 0 * x, VPSDE())
     with pytest.raises(InputError, match="compile=true"):
@@ -356,6 +376,96 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_training_refuses_counts_that_are_not_positive(field: str) -> None:
     with pytest.raises(InputError, match=f"train.{field}=0"):
         Training(**{field: 0})
+
+
+# --- The parts of a loss -------------------------------------------------------------------------
+
+
+class Thirds(DenoisingScoreMatching):
+    """Has two parts that add up to its value."""
+
+    def terms(self, model: ScoreModel, x: torch.Tensor, **options: Any) -> LossTerms:
+        value = super().terms(model, x, **options).value
+        return LossTerms(value, {"third": value.detach() / 3, "rest": 2 * value.detach() / 3})
+
+
+class Counting(DenoisingScoreMatching):
+    """Says the number of its update; one that cannot be made, and a part that comes and goes."""
+
+    def terms(self, model: ScoreModel, x: torch.Tensor, **options: Any) -> LossTerms:
+        value = super().terms(model, x, **options).value
+        step = options["seeds"].start // len(x)
+        parts = {"step": torch.full((len(x),), float(step))}
+        parts |= {"even": torch.ones(len(x))} if step % 2 == 0 else {}
+        return LossTerms(value * (float("nan") if model.training and step == 1 else 1.0), parts)
+
+
+def parts_of(folder: Path, loss: Loss, **options: int) -> list[dict[str, float]]:
+    make, data = functools.partial(torch.optim.Adam, lr=1e-3), two_moons(count=100)
+    training = Training(steps=12, batch_size=16, log_every=4, **options)
+    train(small_model(), data, loss, training, make, folder, progress=False)
+    records = [r for r in read_metrics(folder) if "loss" in r]
+    assert [r["step"] for r in records] == [4, 8, 12]
+    return records
+
+
+def test_the_means_of_the_parts_are_recorded(tmp_path: Path) -> None:
+    for record in parts_of(tmp_path, Thirds(), accumulate=3):
+        assert record["part/third"] == pytest.approx(record["loss"] / 3, rel=1e-5)
+        assert record["part/rest"] == pytest.approx(2 * record["loss"] / 3, rel=1e-5)
+
+
+def test_parts_of_updates_that_are_left_out_do_not_count(tmp_path: Path) -> None:
+    records = parts_of(tmp_path, Counting())
+    assert [r["part/step"] for r in records] == [pytest.approx(5 / 3), 5.5, 9.5]
+    assert [r["part/even"] for r in records] == [1, 1, 1]
+
+
+def test_the_noise_error_is_a_part_and_apart_from_that_by_level(tmp_path: Path) -> None:
+    for record in parts_of(tmp_path, DenoisingScoreMatching()):
+        assert record["part/noise_error"] == pytest.approx(record["loss"], rel=1e-6)
+        assert not any(name.startswith("noise_error") for name in record)
+
+
+# --- The error by level --------------------------------------------------------------------------
+
+
+def test_levels_at_zero_snr_are_equally_spaced_in_the_bounded_variable() -> None:
+    sde = RectifiedFlow()
+    levels = log_snr_levels(sde, 1e-4)
+    assert len(levels) == LEVELS
+    b = sde.bounded(sde.time(levels))
+    first = sde.bounded(torch.tensor(1e-4, dtype=torch.float64))
+    expected = first * (1 - (torch.arange(LEVELS).double() + 0.5) / LEVELS)
+    torch.testing.assert_close(b, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_errors_by_level_are_those_of_an_exact_model_at_zero_snr() -> None:
+    r"""For N(0, s^2) the noise is known up to :math:`\alpha^2 s^2 / (\alpha^2 s^2 + \sigma^2)`."""
+    sde, s = RectifiedFlow(), 0.7
+    exact = GaussianModel(torch.zeros(64), s, sde)
+    x = exact.sample(3 * 1024, seed=0)
+    data = Dataset.of("normal", x.split(1024), standardise=False)
+    curve = error_by_level(exact, data, 1e-4, 0)
+    assert len(curve) == LEVELS
+    (levels,) = level_curves([{"step": 1, **curve}]).values()
+    for level, error in levels.items():
+        signal = math.exp(level) * s**2
+        # 85 examples of 64 dimensions: the relative error of a variance is 0.019.
+        assert error == pytest.approx(signal / (1 + signal), rel=0.08)
+
+
+def test_a_loss_says_where_the_levels_begin(tmp_path: Path) -> None:
+    for eps in (None, 0.1):
+        loss = DenoisingScoreMatching(eps=eps)
+        make, data = functools.partial(torch.optim.Adam, lr=1e-3), two_moons(count=100)
+        folder = tmp_path / str(eps)
+        folder.mkdir()
+        train(small_model(), data, loss, Training(2, 16), make, folder, progress=False)
+        (curve,) = level_curves(read_metrics(folder)).values()
+        first = eps or VPSDE().cutoffs.training
+        ends = VPSDE().log_snr(torch.tensor([first, 1.0], dtype=torch.float64)).tolist()
+        assert max(curve) == pytest.approx(ends[0] - (ends[0] - ends[1]) / 24, abs=0.01)
 
 
 # --- Checkpoints ---------------------------------------------------------------------------------
