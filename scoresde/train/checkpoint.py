@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction
+from scoresde.model import Model
 from scoresde.recipe import brief, build, updated
 from scoresde.tensors import read_tensors
 from scoresde.train.engine import ProcessGroup
@@ -127,7 +127,7 @@ class Checkpoint:
             raise InputError(f"{file} is damaged: its numbers are not those that were written.")
         return Checkpoint(**{**parts, "recipe": updated(parts["recipe"])})
 
-    def build_model(self, allow: Iterable[str] = (), average: bool = True) -> ScoreFunction:
+    def build_model(self, allow: Iterable[str] = (), average: bool = True) -> Model:
         """Rebuilds the model.
 
         Arguments:
@@ -139,7 +139,7 @@ class Checkpoint:
         """
         weights = self.ema if average else self.model
         with _no_larger_than(sum(getattr(v, "numel", int)() for v in weights.values())):
-            model = self.build("model", ScoreFunction, allow)
+            model = self.build("model", Model, allow)
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
