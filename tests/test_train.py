@@ -378,6 +378,12 @@ def test_training_refuses_counts_that_are_not_positive(field: str) -> None:
         Training(**{field: 0})
 
 
+def test_a_model_without_weights_is_not_trained(tmp_path: Path) -> None:
+    for model in (ScoreModel(lambda x, c: 0 * x, VPSDE()), small_model().requires_grad_(False)):
+        with pytest.raises(InputError, match="weights to train, got a ScoreModel"):
+            fit_model(tmp_path, model, Training(steps=2))
+
+
 # --- The parts of a loss -------------------------------------------------------------------------
 
 

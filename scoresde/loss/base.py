@@ -22,8 +22,9 @@ class LossTerms:
 
     Arguments:
         value: The loss of each example, ``(B,)``.
-        parts: The named parts that it consists of, or that describe it, each ``(B,)``; a training
-            records the mean of each.
+        parts: The named parts that it consists of, or that describe it, each ``(B,)``, without a
+            graph. A training records the mean of each; the names are the same in all parts of
+            a batch.
     """
 
     value: Tensor

@@ -47,6 +47,11 @@ class Update:
         engine: Engine | None = None,
         seed: int = 0,
     ) -> None:
+        if not any(p.requires_grad for p in model.parameters()):
+            raise InputError(
+                f"model must have weights to train, got a {type(model).__name__} without any; "
+                "give it a network that is a torch.nn.Module."
+            )
         self.model, self.training, self.seed = model, training, seed
         self.averages = training.averages(model)
         training.prepare(model)
@@ -92,7 +97,7 @@ class Update:
         group, passes = ProcessGroup.here(), self.training.accumulate
         mine, seeds = group.part(size), range(step * size, (step + 1) * size)
         bounds = [len(x) * i // passes for i in range(passes + 1)]
-        means = torch.zeros((), device=x.device)
+        means = torch.zeros(1, device=x.device)  # of the loss, then of its parts
         for first, end in itertools.pairwise(bounds):
             part = slice(mine.start + first, mine.start + end)
             labels = {name: label[first:end] for name, label in cond.items()}
@@ -141,9 +146,10 @@ def _take(
     """Takes a step along gradients that are first divided by a number.
 
     None is taken unless they are finite: that would spoil the weights for good. A fused optimiser
-    does both in its own pass over the weights, and is not waited for. It takes the two numbers as
-    torch's GradScaler gives them to it; torch has no public way, nor one to scale a list in place.
+    does both in its own pass over the weights, and is not waited for.
     """
+    # Torch has no public way to hand a fused optimiser the two numbers (this is its GradScaler's),
+    # nor one to scale a list of tensors at once.
     if getattr(optimiser, "_step_supports_amp_scaling", False) and not in_parts(gradients):
         optimiser.grad_scale = divisor  # type: ignore[attr-defined]
         optimiser.found_inf = (~good).float()  # type: ignore[attr-defined]
