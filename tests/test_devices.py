@@ -108,6 +108,7 @@ from scoresde.times import (
 )
 from scoresde.train import Training, Update, train
 from tests.fake_cuda import CPU, CUDA, fake_cuda
+from tests.models import MonotoneSchedule
 
 CHAIN = DiscreteVP(LinearBetas(steps=25))
 SDES: list[SDE] = [VPSDE(), SubVPSDE(), VESDE(0.01, 10.0), CHAIN, RectifiedFlow()]
@@ -609,6 +610,31 @@ def test_an_update(precision: str, how: dict[str, bool]) -> None:
 
     few_digits = {"rtol": 0.05, "atol": 0.02} if precision != "float32" else {}
     check(compute, **few_digits)
+
+
+@by_name("times", [UniformTimes(), LowDiscrepancy(ImportanceTimes()), LogNormalTimes()])
+def test_an_update_of_a_learned_schedule(times: Times) -> None:
+    def compute(device: torch.device) -> list[Tensor]:
+        model = perceptron(MonotoneSchedule()).to(device)
+        training = Training(precision="float32", compile=False, accumulate=2)
+        loss = DenoisingScoreMatching(LikelihoodWeighting(), times)
+        update = Update(model, loss, training, partial(torch.optim.Adam, lr=1e-2))
+        numbers = [update(points(device, 4), {}, step, 4) for step in range(2)]
+        average = list(update.averages[0].model.parameters())
+        return leaves([numbers, list(update.parts.values()), list(model.parameters()), average])
+
+    check(compute, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampler", [UniPC(4), EulerMaruyama(4), Heun(3), ProbabilityFlow(1e-2, 1e-2)], ids=repr
+)
+def test_samples_of_a_learned_schedule(sampler: Sampler) -> None:
+    def compute(device: torch.device) -> list[Tensor]:
+        model = perceptron(MonotoneSchedule()).to(device)
+        return [sampler(model, shape=(3, *points(device).shape[1:]), seed=0).x]
+
+    check(compute, rtol=1e-3, atol=1e-3)
 
 
 def test_a_training(tmp_path: Any) -> None:

@@ -3,7 +3,15 @@
 from scoresde.recipe import renamed
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import EMA, PowerEMA
-from scoresde.train.engine import Engine, ProcessGroup, Replicated, Sharded, process_group
+from scoresde.train.engine import (
+    Engine,
+    ModelLoss,
+    ProcessGroup,
+    Replicated,
+    Sharded,
+    SharedLoss,
+    process_group,
+)
 from scoresde.train.loop import train
 from scoresde.train.saving import CheckpointManager
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
@@ -22,11 +30,13 @@ __all__ = [
     "CosineRate",
     "Engine",
     "MLflow",
+    "ModelLoss",
     "PowerEMA",
     "ProcessGroup",
     "Rate",
     "Replicated",
     "Sharded",
+    "SharedLoss",
     "Snapshots",
     "TensorBoard",
     "Tracker",
