@@ -54,17 +54,18 @@ def sum_features(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
-def log_normal(x: Tensor, std: float) -> Tensor:
+def log_normal(x: Tensor, std: float | Tensor) -> Tensor:
     r"""Returns the log-density of :math:`N(0, \mathrm{std}^2 I)`.
 
     Arguments:
         x: Points, with shape ``(B, *)``.
-        std: The standard deviation, positive.
+        std: The standard deviation, positive; a number, or a tensor ``()``.
 
     Returns:
         The log-densities in nats, with shape ``(B,)``.
     """
-    constant = x.shape[1:].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
+    width = std.to(x).log() if isinstance(std, Tensor) else math.log(std)
+    constant = x.shape[1:].numel() * (width + 0.5 * math.log(2 * math.pi))
     return -0.5 * sum_features((x / std) ** 2) - constant
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from scoresde import (
+    SDE,
     VESDE,
     VPSDE,
     GaussianMixtureModel,
@@ -568,3 +569,35 @@ def test_seeds_that_do_not_fit_are_refused():
 def test_a_bare_network_is_refused():
     with pytest.raises(InputError, match="ScoreModel"):
         Likelihood()(nn.Linear(2, 2), torch.zeros(2, 2))
+
+
+class Widening(torch.nn.Module, SDE):
+    """Noise that grows linearly to a learned width, which is the prior's."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = torch.nn.Parameter(torch.tensor(width, dtype=torch.float64))
+
+    def alpha(self, t):
+        return torch.ones_like(t)
+
+    def sigma(self, t):
+        return 0.01 + self.width * t
+
+
+def test_the_gradient_reaches_the_schedule_through_the_prior_too():
+    """Against finite differences, with an exact model of data that the width blurs."""
+    x = normal(3, 2)
+
+    def value(width):
+        sde = Widening(width)
+        exact = GaussianModel(torch.zeros(2).double(), 0.7, sde)
+        exactly = Likelihood("exact", 1e-9, 1e-9, differentiable=True)
+        return exactly(exact, x).log_prob.sum(), sde
+
+    total, sde = value(4.0)
+    total.backward()
+    h = 1e-4
+    slope = (float(value(4 + h)[0].detach()) - float(value(4 - h)[0].detach())) / (2 * h)
+    assert float(sde.width.grad) == pytest.approx(slope, rel=1e-4)
+    assert abs(slope) > 0.01

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.sde.interpolant import Interpolant, as_time, derivative
@@ -156,7 +156,9 @@ class SDE(Interpolant):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Returns the log-density of the prior in nats: ``(B, *)`` to ``(B,)``."""
-        return log_normal(x, self.prior_std)
+        # Of a schedule with weights the likelihood has a gradient in the noise at t = 1 as well.
+        learned = isinstance(self, nn.Module) and type(self).prior_std is SDE.prior_std
+        return log_normal(x, self.sigma(as_time(1.0)) if learned else self.prior_std)
 
     def check_eps(self, eps: float) -> float:
         r"""Returns a cut-off if it is usable.

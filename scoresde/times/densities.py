@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.sde import SDE, Chain, as_time
+from scoresde.sde import SDE, Chain
 
 
 class Times(ABC):
@@ -73,8 +73,8 @@ class ImportanceTimes(Times):
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         if sde.zero_snr:
             # Short of t = 1, where the weight of the noise's error is infinite and the error zero.
-            return sde.time_of_bounded(_bounded_at(sde, eps) * (1 - u)).clamp(eps, 1 - 1e-12)
-        first, last = log_snr_range(sde, eps)
+            return sde.time_of_bounded(_bounded_at(sde, eps, u) * (1 - u)).clamp(eps, 1 - 1e-12)
+        first, last = _log_snr_range(sde, eps, u)
         return sde.time(first + u * (last - first)).clamp(eps, 1.0)
 
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
@@ -82,8 +82,8 @@ class ImportanceTimes(Times):
             alpha, sigma = sde.alpha(t), sde.sigma(t)
             turn = alpha * sde.sigma_dot(t) - sigma * sde.alpha_dot(t)
             rate = 2 * turn / (sigma * torch.sqrt(alpha**2 + sigma**2))  # -db/dt
-            return _bounded_at(sde, eps) / (1 - eps) / rate
-        first, last = log_snr_range(sde, eps)
+            return _bounded_at(sde, eps, t) / (1 - eps) / rate
+        first, last = _log_snr_range(sde, eps, t)
         return (first - last) / (1 - eps) * (sde.sigma(t) / sde.g(t)) ** 2
 
 
@@ -113,8 +113,8 @@ class LogNormalTimes(Times):
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         first, last = (
-            torch.special.ndtr(as_time((-0.5 * snr - self.mean) / self.std))
-            for snr in log_snr_range(sde, eps)
+            torch.special.ndtr((-0.5 * snr - self.mean) / self.std)
+            for snr in _log_snr_range(sde, eps, u)
         )
         z = torch.special.ndtri(first + u.double() * (last - first))
         return sde.time(-2 * (self.mean + self.std * z)).clamp(eps, 1.0).to(u)
@@ -213,12 +213,17 @@ class FoldedTimes(LowDiscrepancy):
 
 
 @torch.no_grad()
-def _bounded_at(sde: SDE, eps: float) -> float:
-    return float(sde.bounded(torch.tensor(eps, dtype=torch.float64)))
+def _bounded_at(sde: SDE, eps: float, like: Tensor) -> Tensor:
+    """Returns b at ``eps``, float64 ``()``, on the device of ``like``."""
+    return sde.bounded(torch.full((), eps, dtype=torch.float64, device=like.device))
 
 
 @torch.no_grad()
-def log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
-    """Returns the log-SNR at ``eps`` and at 1."""
-    ends = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
+def _log_snr_range(sde: SDE, eps: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the log-SNR at ``eps`` and at 1, float64 ``()``, on the device of ``like``.
+
+    They are no numbers of Python's: for those of a learned schedule a GPU would be waited for.
+    """
+    ends = torch.linspace(eps, 1.0, 2, dtype=torch.float64, device=like.device)
+    first, last = sde.log_snr(ends).unbind()
+    return first, last

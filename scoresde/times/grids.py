@@ -14,7 +14,6 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE
-from scoresde.times.densities import log_snr_range
 
 
 class Grid(ABC):
@@ -53,7 +52,7 @@ class LogSNRGrid(Grid):
     """
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        first, last = log_snr_range(sde, eps)
+        first, last = _log_snr_range(sde, eps)
         if math.isinf(first):
             raise InputError(f"eps={eps} leaves no noise with {sde}; give a positive eps.")
         if sde.zero_snr:
@@ -90,7 +89,7 @@ class KarrasGrid(Grid):
                 f"grid must be one of a finite range, got {self} for {sde}, whose noise level "
                 "sigma / alpha is infinite at t = 1; use LogSNRGrid()."
             )
-        low, high = (math.exp(-0.5 * snr / self.rho) for snr in log_snr_range(sde, eps))
+        low, high = (math.exp(-0.5 * snr / self.rho) for snr in _log_snr_range(sde, eps))
         return sde.time(-2 * self.rho * torch.log(high + u * (low - high)))
 
 
@@ -145,7 +144,7 @@ class CosineGrid(Grid):
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         low, high = (
-            math.atan(math.exp(-0.5 * snr) / self.sigma_data) for snr in log_snr_range(sde, eps)
+            math.atan(math.exp(-0.5 * snr) / self.sigma_data) for snr in _log_snr_range(sde, eps)
         )
         levels = self.sigma_data * torch.tan(high + u * (low - high))
         return sde.time(-2 * torch.log(levels))
@@ -176,3 +175,10 @@ class ExplicitGrid(Grid):
                 f"times of its grid; give steps={steps} and eps={self.times[-1]}."
             )
         return torch.tensor(self.times, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
+    """Returns the log-SNR at ``eps`` and at 1."""
+    first, last = sde.log_snr(torch.tensor([eps, 1.0], dtype=torch.float64)).tolist()
+    return first, last
