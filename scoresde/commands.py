@@ -50,7 +50,6 @@ def rank_of() -> Rank:
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
     from scoresde.tasks.inspection import Inspection
-    from scoresde.tasks.report import Trained, report_training
     from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
 
@@ -65,20 +64,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     loss.check(model)
-    samplers = {
-        name: instantiate(value, f"samplers.{name}")
-        for name, value in (plan.get("samplers") or {}).items()
-    }
+    samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
     for tool in (*samplers.values(), exact, quick):
         tool.check(model)
-    look = Inspection(
-        data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
-    )
-
-    named = (plan.get("trackers") or {}).items()
-    trackers = [instantiate(value, f"trackers.{name}") for name, value in named]
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
         log.info("Training %s: %d steps on %s.", config.name, training.steps, where)
@@ -94,24 +84,52 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         seed=config.seed,
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
-        inspect=look,
-        trackers=trackers,
+        inspect=Inspection(
+            data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
+        ),
+        trackers=list(_each(plan, "trackers").values()),
     )
     parts = None
     if group.size > 1:
         average, parts = _shared(average, folder, config)
-    trained = Trained(
-        name=config.name,
-        model=average,
-        data=data,
-        seconds=time.perf_counter() - clock,
-        seed=config.seed,
-        facts=[("training", f"{training.steps} steps of {training.batch_size} examples")],
-        configuration=OmegaConf.to_yaml(plan),
-        split=config.split,
-    )
+    facts = [("training", f"{training.steps} steps of {training.batch_size} examples")]
+    seconds = time.perf_counter() - clock
+    trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
+    results = _report(config, folder, trained, samplers, exact, parts)
+    return results if group.first else {}
+
+
+def _each(plan: dict[str, Any], section: str) -> dict[str, Any]:
+    """Builds the objects of a section, by their names."""
+    named = (plan.get(section) or {}).items()
+    return {name: instantiate(value, f"{section}.{name}") for name, value in named}
+
+
+def _report(
+    config: DictConfig,
+    folder: Path,
+    trained: tuple[Any, Any, float, list[tuple[str, str]], str],
+    samplers: dict[str, Any],
+    exact: Any,
+    parts: Parts | None,
+) -> dict[str, Any]:
+    """Samples and evaluates a trained model, and writes its report."""
+    from scoresde.tasks.report import Trained, report_training
+    from scoresde.train import ProcessGroup
+
+    model, data, seconds, facts, configuration = trained
+    first = ProcessGroup.here().first
     results = report_training(
-        trained,
+        Trained(
+            name=config.name,
+            model=model,
+            data=data,
+            seconds=seconds,
+            seed=config.seed,
+            facts=facts,
+            configuration=configuration,
+            split=config.split,
+        ),
         samplers,
         exact,
         folder,
@@ -119,13 +137,12 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         examples=config.examples,
         batch_size=config.batch_size,
         baselines=config.baselines,
-        progress=config.progress and group.first,
+        progress=config.progress and first,
         parts=parts,
     )
-    if not group.first:
-        return {}
-    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
-    log.info("Report: %s", folder / "report.html")
+    if first:
+        log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+        log.info("Report: %s", folder / "report.html")
     return results
 
 
