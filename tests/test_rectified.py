@@ -323,3 +323,59 @@ def test_one_step_is_the_posterior(steps):
         eps = sde.cutoffs.sampling
         torch.testing.assert_close(x.mean(0), (1 - eps) * MEAN, rtol=0, atol=1e-4)
         assert float(x.std(0).max()) == pytest.approx(eps, rel=0.05)
+
+
+# --- Processes of one's own ----------------------------------------------------------------------
+
+
+class Trigonometric(SDE):
+    """The variance-preserving path of a quarter turn, whose alpha(1) is zero but for rounding."""
+
+    zero_snr = True
+
+    def alpha(self, t):
+        return torch.cos(0.5 * math.pi * t)
+
+    def sigma(self, t):
+        return torch.sin(0.5 * math.pi * t)
+
+
+class Unsaid(Trigonometric):
+    zero_snr = False
+
+
+class Wrong(SDE):
+    zero_snr = True
+
+    def alpha(self, t):
+        return 1 - 0.9 * t
+
+    def sigma(self, t):
+        return 0.1 + t
+
+
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=lambda s: f"{type(s).__name__}")
+def test_a_path_by_alpha_and_sigma_alone_has_the_law_too(sampler):
+    """Bounds as above; f, g, rates and the inverse of the log-SNR come from the base class."""
+    exact = gaussian(Trigonometric())
+    eps = at(sampler.check(exact))
+    x = sampler(exact, (N, 2), seed=0).x
+    mean = exact.sde.alpha(eps) * MEAN
+    variance = (exact.sde.alpha(eps) * STD) ** 2 + exact.sde.sigma(eps) ** 2
+    assert float(((x.mean(0) - mean) / STD).abs().max()) < 4 / N**0.5 + 0.015
+    assert float((x.var(0) / variance - 1).abs().max()) < 4 * (2 / N) ** 0.5 + 0.03
+
+
+@pytest.mark.parametrize(("kind", "value"), [(Unsaid, "True"), (Wrong, "False")])
+def test_a_class_that_does_not_say_its_snr_is_refused_before_the_first_pass(kind, value):
+    """Where it once gave values that are not numbers, without a word."""
+    exact, x = gaussian(kind()), normal(3, 2)
+    for act in (
+        lambda: UniPC(4)(exact, (2, 2), seed=0),
+        lambda: EulerMaruyama(4)(exact, (2, 2), seed=0),
+        lambda: ProbabilityFlow()(exact, (2, 2), seed=0),
+        lambda: Likelihood("exact")(exact, x),
+        lambda: DenoisingScoreMatching()(exact, x, seed=0),
+    ):
+        with pytest.raises(InputError, match=f"zero_snr must be {value}"):
+            act()

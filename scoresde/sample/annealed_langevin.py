@@ -69,7 +69,7 @@ class AnnealedLangevinDynamics(GridSampler):
     ) -> Tensor:
         before, count = 1.0, int(self.langevin.steps)
         for i, node in enumerate(Node.of(field.sde, times)):
-            if i > 0 and before == 0:
+            if i > 0 and before < 1e-6 * node.alpha:
                 x = leave_zero_snr(field, x, float(node.t), noise)
             elif i > 0:
                 x = node.alpha / before * x

@@ -138,7 +138,7 @@ def _quadrature(sde: SDE, a: Node, b: Node) -> tuple[Array, Array]:
     if not sde.zero_snr:
         half = 0.5 * (b.ell - a.ell)
         return a.ell + half * (1 + _POINTS), half * _WEIGHTS
-    power = 4 if a.place == 0 else 1
+    power = 4 if a.place < 1e-6 else 1  # zero but for rounding
     first, last = a.place ** (1 / power), b.place ** (1 / power)
     half = 0.5 * (last - first)
     root = first + half * (1 + _POINTS)

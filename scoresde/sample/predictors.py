@@ -66,7 +66,7 @@ class Predictor(ABC):
         """
         if not sde.zero_snr:
             return self.row(sde, step)
-        if step.a == 0:
+        if step.a < 1e-6:  # no signal but for rounding
             return LinearUpdate(0.0, (float(sde.alpha(step.t - step.h)),), (step.sigma_s,))
         return self.row(sde, step).in_data(float(sde.alpha(step.t)), step.sigma_t)
 

@@ -1,5 +1,6 @@
 """What every linear SDE is: two functions of time, and all that follows from them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from scoresde.sde.interpolant import Interpolant, as_time, derivative
 from scoresde.shapes import expand, log_normal
 
 _BISECTIONS = 64
+_NO_SIGNAL = 1e-9  # alpha / sigma at t = 1 that is zero but for rounding
 
 
 class SDE(Interpolant):
@@ -165,15 +167,33 @@ class SDE(Interpolant):
 
         Raises:
             InputError: If it is outside [0, 1), or 0 where :math:`\sigma(0) = 0` (the score is
-                infinite there).
+                infinite there), or the class is wrong about its SNR at t = 1.
         """
         eps = super().check_eps(eps)
+        if not isinstance(self, nn.Module):  # whose ends move, and may be on a device
+            _check_end(self)
         if eps == 0 and _number(self.sigma, 0.0) == 0:
             raise InputError(
                 f"eps=0 cannot be used with {self}: its noise vanishes at t = 0 and the score is "
                 f"infinite there; give a small positive eps, such as {self.cutoffs.training}."
             )
         return eps
+
+
+@functools.lru_cache(maxsize=64)
+def _check_end(sde: SDE) -> None:
+    """Checks that a class says what signal it has left at t = 1."""
+    left = _number(sde.alpha, 1.0) / _number(sde.sigma, 1.0)
+    if left < _NO_SIGNAL and not sde.zero_snr:
+        raise InputError(
+            f"zero_snr must be True for {sde}, whose signal vanishes at t = 1 (alpha / sigma = "
+            f"{left:.3g}); set zero_snr = True in the class."
+        )
+    if left > 1e-6 and sde.zero_snr:
+        raise InputError(
+            f"zero_snr must be False for {sde}, which has alpha / sigma = {left:.3g} at t = 1; "
+            "set zero_snr = False in the class."
+        )
 
 
 @torch.no_grad()
