@@ -1,7 +1,6 @@
 """What each task does: from a configuration to files in a folder."""
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from scoresde.configuration import (
     try_model,
 )
 from scoresde.errors import InputError, check_count
+from scoresde.tasks.identity import fingerprint
 from scoresde.tasks.parts import Parts, Rank
 from scoresde.tasks.summary import format_table
 
@@ -154,7 +154,8 @@ def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]
     ProcessGroup.here().agree(None)  # the last checkpoint is written
     checkpoint = Checkpoint.load(folder)
     model = place(checkpoint.build_model(allowed(config)), device)
-    identity = {**_identity(checkpoint, config), "likelihood": str(config.likelihood)}
+    exact = OmegaConf.to_container(config.likelihood)
+    identity = {**_identity(checkpoint, config), "likelihood": exact}
     return model, Parts(folder / PARTS, rank_of()).claim(identity)
 
 
@@ -214,7 +215,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     identity = {
         **_identity(checkpoint, config),
         **_data_identity(data, config.split),
-        "sampler": str(sampler),
+        "sampler": sampler,
     }
     results = encode_data(
         model,
@@ -257,10 +258,10 @@ def _count(config: DictConfig, there: int) -> int:
     return config.count
 
 
-def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, str]:
+def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, Any]:
     guidance = OmegaConf.to_container(config.guidance) if config.get("guidance") else None
-    latents = "drawn" if drawing.latents is None else _fingerprint(drawing.latents)
-    return {"sampler": str(drawing.sampler), "guidance": str(guidance), "latents": latents}
+    latents = "drawn" if drawing.latents is None else fingerprint(drawing.latents)
+    return {"sampler": drawing.sampler, "guidance": guidance, "latents": latents}
 
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -284,8 +285,8 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         identity = {
             **_identity(checkpoint, config),
             **_data_identity(one, config.split),
-            "likelihood": str(exact),
-            "draws": str(draws),
+            "likelihood": exact,
+            "draws": draws,
         }
         parts = Parts(folder / name, rank_of()).claim(identity)
         evaluation = evaluate_likelihood(
@@ -342,8 +343,9 @@ def _draws(config: DictConfig) -> Any:
 def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
     """What all numbers depend on, in words; where the files lie is no part of it."""
     weights = checkpoint.model if config.weights == "raw" else checkpoint.ema
-    plan = json.dumps(checkpoint.recipe.get("model"), sort_keys=True, default=str)
-    print_ = _fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
+    recipe = checkpoint.source or checkpoint.recipe  # as it was written: names move
+    plan = json.dumps(recipe.get("model"), sort_keys=True, default=str)
+    print_ = fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
     identity = {
         "checkpoint": f"step {checkpoint.step}, {print_}",
         "seed": str(config.seed),
@@ -357,20 +359,7 @@ def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
 def _data_identity(data: Any, split: str) -> dict[str, str]:
     values = data.split(split)
     kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
-    return {"data": f"{kind}, {_fingerprint(values)}", "split": split}
-
-
-def _fingerprint(*parts: str | torch.Tensor) -> str:
-    """Returns 16 digits that change with any text, number or order of rows."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        else:
-            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(raw.numpy().data)
-    return digest.hexdigest()[:16]
+    return {"data": f"{kind}, {fingerprint(values)}", "split": split}
 
 
 def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Path) -> None:

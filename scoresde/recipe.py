@@ -7,8 +7,11 @@ function of this package or of any other can be called, neither by a private nam
 merely passes through a module (``scoresde.data.files.np.load``).
 """
 
+import contextlib
+import dataclasses
 import functools
 import importlib
+import inspect
 import re
 import sys
 import warnings
@@ -35,6 +38,7 @@ MOVED = {
     "scoresde.bound.Folded": "scoresde.times.FoldedTimes",
     "scoresde.flow.Carried": "scoresde.likelihood.FlowSolution",
     "scoresde.data.Board": "scoresde.data.Checkerboard",
+    "scoresde.divergence.HutchPlusPlus": "scoresde.divergence.Hutchinson",
     "scoresde.metrics.Family": "scoresde.metrics.CovarianceFamily",
     "scoresde.model.Evaluations": "scoresde.model.Conditioned",
     "scoresde.model.Label": "scoresde.model.NoiseLabel",
@@ -56,6 +60,10 @@ MOVED = {
     "scoresde.model.ScoreModel.label": "noise_label",
     "scoresde.sample.Restart.loops": "intervals",
 }
+# What another class stands in for: it computes something else, so that no work begun with the old
+# one is gone on with.
+REPLACED = ("scoresde.divergence.HutchPlusPlus",)
+_LONGEST = max(map(len, MOVED))
 # The names of the activations, of which a network takes one, are torch's.
 _BUILTIN = ("scoresde", "torch.nn")
 _ACTIVATIONS = ("torch.nn.modules.activation",)
@@ -64,7 +72,7 @@ _ACTIVATIONS = ("torch.nn.modules.activation",)
 def current(name: str) -> str:
     """Returns today's name for the dotted name of a module, a class, or an argument of a class."""
     for end in (len(name), *(m.start() for m in reversed([*re.finditer(r"\.", name)]))):
-        if name[:end] in MOVED:
+        if end <= _LONGEST and name[:end] in MOVED:
             return current(MOVED[name[:end]] + name[end:])
     return name
 
@@ -115,13 +123,16 @@ def renamed(module: str) -> Callable[[str], Any]:
 
 def accepts_moved(kind: type[Kind]) -> type[Kind]:
     """Has a class accept its arguments that have moved (``MOVED``), with a warning."""
-    prefix = f"scoresde.{kind.__module__.split('.')[1]}.{kind.__name__}."
-    moved = {k.removeprefix(prefix): new for k, new in MOVED.items() if k.startswith(prefix)}
-    original = kind.__init__
+    moved, original = moved_arguments(kind), kind.__init__
 
     @functools.wraps(original)
     def init(self: Any, *values: Any, **named: Any) -> None:
         for old in moved.keys() & named.keys():
+            if moved[old] in named:
+                raise TypeError(
+                    f"{kind.__name__} was given {old} and {moved[old]}, which are the same; give "
+                    f"{moved[old]} alone."
+                )
             text = f"The argument {old} of {kind.__name__} is now {moved[old]}."
             warnings.warn(text, FutureWarning, stacklevel=2)
             named[moved[old]] = named.pop(old)
@@ -129,6 +140,22 @@ def accepts_moved(kind: type[Kind]) -> type[Kind]:
 
     kind.__init__ = init  # type: ignore[method-assign]
     return kind
+
+
+def moved_arguments(kind: type) -> dict[str, str]:
+    """Returns today's names of a class's arguments that have moved, by their old names."""
+    prefix = f"{'.'.join(kind.__module__.split('.')[:2])}.{kind.__name__}."
+    return {k.removeprefix(prefix): new for k, new in MOVED.items() if k.startswith(prefix)}
+
+
+def names_of(kind: type) -> set[str]:
+    """Returns the names, without modules, that a class has and had."""
+    old = (name for name in MOVED.keys() - {*REPLACED} if _last(current(name)) == kind.__name__)
+    return {kind.__qualname__, *map(_last, old)}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def build(tree: Any, allow: Iterable[str] = ()) -> Any:
@@ -204,6 +231,96 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
             "data set is built of; the file is not to be trusted."
         )
     return target
+
+
+def describe(thing: Any) -> Any:
+    """Returns the recipe of an object: what :func:`build` makes an equal one of.
+
+    It names what differs from the defaults.
+
+    Arguments:
+        thing: A frozen dataclass of this package, a plain value, or a list, tuple or mapping of
+            them.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, list | tuple):
+        return [describe(value) for value in thing]
+    if isinstance(thing, Mapping) and "_target_" not in thing:
+        return {key: describe(value) for key, value in thing.items()}
+    parameters = getattr(thing, "__dataclass_params__", None)
+    name = _public(type(thing)) if parameters is not None and parameters.frozen else None
+    if name is None:
+        raise InputError(
+            "What a recipe describes must be plain values and frozen dataclasses of scoresde, got "
+            f"{brief(thing)}; write its recipe by hand."
+        )
+    return {"_target_": name, **{key: describe(value) for key, value in changed(thing).items()}}
+
+
+def _public(kind: type) -> str | None:
+    """Returns the shortest public name of a class of this package, if it has one."""
+    home, name = kind.__module__.split("."), kind.__name__
+    if home[0] != "scoresde" or any(part.startswith("_") for part in (*home, name)):
+        return None
+    homes = (".".join(home[: i + 1]) for i in range(len(home)))
+    found = (h for h in homes if getattr(importlib.import_module(h), name, None) is kind)
+    return next((f"{h}.{name}" for h in found), None)
+
+
+def changed(thing: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass object that are not at their defaults."""
+    usual, nothing = defaults(type(thing)), object()
+    given = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+    return {k: v for k, v in given.items() if not _equal(v, usual.get(k, nothing))}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (RuntimeError, ValueError, TypeError):  # tensors and arrays compare one by one
+        return False
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """Returns the arguments of a class or function that have defaults, with these."""
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except (TypeError, ValueError):  # it tells nothing of them
+        return {}
+    found = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        if field.name in found and field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def complete(tree: Any) -> Any:
+    """Returns a recipe with the defaults of its classes spelled out; to compare, not to keep.
+
+    Nothing is built or imported: of a class that is not in use, the defaults stay unsaid.
+    """
+    if isinstance(tree, list | tuple):
+        return [complete(value) for value in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    usual = {}
+    for key, value in defaults(_in_use(tree.get("_target_"))).items():
+        with contextlib.suppress(InputError):  # such as a function, which only equals itself
+            usual[key] = complete(describe(value))
+    return usual | {key: complete(value) for key, value in tree.items()}
+
+
+def _in_use(name: Any) -> Any:
+    """Returns what has a dotted name in the modules that are loaded, or ``None``."""
+    home, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    try:
+        return getattr(sys.modules.get(home), attribute, None)
+    except Exception:  # a module may find its names by code of its own
+        return None
 
 
 def brief(thing: Any) -> str:

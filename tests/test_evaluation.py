@@ -14,13 +14,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from scoresde import VPSDE, GaussianModel, InputError, Likelihood, VariationalBound
-from scoresde.commands import _fingerprint
 from scoresde.configuration import device_of
 from scoresde.data import Dataset, TruncatedNormalDequantisation, UniformDequantisation
 from scoresde.metrics import auroc
 from scoresde.recipe import build
 from scoresde.tasks import evaluate_likelihood
 from scoresde.tasks.evaluation import Draws
+from scoresde.tasks.identity import fingerprint
 from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 from scoresde.tasks.parts import Parts, Rank, gather
 from scoresde.train import Checkpoint
@@ -120,9 +120,9 @@ def test_an_unreadable_identity_is_a_sentence(tmp_path):
 
 def test_a_fingerprint_sees_the_order_of_rows_and_no_threads():
     x = torch.randn(200, 700, generator=torch.Generator().manual_seed(0))
-    assert _fingerprint(x) != _fingerprint(x.flip(0)) != _fingerprint(x.flip(0).reshape(700, 200))
-    assert _fingerprint(x) == _fingerprint(x.T.contiguous().T)
-    assert _fingerprint(torch.tensor(1.0), torch.zeros(2, dtype=torch.uint8))
+    assert fingerprint(x) != fingerprint(x.flip(0)) != fingerprint(x.flip(0).reshape(700, 200))
+    assert fingerprint(x) == fingerprint(x.T.contiguous().T)
+    assert fingerprint(torch.tensor(1.0), torch.zeros(2, dtype=torch.uint8))
 
 
 # --- Conditioned ---------------------------------------------------------------------------------

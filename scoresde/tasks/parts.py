@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scoresde.data import _arrays
 from scoresde.errors import InputError, OtherRunError, check_count
+from scoresde.tasks.identity import agrees, text_of
 
 Columns = dict[str, Tensor]
 _MARK = "_mark"
@@ -55,19 +56,25 @@ class Parts:
     rank: Rank = Rank()
     mark: str = ""
 
-    def claim(self, identity: Mapping[str, str]) -> "Parts":
+    def claim(self, identity: Mapping[str, Any]) -> "Parts":
         """States what the pieces belong to; returns the folder of pieces with that mark.
+
+        Arguments:
+            identity: Texts, and objects that are kept as their texts.
 
         Raises:
             OtherRunError: If there are pieces of something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, text = self.folder / "identity.json", json.dumps(dict(identity), indent=2) + "\n"
+        path = self.folder / "identity.json"
         if not path.exists():
-            write_whole(path, lambda file: file.write(text.encode()))
+            texts = {k: v if isinstance(v, str) else text_of(v) for k, v in identity.items()}
+            write_whole(path, lambda file: file.write(_json(texts).encode()))
         # Also what was just written: another process may have come between.
-        _compare(_identity(path), dict(identity), self.folder)
-        return replace(self, mark=hashlib.sha256(text.encode()).hexdigest())
+        there = _identity(path)
+        _compare(there, identity, self.folder)
+        # Pieces carry the mark of the text that is there, which may be that of an older release.
+        return replace(self, mark=hashlib.sha256(_json(there).encode()).hexdigest())
 
     def pieces(self, count: int, size: int) -> list[range]:
         """Divides ``count`` examples into pieces of at most ``size``, this process's first."""
@@ -125,12 +132,16 @@ def gather(
         yield piece, columns, there is None
 
 
+def _json(identity: Mapping[str, str]) -> str:
+    return json.dumps(dict(identity), indent=2) + "\n"
+
+
 def _identity(path: Path) -> dict[str, str]:
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         identity = None
-    if not isinstance(identity, dict):
+    if not isinstance(identity, dict) or not all(isinstance(v, str) for v in identity.values()):
         raise InputError(
             f"{path} cannot be read; remove the folder {path.parent} to begin anew, or choose "
             "another by hydra.run.dir=FOLDER."
@@ -138,13 +149,15 @@ def _identity(path: Path) -> dict[str, str]:
     return identity
 
 
-def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path) -> None:
-    other = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    if other:
-        key = other[0]
+def _compare(there: Mapping[str, str], here: Mapping[str, Any], folder: Path) -> None:
+    for key in {**there, **here}:
+        if key in there and key in here and agrees(there[key], here[key]):
+            continue
+        own = here.get(key)
         raise OtherRunError(
             f"The folder {folder} holds an evaluation with {key} = {there.get(key)}, and this one "
-            f"has {here.get(key)}; choose another folder by hydra.run.dir=FOLDER."
+            f"has {own if isinstance(own, str) else text_of(own)}; choose another folder by "
+            "hydra.run.dir=FOLDER."
         )
 
 

@@ -29,6 +29,7 @@ from scoresde.train.engine import ProcessGroup
 NAME, INDEX = "checkpoint.pt", "index.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
+_PARTS = ("recipe", "model", "ema", "step", "seed", "optimizer", "state")
 _LATER = ("state",)  # what the first checkpoints did not have
 
 
@@ -45,6 +46,8 @@ class Checkpoint:
         optimizer: The optimiser's state.
         state: What else a training needs to go on as if nothing had happened: the number of
             averaged updates, and the states of torch's generators.
+        source: The recipe as the file has it, with the names of its time; empty if there is no
+            file.
     """
 
     recipe: dict[str, Any]
@@ -54,6 +57,7 @@ class Checkpoint:
     seed: int
     optimizer: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all: to a temporary one, flushed, then renamed."""
@@ -114,8 +118,8 @@ class Checkpoint:
                 f"{file} has format version {content.get('version')!r} and this is scoresde for "
                 f"version {_VERSION}; use the release that wrote it."
             )
-        names = [name for name in Checkpoint.__dataclass_fields__ if name in content]
-        missing = Checkpoint.__dataclass_fields__.keys() - {*names, *_LATER}
+        names = [name for name in _PARTS if name in content]
+        missing = {*_PARTS} - {*names, *_LATER}
         if missing:
             raise InputError(f"{file} lacks {', '.join(sorted(missing))}; the file is damaged.")
         parts = {name: content[name] for name in names}
@@ -125,7 +129,8 @@ class Checkpoint:
             raise InputError(f"{file}: {odd[0]} is no {kinds[odd[0]].__name__}; it is damaged.")
         if "digest" in content and content["digest"] != _digest(parts):
             raise InputError(f"{file} is damaged: its numbers are not those that were written.")
-        return Checkpoint(**{**parts, "recipe": updated(parts["recipe"])})
+        recipe = updated(parts["recipe"])
+        return Checkpoint(**{**parts, "recipe": recipe, "source": parts["recipe"]})
 
     def build_model(self, allow: Iterable[str] = (), average: bool = True) -> Model:
         """Rebuilds the model.
@@ -214,7 +219,7 @@ def _load_shards(folder: Path, pattern: Mapping[str, Any] | None) -> Checkpoint:
     if index.state.pop("files", None) != _files(folder):
         raise InputError(f"{folder} is damaged: its files are not those that were written.")
     parts = read_shards(_shallow(index), folder, pattern)
-    return Checkpoint(**parts)
+    return Checkpoint(**parts, source=index.source)
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -275,4 +280,4 @@ def _digest(parts: Mapping[str, Any]) -> str:
 
 
 def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+    return {name: getattr(checkpoint, name) for name in _PARTS}

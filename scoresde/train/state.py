@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, OtherRunError
 from scoresde.model import Model
+from scoresde.recipe import complete, updated
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import Average
 from scoresde.train.engine import ProcessGroup, like, own
@@ -146,7 +147,12 @@ class State:
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _compare(self, checkpoint: Checkpoint) -> None:
-        there, here = _flat(checkpoint.recipe), _flat(self.recipe)
+        try:
+            there, here = (
+                _flat(complete(updated(recipe))) for recipe in (checkpoint.recipe, self.recipe)
+            )
+        except RecursionError as error:
+            raise InputError("The recipe is nested too deeply; it cannot be compared.") from error
         there["seed"], here["seed"] = checkpoint.seed, self.seed
         for key in sorted({*there, *here}):
             if there.get(key) != here.get(key):

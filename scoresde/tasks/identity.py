@@ -1,0 +1,99 @@
+"""What kept work belongs to, as text that is written down and compared with what is there.
+
+The text of an object is that of a call which makes it. It leaves out what is at its default, so
+that the text stays when a class gets one more argument. Earlier releases wrote every field, and
+some names have moved since: a text is compared with an object value by value, not by its letters.
+"""
+
+import ast
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+from scoresde.recipe import changed, complete, moved_arguments, names_of, updated
+
+
+def text_of(value: Any) -> str:
+    """Returns the text of a value; functions and tensors are told by their name and digest."""
+    match value:
+        case torch.Tensor():
+            return f"tensor({fingerprint(value)!r})"
+        case list() | tuple():
+            inner = ", ".join(map(text_of, value))
+            comma = "," if len(value) == 1 else ""
+            return f"[{inner}]" if isinstance(value, list) else f"({inner}{comma})"
+        case Mapping():
+            return f"{{{', '.join(f'{k!r}: {text_of(v)}' for k, v in value.items())}}}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return _call(type(value).__qualname__, changed(value))
+    if not callable(value):
+        return repr(value)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    name = f"{named.__module__}.{named.__qualname__}"
+    return name if named is value else _call(name, getattr(value, "__dict__", {}))
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{k}={text_of(v)}' for k, v in arguments.items())})"
+
+
+def agrees(text: str, value: Any) -> bool:
+    """Whether a text, also one of an earlier release, is that of a value."""
+    if isinstance(value, str):
+        return text == value
+    if text in (str(value), text_of(value)):
+        return True
+    try:
+        return _is(ast.parse(text, mode="eval").body, value)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return False  # no call, or a damaged file
+
+
+def _is(node: ast.expr, value: Any) -> bool:
+    if is_dataclass(value) and not isinstance(value, type):
+        return isinstance(node, ast.Call) and _makes(node, value)
+    if isinstance(value, list | tuple):
+        if not isinstance(node, ast.List | ast.Tuple) or len(node.elts) != len(value):
+            return False
+        return all(map(_is, node.elts, value))
+    if isinstance(value, Mapping):  # a recipe
+        there, here = (updated({"": tree}) for tree in (ast.literal_eval(node), value))
+        return bool(complete(there) == complete(here))
+    # Numbers that have no literal, such as inf, and functions: by their letters.
+    own = ast.parse(text_of(value), mode="eval").body
+    return ast.unparse(node) == ast.unparse(own) or _literal(node) == (value,)
+
+
+def _literal(node: ast.expr) -> tuple[Any, ...]:
+    try:
+        return (ast.literal_eval(node),)
+    except ValueError:
+        return ()
+
+
+def _makes(call: ast.Call, value: Any) -> bool:
+    """Whether a call names the class of a value, and what is not at its default there."""
+    moved, rest = moved_arguments(type(value)), changed(value)
+    given = {moved.get(str(word.arg), str(word.arg)): word.value for word in call.keywords}
+    known = {field.name for field in fields(value)}
+    if call.args or ast.unparse(call.func) not in names_of(type(value)):
+        return False
+    return (rest.keys() <= given.keys() <= known) and all(
+        _is(node, getattr(value, name)) for name, node in given.items()
+    )
+
+
+def fingerprint(*parts: str | torch.Tensor) -> str:
+    """Returns 16 digits that change with any text, number or order of rows."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        else:
+            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()[:16]
