@@ -111,9 +111,10 @@ def renamed(module: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         old = f"{module}.{name}"
         new = current(old)
-        if new == old or name.startswith("__"):
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         home, _, attribute = new.rpartition(".")
+        there = new != old and not name.startswith("__")
+        if not there or not hasattr(importlib.import_module(home), attribute):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(home), attribute)
         warnings.warn(f"{old} is now {new}; the old name will go.", FutureWarning, stacklevel=2)
         return value

@@ -3,41 +3,72 @@
 The text of an object is that of a call which makes it. It leaves out what is at its default, so
 that the text stays when a class gets one more argument. Earlier releases wrote every field, and
 some names have moved since: a text is compared with an object value by value, not by its letters.
+Functions are told by their qualified names and what they enclose, tensors by their digests.
 """
 
 import ast
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 
+from scoresde.errors import InputError
 from scoresde.recipe import changed, complete, moved_arguments, names_of, updated
 
 
 def text_of(value: Any) -> str:
-    """Returns the text of a value; functions and tensors are told by their name and digest."""
+    """Returns the text of a value.
+
+    Raises:
+        InputError: If it holds itself.
+    """
+    try:
+        return _text(value)
+    except RecursionError as error:
+        raise InputError(
+            "What kept work belongs to must be written down, got a "
+            f"{type(value).__name__} that holds itself; give plain values."
+        ) from error
+
+
+def _text(value: Any) -> str:
     match value:
         case torch.Tensor():
             return f"tensor({fingerprint(value)!r})"
         case list() | tuple():
-            inner = ", ".join(map(text_of, value))
+            inner = ", ".join(map(_text, value))
             comma = "," if len(value) == 1 else ""
             return f"[{inner}]" if isinstance(value, list) else f"({inner}{comma})"
         case Mapping():
-            return f"{{{', '.join(f'{k!r}: {text_of(v)}' for k, v in value.items())}}}"
+            return f"{{{', '.join(f'{k!r}: {_text(v)}' for k, v in value.items())}}}"
     if is_dataclass(value) and not isinstance(value, type):
         return _call(type(value).__qualname__, changed(value))
-    if not callable(value):
-        return repr(value)
+    plain = not callable(value) and type(value).__repr__ is not object.__repr__
+    return repr(value) if plain else _named(value)
+
+
+def _named(value: Any) -> str:
+    """Returns the qualified name of a function or class of objects, and what it works with."""
     named = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{named.__module__}.{named.__qualname__}"
+    # Without <locals>, which is no name.
+    name = f"{named.__module__}.{named.__qualname__}".replace("<", "").replace(">", "")
+    match value:
+        case partial():
+            return _call(name, {"func": value.func, "args": value.args, **value.keywords})
+        case MethodType():
+            return _call(name, {"self": value.__self__})
+        case FunctionType(__closure__=tuple() as cells):
+            held = zip(value.__code__.co_freevars, cells, strict=True)
+            return _call(name, {key: cell.cell_contents for key, cell in held})
     return name if named is value else _call(name, getattr(value, "__dict__", {}))
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join(f'{k}={text_of(v)}' for k, v in arguments.items())})"
+    return f"{name}({', '.join(f'{k}={_text(v)}' for k, v in arguments.items())})"
 
 
 def agrees(text: str, value: Any) -> bool:
