@@ -302,17 +302,20 @@ def defaults(kind: Any) -> dict[str, Any]:
 def complete(tree: Any) -> Any:
     """Returns a recipe with the defaults of its classes spelled out; to compare, not to keep.
 
-    Nothing is built or imported: of a class that is not in use, the defaults stay unsaid.
+    A class has its shortest name there. Nothing is built or imported: what is not in use stays as
+    it is.
     """
     if isinstance(tree, list | tuple):
         return [complete(value) for value in tree]
     if not isinstance(tree, Mapping):
         return tree
-    usual = {}
-    for key, value in defaults(_in_use(tree.get("_target_"))).items():
+    spelled, kind = {}, _in_use(tree.get("_target_"))
+    for key, value in defaults(kind).items():
         with contextlib.suppress(InputError):  # such as a function, which only equals itself
-            usual[key] = complete(describe(value))
-    return usual | {key: complete(value) for key, value in tree.items()}
+            spelled[key] = complete(describe(value))
+    spelled |= {key: complete(value) for key, value in tree.items()}
+    name = _public(kind) if isinstance(kind, type) else None
+    return spelled if name is None else {**spelled, "_target_": name}
 
 
 def _in_use(name: Any) -> Any:

@@ -373,6 +373,10 @@ RECIPES = {
     "not text": {"model": {"_target_": ["os.mkdir"]}},
     "no section": {},
     "nested": {"model": nested(400)},
+    "number": {"model": {**RECIPE["model"], "_target_": 3}},
+    "old name of code": target("scoresde.bound.importlib.os.mkdir", path="{canary}"),
+    "old name of a module": target("scoresde.flow._", path="{canary}"),
+    "long name": target("scoresde" + ".a" * 10**6),
     **{
         name: {"model": {**RECIPE["model"], "network": network}} for name, network in SIZES.items()
     },
@@ -389,6 +393,21 @@ def test_hostile_recipes(name, tmp_path):
     with Watch(), pytest.raises(InputError):
         Checkpoint.load(path).build_model()
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("key", [3, None, 2.5, ("a", "b"), ()], ids=repr)
+@pytest.mark.parametrize("place", ["top", "section", "arguments"])
+def test_keys_that_are_no_text(key, place, tmp_path):
+    path = checkpoint(tmp_path)
+    good = Checkpoint.load(path)
+    recipe = {
+        "top": {key: 1},
+        "section": {"model": {key: RECIPE["model"]}},
+        "arguments": {"model": {**RECIPE["model"], key: {key: 1}}},
+    }[place]
+    Checkpoint(recipe, good.model, good.ema, 1, 0).save(path)
+    with Watch(), pytest.raises(InputError):
+        Checkpoint.load(path).build_model()
 
 
 HOSTILE_TORCH = {

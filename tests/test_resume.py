@@ -16,16 +16,19 @@ import torch
 
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
 from scoresde.data import two_moons
+from scoresde.errors import OtherRunError
 from scoresde.nn import UNet
 from scoresde.train import (
     Checkpoint,
     CheckpointManager,
     CosineRate,
+    Snapshots,
     Training,
     TrainingStopped,
     read_metrics,
     train,
 )
+from scoresde.train.state import State
 from tests.test_run import program
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +232,143 @@ def test_another_training_in_the_folder_is_refused(options, message, tmp_path):
         fit(tmp_path / "run", **options)
 
 
+NOISE = {"_target_": "scoresde.loss.NoiseWeighting"}
+VP = {"_target_": "scoresde.VPSDE"}
+DDPM = {"_target_": "scoresde.sde.DiscreteVP"}
+RATE = {"_target_": "scoresde.train.ConstantRate"}
+LOSS = {"_target_": "scoresde.DenoisingScoreMatching"}
+LINEAR = {"_target_": "scoresde.sde.LinearBetas"}
+UNET = {"_target_": "scoresde.nn.UNet", "shape": [1, 8, 8]}
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3}
+TRAINING = {"_target_": "scoresde.train.Training"}
+MOONS = {"_target_": "scoresde.data.two_moons"}
+SCALED = {"_target_": "scoresde.model.ScaledTime", "scale": 3.0}
+MODEL = {"_target_": "scoresde.ScoreModel", "sde": VP}
+# One recipe, and another that says the same with more words.
+SAME = {
+    "a number": (VP, {**VP, "beta_min": 0.1}),
+    "all numbers": (VP, {**VP, "beta_max": 20, "beta_min": 0.1}),
+    "an object": (LOSS, {**LOSS, "weighting": NOISE, "eps": None}),
+    "an object by its shorter name": (
+        LOSS,
+        {**LOSS, "weighting": {"_target_": "scoresde.NoiseWeighting"}},
+    ),
+    "an object of a factory": (DDPM, {**DDPM, "betas": {**LINEAR, "steps": 1000}}),
+    "nested": ([{"a": DDPM}], [{"a": {**DDPM, "betas": LINEAR}}]),
+    "a list for a tuple": (UNET, {**UNET, "multipliers": [1, 2]}),
+    "of torch": (ADAM, {**ADAM, "betas": [0.9, 0.999], "amsgrad": False}),
+    "of a function": (MOONS, {**MOONS, "noise": 0.1, "seed": 0}),
+    "a rate": (TRAINING, {**TRAINING, "rate": {**RATE, "warmup": 0}, "augment": None}),
+    "what is free": ({**TRAINING, "keep": 2}, {**TRAINING, "keep": 9, "log_every": 3}),
+    "an old name": (
+        {**MODEL, "label": SCALED},
+        {**MODEL, "_target_": "scoresde.model.ScoreModel", "noise_label": SCALED},
+    ),
+    "an old class": (
+        {"_target_": "scoresde.bound.Folded"},
+        {
+            "_target_": "scoresde.times.FoldedTimes",
+            "times": {"_target_": "scoresde.times.UniformTimes"},
+        },
+    ),
+}
+
+
+def same(there, here):
+    """Takes a checkpoint's recipe for that of a training, or says what differs."""
+    state = State(None, [], None, None, here, 0, None)
+    state._compare(Checkpoint(there, {}, {}, 0, 0))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_recipe_that_says_the_same_is_the_same_training(name):
+    one, other = ({"train": tree} for tree in SAME[name])
+    assert one != other
+    same(one, other)
+    same(other, one)
+    same(one, one)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        (VP, {**VP, "beta_min": 0.2}, "a.beta_min=0.1, and this one has 0.2"),
+        ({**VP, "beta_max": 10.0}, VP, "a.beta_max=10.0, and this one has 20.0"),
+        (VP, DDPM, "a._target_=scoresde.VPSDE, and this one has scoresde.DiscreteVP"),
+        (
+            DDPM,
+            {**DDPM, "betas": {**LINEAR, "steps": 10}},
+            "a.betas.steps=1000, and this one has 10",
+        ),
+        (
+            LOSS,
+            {**LOSS, "weighting": {"_target_": "scoresde.EDMWeighting"}},
+            "a.weighting._target_=scoresde.NoiseWeighting, and this one has scoresde.EDMWeighting",
+        ),
+        ({**LOSS, "weighting": None}, LOSS, "a.weighting._target_=None, and this one has scores"),
+        (
+            {**ADAM, "betas": [0.9, 0.99]},
+            ADAM,
+            r"a.betas=\[0.9, 0.99\], and this one has \[0.9, 0.9",
+        ),
+        (MOONS, {**MOONS, "noise": 0.2}, "a.noise=0.1, and this one has 0.2"),
+        ({**VP, "odd": 1}, VP, "a.odd=1, and this one has None"),
+        ({**MODEL, "label": SCALED}, MODEL, "a.noise_label._target_=scoresde.ScaledTime, and"),
+        ({"_target_": "os.system"}, VP, "a._target_=os.system, and this one has scoresde.VPSDE"),
+    ],
+)
+def test_what_differs_is_named_with_both_values(there, here, message):
+    with pytest.raises(OtherRunError, match=message):
+        same({"a": there}, {"a": here})
+
+
+def test_a_deep_recipe_is_not_compared():
+    tree = {}
+    for _ in range(400):
+        tree = {"a": tree}
+    same(tree, tree)
+    for _ in range(2000):
+        tree = {"a": tree}
+    with pytest.raises(InputError, match="nested too deeply"):
+        same(tree, {})
+
+
+def test_an_older_training_goes_on_with_words_that_were_left_out(tmp_path):
+    said = {**LOSS, "weighting": NOISE, "reduce_mean": True}
+    fit(tmp_path / "whole")
+    with pytest.raises(CrashError):
+        fit(tmp_path / "run", Interrupting(8, crash), recipe={"loss": LOSS})
+    fit(tmp_path / "run", recipe={"loss": said})
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert Checkpoint.load(tmp_path / "run").recipe == {"loss": said}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_every_file_of_a_run_is_read_under_todays_names(tmp_path):
+    """The newest, the best, stored averages, and the parts of a sharded one."""
+    old, source = {"_target_": "scoresde.sample.Loop"}, {"label": {"samplers": [1]}}
+    recipe = {"samplers": {"a": old}, **source}
+    fit(tmp_path, recipe=recipe, snapshots=2, validate_every=5)
+    Checkpoint.load(tmp_path).save_shards(tmp_path / "shards")
+    paths = [tmp_path, *tmp_path.rglob("*.pt"), tmp_path / "shards"]
+    assert {"best.pt", "checkpoint.pt"} < {path.name for path in paths}
+    assert len(list(tmp_path.glob("snapshots/*.pt"))) >= 2
+    found = [*map(Checkpoint.load, paths), Snapshots.of(tmp_path).average(0.1)]
+    for one in found:
+        assert one.recipe["samplers"]["a"] == {"_target_": "scoresde.sample.RestartInterval"}
+        assert one.recipe["label"] == source["label"]
+
+
+def test_a_checkpoint_keeps_its_recipe_as_it_was_written(tmp_path):
+    recipe = {"a": {"_target_": "scoresde.sample.Loop"}}
+    Checkpoint(recipe, {}, {}, 0, 0).save(tmp_path / "checkpoint.pt")
+    there = Checkpoint.load(tmp_path)
+    assert there.source == recipe != there.recipe
+    there.save(tmp_path / "checkpoint.pt")
+    assert Checkpoint.load(tmp_path).source == there.recipe
+    assert "source" not in torch.load(tmp_path / "checkpoint.pt")
+
+
 def test_a_checkpoint_that_cannot_be_gone_on_with_is_told(tmp_path):
     fit(tmp_path / "run")
     for path in (tmp_path / "run").rglob("*.pt"):
@@ -262,7 +402,6 @@ def test_a_state_fits_the_size_that_is_kept_free(tmp_path):
     from scoresde.data import Dataset
     from scoresde.train import EMA
     from scoresde.train.precision import LossScale
-    from scoresde.train.state import State
 
     model = ScoreModel(net, VPSDE())
     train(
