@@ -231,7 +231,14 @@ def test_constraints_are_told_apart():
         *(Painted(mask.double()), Painted(Bare()), lambda x, t, noise: x, enclosing(mask)),
         *(enclosing(mask + 1), functools.partial(project, noise=1), functools.partial(project)),
         *(functools.partial(project, noise=2), functools.partial(project, 1)),
-        *(Solver().__eq__, Solver(5).__eq__, Solver().__hash__, Painted),
+        *(
+            torch.Tensor.clamp,
+            project.__call__,
+            Solver().__eq__,
+            Solver(5).__eq__,
+            Solver().__hash__,
+            Painted,
+        ),
     ]
     samplers = [DDIM(constraint=one) for one in held]
     for i, one in enumerate(samplers):

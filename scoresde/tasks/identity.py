@@ -54,8 +54,9 @@ def _text(value: Any) -> str:
 def _named(value: Any) -> str:
     """Returns the qualified name of a function or class of objects, and what it works with."""
     named = value if hasattr(value, "__qualname__") else type(value)
-    # Without <locals>, which is no name.
-    name = f"{named.__module__}.{named.__qualname__}".replace("<", "").replace(">", "")
+    home = getattr(named, "__module__", None) or "builtins"
+    # Without the brackets of <locals>, which is no name.
+    name = f"{home}.{named.__qualname__}".replace("<", "").replace(">", "")
     match value:
         case partial():
             return _call(name, {"func": value.func, "args": value.args, **value.keywords})
