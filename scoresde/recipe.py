@@ -112,10 +112,10 @@ def renamed(module: str) -> Callable[[str], Any]:
         old = f"{module}.{name}"
         new = current(old)
         home, _, attribute = new.rpartition(".")
-        there = new != old and not name.startswith("__")
-        if not there or not hasattr(importlib.import_module(home), attribute):
+        moved = new != old and not name.startswith("__")
+        value = getattr(importlib.import_module(home), attribute, None) if moved else None
+        if value is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(home), attribute)
         warnings.warn(f"{old} is now {new}; the old name will go.", FutureWarning, stacklevel=2)
         return value
 

@@ -53,7 +53,7 @@ def _text(value: Any) -> str:
 
 def _named(value: Any) -> str:
     """Returns the qualified name of a function or class of objects, and what it works with."""
-    named = value if hasattr(value, "__qualname__") else type(value)
+    named = value if getattr(value, "__qualname__", None) else type(value)
     home = getattr(named, "__module__", None) or "builtins"
     # Without the brackets of <locals>, which is no name.
     name = f"{home}.{named.__qualname__}".replace("<", "").replace(">", "")
