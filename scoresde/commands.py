@@ -234,19 +234,19 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def _drawing(config: DictConfig) -> tuple[Any, Any]:
     """Returns the checkpoint, and what samples are drawn from and how."""
-    from scoresde.data import Units
+    from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
     from scoresde.tasks.sampling import Drawing
 
     checkpoint, model = load(config)
-    units = checkpoint.build("units", Units, allowed(config))
+    codec = checkpoint.build("units", Codec, allowed(config))
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
-    latents = None if config.latents is None else read_latents(Path(config.latents), units)
-    model = guided(model, config, units)
-    return checkpoint, Drawing(model, sampler, units, config.seed, latents)
+    latents = None if config.latents is None else read_latents(Path(config.latents), codec)
+    model = guided(model, config, codec)
+    return checkpoint, Drawing(model, sampler, codec, config.seed, latents)
 
 
 def _count(config: DictConfig, there: int) -> int:
@@ -277,7 +277,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_draws(data, draws)
     sets = {PARTS: data}
     if config.get("ood") is not None:
-        other = replace(build_data(config.ood).to(model.device), scaling=data.scaling)
+        other = replace(build_data(config.ood).to(model.device), codec=data.codec)
         check_comparable(data, other)
         sets["parts_ood"] = other
     evaluated = []

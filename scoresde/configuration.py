@@ -114,7 +114,7 @@ def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
     return {
         "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
-        "units": {"_target_": "scoresde.data.Units", **data.units.describe()},
+        "units": data.codec.describe(),
         **{key: plan.get(key) for key in kept},
     }
 
@@ -194,14 +194,14 @@ def stored_averages(config: DictConfig) -> Any:
     return Snapshots.of(path if path.is_dir() else path.parent)
 
 
-def guided(model: Any, config: DictConfig, units: Any) -> Any:
+def guided(model: Any, config: DictConfig, codec: Any) -> Any:
     """Returns a model under the guidance that is asked for, if any."""
     section = config.get("guidance")
     if section is None:
         return model
     values = OmegaConf.to_container(section, resolve=True)
     assert isinstance(values, dict)
-    for name, value in zip(("low", "high"), units.range, strict=True):
+    for name, value in zip(("low", "high"), codec.range, strict=True):
         if values.get(name, 0) is None:
             values[name] = value
     guidance = instantiate(values, "guidance")
@@ -233,8 +233,9 @@ def merged(checkpoint: Any, section: str, kind: type, config: DictConfig) -> Any
 
 
 def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
-    """Returns the checkpoint's data, or the data given in the checkpoint's units."""
-    from scoresde.data import Dataset, Units
+    """Returns the checkpoint's data, or the data given, with the checkpoint's codec."""
+    from scoresde.codec import Codec
+    from scoresde.data import Dataset
 
     if "data" not in checkpoint.recipe and not any(
         text.startswith("data=") for text in given("data")
@@ -244,13 +245,13 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
             "data.path=FOLDER."
         )
     data = merged(checkpoint, "data", Dataset, config)
-    units = checkpoint.build("units", Units, allowed(config))
-    if (tuple(data.shape), data.levels) != (tuple(units.shape), units.levels):
+    codec = checkpoint.build("units", Codec, allowed(config))
+    if (data.raw_shape, data.levels) != (tuple(codec.raw_shape), codec.levels):
         raise InputError(
-            f"The data have the shape {tuple(data.shape)} and levels={data.levels}, the model's "
-            f"{tuple(units.shape)} and levels={units.levels}; give data of the same kind."
+            f"The data have the shape {data.raw_shape} and levels={data.levels}, the model's "
+            f"{tuple(codec.raw_shape)} and levels={codec.levels}; give data of the same kind."
         )
-    return replace(data, scaling=units.scaling)
+    return replace(data, codec=codec)
 
 
 def place(model: Any, device: torch.device) -> Any:

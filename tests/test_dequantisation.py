@@ -10,7 +10,8 @@ import torch
 from scipy import integrate, stats
 
 from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianModel, InputError, Likelihood
-from scoresde.data.base import Dataset, Units
+from scoresde.codec import Affine
+from scoresde.data.base import Dataset
 from scoresde.data.dequantisation import TruncatedNormalDequantisation, UniformDequantisation
 from scoresde.data.probability import (
     average,
@@ -31,8 +32,8 @@ each_std = pytest.mark.parametrize("std", STDS)
 each_dequantisation = pytest.mark.parametrize("q", [UNIFORM, NORMAL], ids=["uniform", "normal"])
 
 
-def units(*shape, levels=LEVELS):
-    return Units(shape, shift=levels / 2, width=levels / 2, levels=levels)
+def codec(*shape, levels=LEVELS):
+    return Affine.of_levels(shape, levels)
 
 
 def mixture(d):
@@ -76,7 +77,7 @@ def bound(y, q=UNIFORM, likelihood=exact, **options):
     """All bounds of the mixture: those of many seeds of the same integers are independent."""
     d = y.shape[1]
     return log_probability(
-        likelihood, mixture(d), units(d), y, dequantisation=q, **{"seed": 0, **options}
+        likelihood, mixture(d), codec(d), y, dequantisation=q, **{"seed": 0, **options}
     )
 
 
@@ -155,10 +156,10 @@ def test_offsets_stay_in_their_step(std, levels):
     u = TruncatedNormalDequantisation(std).sample(Fixed(EXTREMES), (7,))
     assert u.dtype == torch.float32
     assert 0 < u.min() < u.max() < 1
-    unit = units(7, levels=levels)
+    unit = codec(7, levels=levels)
     for y in (0, levels // 2 - 1, levels // 2, levels - 1):
         raw = torch.full((1, 7), y)
-        assert torch.equal(unit.decode(unit.encode(raw, u)).long(), raw)
+        assert torch.equal(unit.decode(unit.encode_at(raw, u)).long(), raw)
 
 
 def test_the_cutoff_of_the_sde_gives_the_standard_deviation():
@@ -208,7 +209,7 @@ def test_one_uniform_draw_is_what_the_data_set_and_the_likelihood_give():
     x = data.batch("test", streams)
     likelihood = Likelihood(probes=2, rtol=1e-3, atol=1e-3)
     theirs = likelihood(model, x, seed=7, seeds=range(1, 4))
-    ours = log_probability(likelihood, model, data.units, raw[1:4], seed=7, seeds=range(1, 4))
+    ours = log_probability(likelihood, model, data.codec, raw[1:4], seed=7, seeds=range(1, 4))
     wanted = -bits_per_dim(theirs.log_prob.double(), data.shape, data.scale) * 3 * math.log(2)
     torch.testing.assert_close(ours.log_prob, wanted)
     torch.testing.assert_close(ours.bound.probe_error, theirs.standard_error.double())
@@ -221,13 +222,13 @@ def test_a_matched_density_leaves_no_gap():
     model = GaussianModel((y[0].double() + 0.5) * SCALE - 1, std * SCALE, VPSDE())
     q = TruncatedNormalDequantisation(std)
     ours = log_probability(
-        exact, model, units(2), y.expand(50, 2), dequantisation=q, draws=3, seed=0
+        exact, model, codec(2), y.expand(50, 2), dequantisation=q, draws=3, seed=0
     )
     wanted = 2 * math.log(math.erf(0.5 / std / math.sqrt(2)))
     torch.testing.assert_close(
         ours.log_weights, torch.full((3, 50), wanted).double(), atol=1e-5, rtol=0
     )
-    uniform = log_probability(exact, model, units(2), y.expand(50, 2), draws=3, seed=0)
+    uniform = log_probability(exact, model, codec(2), y.expand(50, 2), draws=3, seed=0)
     assert uniform.log_prob.mean() < wanted - 1
 
 
@@ -238,7 +239,7 @@ def test_truncated_normals_on_the_cutoff_of_the_model_beat_uniform_offsets():
     centres = (y[0].double() + 0.5) * SCALE - 1
     model = GaussianModel(centres, q.std * SCALE, sde)
     both = [
-        log_probability(exact, model, units(2), y.expand(99, 2), dequantisation=d, seed=0)
+        log_probability(exact, model, codec(2), y.expand(99, 2), dequantisation=d, seed=0)
         for d in (UNIFORM, q)
     ]
     assert both[0].log_prob.mean() + 1 < both[1].log_prob.mean() < 1e-6
@@ -407,7 +408,7 @@ def test_offsets_too_fine_for_float32():
     q.check(2)
     with pytest.raises(InputError, match="too fine for 256 levels"):
         log_probability(
-            exact, mixture(1), units(1, levels=256), torch.zeros(1, 1).long(), dequantisation=q
+            exact, mixture(1), codec(1, levels=256), torch.zeros(1, 1).long(), dequantisation=q
         )
 
 
@@ -421,18 +422,18 @@ def test_offsets_too_fine_for_float32():
         (torch.tensor([[8, 0]]), "outside 0 to 7"),
     ],
 )
-def test_data_of_other_units(raw, message):
+def test_data_of_another_codec(raw, message):
     with pytest.raises(InputError, match=message):
         bound_of_pairs(raw)
 
 
 def bound_of_pairs(raw):
-    return log_probability(exact, mixture(2), units(2), raw, seed=0)
+    return log_probability(exact, mixture(2), codec(2), raw, seed=0)
 
 
 def test_real_numbers_have_no_probability():
     with pytest.raises(InputError, match="only a density"):
-        log_probability(exact, mixture(2), Units((2,)), torch.zeros(1, 2))
+        log_probability(exact, mixture(2), Affine((2,)), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("draws", [0, -1, 1.5])

@@ -295,7 +295,7 @@ def run(tmp_path_factory):
         "model": model,
         "data": data,
         "likelihood": likelihood,
-        "units": {"_target_": "scoresde.data.Units", **build(data).units.describe()},
+        "units": build(data).codec.describe(),
     }
     weights = build(model).state_dict()
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from scoresde import VPSDE, InputError, ScoreModel
-from scoresde.data import Units, array
+from scoresde.codec import Affine
+from scoresde.data import array
 from scoresde.data import folder as image_folder
 from scoresde.data._formats import cifar, idx, members
 from scoresde.interop import diffusers, score_sde
@@ -138,7 +139,7 @@ def images_of(path):
     return {name: data.split(name) for name in ("train", "validation", "test")}
 
 
-UNITS = Units((3,), 0.0, 1.0, None, -1.0, 1.0)
+CODEC = Affine((3,), 0.0, 1.0, None, -1.0, 1.0)
 # kind: (writer, reader, whether the format can tell that a number has changed)
 KINDS = {
     "checkpoint": (checkpoint, model_of, True),
@@ -149,7 +150,7 @@ KINDS = {
     ),
     "npy": (npy, arrays_of, False),
     "npz": (npz, arrays_of, True),
-    "latents": (latents, lambda p: {"x": read_latents(p, UNITS)}, True),
+    "latents": (latents, lambda p: {"x": read_latents(p, CODEC)}, True),
     "part": (part, lambda p: Parts(p.parent).load(range(4)), True),
     "images": (png, images_of, True),
     "idx": (idx_file, lambda p: idx(p.read_bytes(), p.name, 3), True),
@@ -317,7 +318,7 @@ def test_hostile_archives(name, reader, tmp_path):
     HOSTILE_ARCHIVES[name](path, tmp_path / "executed")
     read = {
         "data": array,
-        "latents": lambda p: read_latents(p, UNITS),
+        "latents": lambda p: read_latents(p, CODEC),
         "part": lambda p: Parts(p.parent).load(range(4)),
     }[reader]
     with Watch():

@@ -21,6 +21,7 @@ FLOORS = {  # the design's table; a room that serves others of its floor stands 
     "solvers": 1,
     "divergence": 1,
     "times": 1.5,
+    "codec": 1.5,
     "model": 2,
     "likelihood": 2.5,
     "sample": 3,

@@ -24,8 +24,9 @@ from omegaconf import OmegaConf
 
 import scoresde.run
 from scoresde import VPSDE, GaussianModel
+from scoresde.codec import Codec
 from scoresde.configuration import measured
-from scoresde.data import Dataset, Units
+from scoresde.data import Dataset
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint, Tracker
 from tests.small_sets import cifar_files, idx_files, write, write_pictures
@@ -344,9 +345,9 @@ def test_guidance_keeps_to_a_range(guidance: str, run: Path, tmp_path: Path) -> 
         "hydra.run.dir=out",
         cwd=tmp_path,
     )
-    units = Checkpoint.load(run).build("units", Units)
+    codec = Checkpoint.load(run).build("units", Codec)
     with np.load(tmp_path / "out/samples.npz") as file:
-        x = units.encode(torch.from_numpy(file["x"]))
+        x = codec.encode(torch.from_numpy(file["x"]))
     assert float(x.abs().max()) == pytest.approx(0.1, abs=1e-5)
 
 
@@ -672,7 +673,7 @@ def test_a_likelihood_that_failed_can_be_started_again(run: Path, tmp_path: Path
 
 def test_data_set_reaches_the_task_whole(run: Path) -> None:
     units = Checkpoint.load(run).recipe["units"]
-    assert units["_target_"] == "scoresde.data.Units"
+    assert units["_target_"] == "scoresde.codec.Affine"
     assert tuple(units["shape"]) == (2,)
     assert Dataset.__name__ not in str(units)
 

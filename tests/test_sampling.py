@@ -10,20 +10,21 @@ import torch
 from PIL import Image
 
 from scoresde import VPSDE, GaussianModel, InputError
-from scoresde.data import Dataset, Units
+from scoresde.codec import Affine
+from scoresde.data import Dataset
 from scoresde.sample import DDIM, EulerMaruyama, ProbabilityFlow
 from scoresde.tasks import Drawing, draw_samples, stream_samples
 from scoresde.tasks.latents import encode_data, interpolate_latents, read_latents
 from scoresde.tasks.parts import Parts, Rank
 from scoresde.tasks.sampling import save_trajectory
 
-BYTES = Units((3, 4, 4), shift=128, width=128, levels=256, low=0, high=255)
-POINTS = Units((2,), low=-3, high=3)
+BYTES = Affine((3, 4, 4), shift=128, width=128, levels=256, low=0, high=255)
+POINTS = Affine((2,), low=-3, high=3)
 
 
-def drawing(units=BYTES, sampler=None, latents=None, std=0.5):
-    model = GaussianModel(torch.zeros(*units.shape), std, VPSDE())
-    return Drawing(model, sampler or EulerMaruyama(4), units, 7, latents)
+def drawing(codec=BYTES, sampler=None, latents=None, std=0.5):
+    model = GaussianModel(torch.zeros(*codec.shape), std, VPSDE())
+    return Drawing(model, sampler or EulerMaruyama(4), codec, 7, latents)
 
 
 def stream(folder, count=10, what=None, rank=None, **options):
@@ -136,8 +137,8 @@ def test_each_sample_is_an_image_of_its_levels(tmp_path):
 
 
 def test_few_levels_become_shades(tmp_path):
-    units = Units((1, 4, 4), shift=8.5, width=8.5, levels=17, low=0, high=16)
-    stream(tmp_path, what=drawing(units), images=True)
+    codec = Affine((1, 4, 4), shift=8.5, width=8.5, levels=17, low=0, high=16)
+    stream(tmp_path, what=drawing(codec), images=True)
     picture = np.asarray(Image.open(tmp_path / "images/00000000.png"))
     levels = arrays(tmp_path / "samples.npz")["x"][0, 0]
     np.testing.assert_allclose(picture, levels * (255 / 16), atol=0.5)
@@ -151,16 +152,16 @@ def test_points_are_no_images(tmp_path):
 # --- Ways ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("units", [BYTES, POINTS, Units((5,))], ids=["images", "plane", "others"])
-def test_the_way_of_samples_is_saved_and_drawn(units, tmp_path):
-    what = drawing(units, DDIM(20))
+@pytest.mark.parametrize("codec", [BYTES, POINTS, Affine((5,))], ids=["images", "plane", "others"])
+def test_the_way_of_samples_is_saved_and_drawn(codec, tmp_path):
+    what = drawing(codec, DDIM(20))
     save_trajectory(what, 5, 10, tmp_path)
     way = arrays(tmp_path / "trajectory.npz")
-    assert way["x"].shape == way["denoised"].shape == (5, 8, *units.shape)
+    assert way["x"].shape == way["denoised"].shape == (5, 8, *codec.shape)
     assert way["t"].shape == (5, 8)
-    ends = draw_samples(what.model, what.sampler, units, 8, seed=7, progress=False)
+    ends = draw_samples(what.model, what.sampler, codec, 8, seed=7, progress=False)
     np.testing.assert_allclose(way["x"][-1], ends.x.numpy(), atol=1e-6)
-    assert (tmp_path / "trajectory.png").exists() == (units.shape != (5,))
+    assert (tmp_path / "trajectory.png").exists() == (codec.shape != (5,))
 
 
 # --- Latents -------------------------------------------------------------------------------------
@@ -176,9 +177,9 @@ def test_data_are_encoded_and_decoded_level_by_level(tmp_path):
     parts = Parts(tmp_path / "parts").claim({"what": "latents"})
     model = drawing().model
     encode_data(model, flow, one, "test", tmp_path, parts, batch_size=4, progress=False)
-    latents = read_latents(tmp_path / "latents.npz", one.units)
+    latents = read_latents(tmp_path / "latents.npz", one.codec)
     assert latents.dtype == torch.float32
-    what = Drawing(model, flow, one.units, 0, latents)
+    what = Drawing(model, flow, one.codec, 0, latents)
     stream(tmp_path / "back", 6, what)
     np.testing.assert_array_equal(arrays(tmp_path / "back/samples.npz")["x"], one.test.numpy())
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from scoresde import VPSDE, GaussianModel, InputError, Likelihood
-from scoresde.data import Dataset, Scaling
+from scoresde.codec import Affine
+from scoresde.data import Dataset
 from scoresde.sample import EulerMaruyama
 from scoresde.tasks import draw_samples, evaluate_likelihood
 from scoresde.tasks.summary import format_table, summarise
@@ -18,9 +19,9 @@ from scoresde.tasks.summary import format_table, summarise
 def gaussian_data(levels: int | None = None) -> tuple[Dataset, GaussianModel]:
     x = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
     if levels is None:
-        splits, scaling = [2 * x + 1] * 3, Scaling(1.0, 2.0)
+        splits, codec = [2 * x + 1] * 3, Affine((3,), 1.0, 2.0)
         return (
-            Dataset("normal", *splits, scaling=scaling),
+            Dataset("normal", *splits, codec=codec),
             GaussianModel(torch.zeros(3), 1.0, VPSDE()),
         )
     raw = (x * 2 + levels / 2).clamp(0, levels - 1).to(torch.uint8)
@@ -65,13 +66,13 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
 def test_drawing_covers_the_count_with_its_own_seeds() -> None:
     data, model = gaussian_data()
     draw = [
-        draw_samples(model, EulerMaruyama(5), data.units, 7, batch_size=b, seed=3, progress=False)
+        draw_samples(model, EulerMaruyama(5), data.codec, 7, batch_size=b, seed=3, progress=False)
         for b in (7, 3)
     ]
     assert draw[0].x.shape == (7, 3)
     torch.testing.assert_close(draw[0].x, draw[1].x)
     with pytest.raises(InputError, match="count=0"):
-        draw_samples(model, EulerMaruyama(5), data.units, 0)
+        draw_samples(model, EulerMaruyama(5), data.codec, 0)
 
 
 def test_summary_has_a_row_for_every_job(tmp_path: Path) -> None:

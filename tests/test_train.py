@@ -20,7 +20,8 @@ from scoresde import (
     RectifiedFlow,
     ScoreModel,
 )
-from scoresde.data import Dataset, GeometricAugmentation, Units, two_moons
+from scoresde.codec import Codec
+from scoresde.data import Dataset, GeometricAugmentation, two_moons
 from scoresde.loss import Loss, LossTerms
 from scoresde.nn import MLP
 from scoresde.recipe import build
@@ -597,7 +598,7 @@ def test_a_checkpoint_cannot_reach_a_call_through_our_own_builder(tmp_path: Path
 )
 def test_a_recipe_that_was_edited_is_a_sentence(recipe: object) -> None:
     with pytest.raises(InputError, match="units"):
-        Checkpoint(recipe, {}, {}, step=0, seed=0).build("units", Units)
+        Checkpoint(recipe, {}, {}, step=0, seed=0).build("units", Codec)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -1,7 +1,8 @@
-"""Data sets: raw examples in splits that do not leak, their units, and exact toy densities."""
+"""Data sets: raw examples in splits that do not leak, their codecs, and exact toy densities."""
 
+from scoresde.codec.scaling import Scaling
 from scoresde.data.augment import Augmentation, GeometricAugmentation
-from scoresde.data.base import SPLITS, Dataset, Scaling, Units
+from scoresde.data.base import SPLITS, Dataset
 from scoresde.data.bundled import digits
 from scoresde.data.dequantisation import (
     Dequantisation,
@@ -40,7 +41,6 @@ __all__ = [
     "Spirals",
     "TruncatedNormalDequantisation",
     "UniformDequantisation",
-    "Units",
     "array",
     "checkerboard",
     "cifar10",

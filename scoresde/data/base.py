@@ -1,189 +1,68 @@
-r"""Data sets, and the units in which a model sees them.
+"""Data sets: raw examples in three splits, and the codec between them and a model.
 
-Raw data :math:`y` comes as integers :math:`0, \dots, L-1` (pixels, say) or as real numbers. A
-model sees :math:`x`, of about unit size. The two are tied by one affine map
-
-.. math:: x = (y - m) / w ,
-
-so that a log-density changes by a constant: :math:`\log p(y) = \log p(x) + D \log s` in :math:`D`
-dimensions, where the *scale* :math:`s = 1/w` counts model units per raw unit.
-
-Integers are made continuous first. The density of a model on integers is unbounded, and noise
-:math:`u \sim U(0, 1)` makes it a proper likelihood, a lower bound by Jensen's inequality,
-
-.. math:: \mathbb{E}_u \log p(y + u) \le \log \int_0^1 p(y + u) \, du = \log P(y) .
-
-The :math:`L` levels fill :math:`[0, L]`, which is mapped onto [-1, 1]:
-
-.. math:: x = 2 (y + u) / L - 1, \qquad s = 2 / L, \qquad y = \lfloor (x + 1) L / 2 \rfloor ,
-
-or, not centred, onto [0, 1]: :math:`x = (y + u) / L`, :math:`s = 1 / L`.
-
-Real numbers are standardised by the mean and the standard deviation of all training values.
-
-References:
-    Theis et al., *A note on the evaluation of generative models*, ICLR 2016 (section 3.1).
+How raw data becomes what a model sees, and what that does to a log-density, is told in
+:mod:`scoresde.codec`. A data set chooses: the levels of integers share one scale, and of real
+numbers each column of a table and each channel of an image is standardised by its mean and
+standard deviation over the training examples.
 """
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
+from scoresde.codec import Affine, Codec, PerChannel, Standardisation
+from scoresde.codec.scaling import Scaling
+from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
 SPLITS = ("train", "validation", "test")
 
+Kind = TypeVar("Kind")
 
-@final
-@dataclass(frozen=True)
-class Scaling:
-    r"""The affine map :math:`x = (y - m) / w` from raw to model units.
-
-    Arguments:
-        shift: The raw value :math:`m` that becomes 0.
-        width: The raw length :math:`w` that becomes 1, positive.
-
-    Example:
-        >>> Scaling.of_levels(4).encode(torch.arange(5.0))
-        tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000])
-    """
-
-    shift: float = 0.0
-    width: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.shift) and 0 < self.width < math.inf):
-            raise InputError(
-                f"shift={self.shift}, width={self.width}: both must be finite and the width "
-                "positive."
-            )
-
-    @staticmethod
-    def of_levels(levels: int, centred: bool = True) -> "Scaling":
-        """Maps [0, L] onto [-1, 1], or onto [0, 1] if it is not centred."""
-        return Scaling(levels / 2, levels / 2) if centred else Scaling(0.0, float(levels))
-
-    @staticmethod
-    def of_data(train: Tensor) -> "Scaling":
-        """Gives all values together mean 0 and standard deviation 1."""
-        check_finite(train)
-        values = train.double()
-        width = float(values.std(correction=0))
-        if width == 0:
-            raise InputError(
-                f"All training values are {float(values.flatten()[0])} and cannot be "
-                "standardised; give standardise=False."
-            )
-        return Scaling(float(values.mean()), width)
-
-    @property
-    def scale(self) -> float:
-        """Model units per raw unit; the raw unit of quantised data is one quantisation step."""
-        return 1 / self.width
-
-    def encode(self, y: Tensor) -> Tensor:
-        """Raw to model units."""
-        return (y - self.shift) * self.scale
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Model to raw units."""
-        return x * self.width + self.shift
+_MEASURED = 10_000  # examples of which the size in model units is taken
 
 
-@final
-@dataclass(frozen=True)
-class Units:
-    """What one example is, in raw and in model units: all that samples need of their data set.
+def _takes_scaling(kind: type[Kind]) -> type[Kind]:
+    """Has a data set take ``scaling`` and ``levels`` in place of a codec, with a warning."""
+    original: Any = kind.__init__
 
-    Its fields are plain numbers, which a checkpoint keeps, so that samples can be drawn and read
-    where the data is not at hand.
+    @functools.wraps(original)
+    def init(
+        self: Any,
+        name: str,
+        train: Tensor,
+        *values: Any,
+        scaling: Any = None,
+        levels: int | None = None,
+        **named: Any,
+    ) -> None:
+        if scaling is not None:
+            text = "Dataset(scaling=, levels=) is now Dataset(codec=); the old form will go."
+            warnings.warn(text, FutureWarning, stacklevel=2)
+            named["codec"] = _affine(train, scaling, levels)
+        original(self, name, train, *values, **named)
 
-    Arguments:
-        shape: The shape of one example.
-        shift: The raw value that becomes 0 (see :class:`Scaling`); likewise ``width``.
-        width: The raw length that becomes 1, positive.
-        levels: The number of levels L of quantised data, or None for real-valued data.
-        low: The raw value drawn as black; likewise ``high``.
-        high: The raw value drawn as white, above ``low``.
-    """
-
-    shape: Sequence[int]
-    shift: float = 0.0
-    width: float = 1.0
-    levels: int | None = None
-    low: float = 0.0
-    high: float = 1.0
-
-    @property
-    def scaling(self) -> Scaling:
-        """The map to model units."""
-        return Scaling(self.shift, self.width)
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The range of the data in model units."""
-        low, high = (self.low, self.high) if self.levels is None else (0, self.levels)
-        return (low - self.shift) / self.width, (high - self.shift) / self.width
-
-    def describe(self) -> dict[str, Any]:
-        """Returns the fields as plain values."""
-        return {**asdict(self), "shape": list(self.shape)}
-
-    def encode(self, raw: Tensor, uniform: Tensor | float = 0.5) -> Tensor:
-        """Brings raw examples to model units.
-
-        Arguments:
-            raw: Raw examples, with shape ``(B, *)``.
-            uniform: Where in its step each integer lies, in (0, 1), with shape ``(B, *)`` or
-                ``()``: uniform numbers dequantise, 1/2 takes the centre. Real-valued data has
-                no use for it.
-
-        Returns:
-            Examples in model units, float32, with shape ``(B, *)``.
-        """
-        if self.levels is None:
-            return self.scaling.encode(raw.float())
-        return self.scaling.encode(raw.float() + _inside(uniform, self.levels))
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Brings model units back to raw ones.
-
-        Arguments:
-            x: Examples in model units, with shape ``(B, *)``.
-
-        Returns:
-            Raw examples, with shape ``(B, *)``: integers rounded down (the inverse of
-            dequantisation) and kept in range, or real numbers in the data type of ``x``.
-
-        Raises:
-            InputError: If ``x`` has a NaN, which no integer stands for.
-        """
-        if self.levels is None:
-            return self.scaling.decode(x)
-        if x.isnan().any():
-            raise InputError(
-                f"{int(x.isnan().sum())} of {x.numel()} values are NaN and have no level; the "
-                "model or the sampler has diverged."
-            )
-        levels = self.scaling.decode(x.double()).floor()
-        return levels.clamp(0, self.levels - 1).to(integer_type(self.levels))
-
-    def to_unit(self, x: Tensor) -> Tensor:
-        """Brings model units to the range [0, 1] for drawing, float32, with the shape of ``x``.
-
-        Black and white are the lowest and the highest level, or the smallest and the largest
-        training value.
-        """
-        return ((self.decode(x).double() - self.low) / (self.high - self.low)).clamp(0, 1).float()
+    kind.__init__ = init  # type: ignore[assignment, method-assign]
+    return kind
 
 
+def _affine(train: Tensor, scaling: Scaling, levels: int | None) -> Affine:
+    if levels is None:
+        return replace(as_it_is(train), shift=scaling.shift, width=scaling.width)
+    one = Affine.of_levels(train.shape[1:], levels)
+    return replace(one, shift=scaling.shift, width=scaling.width)
+
+
+@_takes_scaling
 @final
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -192,11 +71,10 @@ class Dataset:
     Arguments:
         name: What the data is called in results.
         train: Raw training examples, with shape ``(N, *)``: uint8 or int16 (quantised), or
-            float32 (real-valued). Images are channels first.
+            float32 or float64 (real-valued). Images are channels first.
         validation: Likewise, for choices.
         test: Likewise, for results.
-        scaling: The map to model units.
-        levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
+        codec: The way to model units and back.
         flip: Whether training images are mirrored at random (left and right).
         log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
         dequantise: Whether training examples are dequantised by uniform noise; without it they
@@ -221,8 +99,7 @@ class Dataset:
     train: Tensor
     validation: Tensor
     test: Tensor
-    scaling: Scaling
-    levels: int | None = None
+    codec: Codec
     flip: bool = False
     log_prob: Callable[[Tensor], Tensor] | None = None
     dequantise: bool = True
@@ -233,9 +110,15 @@ class Dataset:
             self._check(split)
         if self.labels is not None:
             self._check_labels(self.labels)
-        if self.flip and len(self.shape) < 2:
+        if tuple(self.codec.raw_shape) != self.raw_shape:
             raise InputError(
-                f"flip=True needs images, but an example has shape {self.shape}; give flip=False."
+                f"The codec of {self.name} is for examples {tuple(self.codec.raw_shape)}, but "
+                f"they have shape {self.raw_shape}; give a codec of that shape."
+            )
+        if self.flip and len(self.raw_shape) < 2:
+            raise InputError(
+                f"flip=True needs images, but an example has shape {self.raw_shape}; give "
+                "flip=False."
             )
 
     @staticmethod
@@ -244,28 +127,28 @@ class Dataset:
         splits: Sequence[Tensor],
         levels: int | None = None,
         flip: bool = False,
-        standardise: bool = True,
+        standardise: bool | Standardisation = True,
         log_prob: Callable[[Tensor], Tensor] | None = None,
         centred: bool = True,
         dequantise: bool = True,
         labels: Sequence[Tensor] | None = None,
     ) -> "Dataset":
-        """Builds a data set with the usual scaling.
+        """Builds a data set with the usual codec.
 
         Arguments:
-            name: As in the class; likewise ``levels``, ``flip``, ``log_prob``, ``dequantise``
-                and ``labels``.
+            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise`` and ``labels``.
             splits: Training, validation and test examples.
-            standardise: Whether real-valued data is standardised.
+            levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
+            standardise: Whether real-valued data is standardised, by columns or channels; or how,
+                such as ``Whole()`` for one scale of all.
             centred: Whether quantised data fills [-1, 1], or else [0, 1].
         """
         train, validation, test = splits
         if levels is not None:
-            scaling = Scaling.of_levels(levels, centred)
+            codec = Affine.of_levels(train.shape[1:], levels, centred)
         else:
-            scaling = Scaling.of_data(train) if standardise else Scaling()
-        shared = (scaling, levels, flip, log_prob, dequantise, labels)
-        return Dataset(name, train, validation, test, *shared)
+            codec = _real(train, standardise)
+        return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, labels)
 
     def _check(self, split: str) -> None:
         raw = self.split(split)
@@ -277,14 +160,16 @@ class Dataset:
         if raw.shape[1:] != self.train.shape[1:] or raw.dtype != self.train.dtype:
             raise InputError(
                 f"The {split} split of {self.name} has examples {tuple(raw.shape[1:])} of "
-                f"{raw.dtype}, the train split {self.shape} of {self.train.dtype}; they must "
+                f"{raw.dtype}, the train split {self.raw_shape} of {self.train.dtype}; they must "
                 "agree."
             )
-        needed = torch.float32 if self.levels is None else integer_type(self.levels)
-        if raw.dtype != needed:
+        real = (torch.float32, torch.float64)
+        needed = real if self.levels is None else (integer_type(self.levels),)
+        if raw.dtype not in needed:
             raise InputError(
-                f"{self.name} has levels={self.levels} and type {raw.dtype}; it needs {needed} "
-                "(quantised data is integer and has levels, real-valued data is float32)."
+                f"{self.name} has levels={self.levels} and type {raw.dtype}; it needs "
+                f"{' or '.join(map(str, needed))} (quantised data is integer and has levels, "
+                "real-valued data is float32 or float64)."
             )
         if self.levels is None:
             check_finite(raw)
@@ -308,44 +193,72 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
+        """The shape of one example in model units."""
+        return tuple(self.codec.shape)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """The shape of one raw example."""
         return tuple(self.train.shape[1:])
 
     @property
-    def scale(self) -> float:
-        """Model units per raw unit; for quantised data, per quantisation step (2/L if centred)."""
-        return self.scaling.scale
+    def levels(self) -> int | None:
+        """The number of levels L of quantised data, 0 to L-1; None for real-valued data."""
+        return self.codec.levels
 
-    @cached_property
-    def units(self) -> Units:
-        """What the samples of a model of this data are, without the data."""
-        if self.levels is not None:
-            low, high = 0.0, self.levels - 1.0
-        else:
-            low, high = float(self.train.min()), float(self.train.max())
-        shift, width = self.scaling.shift, self.scaling.width
-        return Units(self.shape, shift, width, self.levels, low, high if high > low else low + 1)
+    @property
+    def scale(self) -> float:
+        """Model units per raw unit; for quantised data, per quantisation step (2/L if centred).
+
+        Raises:
+            InputError: If it is not one number.
+        """
+        if self.codec.scale is None:
+            raise InputError(
+                f"The features of {self.name} have scales of their own; give "
+                "log_det=data.log_det(raw, x) in place of scale=data.scale."
+            )
+        return self.codec.scale
+
+    @property
+    def scaling(self) -> Scaling | Codec:
+        """The map to model units, by which results kept on disk name it: one scale, or a codec."""
+        one = isinstance(self.codec, Affine) and self.codec.scale is not None
+        return self.codec.one_map() if one else self.codec  # type: ignore[attr-defined]
+
+    @property
+    def units(self) -> Codec:
+        """The codec, under its old name."""
+        warnings.warn("Dataset.units is now Dataset.codec.", FutureWarning, stacklevel=2)
+        return self.codec
 
     @cached_property
     def sigma_data(self) -> float:
         """The root mean square of the training data in model units."""
+        if self.codec.scale is None:
+            x = self.encode(self.train[:_MEASURED])
+            return float(x.double().square().mean().sqrt())
         if self.levels is None:
             return float(self.encode(self.train).double().square().mean().sqrt())
         counts = torch.bincount(self.train.flatten(), minlength=self.levels).double()
         squares = self.encode(torch.arange(self.levels, device=counts.device)).double().square()
         return math.sqrt(float(counts @ squares) / self.train.numel())
 
-    def encode(self, raw: Tensor, uniform: Tensor | float = 0.5) -> Tensor:
-        """Brings raw examples to model units, as :meth:`Units.encode` does."""
-        return self.units.encode(raw, uniform)
+    def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
+        """Brings raw examples to model units, as :meth:`Codec.encode` does."""
+        return self.codec.encode(raw, streams, draw)
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Brings model units back to raw ones, as :meth:`Units.decode` does."""
-        return self.units.decode(x)
+    def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
+        """Brings model units back to raw ones, as :meth:`Codec.decode` does."""
+        return self.codec.decode(x, rounded)
+
+    def log_det(self, raw: Tensor, x: Tensor) -> Tensor | None:
+        """Returns what encoding does to a log-density, as :meth:`Codec.log_det` does."""
+        return self.codec.log_det(raw, x)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Brings model units to [0, 1] for drawing, as :meth:`Units.to_unit` does."""
-        return self.units.to_unit(x)
+        """Brings model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
+        return self.codec.to_unit(x)
 
     def batch(self, split: str, streams: Streams, draw: int = 0) -> Tensor:
         """Returns examples in model units: dequantised, and in training perhaps flipped.
@@ -366,12 +279,13 @@ class Dataset:
         # A program that feeds a GPU need not wait for it; the way back is not safe without.
         indices = streams.indices.to(raw.device, non_blocking=raw.is_cuda)
         streams = Streams(streams.seed, indices)
-        x = raw[streams.indices]
-        if self.levels is None or (split == "train" and not self.dequantise):
-            x = self.encode(x)
-        else:
-            x = self.encode(x, streams.uniform(self.shape, Purpose.DEQUANTISE, draw))
-        return _flip(x, streams, draw) if self.flip and split == "train" else x
+        x, mirrored = raw[streams.indices], self.flip and split == "train"
+        if mirrored and self.codec.scale is None:
+            x, mirrored = _flip(x, streams, draw), False
+        random = self.dequantise or split != "train"
+        x = self.encode(x, streams if random else None, draw)
+        # With one scale for all the order is free, and seeds have always meant this one.
+        return _flip(x, streams, draw) if mirrored else x
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves all examples to a device."""
@@ -380,10 +294,14 @@ class Dataset:
         return replace(self, train=train, validation=validation, test=test, labels=labels)
 
 
-def _inside(uniform: Tensor | float, levels: int) -> Tensor:
-    """Keeps numbers in (0, 1) so far from its ends that float32 never rounds y + u to y + 1."""
-    edge = levels * 2.0**-22
-    return torch.as_tensor(uniform, dtype=torch.float32).clamp(edge, 1 - edge)
+def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
+    """Returns the codec of real-valued data."""
+    if train.numel() == 0:  # which has no numbers, and is refused as it is
+        return Affine(train.shape[1:])
+    if standardise is False:
+        return as_it_is(train)
+    check_finite(train)
+    return (PerChannel() if standardise is True else standardise)(train)
 
 
 def _flip(x: Tensor, streams: Streams, draw: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What raw data may be: real numbers in float32, or integers 0 to L-1."""
+"""What raw data may be: real numbers in float32 or float64, or integers 0 to L-1."""
 
 import math
 
@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.codec.levels import check_levels, integer_type
 from scoresde.errors import InputError
-
-MAX_LEVELS = 2**15
 
 
 def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int | None]:
@@ -17,7 +16,8 @@ def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int |
     ==============  ======================  ==========================
     array           raw tensor              levels
     ==============  ======================  ==========================
-    floats          float32                 None
+    float64         float64                 None
+    other floats    float32                 None
     bool            uint8                   2
     uint8           uint8                   256, unless given
     other integers  uint8 or int16          must be given
@@ -47,8 +47,9 @@ def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int |
             )
         with np.errstate(over="ignore"):
             raw = torch.from_numpy(values.astype(np.float32))
-        check_finite(raw)
-        return raw, None
+        check_finite(raw)  # also of float64: what is beyond float32 has no variance there
+        wide = values.dtype.itemsize >= 8
+        return torch.from_numpy(values.astype(np.float64)) if wide else raw, None
     if values.dtype.kind not in "bui":
         raise InputError(
             f"The data has type {values.dtype}; give real numbers, integers or booleans."
@@ -56,11 +57,6 @@ def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int |
     levels = check_levels(_default_levels(values.dtype) if levels is None else levels)
     check_range(values, levels)
     return torch.from_numpy(values.astype(np.int16)).to(integer_type(levels)), levels
-
-
-def integer_type(levels: int) -> torch.dtype:
-    """Returns the smallest type that holds the levels 0 to L-1."""
-    return torch.uint8 if check_levels(levels) <= 256 else torch.int16
 
 
 def _default_levels(dtype: np.dtype) -> int:
@@ -73,16 +69,6 @@ def _default_levels(dtype: np.dtype) -> int:
         "integers 0 to L-1 (not their maximum: the brightest level may be absent), or convert "
         "them to float32."
     )
-
-
-def check_levels(levels: int) -> int:
-    """Returns the number of levels if it can be used."""
-    if not _is_integer(levels) or not 2 <= levels <= MAX_LEVELS:
-        raise InputError(
-            f"levels={levels} is no integer in [2, {MAX_LEVELS}]; finer data can be given as "
-            "float32."
-        )
-    return levels
 
 
 def check_range(values: np.ndarray, levels: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scoresde.codec import Standardisation
 from scoresde.data import _arrays
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.data.checks import as_raw
@@ -23,7 +24,7 @@ def array(
     levels: int | None = None,
     channels_last: bool = False,
     flip: bool = False,
-    standardise: bool = True,
+    standardise: bool | Standardisation = True,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
 ) -> Dataset:
@@ -44,7 +45,8 @@ def array(
         levels: The number of levels of integers: 256 for uint8, else it must be given.
         channels_last: Whether examples are ``(H, W, C)`` rather than ``(C, H, W)``.
         flip: Whether training images are mirrored at random.
-        standardise: Whether real-valued data gets mean 0 and standard deviation 1.
+        standardise: Whether each column, or each channel, of real-valued data gets mean 0 and
+            standard deviation 1; or how, such as ``Whole()`` for all of it together.
         fractions: The shares of training, validation and test examples.
         seed: Names the splits.
 

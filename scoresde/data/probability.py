@@ -47,7 +47,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.data.base import Units
+from scoresde.codec import Affine
 from scoresde.data.checks import check_integer
 from scoresde.data.dequantisation import Dequantisation, UniformDequantisation
 from scoresde.errors import InputError
@@ -236,7 +236,7 @@ class LogProbability:
 def log_probability(
     likelihood: LogDensity,
     model: ScoreFunction,
-    units: Units,
+    codec: Affine,
     raw: Tensor,
     *,
     dequantisation: Dequantisation | None = None,
@@ -255,7 +255,7 @@ def log_probability(
     Arguments:
         likelihood: Evaluates :math:`\log p(x)`.
         model: The model of the data in model units.
-        units: What the data is (:attr:`Dataset.units`), with levels.
+        codec: That of the data (:attr:`Dataset.codec`), with levels.
         raw: Integers 0 to L-1, with shape ``(B, *)``.
         dequantisation: The density of the offsets; uniform by default.
         draws: The number of draws K, positive.
@@ -269,31 +269,30 @@ def log_probability(
             over examples, or if a single probe leaves that unknown.
 
     Raises:
-        InputError: If an argument is out of range, the data is not of these units, or the
+        InputError: If an argument is out of range, the data does not fit the codec, or the
             likelihood does not fit the model.
 
     Example:
         >>> from scoresde import GaussianModel, Likelihood, VPSDE
-        >>> units = Units(shape=(2,), shift=2.0, width=2.0, levels=4)
+        >>> codec = Affine.of_levels(shape=(2,), levels=4)
         >>> model = GaussianModel(torch.zeros(2), 1.0, VPSDE())
         >>> y = torch.tensor([[1, 2]])
-        >>> p = log_probability(Likelihood("exact"), model, units, y, draws=4, seed=0)
+        >>> p = log_probability(Likelihood("exact"), model, codec, y, draws=4, seed=0)
         >>> bool(p.log_prob < 2 * math.log(0.1915))  # Phi(1/2) - Phi(0)
         True
     """
     dequantisation = UniformDequantisation() if dequantisation is None else dequantisation
     check_integer("draws", draws, most=2**32)
-    dequantisation.check(_check_raw(units, raw))
+    dequantisation.check(_check_raw(codec, raw))
     streams = Streams.of(seed, seeds, len(raw), raw.device)
-    volume = raw[0].numel() * math.log(units.scaling.scale)
     log_weights, errors, nfes = [], [], []
     for k in range(draws):
         u = dequantisation.sample(streams, raw.shape[1:], k)
-        x = units.encode(raw, u).to(model.device)
+        x = codec.encode_at(raw, u).to(model.device)
         probes = probe_seed(streams.seed, k)
         result = likelihood(model, x, seed=probes, seeds=streams.indices, **cond)
         log_q = dequantisation.log_prob(u).to(result.log_prob.device)
-        log_weights.append(result.log_prob.double() + volume - log_q)
+        log_weights.append(result.log_prob.double() + codec.log_volume - log_q)
         errors.append(result.standard_error.double())
         nfes.append(result.nfe)
     weights, noise = torch.stack(log_weights), torch.stack(errors)
@@ -324,25 +323,25 @@ def probe_seed(seed: int, draw: int) -> int:
     return high << 32 | low
 
 
-def _check_raw(units: Units, raw: Tensor) -> int:
-    """Returns the number of levels of integers that are of these units."""
-    if units.levels is None:
+def _check_raw(codec: Affine, raw: Tensor) -> int:
+    """Returns the number of levels of integers that fit a codec."""
+    if codec.levels is None:
         raise InputError(
             "Real-valued data has no levels and no probability, only a density; evaluate "
-            "Likelihood on units.encode(raw)."
+            "Likelihood on codec.encode(raw)."
         )
-    if raw.is_floating_point() or raw.shape[1:] != tuple(units.shape) or raw.numel() == 0:
+    if raw.is_floating_point() or raw.shape[1:] != tuple(codec.shape) or raw.numel() == 0:
         raise InputError(
             f"The data has shape {tuple(raw.shape)} and type {raw.dtype}; give integers with "
-            f"shape (B, {', '.join(map(str, units.shape))}), not in model units."
+            f"shape (B, {', '.join(map(str, codec.shape))}), not in model units."
         )
     low, high = int(raw.min()), int(raw.max())
-    if low < 0 or high >= units.levels:
+    if low < 0 or high >= codec.levels:
         raise InputError(
-            f"The data ranges from {low} to {high}, outside 0 to {units.levels - 1}; give the "
-            "units of this data."
+            f"The data ranges from {low} to {high}, outside 0 to {codec.levels - 1}; give the "
+            "codec of this data."
         )
-    return units.levels
+    return codec.levels
 
 
 def _warn(bound: Bound) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.codec import Whole
 from scoresde.data.base import Dataset
 from scoresde.data.checks import check_integer, check_positive
 from scoresde.data.splits import FRACTIONS, make_splits
@@ -56,7 +57,9 @@ class Density(ABC):
         """Draws a data set of ``count`` examples and splits it."""
         raw = self.sample(Streams.of(seed, batch=check_integer("count", count))).float()
         splits = make_splits(raw, fractions, seed)
-        return Dataset.of(name, splits, standardise=standardise, log_prob=self.log_prob)
+        # One scale for the plane: distances keep their ratios.
+        how = Whole() if standardise else False
+        return Dataset.of(name, splits, standardise=how, log_prob=self.log_prob)
 
 
 @final

@@ -66,13 +66,24 @@ class Baseline:
     log_prob: Tensor
     shape: tuple[int, ...]
 
-    def bits_per_dim(self, scale: float) -> Estimate:
-        """Returns the mean bits/dim; ``scale`` is model units per quantisation step."""
-        return Estimate.of(bits_per_dim(self.log_prob, self.shape, scale))
+    def bits_per_dim(
+        self, scale: float | None = None, *, log_det: float | Tensor | None = None
+    ) -> Estimate:
+        """Returns the mean bits/dim; ``scale`` is model units per quantisation step.
 
-    def nats(self, scale: float = 1.0) -> Estimate:
-        """Returns the mean nats per example in raw units; ``scale`` is model per raw unit."""
-        return Estimate.of(nats(self.log_prob, self.shape, scale))
+        In its place ``log_det`` is what the codec adds to each log-density.
+        """
+        return Estimate.of(bits_per_dim(self.log_prob, self.shape, scale, log_det=log_det))
+
+    def nats(
+        self, scale: float | None = None, *, log_det: float | Tensor | None = None
+    ) -> Estimate:
+        """Returns the mean nats per example in raw units; ``scale`` is model per raw unit.
+
+        In its place ``log_det`` is what the codec adds; with neither, the units are the model's.
+        """
+        scale = 1.0 if scale is None and log_det is None else scale
+        return Estimate.of(nats(self.log_prob, self.shape, scale, log_det=log_det))
 
 
 def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6) -> Baseline:

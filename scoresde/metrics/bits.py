@@ -7,13 +7,16 @@ dimensions:
 
 .. math:: \log p(y + u) = \log p(x) + D \log s .
 
+In general the last term is the *log-determinant* of the codec (:mod:`scoresde.codec`): the sum of
+the log-scales where each feature has its own.
+
 Bits per dimension are its negative, divided by :math:`D \log 2`. They are a matter of the scaling
 of the data and not of the model; data of :math:`L` levels on [-1, 1] has :math:`s = 2 / L`.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -22,7 +25,13 @@ from scoresde.errors import InputError
 Number = TypeVar("Number", float, Tensor)
 
 
-def bits_per_dim(log_prob: Number, shape: Sequence[int], scale: float) -> Number:
+def bits_per_dim(
+    log_prob: Number,
+    shape: Sequence[int],
+    scale: float | None = None,
+    *,
+    log_det: float | Tensor | None = None,
+) -> Number:
     r"""Turns log-densities into bits per dimension.
 
     .. math:: b = -\frac{\log p(x)}{D \log 2} - \log_2 s
@@ -31,21 +40,36 @@ def bits_per_dim(log_prob: Number, shape: Sequence[int], scale: float) -> Number
         log_prob: Log-densities :math:`\log p(x)` in nats and model units, of any shape.
         shape: The shape of one example, of :math:`D` elements.
         scale: Model units per quantisation step, :math:`s`, positive.
+        log_det: In its place what the codec adds to a log-density, in nats (:math:`D \log s` for
+            one scale): a number, or one for each log-density.
 
     Returns:
         Bits per dimension, of the shape and data type of ``log_prob``.
+
+    Raises:
+        InputError: If a number is out of range, or not one of ``scale`` and ``log_det`` is given.
 
     Example:
         The uniform density on [-1, 1] spends log2(L) bits on each of L levels.
 
         >>> bits_per_dim(math.log(1 / 2), shape=(1,), scale=2 / 256)
         8.0
+        >>> bits_per_dim(math.log(1 / 2), shape=(1,), log_det=math.log(2 / 256))
+        8.0
     """
-    dimension = _dimension(shape)
-    return -log_prob / (dimension * math.log(2)) - math.log2(_check_scale(scale))
+    unit = _dimension(shape) * math.log(2)
+    if _is_scale(scale, log_det):
+        return -log_prob / unit - math.log2(_check_scale(scale))
+    return -(log_prob + _like(log_det, log_prob)) / unit
 
 
-def nats(log_prob: Number, shape: Sequence[int], scale: float) -> Number:
+def nats(
+    log_prob: Number,
+    shape: Sequence[int],
+    scale: float | None = None,
+    *,
+    log_det: float | Tensor | None = None,
+) -> Number:
     r"""Turns log-densities into nats per example in raw units, for real-valued data.
 
     .. math:: -\log p(y) = -\log p(x) - D \log s
@@ -54,15 +78,39 @@ def nats(log_prob: Number, shape: Sequence[int], scale: float) -> Number:
         log_prob: Log-densities :math:`\log p(x)` in nats and model units, of any shape.
         shape: The shape of one example, of :math:`D` elements.
         scale: Model units per raw unit, :math:`s`, positive.
+        log_det: In its place what the codec adds, as in :func:`bits_per_dim`.
 
     Returns:
         Negative log-densities, of the shape and data type of ``log_prob``.
+
+    Raises:
+        InputError: As in :func:`bits_per_dim`.
 
     Example:
         >>> nats(math.log(1 / 2), shape=(1,), scale=0.5)
         1.3862943611198906
     """
-    return -log_prob - _dimension(shape) * math.log(_check_scale(scale))
+    dimension = _dimension(shape)
+    if _is_scale(scale, log_det):
+        return -log_prob - dimension * math.log(_check_scale(scale))
+    return -log_prob - _like(log_det, log_prob)
+
+
+def _is_scale(scale: float | None, log_det: float | Tensor | None) -> bool:
+    """Whether the scale is given, and not the log-determinant."""
+    if (scale is None) == (log_det is None):
+        got = "neither" if scale is None else "both"
+        raise InputError(
+            f"One of scale and log_det must be given, got {got}; a codec has "
+            "codec.log_det(raw, x), and codec.scale where that is one number."
+        )
+    return scale is not None
+
+
+def _like(log_det: Any, log_prob: Any) -> Any:
+    """Returns a log-determinant in the data type of the log-densities."""
+    both = isinstance(log_det, Tensor) and isinstance(log_prob, Tensor)
+    return log_det.to(log_prob) if both else log_det
 
 
 def _dimension(shape: Sequence[int]) -> int:
@@ -72,8 +120,8 @@ def _dimension(shape: Sequence[int]) -> int:
     return dimension
 
 
-def _check_scale(scale: float) -> float:
-    if not 0 < scale < math.inf:
+def _check_scale(scale: float | None) -> float:
+    if scale is None or not 0 < scale < math.inf:
         raise InputError(
             f"scale={scale} cannot be used; give the model units per quantisation step, positive "
             "(2/L for L levels on [-1, 1])."

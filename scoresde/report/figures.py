@@ -10,7 +10,7 @@ shown in red or counted in a note; it never ends a run.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -328,7 +328,13 @@ def density(
     top = max((float(x.max()) for x in finite if x.size), default=0.0) or 1.0
     for i, (name, x) in enumerate(values.items(), start=len(points)):
         image = axes[i].imshow(
-            x, cmap=_viridis(), vmin=0, vmax=top, origin="lower", extent=extent, aspect="equal"
+            x,
+            cmap=_viridis(),
+            vmin=0,
+            vmax=top,
+            origin="lower",
+            extent=extent,
+            aspect=_aspect(extent),
         )
         _plane_axes(axes[i], extent, f"{name} density", first=i == 0)
     bar = figure.colorbar(image, ax=axes, label="density (1 / data unit²)", shrink=0.85, pad=0.02)
@@ -581,10 +587,16 @@ def _plane_axes(axes: "Axes", view: Extent, title: str, first: bool) -> None:
     """Dresses a panel of the plane; only the first one of a row has the second axis."""
     _labels(axes)
     axes.set_title(title, size=10, color=INK, loc="left")
-    axes.set(xlim=view[:2], ylim=view[2:], aspect="equal")
+    axes.set(xlim=view[:2], ylim=view[2:], aspect=_aspect(view))
     if not first:
         axes.set_ylabel("")
         axes.tick_params(labelleft=False)
+
+
+def _aspect(view: Extent) -> Literal["equal", "auto"]:
+    """Draws both axes on one scale, unless one would be too thin to see."""
+    width, height = view[1] - view[0], view[3] - view[2]
+    return "equal" if 0.25 <= width / height <= 4 else "auto"
 
 
 def _legend(axes: "Axes", **where: Any) -> None:

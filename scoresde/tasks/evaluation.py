@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from scoresde.codec import Affine
 from scoresde.data import Dataset, Dequantisation, UniformDequantisation
 from scoresde.data.probability import (
     LogProbability,
@@ -145,12 +146,14 @@ def evaluate_likelihood(
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If there is no such split, or the likelihood does not fit the model.
+        InputError: If there is no such split, the likelihood does not fit the model, or the
+            codec of the data has no density.
     """
     count, batch_size = len(data.split(split)), check_count("batch_size", batch_size)
     if examples is not None:
         count = min(count, check_count("examples", examples))
     likelihood.check(model)
+    check_density(data)
     check_draws(data, draws)
 
     def compute(piece: range) -> Columns:
@@ -170,7 +173,8 @@ def evaluate_likelihood(
         torch.cat([columns[name] for columns in table])
         for name in ("log_prob", "standard_error", "nfe", "seconds")
     )
-    values, unit, width = in_units(log_prob, data)
+    own = [columns["log_det"] for columns in table if "log_det" in columns]
+    values, unit, width = in_units(log_prob, data, torch.cat(own) if own else None)
     finite = values[~values.isnan()]
     if len(finite) == 0:
         raise InputError("No example could be evaluated; check the model, or give a larger eps.")
@@ -205,18 +209,43 @@ def evaluate_batch(
     if draws is None or data.levels is None:
         x = data.batch(split, streams).to(model.device)
         result = likelihood(model, x, seed=streams.seed, seeds=seeds)
-        log_prob = result.log_prob.double()
+        log_prob, log_det = result.log_prob.double(), _log_det(data, split, streams, x)
     else:
         result = _probability(model, likelihood, data, split, streams, draws)
         # The columns hold densities in model units, whatever they come from.
-        log_prob = result.log_prob.double() - math.prod(data.shape) * math.log(data.scale)
+        log_prob, log_det = result.log_prob.double() - _affine(data).log_volume, {}
     seconds = (time.perf_counter() - clock) / len(seeds)
     return {
+        **log_det,
         "log_prob": log_prob.cpu(),
         "standard_error": result.standard_error.double().cpu(),
         "nfe": result.nfe.cpu(),
         "seconds": torch.full((len(seeds),), seconds, dtype=torch.float64),
     }
+
+
+def _log_det(data: Dataset, split: str, streams: Streams, x: Tensor) -> Columns:
+    """Returns what the codec adds to each log-density, unless one scale says it."""
+    if data.codec.scale is not None:
+        return {}
+    log_det = data.log_det(_raw(data, split, streams), x)
+    assert log_det is not None
+    return {"log_det": log_det.double().cpu()}
+
+
+def _raw(data: Dataset, split: str, streams: Streams) -> Tensor:
+    values = data.split(split)
+    return values[streams.indices.to(values.device)]
+
+
+def _affine(data: Dataset) -> Affine:
+    """Returns the codec of data of which several dequantisations can be drawn."""
+    if not isinstance(data.codec, Affine):
+        raise InputError(
+            f"The codec of {data.name} must be an Affine one for draws of its own, got "
+            f"{type(data.codec).__name__}; leave draws, weighted and dequantisation out."
+        )
+    return data.codec
 
 
 def _probability(
@@ -228,12 +257,11 @@ def _probability(
     draws: Draws,
 ) -> LogProbability:
     """Evaluates the log-probabilities of integers by several dequantisations."""
-    raw = data.split(split)[streams.indices.to(data.split(split).device)]
     return log_probability(
         likelihood,
         model,
-        data.units,
-        raw.to(model.device),
+        _affine(data),
+        _raw(data, split, streams).to(model.device),
         dequantisation=draws.dequantisation,
         draws=draws.count,
         combine=importance_weighted if draws.weighted else average,
@@ -255,7 +283,23 @@ def check_draws(data: Dataset, draws: Draws | None) -> None:
             f"draws={draws.count} has no effect: {data.name} is real-valued, and only integers "
             "are dequantised; leave draws, weighted and dequantisation out."
         )
+    _affine(data)
     draws.dequantisation.check(data.levels)
+
+
+def check_density(data: Dataset) -> None:
+    """Checks that log-densities of a model say something of the raw data.
+
+    Raises:
+        InputError: If the codec has no density.
+    """
+    raw = data.test[:1]
+    if data.log_det(raw, data.encode(raw)) is None:
+        raise InputError(
+            f"The codec of {data.name} must have a density for a likelihood of the raw data, and "
+            f"{type(data.codec).__name__}.log_det is None; give one whose decoder has a density, "
+            "for which the bound of the module scoresde.codec holds."
+        )
 
 
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
@@ -264,17 +308,26 @@ def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     return float(prior_mismatch(model.sde, *spectrum(data.encode(train).double())))
 
 
-def in_units(log_prob: Tensor, data: Dataset) -> tuple[Tensor, str, float]:
+def in_units(
+    log_prob: Tensor, data: Dataset, log_det: Tensor | None = None
+) -> tuple[Tensor, str, float]:
     """Turns log-densities in model units into bits/dim, or nats of raw units.
 
     Arguments:
         log_prob: Log-densities in nats of model units, ``(N,)``.
-        data: The data set, for its units.
+        data: The data set, for its codec.
+        log_det: What the codec adds to each, ``(N,)``, where one scale does not say it.
 
     Returns:
         The values, where lower is better, their unit, and what one nat is worth in it.
     """
+    scale = data.codec.scale
+    if scale is not None:
+        log_det = None
+    elif log_det is None:  # the same for all examples
+        log_det = torch.full_like(log_prob, _affine(data).log_volume)
+    shape = data.raw_shape
     if data.levels is not None:
-        values = bits_per_dim(log_prob, data.shape, data.scale)
-        return values, "bits/dim", 1 / (math.prod(data.shape) * math.log(2))
-    return nats(log_prob, data.shape, data.scale), "nats", 1.0
+        values = bits_per_dim(log_prob, shape, scale, log_det=log_det)
+        return values, "bits/dim", 1 / (math.prod(shape) * math.log(2))
+    return nats(log_prob, shape, scale, log_det=log_det), "nats", 1.0

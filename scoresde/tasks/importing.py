@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scoresde.data import Scaling, Units
+from scoresde.codec import Affine
 from scoresde.errors import InputError
 from scoresde.interop import diffusers, score_sde
 from scoresde.interop.score_sde import Imported
@@ -61,12 +61,11 @@ def import_checkpoint(
     """
     network = _network(imported.recipe)
     centred = not network["centre"]
-    scaling = Scaling.of_levels(_LEVELS, centred)
-    units = Units(network["shape"], scaling.shift, scaling.width, _LEVELS, 0.0, _LEVELS - 1.0)
+    codec = Affine.of_levels(network["shape"], _LEVELS, centred)
     data = data or _named_data(imported.config, centred)
     recipe = {
         "model": imported.recipe,
-        "units": {"_target_": "scoresde.data.Units", **units.describe()},
+        "units": codec.describe(),
         **({"data": dict(data)} if data else {}),
         **parts,
     }

@@ -43,11 +43,11 @@ class Inspection:
         """Returns the bound after so many updates; all processes must ask, the first writes."""
         options: dict[str, Any] = {"batch_size": max(self.count, self.examples), "seed": self.seed}
         drawn = draw_samples(
-            model, self.sampler, self.data.units, self.count, progress=False, **options
+            model, self.sampler, self.data.codec, self.count, progress=False, **options
         )
         path = self.folder / FOLDER / f"{done:08d}.png"
         if ProcessGroup.here().first:
-            if is_image(self.data.units):
+            if is_image(self.data.codec):
                 plots.image_grid(self.data.to_unit(drawn.x), path)
             elif self.data.shape == (2,):
                 panels = {"data": self.data.validation[: self.count].cpu()}

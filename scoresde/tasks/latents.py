@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data import Dataset, Units, _arrays
+from scoresde.codec import Codec
+from scoresde.data import Dataset, _arrays
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
@@ -70,7 +71,7 @@ def encode_data(
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
 
 
-def read_latents(path: Path, units: Units) -> Tensor:
+def read_latents(path: Path, codec: Codec) -> Tensor:
     """Reads latents as :func:`encode_data` writes them, float32 ``(N, *)``.
 
     Raises:
@@ -83,10 +84,10 @@ def read_latents(path: Path, units: Units) -> Tensor:
         raise InputError(
             f"latents={path} holds no array x ({error}); give latents.npz of task=encode."
         ) from error
-    if latents.ndim == 0 or tuple(latents.shape[1:]) != tuple(units.shape) or len(latents) == 0:
+    if latents.ndim == 0 or tuple(latents.shape[1:]) != tuple(codec.shape) or len(latents) == 0:
         raise InputError(
             f"latents={path} have the shape {tuple(latents.shape)}, and an example has "
-            f"{tuple(units.shape)}; give latents of this model."
+            f"{tuple(codec.shape)}; give latents of this model."
         )
     if not latents.is_floating_point() or not bool(latents.isfinite().all()):
         raise InputError(f"latents={path} are no finite floats; give latents.npz of task=encode.")
@@ -118,16 +119,16 @@ def interpolate_latents(
     ends = drawing.start(range(2 * count))
     share = torch.linspace(0, 1, points, dtype=torch.float64, device=ends.device)
     between = slerp(ends[::2], ends[1::2], share).flatten(0, 1)
-    inner = Drawing(drawing.model, drawing.sampler, drawing.units, drawing.seed, between)
+    inner = Drawing(drawing.model, drawing.sampler, drawing.codec, drawing.seed, between)
     pieces = gather(None, len(between), batch_size, lambda piece: inner.batch(piece, progress))
     table = [columns for _, columns, _ in pieces]
     x, nfe = (torch.cat([columns[name] for columns in table]) for name in ("x", "nfe"))
-    raw = drawing.units.decode(x).unflatten(0, (count, points))
+    raw = drawing.codec.decode(x).unflatten(0, (count, points))
     arrays = {"x": raw.numpy(), "share": share.cpu().numpy()}
     write_whole(folder / "interpolation.npz", lambda file: np.savez(file, **arrays))
-    if is_image(drawing.units):
-        plots.image_grid(drawing.units.to_unit(x), folder / "interpolation.png", columns=points)
-    elif tuple(drawing.units.shape) == (2,):
+    if is_image(drawing.codec):
+        plots.image_grid(drawing.codec.to_unit(x), folder / "interpolation.png", columns=points)
+    elif tuple(drawing.codec.raw_shape) == (2,):
         plots.trajectories(
             1 - share.cpu(), raw.transpose(0, 1).float(), folder / "interpolation.png"
         )

@@ -149,7 +149,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
 def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
     """Draws the images that the model finds least and most likely."""
     data, values = one.data, one.evaluation.values
-    if not is_image(data.units):
+    if not is_image(data.codec):
         return []
     order = values.argsort()
     order = order[~values[order].isnan()]

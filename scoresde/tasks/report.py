@@ -22,7 +22,7 @@ from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, in_units
 from scoresde.tasks.parts import Parts
-from scoresde.tasks.sampling import Drawn, draw_samples, is_image, save_samples
+from scoresde.tasks.sampling import Drawn, draw_samples, frame, is_image, save_samples
 from scoresde.train import level_curves, read_metrics
 
 _BASELINE_SEED = 0
@@ -105,8 +105,8 @@ def report_training(
         return {}
     drawn = {}
     for name, sampler in samplers.items():
-        drawn[name] = draw_samples(model, sampler, data.units, count, **options)
-        save_samples(drawn[name], data.units, folder, name)
+        drawn[name] = draw_samples(model, sampler, data.codec, count, **options)
+        save_samples(drawn[name], data.codec, folder, name)
     evaluation = evaluate()
     evaluation.save(folder)
     scores = [
@@ -131,12 +131,12 @@ def report_training(
             ),
         ),
     ]
-    if is_image(data.units):
+    if is_image(data.codec):
         panels = {f"{trained.split} data": _real_images(trained, count)}
         panels |= {_title(name): data.to_unit(d.x) for name, d in drawn.items()}
         picture = plots.comparison(panels, folder / "comparison.png")
         figures.insert(0, Figure("Real examples beside the samples.", picture))
-    elif data.shape == (2,):
+    elif data.raw_shape == (2,):
         figures[:0] = _plane_figures(trained, samplers, drawn, likelihood, folder)
     write_report(
         Report(
@@ -197,9 +197,10 @@ def _baselines(trained: Trained) -> list[Score]:
         for split in ("train", "validation", trained.split)
     )
     fits = (gaussian_baseline(train, held_out), mixture_baseline(train, validation, held_out))
+    log_det = data.log_det(trained.held_out, held_out)
     scores = []
     for fit in fits:
-        values, unit, _ = in_units(fit.log_prob, data)
+        values, unit, _ = in_units(fit.log_prob, data, log_det)
         estimate = Estimate.of(values)
         scores.append(
             Score(
@@ -253,7 +254,7 @@ def _settings(sampler: Sampler) -> str:
 
 
 def _real(trained: Trained, folder: Path, count: int) -> Figure | None:
-    if not is_image(trained.data.units):
+    if not is_image(trained.data.codec):
         return None
     picture = plots.image_grid(_real_images(trained, count), folder / "real.png")
     return Figure(f"Real {trained.split} examples", picture)
@@ -302,7 +303,7 @@ def _plane_figures(
     figures = [
         Figure(
             f"{trained.split.title()} data beside the samples.",
-            plots.scatter_comparison(panels, folder / "comparison.png"),
+            plots.scatter_comparison(panels, folder / "comparison.png", _extent(data)),
         ),
         _density_figure(trained, likelihood, folder),
     ]
@@ -315,7 +316,7 @@ def _plane_figures(
 
 def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> Figure:
     data = trained.data
-    extent = plots.square(data.train.cpu())
+    extent = _extent(data)
     x = torch.linspace(extent[0], extent[1], _PIXELS)
     y = torch.linspace(extent[2], extent[3], _PIXELS)
     raw = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -323,12 +324,22 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
     values = [
         likelihood(trained.model, part, seed=0).log_prob.cpu() for part in points.split(4096)
     ]
-    log_density = -in_units(torch.cat(values), data)[0].reshape(_PIXELS, _PIXELS)
+    log_det = data.log_det(raw, points.cpu())
+    log_density = -in_units(torch.cat(values), data, log_det)[0].reshape(_PIXELS, _PIXELS)
     exact = None if data.log_prob is None else data.log_prob(raw).reshape(_PIXELS, _PIXELS)
     path = plots.density(log_density, extent, folder / "density.png", exact=exact)
     return Figure(
         "The model's density" + (" beside the exact one." if exact is not None else "."), path
     )
+
+
+def _extent(data: Dataset) -> plots.Extent:
+    """Returns what is in view: a square, or a rectangle where columns have their own scales."""
+    if data.codec.scale is not None:
+        return plots.square(data.train.cpu())
+    a, b, c, d = frame(data.codec)
+    x, y = 0.1 * (b - a), 0.1 * (d - c)
+    return (a - x, b + x, c - y, d + y)
 
 
 def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
@@ -337,7 +348,7 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
 
     def remember(step: Step) -> None:
         times.append(step.t.cpu().expand(_PATHS))
-        states.append(trained.data.scaling.decode(step.x.cpu()))
+        states.append(trained.data.decode(step.x.cpu(), rounded=False))
 
     shape = (_PATHS, *trained.data.shape)
     sampler(trained.model, shape, seed=trained.seed, callback=remember)

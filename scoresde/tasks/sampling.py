@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data import Units
+from scoresde.codec import Codec
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
@@ -29,14 +29,14 @@ class Drawing:
     Arguments:
         model: The model.
         sampler: The sampler.
-        units: What an example of the data is.
+        codec: The way from what is drawn to raw examples.
         seed: Names the random streams.
         latents: What the samples start from, ``(N, *)`` in model units; ``None``: the streams.
     """
 
     model: ScoreFunction
     sampler: Sampler
-    units: Units
+    codec: Codec
     seed: int
     latents: Tensor | None = None
 
@@ -63,7 +63,7 @@ class Drawing:
         """Returns the latents of a piece, on the model's device."""
         if self.latents is not None:
             return self.latents[piece.start : piece.stop].to(self.model.device)
-        shape = (len(piece), *self.units.shape)
+        shape = (len(piece), *self.codec.shape)
         return self.sampler.latent(self.model, shape, seed=self.seed, seeds=piece)
 
 
@@ -87,7 +87,7 @@ class Drawn:
 def draw_samples(
     model: ScoreFunction,
     sampler: Sampler,
-    units: Units,
+    codec: Codec,
     count: int,
     *,
     batch_size: int = 256,
@@ -99,7 +99,7 @@ def draw_samples(
     Arguments:
         model: The model.
         sampler: The sampler.
-        units: What an example of the data is.
+        codec: The way from what is drawn to raw examples.
         count: The number of samples, positive.
         batch_size: The number of samples drawn together, positive.
         seed: Names the random streams.
@@ -109,7 +109,7 @@ def draw_samples(
         InputError: If a number is not positive, the sampler does not fit the model, or a sample
             is not finite.
     """
-    drawing = Drawing(model, sampler, units, fresh_seed() if seed is None else seed)
+    drawing = Drawing(model, sampler, codec, fresh_seed() if seed is None else seed)
 
     def compute(piece: range) -> Columns:
         return drawing.batch(piece, progress)
@@ -121,15 +121,15 @@ def draw_samples(
     return Drawn(x, nfe, float(seconds.sum()), drawing.seed)
 
 
-def save_samples(drawn: Drawn, units: Units, folder: Path, name: str = "samples") -> None:
+def save_samples(drawn: Drawn, codec: Codec, folder: Path, name: str = "samples") -> None:
     """Saves ``name.npz`` (raw units, NFE, seed) and a picture ``name.png``.
 
     Images make a grid, two-dimensional data a scatter plot; other data have no picture.
     """
-    raw = units.decode(drawn.x)
+    raw = codec.decode(drawn.x)
     path, seed = folder / f"{name}.npz", np.uint64(drawn.seed)
     np.savez(path, x=raw.numpy(), nfe=drawn.nfe.numpy(), seed=seed)
-    _picture(drawn.x, units, folder / f"{name}.png")
+    _picture(drawn.x, codec, folder / f"{name}.png")
 
 
 def stream_samples(
@@ -163,25 +163,25 @@ def stream_samples(
         InputError: If the data are no images and ``images`` asks for some, or as for
             :func:`draw_samples`.
     """
-    units, alone = drawing.units, count <= batch_size
-    if images and not is_image(units):
+    codec, alone = drawing.codec, count <= batch_size
+    if images and not is_image(codec):
         raise InputError(
             f"images=true needs images of one or three channels, and an example has the shape "
-            f"{tuple(units.shape)}; leave it out."
+            f"{tuple(codec.raw_shape)}; leave it out."
         )
 
     def compute(piece: range) -> Columns:
         columns = drawing.batch(piece, progress and alone)
         if images:
-            _save_images(columns["x"], units, folder / "images", piece)
-        return {**columns, "x": units.decode(columns["x"])}
+            _save_images(columns["x"], codec, folder / "images", piece)
+        return {**columns, "x": codec.decode(columns["x"])}
 
     path, seed = folder / "samples.npz", np.uint64(drawing.seed)
     shown = progress and not alone
     table = collect(path, parts, count, batch_size, compute, shown, seed=seed)
     if parts.rank.index == 0:
         raw = first_rows(path, _DRAWN)
-        _picture(units.encode(raw), units, folder / "samples.png")
+        _picture(codec.encode(raw), codec, folder / "samples.png")
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
 
 
@@ -204,26 +204,26 @@ def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> 
     )
     arrays = {name: getattr(way, name).numpy() for name in ("t", "x", "denoised")}
     write_whole(folder / "trajectory.npz", lambda file: np.savez(file, **arrays))
-    path, units = folder / "trajectory.png", drawing.units
-    if is_image(units):
-        strips = _strips(way, model, units)
+    path, codec = folder / "trajectory.png", drawing.codec
+    if is_image(codec):
+        strips = _strips(way, model, codec)
         labels = [text for t in way.t.T for text in (*(f"t {v:.2g}" for v in t), *[""] * len(t))]
         plots.labelled_grid(strips, labels, path, columns=len(way.t))
-    elif tuple(units.shape) == (2,):
-        plots.trajectories(way.t, units.scaling.decode(way.x), path)
+    elif tuple(codec.raw_shape) == (2,):
+        plots.trajectories(way.t, raw_states(codec, way.x), path)
 
 
-def is_image(units: Units) -> bool:
+def is_image(codec: Codec) -> bool:
     """Whether examples are images of one or three channels."""
-    return len(units.shape) == 3 and units.shape[0] in (1, 3)
+    return len(codec.raw_shape) == 3 and codec.raw_shape[0] in (1, 3)
 
 
-def _save_images(x: Tensor, units: Units, folder: Path, piece: range) -> None:
+def _save_images(x: Tensor, codec: Codec, folder: Path, piece: range) -> None:
     """Writes each sample as a PNG; 8-bit images level by level."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
-    levels = units.decode(x) if units.levels == 256 else (units.to_unit(x) * 255).round()
+    levels = codec.decode(x) if codec.levels == 256 else (codec.to_unit(x) * 255).round()
     for i, image in zip(piece, levels.to(torch.uint8).numpy(), strict=True):
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
         write_whole(folder / f"{i:08d}.png", partial(picture.save, format="PNG"))
@@ -238,18 +238,29 @@ def _check_finite(x: Tensor) -> None:
         )
 
 
-def _picture(x: Tensor, units: Units, path: Path) -> None:
+def _picture(x: Tensor, codec: Codec, path: Path) -> None:
     """Draws samples in model units, if there is a way."""
-    if is_image(units):
-        plots.image_grid(units.to_unit(x[:_DRAWN]), path)
-    elif tuple(units.shape) == (2,):
-        extent = (units.low, units.high, units.low, units.high)
-        plots.scatter_comparison({"": units.decode(x)}, path, extent)
+    if is_image(codec):
+        plots.image_grid(codec.to_unit(x[:_DRAWN]), path)
+    elif tuple(codec.raw_shape) == (2,):
+        plots.scatter_comparison({"": codec.decode(x)}, path, frame(codec))
 
 
-def _strips(way: Trajectory, model: ScoreFunction, units: Units) -> Tensor:
+def frame(codec: Codec) -> tuple[float, float, float, float]:
+    """Returns the lowest and highest raw value of each of two columns."""
+    ends = torch.stack([torch.as_tensor(end).expand(2) for end in (codec.low, codec.high)])
+    low, high, other_low, other_high = ends.double().T.flatten().tolist()
+    return low, high, other_low, other_high
+
+
+def raw_states(codec: Codec, x: Tensor) -> Tensor:
+    """Brings states on their way, ``(T, B, *)``, to raw units, without rounding."""
+    return codec.decode(x.flatten(0, 1), rounded=False).unflatten(0, x.shape[:2])
+
+
+def _strips(way: Trajectory, model: ScoreFunction, codec: Codec) -> Tensor:
     """Returns two rows for each sample: the states, as bright at every time, and their data."""
     size = (model.sde.alpha(way.t) ** 2 + model.sde.sigma(way.t) ** 2).rsqrt().to(way.x)
     states = way.x * size.reshape(*size.shape, 1, 1, 1)
     rows = torch.stack([states, way.denoised]).permute(2, 0, 1, 3, 4, 5)
-    return units.to_unit(rows.flatten(0, 2))
+    return codec.to_unit(rows.flatten(0, 2))

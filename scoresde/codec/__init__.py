@@ -1,0 +1,7 @@
+"""Codecs: maps between raw and model units, and what they do to a log-density."""
+
+from scoresde.codec.affine import Affine
+from scoresde.codec.base import Codec
+from scoresde.codec.standardise import PerChannel, PerFeature, Standardisation, Whole
+
+__all__ = ["Affine", "Codec", "PerChannel", "PerFeature", "Standardisation", "Whole"]

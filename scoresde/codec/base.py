@@ -1,0 +1,127 @@
+r"""Codecs: what stands between a user's data and a model.
+
+A codec brings raw examples :math:`y` (integers, or real numbers in any unit) to what a model sees,
+:math:`x` of about unit size, and back. With its encoder :math:`q(x \mid y)` and its decoder
+:math:`p(y \mid x)`,
+
+.. math:: \log p(y) \ge \mathbb{E}_{q(x \mid y)}
+          \left[ \log p(x) + \log p(y \mid x) - \log q(x \mid y) \right] ,
+
+and all that a codec does to a likelihood is in its last two terms, the *log-determinant*:
+
+- of an invertible map it is :math:`\log |dx/dy|`, and the bound is an equality;
+- of integers made continuous by uniform noise in their steps it is :math:`D \log s`, where
+  :math:`s` counts model units per step;
+- of an autoencoder it is the log-density of its decoder less that of its encoder.
+
+A deterministic autoencoder has none: it says nothing of raw examples that it does not reach.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.streams import Streams
+
+
+class Codec(ABC):
+    """Abstract map between raw and model units: define ``encode``, ``decode`` and ``log_det``.
+
+    A codec is a frozen dataclass of plain values, which a checkpoint keeps, so that samples can be
+    drawn and read where the data is not at hand; or it overrides :meth:`describe`.
+
+    Attributes:
+        shape: The shape of one example in model units.
+        levels: The number of levels L of quantised data, or None for real-valued data.
+        low: The raw value drawn as black; likewise ``high``.
+        high: The raw value drawn as white, above ``low``.
+    """
+
+    shape: Sequence[int]
+    levels: int | None = None
+    low: Any = 0.0
+    high: Any = 1.0
+
+    @abstractmethod
+    def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
+        """Brings raw examples to model units.
+
+        Arguments:
+            raw: Raw examples, with shape ``(B, *)``.
+            streams: Their random streams, where encoding is random: integers are then
+                dequantised. ``None`` takes the middle: integers lie at the centres of their
+                levels.
+            draw: Which of independent encodings, in :math:`[0, 2^{32})`.
+
+        Returns:
+            Examples in model units, float32, with shape ``(B, *)``.
+        """
+
+    @abstractmethod
+    def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
+        """Brings model units back to raw ones.
+
+        Arguments:
+            x: Examples in model units, with shape ``(B, *)``.
+            rounded: Whether quantised data becomes integers, or stays the real numbers before
+                they are rounded.
+
+        Returns:
+            Raw examples in the type of the raw data, with shape ``(B, *)``.
+        """
+
+    @abstractmethod
+    def log_det(self, raw: Tensor, x: Tensor) -> Tensor | None:
+        r"""Returns :math:`\log p(y \mid x) - \log q(x \mid y)` of each example.
+
+        Arguments:
+            raw: Raw examples, with shape ``(B, *)``.
+            x: What they were encoded to, with shape ``(B, *)``.
+
+        Returns:
+            Nats, with shape ``(B,)``; None if the codec has no density.
+        """
+
+    @property
+    def raw_shape(self) -> Sequence[int]:
+        """The shape of one raw example."""
+        return self.shape
+
+    @property
+    def scale(self) -> float | None:
+        """Model units per raw unit (of quantised data, per step), where that is one number."""
+        return None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The range of the data in model units.
+
+        Raises:
+            InputError: If it is unknown, as here.
+        """
+        raise InputError(f"The range of {type(self).__name__} is unknown; give low and high.")
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Brings model units to the range [0, 1] for drawing, float32, with the raw shape.
+
+        Black and white are the lowest and the highest level, or the smallest and the largest
+        training value.
+        """
+        return ((self.decode(x).double() - self.low) / (self.high - self.low)).clamp(0, 1).float()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the recipe of the codec: plain values from which a checkpoint rebuilds it."""
+        kind = type(self)
+        home = kind.__module__.split(".")
+        name = ".".join((*(home[:2] if home[0] == "scoresde" else home), kind.__qualname__))
+        values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
+        return {"_target_": name, **{key: _plain(value) for key, value in values.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """Turns tuples into lists."""
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

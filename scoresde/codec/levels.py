@@ -1,0 +1,26 @@
+"""How many levels quantised data may have, and the type that holds them."""
+
+import torch
+
+from scoresde.errors import InputError
+
+MAX_LEVELS = 2**15
+
+
+def integer_type(levels: int) -> torch.dtype:
+    """Returns the smallest type that holds the levels 0 to L-1."""
+    return torch.uint8 if check_levels(levels) <= 256 else torch.int16
+
+
+def check_levels(levels: int) -> int:
+    """Returns the number of levels if it can be used.
+
+    Raises:
+        InputError: If it is no integer in [2, 32768].
+    """
+    if not isinstance(levels, int) or isinstance(levels, bool) or not 2 <= levels <= MAX_LEVELS:
+        raise InputError(
+            f"levels={levels} is no integer in [2, {MAX_LEVELS}]; finer data can be given as "
+            "float32."
+        )
+    return levels
