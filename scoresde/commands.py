@@ -64,6 +64,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     loss.check(model)
+    _say_scales(model, data, loss)
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
@@ -97,6 +98,17 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
+
+
+def _say_scales(model: Any, data: Any, loss: Any) -> None:
+    """Says which features of the data do not suit the noise of the process."""
+    from scoresde.data import check_scales
+    from scoresde.model import ScoreFunction
+    from scoresde.train import ProcessGroup
+
+    if ProcessGroup.here().first and isinstance(model, ScoreFunction):
+        for sentence in check_scales(data, model.sde, loss.first_time(model.sde)):
+            log.warning("%s", sentence)
 
 
 def _each(plan: dict[str, Any], section: str) -> dict[str, Any]:

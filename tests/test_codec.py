@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import VPSDE, GaussianModel, InputError, Likelihood
+from scoresde import (
+    VESDE,
+    VPSDE,
+    GaussianModel,
+    InputError,
+    Likelihood,
+    RectifiedFlow,
+    SubVPSDE,
+)
 from scoresde.codec import Affine, Codec, PerChannel, PerFeature, Whole
-from scoresde.data import Dataset, Scaling, array, two_moons
+from scoresde.data import Dataset, Scaling, array, check_scales, digits, two_moons
 from scoresde.metrics import bits_per_dim, nats
 from scoresde.recipe import build, updated
 from scoresde.sample import DDIM
@@ -291,3 +299,51 @@ def test_old_names_work_with_a_warning():
 def test_numbers_that_make_no_codec_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         Affine(*arguments)
+
+
+# --- Data that do not fit their process ----------------------------------------------------------
+
+
+def said(values, process=None, **options):
+    return check_scales(data_of(values, **options), process or VPSDE())
+
+
+@pytest.mark.parametrize("process", [VPSDE(), SubVPSDE(), VESDE(), RectifiedFlow()], ids=str)
+def test_nothing_is_said_of_data_that_fit(process):
+    assert said(table(), process) == []
+    assert check_scales(two_moons(count=1000), process) == []
+    assert check_scales(digits(), process) == []
+
+
+def test_columns_too_small_for_one_scale_are_named():
+    (sentence,) = said(table(), standardise=Whole())
+    assert sentence.startswith("Column 0 of standard deviation down to 3.")
+    assert "least noise, 0.001" in sentence
+
+
+@pytest.mark.parametrize("process", [VPSDE(), VESDE(), RectifiedFlow()], ids=str)
+def test_data_larger_than_the_noise_are_named(process):
+    values = 500 * torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    values[:, 1] /= 500
+    sentences = said(values, process, standardise=False)
+    assert sentences[0].startswith("Columns 0, 2 of size up to 5")
+    assert "at t = 1" in sentences[0]
+
+
+def test_columns_that_are_nearly_tied_are_named():
+    z = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
+    tied = z.clone()
+    tied[:, 4] = z[:, 1] - z[:, 3] + 1e-3 * z[:, 4]
+    (sentence,) = said(tied)
+    assert sentence.startswith("Columns 1, 3, 4 are nearly tied")
+    exact = data_of(tied).encode(tied).double()
+    least = float(torch.linalg.eigvalsh(torch.cov(exact.T)).clamp(min=0).sqrt()[0])
+    assert f"standard deviation {least:.2g} " in sentence
+    tied[:, 0] = tied[:, 2]
+    assert "(and 1 more)" in said(tied)[0]
+
+
+def test_a_constant_column_is_no_tie_and_is_not_named_twice():
+    values = torch.cat((table(), torch.ones(4000, 1)), 1)
+    assert said(values) == []
+    assert said(values[:, [0, 2]], standardise=False)[0].startswith("Column 1 of standard")

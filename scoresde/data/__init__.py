@@ -12,6 +12,7 @@ from scoresde.data.dequantisation import (
 from scoresde.data.files import array
 from scoresde.data.images import folder
 from scoresde.data.published import cifar10, fashion_mnist, mnist
+from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
 from scoresde.data.toy import (
     Checkerboard,
@@ -42,6 +43,7 @@ __all__ = [
     "TruncatedNormalDequantisation",
     "UniformDequantisation",
     "array",
+    "check_scales",
     "checkerboard",
     "cifar10",
     "digits",

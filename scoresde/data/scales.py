@@ -1,0 +1,125 @@
+r"""Whether data are of a size that a process can noise, and a model can see.
+
+A model learns data with noise of every size from :math:`\sigma / \alpha` at the training cut-off
+to that at :math:`t = 1`. A feature, or a combination of features, that varies less than the
+smallest of them is noise to it; data larger than the largest are told apart from the prior where
+sampling starts. Where two columns are nearly tied, the small combination is their difference: the
+smallest *principal* standard deviation, the root of the smallest eigenvalue of the covariance.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde.data.base import Dataset
+from scoresde.sde import SDE
+from scoresde.streams import Streams
+
+_EXAMPLES = 4096
+_FEATURES = 512  # the most of which a covariance is taken
+_RESOLVED = 0.02  # of the size of the data: networks err by about as much
+_LOADING = 0.3  # of the largest: what takes part in a combination
+_SIGNAL = 0.1  # of the noise: what may be left of the data at t = 1
+_LEAST_ALPHA = 0.01
+_NAMED = 8
+
+
+def check_scales(data: Dataset, process: object, eps: float | None = None) -> list[str]:
+    """Compares the size of data in model units with the noise of a process.
+
+    It looks at a few thousand training examples, and takes a covariance of at most 512 features.
+    The step of quantised data is known, so that their small features are no matter.
+
+    Arguments:
+        data: The data set.
+        process: What a model is trained with; only an SDE has noise to compare with.
+        eps: The training cut-off; ``None`` takes that of the SDE.
+
+    Returns:
+        A sentence for each thing that does not fit, with the features it is about; none if all is
+        well.
+
+    Example:
+        >>> from scoresde import VPSDE
+        >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+        >>> x[:, 2] = x[:, 0]
+        >>> check_scales(Dataset.of("tied", [x] * 3), VPSDE())[0][:52]
+        'Columns 0, 2 are nearly tied: a combination of them '
+    """
+    if not isinstance(process, SDE):
+        return []
+    streams = Streams.of(0, batch=min(len(data.train), _EXAMPLES))
+    x = data.batch("train", streams).flatten(1).double().cpu()
+    shape, least = data.shape, _noise(process, process.cutoffs.training if eps is None else eps)
+    found = _large(x, shape, process)
+    if data.levels is None and len(x) > 1:
+        found += _small(x, shape, least)
+    return found
+
+
+def _noise(sde: SDE, t: float) -> float:
+    """Returns the standard deviation of the noise beside data of size 1."""
+    time = torch.tensor(t, dtype=torch.float64)
+    with torch.no_grad():
+        return float(sde.sigma(time) / sde.alpha(time).clamp(min=_LEAST_ALPHA))
+
+
+def _large(x: Tensor, shape: Sequence[int], sde: SDE) -> list[str]:
+    size, noise = x.square().mean(0).sqrt(), _noise(sde, 1.0)
+    bound = _SIGNAL * noise
+    large = (size > bound).nonzero().flatten()
+    if len(large) == 0:
+        return []
+    return [
+        f"{_names(large, shape)} of size up to {float(size.max()):.3g} in model units must be at "
+        f"most {bound:.3g}, a tenth of the noise at t = 1, or sampling starts from a wrong prior "
+        "and the network sees numbers far from 1; standardise the data, or give a process of more "
+        "noise."
+    ]
+
+
+def _small(x: Tensor, shape: Sequence[int], least: float) -> list[str]:
+    std, size = x.std(0, correction=0), float(x.square().mean().sqrt())
+    bound = max(least, _RESOLVED * size)
+    low = (std < bound) & (x != 0).any(0)  # a constant that the codec knows is 0
+    found = []
+    if bool(low.any()):
+        found.append(
+            f"{_names(low.nonzero().flatten(), shape)} of standard deviation down to "
+            f"{float(std[low].min()):.2g} in model units must be above the least noise, "
+            f"{least:.2g}, and above a fiftieth of the data's size, {size:.2g}, or come back as "
+            "noise; standardise each by itself, or leave them out."
+        )
+    kept = ((std > 0) & ~low).nonzero().flatten()
+    if 2 <= len(kept) <= _FEATURES and len(x) > 2 * len(kept):
+        found += _tied(x[:, kept], kept, shape, least, bound)
+    return found
+
+
+def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: float) -> list[str]:
+    """Names the features of the combination that varies least, if that is too little."""
+    values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    std = values.clamp(min=0).sqrt()
+    count = int((std < bound).sum())
+    if count == 0:
+        return []
+    loading = vectors[:, 0].abs()
+    part = kept[loading > _LOADING * loading.max()]
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return [
+        f"{_names(part, shape)} are nearly tied: a combination of them has the standard deviation "
+        f"{float(std[0]):.2g} in model units{more}, where the least noise is {least:.2g} and a "
+        f"network resolves about {bound:.2g}. Samples will not keep the tie, and log-densities "
+        "depend on it; drop one of them, or give their difference in its place."
+    ]
+
+
+def _names(features: Tensor, shape: Sequence[int]) -> str:
+    """Names features by their indices: ``Columns 0, 3``, or ``Features (0, 1, 1)``."""
+    axes = torch.unravel_index(features, tuple(shape))
+    places = [tuple(map(int, place)) for place in zip(*axes, strict=True)]
+    words = [str(p[0] if len(p) == 1 else p) for p in places[:_NAMED]]
+    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+    kind = "Column" if len(shape) == 1 else "Feature"
+    return f"{kind}{'s' if len(places) > 1 else ''} {', '.join(words)}{more}"
