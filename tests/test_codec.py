@@ -25,6 +25,7 @@ from scoresde.recipe import build, updated
 from scoresde.sample import DDIM
 from scoresde.streams import Streams
 from scoresde.tasks import draw_samples, evaluate_likelihood
+from scoresde.tasks.report import Trained, report_training
 
 
 def table(n=4000, dtype=torch.float32):
@@ -238,6 +239,24 @@ def test_a_codec_without_a_density_has_no_likelihood():
     model = GaussianModel(torch.zeros(2), 1.0, VPSDE())
     with pytest.raises(InputError, match=r"Deterministic.log_det is None; give one whose decoder"):
         evaluate_likelihood(model, Likelihood(), log_normal(Deterministic((2,))), progress=False)
+
+
+def test_a_training_with_a_codec_without_a_density_is_reported_without_likelihood(tmp_path):
+    data, model = log_normal(Deterministic((2,))), GaussianModel(torch.zeros(2), 1.0, VPSDE())
+    (tmp_path / "metrics.jsonl").write_text("")
+    trained = Trained("latents", model, data, seconds=1.0, seed=0)
+    options = {"count": 8, "progress": False}
+    results = report_training(trained, {"ddim": DDIM(4)}, Likelihood(), tmp_path, **options)
+    assert results["nfe_ddim"] == 4
+    assert "nats" not in results
+    assert (tmp_path / "report.html").exists()
+    assert not (tmp_path / "likelihood.json").exists()
+
+
+@pytest.mark.parametrize("how", ["whole", 1, None])
+def test_standardise_is_a_choice_or_an_object(how):
+    with pytest.raises(InputError, match=r"standardise must be true, false or a Standard"):
+        data_of(table(), standardise=how)
 
 
 def test_a_codec_of_another_shape_is_refused():

@@ -300,8 +300,14 @@ def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
         return Affine(train.shape[1:])
     if standardise is False:
         return as_it_is(train)
+    how = PerChannel() if standardise is True else standardise
+    if not isinstance(how, Standardisation):
+        raise InputError(
+            f"standardise must be true, false or a Standardisation, got {how!r}; give Whole() for "
+            "one scale of all (data.standardise={_target_:scoresde.codec.Whole})."
+        )
     check_finite(train)
-    return (PerChannel() if standardise is True else standardise)(train)
+    return how(train)
 
 
 def _flip(x: Tensor, streams: Streams, draw: int) -> Tensor:

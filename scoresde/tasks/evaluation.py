@@ -287,14 +287,19 @@ def check_draws(data: Dataset, draws: Draws | None) -> None:
     draws.dequantisation.check(data.levels)
 
 
+def has_density(data: Dataset) -> bool:
+    """Whether the codec says what it does to a log-density."""
+    raw = data.test[:1]
+    return data.log_det(raw, data.encode(raw)) is not None
+
+
 def check_density(data: Dataset) -> None:
     """Checks that log-densities of a model say something of the raw data.
 
     Raises:
         InputError: If the codec has no density.
     """
-    raw = data.test[:1]
-    if data.log_det(raw, data.encode(raw)) is None:
+    if not has_density(data):
         raise InputError(
             f"The codec of {data.name} must have a density for a likelihood of the raw data, and "
             f"{type(data.codec).__name__}.log_det is None; give one whose decoder has a density, "

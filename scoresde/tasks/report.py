@@ -20,7 +20,7 @@ from scoresde.report import Figure, Report, SamplerResult, Score, write_report
 from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
-from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, in_units
+from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
 from scoresde.tasks.sampling import Drawn, draw_samples, frame, is_image, save_samples
 from scoresde.train import level_curves, read_metrics
@@ -28,6 +28,7 @@ from scoresde.train import level_curves, read_metrics
 _BASELINE_SEED = 0
 _PIXELS = 96
 _PATHS = 64
+_OWN = "this model"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def report_training(
             them writes the report.
 
     Returns:
-        The results in numbers; none in processes that only help.
+        The results in numbers; none in processes that only help. Where the codec of the data has
+        no density, nothing is evaluated.
     """
     model, data, seed = trained.model, trained.data, trained.seed
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
@@ -100,20 +102,21 @@ def report_training(
             model, likelihood, data, trained.split, examples=examples, parts=parts, **options
         )
 
+    known = has_density(data)
     if parts is not None and parts.rank.index > 0:
-        evaluate()
+        if known:
+            evaluate()
         return {}
     drawn = {}
     for name, sampler in samplers.items():
         drawn[name] = draw_samples(model, sampler, data.codec, count, **options)
         save_samples(drawn[name], data.codec, folder, name)
-    evaluation = evaluate()
-    evaluation.save(folder)
-    scores = [
-        _own_score(evaluation),
-        *(_baselines(trained) if baselines else ()),
-        *_exact(trained),
-    ]
+    evaluation = evaluate() if known else None
+    scores: list[Score] = []
+    if evaluation is not None:
+        evaluation.save(folder)
+        scores = [_own_score(evaluation), *(_baselines(trained) if baselines else ())]
+    scores += _exact(trained)
 
     figures = [
         Figure(
@@ -124,12 +127,7 @@ def report_training(
             "The error of the expected noise at each noise level: 1 is that of a guess of zero.",
             plots.level_curve(level_curves(read_metrics(folder)), folder / "levels.png"),
         ),
-        Figure(
-            f"{trained.split.title()} examples by their {evaluation.unit}.",
-            plots.histogram(
-                {trained.split: evaluation.values}, folder / "values.png", evaluation.unit
-            ),
-        ),
+        *([] if evaluation is None else [_histogram(trained, evaluation, folder)]),
     ]
     if is_image(data.codec):
         panels = {f"{trained.split} data": _real_images(trained, count)}
@@ -154,23 +152,34 @@ def report_training(
     return _results(trained, drawn, evaluation, scores)
 
 
+def _histogram(trained: Trained, evaluation: Evaluation, folder: Path) -> Figure:
+    values = {trained.split: evaluation.values}
+    picture = plots.histogram(values, folder / "values.png", evaluation.unit)
+    return Figure(f"{trained.split.title()} examples by their {evaluation.unit}.", picture)
+
+
 def _results(
     trained: Trained,
     drawn: Mapping[str, Drawn],
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     scores: Sequence[Score],
 ) -> dict[str, Any]:
-    unit = evaluation.unit.replace("/", "_per_")
     return {
         "data": trained.data.name,
-        unit: evaluation.mean,
-        "examples": len(evaluation.values),
-        "standard_error": evaluation.standard_error,
-        "likelihood_nfe": evaluation.summary()["nfe"],
-        **{_key(score.name): score.value for score in scores[1:]},
+        **({} if evaluation is None else _graded(evaluation)),
+        **{_key(score.name): score.value for score in scores if score.name != _OWN},
         **{f"nfe_{name}": float(d.nfe.double().mean()) for name, d in drawn.items()},
         **{f"seconds_{name}": d.seconds for name, d in drawn.items()},
         "seconds_training": trained.seconds,
+    }
+
+
+def _graded(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        evaluation.unit.replace("/", "_per_"): evaluation.mean,
+        "examples": len(evaluation.values),
+        "standard_error": evaluation.standard_error,
+        "likelihood_nfe": evaluation.summary()["nfe"],
     }
 
 
@@ -181,7 +190,7 @@ def _key(name: str) -> str:
 def _own_score(evaluation: Evaluation) -> Score:
     nfe = evaluation.summary()["nfe"]
     return Score(
-        "this model",
+        _OWN,
         evaluation.mean,
         evaluation.standard_error,
         evaluation.unit,
@@ -305,8 +314,9 @@ def _plane_figures(
             f"{trained.split.title()} data beside the samples.",
             plots.scatter_comparison(panels, folder / "comparison.png", _extent(data)),
         ),
-        _density_figure(trained, likelihood, folder),
     ]
+    if has_density(data):
+        figures.append(_density_figure(trained, likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
         figure = plots.trajectories(times, paths, folder / f"paths_{name}.png")
