@@ -31,7 +31,8 @@ from scipy import integrate
 from torch import Tensor
 
 from scoresde import VESDE, VPSDE, GaussianMixtureModel, Likelihood, SubVPSDE
-from scoresde.data import Dataset, Units
+from scoresde.codec import Affine
+from scoresde.data import Dataset
 from scoresde.divergence import Hutchinson
 from scoresde.likelihood import NoiseClock, TimeClock
 from scoresde.model import Conditioned, ScoreFunction
@@ -125,10 +126,10 @@ def trained(folder: str, batch: int) -> Case:
 
     checkpoint = Checkpoint.load(folder)
     model = checkpoint.build_model()
-    data, units = checkpoint.build("data", Dataset), checkpoint.build("units", Units)
+    data, units = checkpoint.build("data", Dataset), checkpoint.build("units", Affine)
     raw = data.test[:batch]
     noise = torch.rand(raw.shape, generator=torch.Generator().manual_seed(0))
-    return Case(checkpoint.recipe["name"], model.eval(), units.encode(raw, noise))
+    return Case(checkpoint.recipe["name"], model.eval(), units.encode_at(raw, noise))
 
 
 def published(text: str, batch: int) -> Case:

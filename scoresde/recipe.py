@@ -24,7 +24,8 @@ Kind = TypeVar("Kind")
 ROOMS = tuple(
     f"scoresde.{room}"
     for room in (
-        *("sde", "nn", "solvers", "divergence", "times", "model", "likelihood", "sample", "loss"),
+        *("sde", "nn", "solvers", "divergence", "times", "codec"),
+        *("model", "likelihood", "sample", "loss"),
         "data",  # the last one: its functions too
     )
 )
@@ -36,6 +37,7 @@ MOVED = {
     "scoresde.flow": "scoresde.likelihood",
     "scoresde.bound.Folded": "scoresde.times.FoldedTimes",
     "scoresde.flow.Carried": "scoresde.likelihood.FlowSolution",
+    "scoresde.data.Units": "scoresde.codec.Affine",
     "scoresde.data.Board": "scoresde.data.Checkerboard",
     "scoresde.divergence.HutchPlusPlus": "scoresde.divergence.Hutchinson",
     "scoresde.metrics.Family": "scoresde.metrics.CovarianceFamily",

@@ -65,6 +65,7 @@ BUILT = {
     "scoresde.cutoff.VariationalCutoff": {"variance": 0.5},
     "scoresde.flow.TimeClock": {},
     "scoresde.data.Board": {"cells": 2},
+    "scoresde.data.Units": {"shape": [2], "shift": 1.0, "width": 2.0},
     "scoresde.divergence.HutchPlusPlus": {"count": 5},
     "scoresde.sample.Loop": {"low": 0.1, "steps": 2},
     "scoresde.sample.NoiseLevel": {},
