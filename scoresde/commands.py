@@ -103,10 +103,22 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 def _say_scales(model: Any, data: Any, loss: Any) -> None:
     """Says which features of the data do not suit the noise of the process."""
     from scoresde.data import check_scales
-    from scoresde.model import ScoreFunction
+    from scoresde.model import ScoreFunction, ScoreModel
+    from scoresde.nn import UNet
     from scoresde.train import ProcessGroup
 
-    if ProcessGroup.here().first and isinstance(model, ScoreFunction):
+    if not ProcessGroup.here().first:
+        return
+    if len(data.shape) == 2 and isinstance(model, ScoreModel) and isinstance(model.network, UNet):
+        channels, length = data.shape
+        log.warning(
+            "Examples of shape %s are taken as signals of %d channels and length %d; give "
+            "pictures a channel axis, (N, 1, H, W).",
+            (channels, length),
+            channels,
+            length,
+        )
+    if isinstance(model, ScoreFunction):
         for sentence in check_scales(data, model.sde, loss.first_time(model.sde)):
             log.warning("%s", sentence)
 

@@ -24,7 +24,6 @@ from scoresde.nn import (
     InputSkip,
     OutputResidual,
     OutputSkip,
-    PositionalEmbedding,
     ScaledBySigma,
     UNet,
 )
@@ -414,7 +413,6 @@ def test_recipes_build_every_option():
     [
         ({"head_width": 0}, ["head_width=0", "at least 1"]),
         ({"head_width": 3}, ["16 channels", "divisor"]),
-        ({"embedding": PositionalEmbedding(8), "shape": (3, 8, 11)}, ["8 x 11", "8 x 12"]),
     ],
 )
 def test_refusals(arguments, words):

@@ -126,6 +126,14 @@ class Groups:
         return nn.GroupNorm(groups, channels, eps=self.eps)
 
 
+# By the number of axes besides batch and channels; they are used alike.
+CONVOLUTIONS: dict[int, type[nn.Conv2d]] = {
+    1: nn.Conv1d,  # type: ignore[dict-item]
+    2: nn.Conv2d,
+    3: nn.Conv3d,  # type: ignore[dict-item]
+}
+
+
 def add(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
     """Returns the sum of two states, over the root of two to keep the variance if asked."""
     return (x + h) * _SQRT_HALF if rescale else x + h

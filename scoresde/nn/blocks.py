@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Groups, add, check_dropout, check_whole, initialise
+from scoresde.nn.basics import CONVOLUTIONS, Groups, add, check_dropout, check_whole, initialise
 from scoresde.nn.resampling import Resampling
 
 
@@ -33,6 +33,7 @@ class ResidualBlock(nn.Module):
         activation: The activation :math:`\phi`; ``None``: SiLU.
         rescale: Whether the sum is divided by the root of two.
         init_scale: The variance scale of the last convolution at first.
+        dims: The number of axes besides batch and channels: 1, 2 or 3.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ResidualBlock(nn.Module):
         activation: nn.Module | None = None,
         rescale: bool = True,
         init_scale: float = 0.0,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         norm = norm or Groups()
@@ -53,25 +55,27 @@ class ResidualBlock(nn.Module):
         self.resample = nn.Identity() if resample is None else resample
         self.activation = activation or nn.SiLU()
         self.norm_in = norm(source)
-        self.conv_in = conv3x3(source, channels)
+        self.conv_in = conv3x3(source, channels, dims=dims)
         self.shift = None if features is None else initialise(nn.Linear(features, channels))
         self.norm_out = norm(channels)
         self.dropout = nn.Dropout(check_dropout(dropout))
-        self.conv_out = conv3x3(channels, channels, init_scale)
+        self.conv_out = conv3x3(channels, channels, init_scale, dims)
         same = source == channels and resample is None
-        self.shortcut = nn.Identity() if same else initialise(nn.Conv2d(source, channels, 1))
+        point = CONVOLUTIONS[dims]
+        self.shortcut = nn.Identity() if same else initialise(point(source, channels, 1))
 
     def forward(self, x: Tensor, features: Tensor | None) -> Tensor:
-        """Returns states ``(B, C', H', W')`` for states ``(B, C, H, W)`` and the features."""
+        """Returns states ``(B, C', *)`` for states ``(B, C, *)`` and the features."""
         h = self.conv_in(self.resample(self.activation(self.norm_in(x))))
         if self.shift is not None:
-            h = h + self.shift(features)[..., None, None]
+            shift = self.shift(features)
+            h = h + shift.reshape(*shift.shape, *(1,) * (h.ndim - 2))
         h = self.conv_out(self.dropout(self.activation(self.norm_out(h))))
         return add(self.shortcut(self.resample(x)), h, self.rescale)
 
 
 class Attention(nn.Module):
-    r"""Self-attention over the pixels of an image, as a residual block.
+    r"""Self-attention over all places of a signal, an image or a volume, as a residual block.
 
     .. math:: y = \frac{x + W \, \mathrm{softmax}(q k^\top / \sqrt{d}) \, v}{\sqrt 2}
 
@@ -111,7 +115,7 @@ class Attention(nn.Module):
         self.out = initialise(nn.Linear(channels, channels), init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns states ``(B, C, H, W)`` of the shape of its input."""
+        """Returns states ``(B, C, *)`` of the shape of its input."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         h = scaled_dot_product_attention(q, k, v)  # (B, heads, HW, d)
@@ -152,6 +156,7 @@ class Parts:
         resampling: How sizes change.
         rescale: Whether sums are divided by the root of two.
         init_scale: The variance scale, at first, of the layers that end a branch.
+        dims: The number of axes besides batch and channels.
     """
 
     features: int | None
@@ -163,12 +168,13 @@ class Parts:
     resampling: Resampling
     rescale: bool
     init_scale: float
+    dims: int = 2
 
     def block(
         self, source: int, channels: int, resample: nn.Module | None = None
     ) -> ResidualBlock:
         """Returns a residual block."""
-        style = (self.norm, self.activation, self.rescale, self.init_scale)
+        style = (self.norm, self.activation, self.rescale, self.init_scale, self.dims)
         return ResidualBlock(source, channels, self.features, self.dropout, resample, *style)
 
     def attention(self, channels: int) -> Attention:
@@ -178,7 +184,25 @@ class Parts:
 
     def head(self, channels: int, image: int, scale: float = 1.0) -> Head:
         """Returns a head from ``channels`` to ``image`` channels."""
-        return Head(self.norm(channels), self.activation, conv3x3(channels, image, scale))
+        conv = conv3x3(channels, image, scale, self.dims)
+        return Head(self.norm(channels), self.activation, conv)
+
+    def point(self, source: int, channels: int) -> nn.Module:
+        """Returns a convolution of one place."""
+        return initialise(CONVOLUTIONS[self.dims](source, channels, 1))
+
+    def down_conv(self, source: int, channels: int) -> nn.Module:
+        """Returns a convolution that halves the size."""
+        return self.resampling.down_conv(source, channels, *self._axes)
+
+    def up_conv(self, source: int, channels: int) -> nn.Module:
+        """Returns a convolution that doubles the size."""
+        return self.resampling.up_conv(source, channels, *self._axes)
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        # Named where it is not two, so that a resampling made for images alone serves them.
+        return () if self.dims == 2 else (self.dims,)
 
 
 class Transition(ABC):
@@ -219,19 +243,19 @@ class DDPMTransition(Transition):
     convolution: bool = True
 
     def down(self, channels: int, parts: Parts) -> nn.Module:
-        layers = parts.resampling
-        return Between(layers.down_conv(channels, channels) if self.convolution else layers.down())
+        wide = parts.down_conv(channels, channels) if self.convolution else parts.resampling.down()
+        return Between(wide)
 
     def up(self, channels: int, parts: Parts) -> nn.Module:
-        layers = parts.resampling
-        return Between(layers.up_conv(channels, channels) if self.convolution else layers.up())
+        wide = parts.up_conv(channels, channels) if self.convolution else parts.resampling.up()
+        return Between(wide)
 
 
 class Between(nn.Module):
     """A layer between residual blocks, which is not told the noise level.
 
     Arguments:
-        layer: A layer of states ``(B, C, H, W)``.
+        layer: A layer of states ``(B, C, *)``.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -242,6 +266,13 @@ class Between(nn.Module):
         return self.layer(h)
 
 
-def conv3x3(source: int, channels: int, scale: float = 1.0) -> nn.Conv2d:
-    """Returns a 3 x 3 convolution that keeps the size, drawn with a variance scale."""
-    return initialise(nn.Conv2d(source, channels, 3, padding=1), scale)
+def conv3x3(source: int, channels: int, scale: float = 1.0, dims: int = 2) -> nn.Module:
+    """Returns a convolution of three places an axis that keeps the size.
+
+    Arguments:
+        source: The number of channels of the input.
+        channels: The number of channels of the output.
+        scale: The variance scale of its weights at first.
+        dims: The number of axes besides batch and channels: 1, 2 or 3.
+    """
+    return initialise(CONVOLUTIONS[dims](source, channels, 3, padding=1), scale)

@@ -139,13 +139,15 @@ class Conditioning(nn.Module):
     """The way of the noise label into a network: an embedding, and two layers that mix it.
 
     Further conditions are vectors. Each is mapped by a matrix that starts at zero and is added to
-    the features; one that is not given counts as zeros.
+    the features; one that is not given counts as zeros. A class, the condition ``label``, has a
+    row of a table that starts at zero; the last row is that of no class, for -1 or no label.
 
     Arguments:
         embedding: The embedding of one label.
         features: The number of features that the blocks of the network are told.
         activation: The activation behind each of the two layers; ``None``: SiLU.
         conditions: The name and the number of entries of each further condition.
+        classes: The number of classes; 0 for a network that takes no label.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Conditioning(nn.Module):
         features: int,
         activation: nn.Module | None = None,
         conditions: Mapping[str, int] | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -167,6 +170,18 @@ class Conditioning(nn.Module):
                 for name, n in widths.items()
             }
         )
+        self.classes = None
+        if check_whole("classes", classes, least=0):
+            if "label" in widths:
+                raise InputError("conditions must not name label, which classes= serves.")
+            # Without a random draw, so that the other weights begin as those without classes.
+            table = torch.zeros(classes + 1, features)
+            self.classes = nn.Embedding.from_pretrained(table, freeze=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the conditions that it takes."""
+        return (*self.conditions, *(["label"] if self.classes is not None else []))
 
     def forward(self, c: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Returns features ``(B, features)`` for labels ``(B,)``, in the data type of ``x``.
@@ -184,16 +199,38 @@ class Conditioning(nn.Module):
         h = self.activation(self.hidden(self.embedding(c).to(x.dtype)))
         h = self.out(h)
         for name, values in conditions.items():
-            h = h + self._layer(name, values, x)(values.to(x.dtype))
+            if name != "label" or self.classes is None:
+                h = h + self._layer(name, values, x)(values.to(x.dtype))
+        if self.classes is not None:
+            h = h + self._class(conditions.get("label"), x, self.classes)
         return self.activation(h)
+
+    def _class(self, label: Tensor | None, x: Tensor, table: nn.Embedding) -> Tensor:
+        """Returns the row of each example's class, ``(B, features)``."""
+        none = table.num_embeddings - 1
+        if label is None:
+            return table.weight[none].to(x.dtype).expand(len(x), -1)
+        whole = not label.is_floating_point() and label.dtype != torch.bool
+        if label.shape != x.shape[:1] or not whole:
+            raise InputError(
+                f"label must have whole numbers of shape ({len(x)},), got {tuple(label.shape)} of "
+                f"{label.dtype}."
+            )
+        # On a GPU the host would wait for this at every pass; there a wrong row is an error of
+        # the device.
+        if label.device.type == "cpu" and not bool(((label >= -1) & (label < none)).all()):
+            raise InputError(
+                f"label must be -1 or a class from 0 to {none - 1}, got {label.unique().tolist()}."
+            )
+        return table(torch.where(label == -1, none, label)).to(x.dtype)
 
     def _layer(self, name: str, values: Tensor, x: Tensor) -> nn.Module:
         """Returns the layer of a condition ``(B, n)``."""
         if name not in self.conditions:
             raise InputError(
                 f"The network knows no condition {name!r} (it knows: "
-                f"{', '.join(self.conditions) or 'none'}); name it and its width when the network "
-                f"is built: conditions={{{name!r}: ...}}."
+                f"{', '.join(self.names) or 'none'}); name it when the network is built: "
+                f"{'classes=...' if name == 'label' else f'conditions={{{name!r}: ...}}'}."
             )
         layer = self.conditions[name]
         assert isinstance(layer, nn.Linear)

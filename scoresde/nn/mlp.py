@@ -37,6 +37,8 @@ class MLP(nn.Module):
             suits labels of order 1.
         conditions: The name and the number of entries of each further condition, a vector
             ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
+        classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
+            0 takes no label.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -55,6 +57,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         embedding: Embedding | None = None,
         conditions: Mapping[str, int] | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.shape = check_wholes("shape", [shape] if isinstance(shape, int) else shape)
@@ -62,7 +65,7 @@ class MLP(nn.Module):
         check_whole("depth", depth)
         size = math.prod(self.shape)
         embedding = embedding or FourierEmbedding(_EMBEDDED)
-        self.conditioning = Conditioning(embedding, width, conditions=conditions)
+        self.conditioning = Conditioning(embedding, width, conditions=conditions, classes=classes)
         self.linear_in = initialise(nn.Linear(size, width))
         self.blocks = nn.ModuleList(PerceptronBlock(width, width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)

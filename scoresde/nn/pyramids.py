@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn.basics import add, initialise
+from scoresde.nn.basics import add
 from scoresde.nn.blocks import Head, Parts
 
 
@@ -26,7 +26,7 @@ class Combination(ABC):
 
     @abstractmethod
     def __call__(self, image: Tensor, h: Tensor) -> Tensor:
-        """Returns a state for two of ``(B, C, H, W)``."""
+        """Returns a state for two of ``(B, C, *)``."""
 
     @abstractmethod
     def channels(self, channels: int) -> int:
@@ -115,7 +115,7 @@ class InputSkipLayer(InputLayer):
     def __init__(self, image: int, channels: int, parts: Parts, combine: Combination) -> None:
         super().__init__(image, combine.channels(channels))
         self.down = parts.resampling.down()
-        self.conv = initialise(nn.Conv2d(image, channels, 1))
+        self.conv = parts.point(image, channels)
         self.combine = combine
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class InputResidualLayer(InputLayer):
 
     def __init__(self, image: int, channels: int, parts: Parts) -> None:
         super().__init__(channels, channels)
-        self.down = parts.resampling.down_conv(image, channels)
+        self.down = parts.down_conv(image, channels)
         self.rescale = parts.rescale
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,7 +229,7 @@ class OutputResidualLayer(OutputLayer):
 
     def __init__(self, below: int, channels: int, parts: Parts) -> None:
         super().__init__()
-        self.up = parts.resampling.up_conv(below, channels)
+        self.up = parts.up_conv(below, channels)
         self.rescale = parts.rescale
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

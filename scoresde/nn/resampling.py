@@ -17,17 +17,31 @@ References:
     https://arxiv.org/abs/1912.04958 (their ``upfirdn2d``).
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, interpolate, pad
+from torch.nn.functional import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    interpolate,
+    pad,
+)
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Constants, initialise
+from scoresde.nn.basics import CONVOLUTIONS, Constants, initialise
 
 
 @dataclass(frozen=True)
@@ -43,12 +57,15 @@ class Resampling(ABC):
         """Returns a layer that doubles the size."""
 
     @abstractmethod
-    def down_conv(self, source: int, channels: int) -> nn.Module:
-        """Returns a 3 x 3 convolution from ``source`` to ``channels`` that halves the size."""
+    def down_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
+        """Returns a convolution from ``source`` to ``channels`` that halves the size.
+
+        It sees three places an axis, along ``dims`` axes: 1, 2 or 3.
+        """
 
     @abstractmethod
-    def up_conv(self, source: int, channels: int) -> nn.Module:
-        """Returns a 3 x 3 convolution from ``source`` to ``channels`` that doubles the size."""
+    def up_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
+        """Returns a convolution that doubles the size; arguments as for :meth:`down_conv`."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +87,15 @@ class BoxResampling(Resampling):
     def up(self) -> nn.Module:
         return Upsample()
 
-    def down_conv(self, source: int, channels: int) -> nn.Module:
+    def down_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
         if self.both_sides:
-            return ResamplingConv(nn.Identity(), source, channels, stride=2, padding=1)
-        return ResamplingConv(nn.ZeroPad2d((0, 1, 0, 1)), source, channels, stride=2)
+            return ResamplingConv(nn.Identity(), source, channels, 2, padding=1, dims=dims)
+        pads: dict[int, Any] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+        zeros = pads[dims]((0, 1) * dims)
+        return ResamplingConv(zeros, source, channels, stride=2, dims=dims)
 
-    def up_conv(self, source: int, channels: int) -> nn.Module:
-        return ResamplingConv(Upsample(), source, channels, padding=1)
+    def up_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
+        return ResamplingConv(Upsample(), source, channels, padding=1, dims=dims)
 
 
 @dataclass(frozen=True)
@@ -104,18 +123,19 @@ class FIRResampling(Resampling):
     def up(self) -> nn.Module:
         return FilteredUp(self.kernel)
 
-    def down_conv(self, source: int, channels: int) -> nn.Module:
-        return ResamplingConv(FilteredDown(self.kernel, 1, margin=1), source, channels, stride=2)
+    def down_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
+        before = FilteredDown(self.kernel, 1, margin=1)
+        return ResamplingConv(before, source, channels, stride=2, dims=dims)
 
-    def up_conv(self, source: int, channels: int) -> nn.Module:
-        return ResamplingConv(FilteredUp(self.kernel, margin=1), source, channels)
+    def up_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
+        return ResamplingConv(FilteredUp(self.kernel, margin=1), source, channels, dims=dims)
 
 
 class Downsample(nn.Module):
-    """Halves the size by the average of 2 x 2 pixels."""
+    """Halves the size by the average of two places along each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return avg_pool2d(x, 2)
+        return _POOLS[x.ndim - 2](x, 2)
 
 
 class Upsample(nn.Module):
@@ -125,8 +145,16 @@ class Upsample(nn.Module):
         return interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+_POOLS = {1: avg_pool1d, 2: avg_pool2d, 3: avg_pool3d}
+_CONVOLVE = {1: conv1d, 2: conv2d, 3: conv3d}
+_TRANSPOSE = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
+
+
 class Filter(Constants):
-    """Abstract: a filter of each channel by itself, ``(B, C, H, W)``.
+    """Base class for filters of each channel by itself, ``(B, C, *)``.
+
+    The filter of an image is square. Signals and volumes have the product of one filter along
+    each axis, which must then be given along each axis.
 
     Arguments:
         kernel: The filter, float64 ``(n, n)``, with n even and at least 4.
@@ -135,14 +163,29 @@ class Filter(Constants):
 
     kernel: Tensor
 
-    def __init__(self, kernel: Tensor, margin: int = 0) -> None:
+    def __init__(self, kernel: Tensor, margin: int = 0, gain: float = 1.0) -> None:
         super().__init__()
         self.constant("kernel", kernel)
         self.margin = margin
+        self.gain = gain
 
     def _per_channel(self, x: Tensor) -> Tensor:
-        """Returns the filter once for each channel, ``(C, 1, n, n)``."""
-        return self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        """Returns the filter once for each channel, ``(C, 1, n, ...)``."""
+        axes = x.ndim - 2
+        kernel = self.kernel if axes == 2 else self._along(axes)
+        return kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
+
+    def _along(self, axes: int) -> Tensor:
+        """Returns the filter of a number of axes, by that along one of them."""
+        rows = self.kernel.sum(1)
+        one = self.gain * rows / rows.sum()
+        product = torch.outer(one, one) * self.kernel.sum() / one.sum() ** 2
+        if not torch.allclose(product, self.kernel, rtol=1e-4, atol=1e-6):
+            raise InputError(
+                f"kernel must be given along one axis for data of {axes} axes, got a square one; "
+                "use a list of numbers, such as [1, 3, 3, 1]."
+            )
+        return functools.reduce(lambda a, b: a[..., None] * b, [one] * axes)
 
 
 class FilteredDown(Filter):
@@ -161,11 +204,12 @@ class FilteredDown(Filter):
 
     def forward(self, x: Tensor) -> Tensor:
         padding = len(self.kernel) // 2 - 1 + self.margin
-        return conv2d(x, self._per_channel(x), None, self.stride, padding, groups=x.shape[1])
+        convolve = _CONVOLVE[x.ndim - 2]
+        return convolve(x, self._per_channel(x), None, self.stride, padding, groups=x.shape[1])
 
 
 class FilteredUp(Filter):
-    """Puts a zero after each pixel along each axis, and filters with a gain of four.
+    """Puts a zero after each pixel along each axis, and filters with a gain of two an axis.
 
     Arguments:
         kernel: The filter, square, or along each axis; it is divided by its sum.
@@ -173,11 +217,12 @@ class FilteredUp(Filter):
     """
 
     def __init__(self, kernel: Sequence, margin: int = 0) -> None:
-        super().__init__(4 * _filter(kernel), margin)
+        super().__init__(4 * _filter(kernel), margin, gain=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         padding, channels = len(self.kernel) // 2 - 1 - self.margin, x.shape[1]
-        return conv_transpose2d(x, self._per_channel(x), None, 2, padding, groups=channels)
+        transpose = _TRANSPOSE[x.ndim - 2]
+        return transpose(x, self._per_channel(x), None, 2, padding, groups=channels)
 
 
 class ResamplingConv(nn.Module):
@@ -189,14 +234,21 @@ class ResamplingConv(nn.Module):
         channels: The number of channels of the output.
         stride: The stride of the convolution.
         padding: Its padding.
+        dims: The number of axes besides batch and channels: 1, 2 or 3.
     """
 
     def __init__(
-        self, before: nn.Module, source: int, channels: int, stride: int = 1, padding: int = 0
+        self,
+        before: nn.Module,
+        source: int,
+        channels: int,
+        stride: int = 1,
+        padding: int = 0,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         self.before = before
-        self.conv = initialise(nn.Conv2d(source, channels, 3, stride, padding))
+        self.conv = initialise(CONVOLUTIONS[dims](source, channels, 3, stride, padding))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.before(x))

@@ -1,4 +1,4 @@
-r"""The U-Net of DDPM, DDPM++ and NCSN++, for images of any number of channels and any size.
+r"""The U-Net of DDPM, DDPM++ and NCSN++, for signals, images and volumes of any size.
 
 The image goes down through levels, each half the size of the one before, and comes up again; on
 the way up every block is also given what the block of its size saw on the way down. Residual
@@ -57,12 +57,15 @@ _LEAST_WIDTH = 4
 class UNet(nn.Module):
     """A U-Net that starts as the zero function.
 
-    A network of L levels halves the image L - 1 times. Level l has ``width * multipliers[l]``
-    channels, ``blocks`` residual blocks on the way down and ``blocks + 1`` on the way up.
+    Data may have one, two or three axes besides the channels. A network of L levels halves them
+    L - 1 times. Where a size is not divisible by 2^(L - 1), zeros are added behind its end and cut
+    off the output; convolutions see zeros beyond a border anyway. Level l has ``width *
+    multipliers[l]`` channels, ``blocks`` residual blocks on the way down and ``blocks + 1`` on the
+    way up.
 
     Arguments:
-        shape: The shape ``(C, H, W)`` of one image. Other sizes may be given later; they too must
-            be divisible by 2^(L - 1).
+        shape: The shape of one example: ``(C, L)`` of a signal, ``(C, H, W)`` of an image or
+            ``(C, D, H, W)`` of a volume. Other sizes may be given later.
         width: The number of channels that the multipliers multiply, at least 4. Multiples of 8,
             better 16, are the fast ones on a CPU.
         multipliers: One factor of the width for each level, from the full resolution down.
@@ -87,6 +90,8 @@ class UNet(nn.Module):
         conditional: Whether the network is told the noise label.
         conditions: The name and the number of entries of each further condition, a vector
             ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
+        classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
+            0 takes no label.
         centre: Whether images come in [0, 1], and are moved to [-1, 1] first.
         head_width: The number of channels of each attention head, in place of ``heads``.
         attend_after_each: Whether attention follows each block on the way up, as in Ho et al.;
@@ -95,12 +100,13 @@ class UNet(nn.Module):
             by their names in the network, such as ``"middle.attention.norm"``.
 
     Raises:
-        InputError: If an argument is out of its range, the size is not divisible by 2^(L - 1), or
-            later an input does not fit.
+        InputError: If an argument is out of its range, or later an input does not fit.
 
     Example:
         >>> UNet((1, 8, 12), width=8, blocks=1)(torch.ones(3, 1, 8, 12), torch.zeros(3)).shape
         torch.Size([3, 1, 8, 12])
+        >>> UNet((2, 15), width=8, blocks=1)(torch.ones(3, 2, 15), torch.zeros(3)).shape
+        torch.Size([3, 2, 15])
     """
 
     def __init__(
@@ -124,24 +130,25 @@ class UNet(nn.Module):
         init_scale: float = 0.0,
         conditional: bool = True,
         conditions: Mapping[str, int] | None = None,
+        classes: int = 0,
         centre: bool = False,
         head_width: int | None = None,
         attend_after_each: bool = False,
         groups: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.shape = _check_image(shape)
+        self.shape = _check_shape(shape)
+        dims = len(self.shape) - 1
         check_whole("width", width, least=_LEAST_WIDTH)
         check_whole("blocks", blocks)
         check_whole("head_width", 1 if head_width is None else head_width)
         widths = [width * m for m in check_wholes("multipliers", multipliers)]
         self.levels = check_whole("the number of multipliers", len(widths))
-        self._check_size(self.shape[1:])
         places = self._check_attention(attention)
-        if conditions and not conditional:
+        if (conditions or classes) and not conditional:
             raise InputError(
-                f"conditions={dict(conditions)!r} with conditional=False: a network that is told "
-                "nothing takes no condition; leave one of the two out."
+                f"conditional=False takes no condition, got conditions={dict(conditions or {})!r} "
+                f"and classes={classes}; remove one of the two."
             )
         features = 4 * width if conditional else None
         self.centre = centre
@@ -156,6 +163,7 @@ class UNet(nn.Module):
             resampling=resampling or BoxResampling(),
             rescale=rescale,
             init_scale=init_scale,
+            dims=dims,
         )
         self.transition = transition or BigGANTransition()
         plan = _Plan(
@@ -170,8 +178,10 @@ class UNet(nn.Module):
         self.conditioning = None
         if features is not None:
             embedding = embedding or FourierEmbedding(width + width % 2)
-            self.conditioning = Conditioning(embedding, features, self.activation, conditions)
-        self.conv_in = conv3x3(self.shape[0], width)
+            self.conditioning = Conditioning(
+                embedding, features, self.activation, conditions, classes
+            )
+        self.conv_in = conv3x3(self.shape[0], width, dims=dims)
         down = plan.down(self.shape[0], width, input_pyramid)
         self.down = nn.ModuleList(down)
         self.middle = Middle(widths[-1], parts)
@@ -179,14 +189,14 @@ class UNet(nn.Module):
         self.paints = output_pyramid is not None and output_pyramid.is_output
         if not self.paints:
             self.norm_out = parts.norm(widths[0])
-            self.conv_out = conv3x3(widths[0], self.shape[0], init_scale)
+            self.conv_out = conv3x3(widths[0], self.shape[0], init_scale, dims)
         self._regroup(groups or {})
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output with the shape ``(B, C, H, W)`` of the data, for labels ``(B,)``."""
+        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
         self._check_input(x)
         features = self._features(x, c, conditions)
-        image = 2 * x - 1 if self.centre else x
+        image = self._padded(2 * x - 1 if self.centre else x)
         skips = [self.conv_in(image)]
         for level in self.down:
             states, image = level(skips[-1], image, features)
@@ -194,7 +204,16 @@ class UNet(nn.Module):
         h = image = self.middle(skips[-1], features)
         for level in self.up:
             h, image = level(h, image, skips, features)
-        return image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
+        out = image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
+        return out if out.shape == x.shape else out[tuple(slice(n) for n in x.shape)]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Adds zeros behind the end of each axis that does not halve as often as needed."""
+        divisor = 2 ** (self.levels - 1)
+        missing = [-n % divisor for n in x.shape[2:]]
+        if not any(missing):
+            return x
+        return nn.functional.pad(x, [n for end in reversed(missing) for n in (0, end)])
 
     def _features(self, x: Tensor, c: Tensor, conditions: dict[str, Tensor]) -> Tensor | None:
         if self.conditioning is not None:
@@ -226,23 +245,13 @@ class UNet(nn.Module):
             )
         return places
 
-    def _check_size(self, size: Sequence[int]) -> None:
-        divisor = 2 ** (self.levels - 1)
-        if any(n % divisor for n in size):
-            padded = " x ".join(str(-(-n // divisor) * divisor) for n in size)
-            raise InputError(
-                f"The size {size[0]} x {size[1]} is not divisible by {divisor} = "
-                f"2^({self.levels} - 1), as {self.levels} levels need; pad the images to "
-                f"{padded}, or give fewer multipliers."
-            )
-
     def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.shape[0]:
+        if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
+            axes = ", ".join("DHW"[-n:] if (n := len(self.shape) - 1) > 1 else "L")
             raise InputError(
                 f"The input has the shape {tuple(x.shape)}, and the network was built for "
-                f"(B, {self.shape[0]}, H, W); give it images of {self.shape[0]} channels."
+                f"(B, {self.shape[0]}, {axes}); give it data of {self.shape[0]} channels."
             )
-        self._check_size(x.shape[2:])
 
 
 class DownLevel(nn.Module):
@@ -424,11 +433,11 @@ def _nothing(channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def _check_image(shape: Sequence[int]) -> tuple[int, ...]:
-    image = check_wholes("shape", shape)
-    if len(image) != 3:
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    found = check_wholes("shape", shape)
+    if len(found) not in (2, 3, 4):
         raise InputError(
-            f"shape={image} is not that of an image, (channels, height, width); give three "
-            "numbers, or use MLP for data of another shape."
+            f"shape must be (channels, length), (channels, height, width) or (channels, depth, "
+            f"height, width), got {found}; use MLP for data of another shape."
         )
-    return image
+    return found
