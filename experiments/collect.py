@@ -29,6 +29,7 @@ APART = """
 - what a likelihood loses to its cut-off: [table](likelihood_cutoff/table.md)
   (`likelihood_cutoff.py`)
 - trace estimators at equal cost: [figure](probe_variance/figure.png) (`probe_variance.py`)
+- the default loss of `fit`: `fit_loss.py`
 - the cost of a likelihood at equal error: [tables](likelihood_speed/README.md)
   (`likelihood_speed.py`)
 - every sampler's quality by its cost, and beside its peers: [figures](sampler_quality/README.md)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         RectifiedFlow,
         SubVPSDE,
     )
+    from scoresde.train import fit, load
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _ROOMS = {
         *("ScoreParametrisation", "VParametrisation"),
         *("Model", "GaussianMixtureModel", "GaussianModel", "ScoreFunction", "ScoreModel"),
     ),
+    "train": ("fit", "load"),
     "likelihood": ("Likelihood", "LogLikelihood", "VariationalBound"),
     "loss": (
         *("Loss", "DenoisingScoreMatching"),

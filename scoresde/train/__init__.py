@@ -12,6 +12,8 @@ from scoresde.train.engine import (
     SharedLoss,
     process_group,
 )
+from scoresde.train.fitting import fit
+from scoresde.train.loading import Run, load
 from scoresde.train.loop import train
 from scoresde.train.saving import CheckpointManager
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
@@ -35,6 +37,7 @@ __all__ = [
     "ProcessGroup",
     "Rate",
     "Replicated",
+    "Run",
     "Sharded",
     "SharedLoss",
     "Snapshots",
@@ -45,7 +48,9 @@ __all__ = [
     "TrainingStopped",
     "Update",
     "WandB",
+    "fit",
     "level_curves",
+    "load",
     "process_group",
     "read_metrics",
     "train",

@@ -1,0 +1,57 @@
+"""A run's model and codec, for use from Python."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoresde.codec import Codec
+from scoresde.errors import InputError
+from scoresde.model import Model
+from scoresde.train.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left.
+
+    Arguments:
+        model: The model, ready for evaluation.
+        codec: The map between the user's units and the model's.
+        recipe: Plain values that describe the run.
+    """
+
+    model: Model
+    codec: Codec
+    recipe: dict[str, Any]
+
+
+def load(
+    path: str | Path,
+    *,
+    weights: str = "average",
+    device: torch.device | str | None = None,
+    allow: Iterable[str] = (),
+) -> Run:
+    """Loads a run, without executing anything in its checkpoint.
+
+    With ``run = load("RUN")`` and ``x = UniPC()(run.model, shape=...).x``, samples in the user's
+    units are ``run.codec.decode(x)``.
+
+    Arguments:
+        path: The run's folder, or its checkpoint.
+        weights: ``average`` or ``raw``.
+        device: Where the model is put; by default the CPU.
+        allow: Packages besides ``scoresde`` whose classes the checkpoint may name.
+
+    Raises:
+        InputError: If there is no such checkpoint, or it may not be built.
+    """
+    if weights not in ("average", "raw"):
+        raise InputError(f"weights must be average or raw, got {weights}.")
+    checkpoint = Checkpoint.load(path)
+    model = checkpoint.build_model(allow, average=weights == "average")
+    codec = checkpoint.build("units", Codec, allow)
+    return Run(model.to(device or "cpu"), codec, checkpoint.recipe)
