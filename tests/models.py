@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import SDE, ScoreFunction
+from scoresde.model import Parametrisation
 
 
 class MonotoneSchedule(nn.Module, SDE):
@@ -34,6 +35,24 @@ class MonotoneSchedule(nn.Module, SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sigmoid(self.minus_log_snr(t)).sqrt()
+
+
+class LearnedParametrisation(nn.Module, Parametrisation):
+    r"""The network predicts the noise beyond a learned share of the state, :math:`w \sigma x + F`.
+
+    It is asked by the names of its methods, and is no network.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.1))
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return self.weight * sigma, torch.ones_like(sigma)
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.to_noise(alpha, sigma)
+        return (1 - sigma * a) / alpha, -sigma * b / alpha
 
 
 class Mean(ScoreFunction):

@@ -13,7 +13,7 @@ from scoresde.data import two_moons
 from scoresde.nn import MLP
 from scoresde.times import LowDiscrepancy
 from scoresde.train import Replicated, Sharded, Training, TrainingStopped, process_group, train
-from tests.models import Mean, MonotoneSchedule
+from tests.models import LearnedParametrisation, Mean, MonotoneSchedule
 
 TRAININGS = {
     "ddp_64": (Replicated(), torch.float64, {}),
@@ -23,7 +23,7 @@ TRAININGS = {
     "fsdp_32": (Sharded(block=500), torch.float32, {"snapshots": 0}),
     "fsdp_64_accumulated": (Sharded(block=500), torch.float64, {"accumulate": 3}),
 }
-# With a learned schedule, and of two networks, one of which has an SDE with weights.
+# With a learned schedule, and of two networks, with a learned parametrisation besides.
 OTHERS = {
     "ddp_64_learned": (Replicated(), torch.float64, {}),
     "ddp_64_pair": (Replicated(unused=True), torch.float64, {"accumulate": 2}),
@@ -40,7 +40,8 @@ def model_of(name):
     learned = MonotoneSchedule() if name in OTHERS else VPSDE()
     model = ScoreModel(MLP(2, width=32, depth=2), learned, Preconditioned(1.0))
     if name.endswith("pair"):
-        return Mean(model, ScoreModel(MLP(2, width=24, depth=1), model.sde, Preconditioned(1.0)))
+        other = ScoreModel(MLP(2, width=24, depth=1), model.sde, LearnedParametrisation())
+        return Mean(model, other)
     return model
 
 

@@ -95,15 +95,18 @@ def test_a_checkpoint_in_parts_holds_the_optimiser(folder):
 
 
 @pytest.mark.parametrize("name", ["ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair"])
-def test_the_schedule_has_moved_and_is_whole(name, folder):
+def test_weights_outside_of_networks_have_moved_and_are_whole(name, folder):
     early, late = (
         Checkpoint.load(folder / f"{name}_2/checkpoints" / step)
         for step in (f"000000{i}{'.pt' if 'ddp' in name else ''}" for i in (16, 20))
     )
-    scheduled = [key for key in late.model if key.split(".")[-1] == "slope"]
-    assert scheduled
-    for key in scheduled:
-        assert late.model[key].shape == (1, 1)
+    shapes = {"sde.slope": (1, 1), "parametrisation.weight": ()}
+    found = {
+        key: shape for key in late.model for end, shape in shapes.items() if key.endswith(end)
+    }
+    assert len(found) == (4 if "pair" in name else 1)  # the pair has one SDE under three names
+    for key, shape in found.items():
+        assert late.model[key].shape == shape
         assert float((late.model[key] - early.model[key]).abs().max()) > 1e-5
         assert float((late.ema[key] - early.ema[key]).abs().max()) > 1e-6
 

@@ -36,10 +36,11 @@ from scoresde.train import (
     read_metrics,
     train,
 )
+from scoresde.train.engine import networks
 from scoresde.train.loop import batches
 from scoresde.train.precision import LossScale
 from scoresde.train.validation import LEVELS, error_by_level, log_snr_levels
-from tests.models import Mean
+from tests.models import LearnedParametrisation, Mean, MonotoneSchedule
 
 RECIPE = {
     "model": {
@@ -242,6 +243,15 @@ def test_every_network_of_a_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -
     one, two = small_model(), small_model()
     Training(compile="reduce-overhead").prepare(Mean(one, two))
     assert compiled == [(one.network, "reduce-overhead"), (two.network, "reduce-overhead")]
+
+
+def test_networks_are_what_is_run_by_its_forward() -> None:
+    one, two = small_model().network, small_model().network
+    learned = LearnedParametrisation()
+    pair = Mean(ScoreModel(one, MonotoneSchedule(), learned), ScoreModel(two, VPSDE(), learned))
+    pair.more = nn.ModuleDict({"a": nn.ModuleList([nn.Linear(2, 2)]), "again": one})
+    pair.numbers = nn.ParameterList([torch.ones(2)])
+    assert networks(pair) == [one, two, pair.more["a"][0]]
 
 
 def test_a_plain_function_cannot_be_compiled(tmp_path: Path) -> None:

@@ -174,16 +174,19 @@ def _average(gradients: list[Tensor]) -> None:
 
 
 def networks(model: nn.Module) -> list[nn.Module]:
-    """Returns the networks of a model, and of the models that it is made of.
+    """Returns the networks of a model: its outermost modules that are run by their ``forward``.
 
-    A process with weights is none: a schedule is small, and it is asked for coefficients by name.
+    Its other parts are asked for something by name, as another model or a learned parametrisation
+    is, or they are lists. They may hold networks. A process does not: a schedule is small, and so
+    is what it is made of.
     """
     found: dict[nn.Module, None] = {}
     for child in model.children():
-        if isinstance(child, Model | nn.ModuleList | nn.ModuleDict):
-            found |= dict.fromkeys(networks(child))
-        elif not isinstance(child, Interpolant):
-            found[child] = None
+        if isinstance(child, Interpolant):
+            continue
+        # The default of a module that has no forward of its own.
+        asked = isinstance(child, Model) or type(child).forward is nn.Module.forward
+        found |= dict.fromkeys(networks(child) if asked else [child])
     return list(found)
 
 
