@@ -256,7 +256,9 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
 
 def place(model: Any, device: torch.device) -> Any:
     """Moves a model to its device, with the memory layout in which convolutions are fastest."""
-    return model.to(device, memory_format=torch.channels_last)
+    from scoresde.nn.speed import channels_last
+
+    return model.to(device, memory_format=channels_last(model))
 
 
 def device_of(name: str) -> torch.device:

@@ -479,6 +479,7 @@ def test_safetensors_that_is_not_installed(networks, tmp_path, monkeypatch):
         ("sample_size", None),
         ("sample_size", [8, 8, 8]),
         ("sample_size", "8"),
+        ("sample_size", 15),
         ("block_out_channels", [32, 48, 64]),
         ("block_out_channels", [32, 64.0, 64]),
         ("block_out_channels", [36, 72, 72]),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Likelihood, ScoreModel
+from scoresde.configuration import place
 from scoresde.divergence import ColourProbing, ExactTrace
 from scoresde.nn import (
     MLP,
@@ -93,6 +94,14 @@ def test_filters_of_other_dimensions_are_the_product_along_each_axis(kind):
     middle = plane.shape[2] // 2
     torch.testing.assert_close(plane[:, :, middle], line)
     torch.testing.assert_close(cube[:, :, middle, middle], line)
+
+
+@pytest.mark.parametrize("shape", HALVING, ids=str)
+def test_tasks_lay_out_networks_of_any_number_of_axes(shape):
+    network, (x, c) = unet(shape), inputs(shape)
+    expected = network(x, c)
+    actual = place(network, torch.device("cpu"))(x, c)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_square_filter_is_for_images():

@@ -584,7 +584,6 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["optimizer.lr=nan"], 2, ["nan"]),
         (["optimizer.lr=1e30", "train.clip=null"], 2, ["stopped at step 2", "no checkpoint"]),
         (["data=two_moons"], 2, ["(2,)"]),
-        (["network.multipliers=[1,2,2,2,2]"], 2, ["8"]),
         (["data=array"], 2, ["data.path has no value"]),
         (["data=array", "data.path=nowhere.npy"], 2, ["nowhere.npy"]),
         (["data=custom", "data._target_=no_such_module.f"], 2, ["no_such_module"]),

@@ -193,6 +193,7 @@ def test_processes(changes, sde):
         ({"num_channels": True}, ["data.num_channels=True"]),
         ({"ch_mult": "12"}, ["model.ch_mult='12'", "list"]),
         ({"ch_mult": [1, 0]}, ["model.ch_mult=0"]),
+        ({"ch_mult": [1, 1, 1, 1, 1]}, ["data.image_size=8", "divisible by 16"]),
         ({"num_scales": 1, "continuous": False}, ["model.num_scales=1"]),
         ({"num_scales": 10, "continuous": False}, ["beta_max=20.0", "10"]),
         ({"num_scales": 500, "scale_by_sigma": True}, ["model.num_scales=500", "999"]),

@@ -7,6 +7,7 @@ from scoresde.errors import InputError
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("default", "reduce-overhead", "max-autotune")
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 _HEAVY = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -33,6 +34,12 @@ class HalfPrecision(nn.Module):
         """Returns the network's output, in the data type of ``x``."""
         with torch.autocast(x.device.type, self.dtype):
             return self.network(x, c, **cond).to(x.dtype)
+
+
+def channels_last(network: nn.Module) -> torch.memory_format:
+    """Returns the memory layout in which most convolutions of a network are fastest."""
+    volumes = any(parameter.ndim == 5 for parameter in network.parameters())
+    return LAYOUTS[5 if volumes else 4]
 
 
 def accelerated(

@@ -25,7 +25,7 @@ from scoresde.data import Dataset
 from scoresde.likelihood import Likelihood
 from scoresde.loss import Loss
 from scoresde.model import ScoreFunction
-from scoresde.nn.speed import PRECISIONS
+from scoresde.nn.speed import LAYOUTS, PRECISIONS, channels_last
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint, Training, Update
 from scoresde.train.loop import batches
@@ -174,8 +174,8 @@ def loop_overhead(bench: Bench, size: int, variant: Variant) -> dict[str, float]
 
 
 def _prepared(bench: Bench, variant: Variant) -> ScoreFunction:
-    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     model = copy.deepcopy(bench.model)
+    layout = channels_last(model) if variant.channels_last else torch.contiguous_format
     return model.to(bench.device, memory_format=layout).train()  # type: ignore[call-overload]
 
 
@@ -184,8 +184,8 @@ def _step(bench: Bench, size: int, variant: Variant) -> Callable[[], None]:
     make = bench.optimizer(variant.fused)
     update = Update(_prepared(bench, variant), bench.loss, training, make)
     x = _examples(bench, size).contiguous()
-    if variant.channels_last and x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+    if variant.channels_last:
+        x = x.contiguous(memory_format=LAYOUTS.get(x.ndim, torch.contiguous_format))
 
     def step() -> None:
         update(x, {}, 0, size)

@@ -163,7 +163,7 @@ def _network(config: Values) -> Recipe:
         raise config.error("block_out_channels", f"{uneven[0]} is no multiple of {widths[0]}")
     network = {
         "_target_": "scoresde.nn.UNet",
-        "shape": [image, *_size(config)],
+        "shape": [image, *_size(config, 2 ** (len(widths) - 1))],
         "width": widths[0],
         "multipliers": [n // widths[0] for n in widths],
         "blocks": config.count("layers_per_block"),
@@ -180,12 +180,16 @@ def _network(config: Values) -> Recipe:
     return {"_target_": "scoresde.nn.ScaledBySigma", "network": network}
 
 
-def _size(config: Values) -> list[int]:
+def _size(config: Values, divisor: int) -> list[int]:
+    """Returns the size of the images; what does not halve is not what the library makes of it."""
     size = config.get("sample_size")
     if size is None:
         raise config.error("sample_size", "write the size of the images there")
     sizes = config.counts("sample_size") if isinstance(size, list) else []
-    return sizes if len(sizes) == 2 else [config.count("sample_size")] * 2
+    sizes = sizes if len(sizes) == 2 else [config.count("sample_size")] * 2
+    if any(n % divisor for n in sizes):
+        raise config.error("sample_size", f"it must be divisible by {divisor}")
+    return sizes
 
 
 def _embedding(config: Values, width: int) -> Recipe:

@@ -155,7 +155,8 @@ def _largest_label(values: "_Values") -> float:
 
 def _network(values: "_Values") -> Recipe:
     style = values.choice("model.name", {"ddpm": _ddpm, "ncsnpp": _ncsnpp})
-    size, factors = values.count("data.image_size"), values.counts("model.ch_mult")
+    factors = values.counts("model.ch_mult")
+    size = _size(values, 2 ** (len(factors) - 1))
     seen = values.counts("model.attn_resolutions")
     return {
         "_target_": "scoresde.nn.UNet",
@@ -170,6 +171,17 @@ def _network(values: "_Values") -> Recipe:
         "centre": not values.flag("data.centered"),
         **style(values),
     }
+
+
+def _size(values: "_Values", divisor: int) -> int:
+    """Returns the size of the images, which the reference cannot pad."""
+    size = values.count("data.image_size")
+    if size % divisor:
+        raise InputError(
+            f"data.image_size={size} is not divisible by {divisor}, as model.ch_mult asks for; "
+            "the reference has no such models."
+        )
+    return size
 
 
 def _ddpm(values: "_Values") -> Recipe:
