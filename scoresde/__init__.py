@@ -1,12 +1,12 @@
 """Score-based generative modelling with stochastic and ordinary differential equations.
 
-The story in six nouns: a **process** (:class:`Interpolant`, :class:`SDE`) says how an example is
+The library in six nouns: a **process** (:class:`Interpolant`, :class:`SDE`) says how an example is
 turned into something else; a **model** (:class:`ScoreModel`) is a network plus a process; a
 **loss** evaluates it on a batch; a **sampler** or a **likelihood** (:class:`Likelihood`) is a
 value that is applied to it; a **codec** stands between the user's data and the model; a **task**
 wires them together.
 
-The names below are imported when they are first used, so that ``import scoresde`` is quick.
+The names below are imported when they are first used, so ``import scoresde`` is quick.
 """
 
 from importlib import import_module

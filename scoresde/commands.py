@@ -112,8 +112,8 @@ def _say_scales(model: Any, data: Any, loss: Any) -> None:
     if len(data.shape) == 2 and isinstance(model, ScoreModel) and isinstance(model.network, UNet):
         channels, length = data.shape
         log.warning(
-            "Examples of shape %s are taken as signals of %d channels and length %d; give "
-            "pictures a channel axis, (N, 1, H, W).",
+            "Examples of shape %s are taken as signals of %d channels and length %d; "
+            "store pictures as (N, 1, H, W).",
             (channels, length),
             channels,
             length,

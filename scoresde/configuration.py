@@ -249,7 +249,7 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
     if (data.raw_shape, data.levels) != (tuple(codec.raw_shape), codec.levels):
         raise InputError(
             f"The data have the shape {data.raw_shape} and levels={data.levels}, the model's "
-            f"{tuple(codec.raw_shape)} and levels={codec.levels}; give data of the same kind."
+            f"{tuple(codec.raw_shape)} and levels={codec.levels}; use data of the same kind."
         )
     return replace(data, codec=codec)
 

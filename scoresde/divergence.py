@@ -19,8 +19,8 @@ Signs are the best that independent entries can do. Colours are far better where
 mostly on its neighbours, as in an image. Hutch++ (Meyer et al. 2021), which is made for Jacobians
 of few large singular values, is not here: along the path of a score function its error was two to
 four times that of signs at equal cost (at 16 products 0.089 against 0.034 bits/dim on the digits).
-Probes :math:`e` and :math:`-e` give the same product :math:`e^T J e`, so that there is nothing to
-gain from antithetic pairs, and no such option.
+Probes :math:`e` and :math:`-e` give the same product :math:`e^T J e`: antithetic pairs gain
+nothing, and there is no such option.
 
 References:
     Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.

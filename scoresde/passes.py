@@ -1,7 +1,7 @@
 """Network evaluations, counted for the example that each row of a batch belongs to.
 
-A network, or an exact model, reports every pass of its rows (:func:`count_pass`) where it runs, so
-that a model made of two models costs two passes. Every product with a transposed Jacobian is
+A network, or an exact model, reports every pass of its rows (:func:`count_pass`) where it runs: a
+model made of two models costs two passes. Every product with a transposed Jacobian is
 reported apart (:func:`count_products`). Whoever selects or repeats rows says whose they are
 (:func:`owned_by`); a row of nobody, as one that has reached its end, counts for no example.
 

@@ -61,8 +61,7 @@ MOVED = {
     "scoresde.model.ScoreModel.label": "noise_label",
     "scoresde.sample.Restart.loops": "intervals",
 }
-# What another class stands in for: it computes something else, so that no work begun with the old
-# one is gone on with.
+# Classes that another one replaces, with other numbers: unfinished work of theirs is not resumed.
 REPLACED = ("scoresde.divergence.HutchPlusPlus",)
 _LONGEST = max(map(len, MOVED))
 _LONGEST_NAME = 1000  # of a class, with its module
@@ -78,7 +77,15 @@ def current(name: str) -> str:
     for end in (len(name), *reversed(dots)):
         if end <= _LONGEST and name[:end] in MOVED:
             return current(MOVED[name[:end]] + name[end:])
-    return name
+    short = _in_room(name)
+    return current(MOVED[short]) if short in MOVED else name
+
+
+def _in_room(name: str) -> str:
+    """Returns the name of a class in its room, whichever module of the room defines it."""
+    parts = name.split(".")
+    deep = parts[0] == "scoresde" and len(parts) > 3
+    return ".".join((*parts[:2], parts[-1])) if deep else name
 
 
 def updated(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def _updated(tree: Any) -> Any:
         return {key: _updated(value) for key, value in tree.items()}
     target = current(tree["_target_"])
     arguments = {
-        MOVED.get(f"{target}.{key}", key): _updated(value)
+        MOVED.get(f"{_in_room(target)}.{key}", key): _updated(value)
         for key, value in tree.items()
         if key != "_target_"
     }
@@ -135,7 +142,7 @@ def accepts_moved(kind: type[Kind]) -> type[Kind]:
         for old in moved.keys() & named.keys():
             if moved[old] in named:
                 raise TypeError(
-                    f"{kind.__name__} was given {old} and {moved[old]}, which are the same; give "
+                    f"{kind.__name__} was given {old} and {moved[old]}, which are the same; pass "
                     f"{moved[old]} alone."
                 )
             text = f"The argument {old} of {kind.__name__} is now {moved[old]}."
@@ -149,7 +156,7 @@ def accepts_moved(kind: type[Kind]) -> type[Kind]:
 
 def moved_arguments(kind: type) -> dict[str, str]:
     """Returns today's names of a class's arguments that have moved, by their old names."""
-    prefix = f"{'.'.join(kind.__module__.split('.')[:2])}.{kind.__name__}."
+    prefix = f"{_in_room(f'{kind.__module__}.{kind.__name__}')}."
     return {k.removeprefix(prefix): new for k, new in MOVED.items() if k.startswith(prefix)}
 
 
@@ -205,8 +212,8 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
     packages = (*_BUILTIN, *allowed)
     if isinstance(name, str) and len(name) > _LONGEST_NAME:  # importing it would take memory
         raise InputError(
-            f"The checkpoint wants to build a name of {len(name)} letters, {brief(name)!r}; the "
-            "file is not to be trusted."
+            f"The checkpoint wants to build a name of {len(name)} characters, {brief(name)!r}; "
+            "the file is not to be trusted."
         )
     if not isinstance(name, str) or not _within(name, packages) or "._" in f".{name}":
         package = str(name).partition(".")[0]

@@ -54,7 +54,6 @@ class Purpose(IntEnum):
     BROWNIAN = 13
     CONSTRAINT = 14
     FIRST_STEP = 15
-    SPLIT = 16
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

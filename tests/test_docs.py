@@ -50,7 +50,7 @@ def test_the_examples_of_extending_run_in_their_order(monkeypatch):
     # The other feature keeps its law: the mean of 100 samples within four standard errors.
     assert abs(float(space["filled"][:, 1].mean()) - 1.0) < 4 * 0.5 / 10
     incomes = torch.distributions.LogNormal(0.0, 1.0).log_prob(space["raw"]).sum(1)
-    torch.testing.assert_close(space["grades"], -incomes, atol=2e-3, rtol=0, check_dtype=False)
+    torch.testing.assert_close(space["loss"], -incomes, atol=2e-3, rtol=0, check_dtype=False)
     assert space["samples"].x.std(0).tolist() == pytest.approx([0.5, 0.5], rel=0.3)
 
 

@@ -20,7 +20,7 @@ from scoresde import (
     fit,
     load,
 )
-from scoresde.data import digits, two_moons
+from scoresde.data import digits, split_indices, two_moons
 from scoresde.metrics import nats
 from scoresde.nn import MLP
 from scoresde.sample import UniPC
@@ -96,15 +96,9 @@ def test_the_weights_are_those_of_the_least_held_out_loss():
     model, watched = ScoreModel(MLP(16, width=128, depth=3), VPSDE()), Watched()
     best = quiet(model, x, steps=600, loss=watched, ema=0.9)
     assert min(watched.seen) < 0.95 * watched.seen[-1]  # it has overfitted
-    held = x[torch.argsort(_order(30))[:3]]
+    held = x[split_indices(x, (0.9, 0.1))[1]]
     value = float(DenoisingScoreMatching()(best, held, seed=0, seeds=range(3)).mean())
     assert value == pytest.approx(min(watched.seen), rel=1e-4)
-
-
-def _order(n):
-    from scoresde.streams import Purpose, Streams
-
-    return Streams.of(0, batch=n).uniform((), Purpose.SPLIT, dtype=torch.float64)
 
 
 def test_the_same_seed_gives_the_same_weights_and_nothing_is_written(tmp_path, monkeypatch):
@@ -127,10 +121,12 @@ def test_data_that_do_not_suit_the_noise_are_named():
     ("data", "message"),
     [
         (np.zeros((20, 2)), "ndarray"),
-        (torch.zeros(5, 2), "10.*5"),
+        (torch.zeros(20, 2), "20.*distinct"),
         (torch.zeros(20, 2, dtype=torch.int64), "int64"),
         (torch.full((20, 2), torch.nan), "finite"),
         ((normal(20, 2), {"label": torch.zeros(19)}), "label.*20.*19"),
+        ((normal(20, 2), {"label": np.zeros(20)}), "label.*ndarray"),
+        ((normal(20, 2), {"label": torch.tensor(1)}), "label.*20"),
     ],
 )
 def test_unusable_data_are_refused(data, message):

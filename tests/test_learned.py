@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scoresde import (
+    VPSDE,
     DataParametrisation,
     DenoisingScoreMatching,
     EDMWeighting,
@@ -34,7 +35,7 @@ from scoresde.times import (
     UniformTimes,
 )
 from scoresde.train import EMA, Checkpoint, Training, Update, read_metrics, train
-from tests.models import MonotoneSchedule
+from tests.models import LearnedParametrisation, MonotoneSchedule
 from tests.test_samplers import SAMPLERS
 
 PARAMETRISATIONS = [
@@ -215,6 +216,20 @@ def test_the_schedule_is_trained_averaged_and_saved(tmp_path):
     assert {name.partition("/")[0] for r in read_metrics(tmp_path) for name in r} >= {
         *("noise_error", "part", "validation_loss")
     }
+
+
+class ScaledVP(torch.nn.Module, VPSDE):
+    """VP with a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("part", [ScaledVP, LearnedParametrisation])
+def test_two_parts_of_equal_settings_have_weights_of_their_own(part):
+    model = torch.nn.ModuleList([part(), part()])
+    assert len(list(model.parameters())) == 2
 
 
 def test_the_average_follows_the_schedule():

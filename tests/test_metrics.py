@@ -142,7 +142,7 @@ def test_baselines_refuse_what_they_cannot_fit():
         (lambda: gaussian_baseline(torch.ones(20, 3), x), "cannot be fitted"),
         (lambda: gaussian_baseline(x[:1], x), "cannot be fitted to 1"),
         (lambda: mixture_baseline(x, x, x, largest=0), "largest=0"),
-        (lambda: mixture_baseline(x, x, x, families=[]), "families is empty"),
+        (lambda: mixture_baseline(x, x, x, families=[]), "families.*CovarianceFamily"),
         (lambda: CovarianceFamily("round", 0.1), "covariance='round'"),
         (lambda: CovarianceFamily("full", -1.0), "regularisation=-1.0"),
     ]:

@@ -82,6 +82,19 @@ def test_an_old_recipe_builds_what_the_new_one_builds(old):
     assert type(new) is found(current(old))
 
 
+DEEP = {
+    "scoresde.data.base.Units": "scoresde.data.Units",
+    "scoresde.data.toy.Board": "scoresde.data.Board",
+    "scoresde.sample.exponential.NoiseLevel": "scoresde.sample.NoiseLevel",
+    "scoresde.sample.restart.Loop": "scoresde.sample.Loop",
+}
+
+
+@pytest.mark.parametrize("deep", DEEP)
+def test_a_class_is_found_by_the_module_that_defined_it(deep):
+    assert current(deep) == current(DEEP[deep])
+
+
 def test_every_class_that_a_recipe_can_name_is_tried():
     kinds = {old: found(new) for old, new in NAMES.items()}
     rooms = recipe.ROOMS
@@ -102,6 +115,8 @@ def test_old_arguments_in_a_recipe():
     loop = {"_target_": "scoresde.sample.Loop", "low": 0.1}
     old = {"_target_": "scoresde.sample.Restart", "loops": [loop]}
     assert build(updated({"x": old}))["x"] == Restart(intervals=(RestartInterval(0.1),))
+    deep = {"_target_": "scoresde.sample.restart.Restart", "loops": [loop]}
+    assert build(updated({"x": deep}))["x"] == Restart(intervals=(RestartInterval(0.1),))
     for name in ("scoresde.ScoreModel", "scoresde.model.ScoreModel"):
         model = {"_target_": name, "network": MLP_, "sde": SDE, "label": LABEL}
         assert updated({"model": model})["model"] == {

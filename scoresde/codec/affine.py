@@ -61,7 +61,8 @@ class Affine(Codec):
         dtype: The type of real-valued raw data, ``float32`` or ``float64``.
 
     Raises:
-        InputError: If a number does not fit the shape, is not finite, or no width is positive.
+        InputError: If numbers do not broadcast to the shape or are not finite, or no width is
+            positive.
 
     Example:
         >>> codec = Affine((2,), shift=[0.0, 5e4], width=[1.0, 2e4])
@@ -155,7 +156,7 @@ class Affine(Codec):
         return self.encode_at(raw, streams.uniform(raw.shape[1:], Purpose.DEQUANTISE, draw))
 
     def encode_at(self, raw: Tensor, offsets: Tensor | float) -> Tensor:
-        """Brings raw examples to model units, each integer at a place in its step.
+        """Converts raw examples to model units, each integer at a place in its step.
 
         Arguments:
             raw: Raw examples, with shape ``(B, *)``.
@@ -170,7 +171,7 @@ class Affine(Codec):
         return self._map(raw.float() + _inside(offsets, self.levels))
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
-        """Brings model units back to raw ones.
+        """Converts model units back to raw ones.
 
         Raises:
             InputError: If quantised data is to be rounded and has a NaN, which no integer stands

@@ -1,7 +1,7 @@
 r"""Codecs: what stands between a user's data and a model.
 
-A codec brings raw examples :math:`y` (integers, or real numbers in any unit) to what a model sees,
-:math:`x` of about unit size, and back. With its encoder :math:`q(x \mid y)` and its decoder
+A codec converts raw examples :math:`y` (integers, or real numbers in any unit) to what a model
+sees, :math:`x` of about unit size, and back. With its encoder :math:`q(x \mid y)` and its decoder
 :math:`p(y \mid x)`,
 
 .. math:: \log p(y) \ge \mathbb{E}_{q(x \mid y)}
@@ -29,10 +29,12 @@ from scoresde.streams import Streams
 
 
 class Codec(ABC):
-    """Abstract map between raw and model units: define ``encode``, ``decode`` and ``log_det``.
+    """Base class for maps between raw and model units.
 
-    A codec is a frozen dataclass of plain values, which a checkpoint keeps, so that samples can be
-    drawn and read where the data is not at hand; or it overrides :meth:`describe`.
+    Subclasses implement :meth:`encode`, :meth:`decode` and :meth:`log_det`.
+
+    A codec is a frozen dataclass of plain values, which a checkpoint keeps: samples can be drawn
+    and decoded without the data. A codec that holds more overrides :meth:`describe`.
 
     Attributes:
         shape: The shape of one example in model units.
@@ -48,7 +50,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
-        """Brings raw examples to model units.
+        """Converts raw examples to model units.
 
         Arguments:
             raw: Raw examples, with shape ``(B, *)``.
@@ -63,7 +65,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
-        """Brings model units back to raw ones.
+        """Converts model units back to raw ones.
 
         Arguments:
             x: Examples in model units, with shape ``(B, *)``.
@@ -103,10 +105,10 @@ class Codec(ABC):
         Raises:
             InputError: If it is unknown, as here.
         """
-        raise InputError(f"The range of {type(self).__name__} is unknown; give low and high.")
+        raise InputError(f"The range of {type(self).__name__} is unknown; override range.")
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Brings model units to the range [0, 1] for drawing, float32, with the raw shape.
+        """Converts model units to the range [0, 1] for drawing, float32, with the raw shape.
 
         Black and white are the lowest and the highest level, or the smallest and the largest
         training value.

@@ -1,4 +1,4 @@
-"""How many levels quantised data may have, and the type that holds them."""
+"""The number of levels of quantised data, and the integer type that holds them."""
 
 import torch
 
@@ -16,11 +16,11 @@ def check_levels(levels: int) -> int:
     """Returns the number of levels if it can be used.
 
     Raises:
-        InputError: If it is no integer in [2, 32768].
+        InputError: If it is not an integer in [2, 32768].
     """
     if not isinstance(levels, int) or isinstance(levels, bool) or not 2 <= levels <= MAX_LEVELS:
         raise InputError(
-            f"levels={levels} is no integer in [2, {MAX_LEVELS}]; finer data can be given as "
+            f"levels must be an integer in [2, {MAX_LEVELS}], got {levels}; pass finer data as "
             "float32."
         )
     return levels

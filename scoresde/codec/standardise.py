@@ -1,4 +1,4 @@
-"""What standardising shares: one mean and one width for a channel, for a feature, or for all."""
+"""Standardisation: one mean and one width for a channel, for a feature, or for all data."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -17,9 +17,9 @@ _NAMED = 8  # constant features that a message names
 
 
 class Standardisation(ABC):
-    """Abstract: fits a shift and a width to real-valued training data.
+    """Base class for standardisations: fits shifts and widths to real-valued training data.
 
-    What they are shared by has mean 0 and standard deviation 1 in model units.
+    The numbers that share a shift and a width have mean 0 and standard deviation 1 in model units.
     """
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Whole(Standardisation):
         return tuple(range(ndim))
 
 
-_ALL = "All training values are {} and cannot be standardised; give standardise=False."
+_ALL = "All training values are {} and cannot be standardised; set standardise=False."
 
 
 def _whole(train: Tensor) -> Affine:
@@ -128,7 +128,7 @@ def _say(constant: Tensor) -> None:
     log.warning(
         "Constant in training: %s%s (of %d columns, channels or features, from 0). They become 0 "
         "in model units and come back as they are in samples. Their density is infinite, and a "
-        "likelihood counts that of the model's noise; leave them out to compare likelihoods.",
+        "likelihood counts that of the model's noise; remove them to compare likelihoods.",
         ", ".join(words),
         more,
         constant.numel(),

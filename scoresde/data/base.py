@@ -66,7 +66,7 @@ def _affine(train: Tensor, scaling: Scaling, levels: int | None) -> Affine:
 @final
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Raw examples in three splits, and their way to model units and back.
+    """Raw examples in three splits, and the codec between raw and model units.
 
     Arguments:
         name: What the data is called in results.
@@ -74,7 +74,7 @@ class Dataset:
             float32 or float64 (real-valued). Images are channels first.
         validation: Likewise, for choices.
         test: Likewise, for results.
-        codec: The way to model units and back.
+        codec: The map to model units and back.
         flip: Whether training images are mirrored at random (left and right).
         log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
         dequantise: Whether training examples are dequantised by uniform noise; without it they
@@ -113,11 +113,11 @@ class Dataset:
         if tuple(self.codec.raw_shape) != self.raw_shape:
             raise InputError(
                 f"The codec of {self.name} is for examples {tuple(self.codec.raw_shape)}, but "
-                f"they have shape {self.raw_shape}; give a codec of that shape."
+                f"they have shape {self.raw_shape}; use a codec of that shape."
             )
         if self.flip and len(self.raw_shape) < 2:
             raise InputError(
-                f"flip=True needs images, but an example has shape {self.raw_shape}; give "
+                f"flip=True needs images, but an example has shape {self.raw_shape}; set "
                 "flip=False."
             )
 
@@ -215,7 +215,7 @@ class Dataset:
         """
         if self.codec.scale is None:
             raise InputError(
-                f"The features of {self.name} have scales of their own; give "
+                f"The features of {self.name} have scales of their own; pass "
                 "log_det=data.log_det(raw, x) in place of scale=data.scale."
             )
         return self.codec.scale
@@ -245,11 +245,11 @@ class Dataset:
         return math.sqrt(float(counts @ squares) / self.train.numel())
 
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
-        """Brings raw examples to model units, as :meth:`Codec.encode` does."""
+        """Converts raw examples to model units, as :meth:`Codec.encode` does."""
         return self.codec.encode(raw, streams, draw)
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
-        """Brings model units back to raw ones, as :meth:`Codec.decode` does."""
+        """Converts model units back to raw ones, as :meth:`Codec.decode` does."""
         return self.codec.decode(x, rounded)
 
     def log_det(self, raw: Tensor, x: Tensor) -> Tensor | None:
@@ -257,7 +257,7 @@ class Dataset:
         return self.codec.log_det(raw, x)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Brings model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
+        """Converts model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
         return self.codec.to_unit(x)
 
     def batch(self, split: str, streams: Streams, draw: int = 0) -> Tensor:
@@ -303,7 +303,7 @@ def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
     how = PerChannel() if standardise is True else standardise
     if not isinstance(how, Standardisation):
         raise InputError(
-            f"standardise must be true, false or a Standardisation, got {how!r}; give Whole() for "
+            f"standardise must be true, false or a Standardisation, got {how!r}; use Whole() for "
             "one scale of all (data.standardise={_target_:scoresde.codec.Whole})."
         )
     check_finite(train)

@@ -1,4 +1,4 @@
-"""What raw data may be: real numbers in float32 or float64, or integers 0 to L-1."""
+"""Checks of raw data: real numbers in float32 or float64, or integers 0 to L-1."""
 
 import math
 

@@ -255,7 +255,7 @@ def log_probability(
     Arguments:
         likelihood: Evaluates :math:`\log p(x)`.
         model: The model of the data in model units.
-        codec: That of the data (:attr:`Dataset.codec`), with levels.
+        codec: The codec of the data (:attr:`Dataset.codec`), with levels.
         raw: Integers 0 to L-1, with shape ``(B, *)``.
         dequantisation: The density of the offsets; uniform by default.
         draws: The number of draws K, positive.
@@ -269,8 +269,8 @@ def log_probability(
             over examples, or if a single probe leaves that unknown.
 
     Raises:
-        InputError: If an argument is out of range, the data does not fit the codec, or the
-            likelihood does not fit the model.
+        InputError: If an argument is out of range, the codec does not suit the data, or the
+            likelihood does not suit the model.
 
     Example:
         >>> from scoresde import GaussianModel, Likelihood, VPSDE
@@ -338,7 +338,7 @@ def _check_raw(codec: Affine, raw: Tensor) -> int:
     low, high = int(raw.min()), int(raw.max())
     if low < 0 or high >= codec.levels:
         raise InputError(
-            f"The data ranges from {low} to {high}, outside 0 to {codec.levels - 1}; give the "
+            f"The data ranges from {low} to {high}, outside 0 to {codec.levels - 1}; use the "
             "codec of this data."
         )
     return codec.levels

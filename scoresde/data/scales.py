@@ -1,4 +1,4 @@
-r"""Whether data are of a size that a process can noise, and a model can see.
+r"""Compares the size of data with the noise of a process.
 
 A model learns data with noise of every size from :math:`\sigma / \alpha` at the training cut-off
 to that at :math:`t = 1`. A feature, or a combination of features, that varies less than the
@@ -18,7 +18,7 @@ from scoresde.streams import Streams
 
 _EXAMPLES = 4096
 _FEATURES = 512  # the most of which a covariance is taken
-_RESOLVED = 0.02  # of the size of the data: networks err by about as much
+_RESOLVED = 0.02  # of the size of the data: about the error of a network
 _LOADING = 0.3  # of the largest: what takes part in a combination
 _SIGNAL = 0.1  # of the noise: what may be left of the data at t = 1
 _LEAST_ALPHA = 0.01
@@ -29,16 +29,15 @@ def check_scales(data: Dataset, process: object, eps: float | None = None) -> li
     """Compares the size of data in model units with the noise of a process.
 
     It looks at a few thousand training examples, and takes a covariance of at most 512 features.
-    The step of quantised data is known, so that their small features are no matter.
+    Quantised data may have features of any small size, since their step is known.
 
     Arguments:
         data: The data set.
-        process: What a model is trained with; only an SDE has noise to compare with.
+        process: The process of the model; for one that is not an SDE nothing is compared.
         eps: The training cut-off; ``None`` takes that of the SDE.
 
     Returns:
-        A sentence for each thing that does not fit, with the features it is about; none if all is
-        well.
+        One sentence for each fault, which names the features; an empty list if there is no fault.
 
     Example:
         >>> from scoresde import VPSDE
@@ -59,7 +58,7 @@ def check_scales(data: Dataset, process: object, eps: float | None = None) -> li
 
 
 def _noise(sde: SDE, t: float) -> float:
-    """Returns the standard deviation of the noise beside data of size 1."""
+    """Returns the standard deviation of the noise relative to data of size 1."""
     time = torch.tensor(t, dtype=torch.float64)
     with torch.no_grad():
         return float(sde.sigma(time) / sde.alpha(time).clamp(min=_LEAST_ALPHA))
@@ -74,7 +73,7 @@ def _large(x: Tensor, shape: Sequence[int], sde: SDE) -> list[str]:
     return [
         f"{_names(large, shape)} of size up to {float(size.max()):.3g} in model units must be at "
         f"most {bound:.3g}, a tenth of the noise at t = 1, or sampling starts from a wrong prior "
-        "and the network sees numbers far from 1; standardise the data, or give a process of more "
+        "and the network sees numbers far from 1; standardise the data, or use a process of more "
         "noise."
     ]
 
@@ -89,7 +88,7 @@ def _small(x: Tensor, shape: Sequence[int], least: float) -> list[str]:
             f"{_names(low.nonzero().flatten(), shape)} of standard deviation down to "
             f"{float(std[low].min()):.2g} in model units must be above the least noise, "
             f"{least:.2g}, and above a fiftieth of the data's size, {size:.2g}, or come back as "
-            "noise; standardise each by itself, or leave them out."
+            "noise; standardise each by itself, or remove them."
         )
     kept = ((std > 0) & ~low).nonzero().flatten()
     if 2 <= len(kept) <= _FEATURES and len(x) > 2 * len(kept):
@@ -111,7 +110,7 @@ def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: fl
         f"{_names(part, shape)} are nearly tied: a combination of them has the standard deviation "
         f"{float(std[0]):.2g} in model units{more}, where the least noise is {least:.2g} and a "
         f"network resolves about {bound:.2g}. Samples will not keep the tie, and log-densities "
-        "depend on it; drop one of them, or give their difference in its place."
+        "depend on it; drop one of them, or replace it by their difference."
     ]
 
 

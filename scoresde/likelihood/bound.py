@@ -239,8 +239,8 @@ def _check_density(times: Times, sde: SDE, eps: float) -> None:
     Raises:
         InputError: If not: the average would be another integral.
     """
-    # A learned schedule computes in float32, which tells no nearer times apart. The step is no
-    # multiple of 1/1000, so that the levels of a chain do not pass for a density.
+    # A learned schedule computes in float32, which tells no nearer times apart. The step is not
+    # a multiple of 1/1000: the levels of a chain must not pass for a density.
     u, h = torch.linspace(0.07, 0.93, 7, dtype=torch.float64), 1.3e-3
     slope = (times.quantile(u + h, sde, eps) - times.quantile(u - h, sde, eps)) / (2 * h)
     weight = (1 - eps) * times.weight(times.quantile(u, sde, eps), sde, eps)

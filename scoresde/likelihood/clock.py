@@ -43,7 +43,7 @@ class NoiseClock(Clock):
 
     .. math:: \tau = \operatorname{arsinh} \frac{\sigma}{\alpha \rho_0}
 
-    The signal-to-noise ratio of the SDE must fall all the way. Where it falls to zero, the
+    The signal-to-noise ratio of the SDE must fall throughout. Where it falls to zero, the
     angle takes its place, which is bounded,
 
     .. math:: \tau = \arctan \frac{\sigma}{\alpha \rho_0}, \qquad

@@ -18,13 +18,13 @@ from scoresde.times import Times
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a loss returns.
+    """Output of a loss.
 
     Arguments:
         value: The loss of each example, ``(B,)``.
         parts: The named parts that it consists of, or that describe it, each ``(B,)``, without a
-            graph. A training records the mean of each; the names are the same in all parts of
-            a batch.
+            graph. The training loop records the mean of each; the names are the same in all parts
+            of a batch.
     """
 
     value: Tensor
@@ -82,7 +82,7 @@ class Loss(ABC):
         ).value
 
     def first_time(self, process: Interpolant) -> float:
-        """Returns the smallest time at which the loss grades a model of a process."""
+        """Returns the smallest time at which the loss evaluates a model of a process."""
         return process.cutoffs.training
 
     def check(self, model: Model) -> None:
@@ -135,13 +135,16 @@ def draw(
         part: As in :meth:`Loss.terms`.
 
     Raises:
-        InputError: If a given time is outside [0, 1], or shapes do not fit.
+        InputError: If a given time is outside [0, 1], or shapes disagree.
     """
     check_batch(x)
     here = slice(None) if part is None else part
     weight: Tensor | float = 1.0
     if t is not None and not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
-        raise InputError("A time is outside [0, 1]; t is a fraction and no step number.")
+        low, high = float(as_time(t).min()), float(as_time(t).max())
+        raise InputError(
+            f"t must be in [0, 1], got {low:.4g} to {high:.4g}; it is not a step number."
+        )
     if t is None or noise is None:
         streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
     if t is None:

@@ -133,7 +133,7 @@ def mixture_baseline(
     with threadpool_limits(1):  # ten times faster: the matrices are small
         chosen = [_grow(a, b, family, min(largest, len(a)), seed) for family in families]
     if not chosen:
-        raise InputError("families is empty; give one CovarianceFamily at least.")
+        raise InputError("families must hold at least one CovarianceFamily, got none.")
     _, name, best = max(chosen, key=lambda one: one[0])
     return Baseline(name, torch.from_numpy(best.score_samples(c)), tuple(test.shape[1:]))
 

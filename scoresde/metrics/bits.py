@@ -97,7 +97,7 @@ def nats(
 
 
 def _is_scale(scale: float | None, log_det: float | Tensor | None) -> bool:
-    """Whether the scale is given, and not the log-determinant."""
+    """Returns whether the scale is given, and not the log-determinant."""
     if (scale is None) == (log_det is None):
         got = "neither" if scale is None else "both"
         raise InputError(

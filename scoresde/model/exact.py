@@ -1,4 +1,4 @@
-"""What the exact models share."""
+"""Helpers that the exact models share."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def check_shape(x: Tensor, shape: torch.Size) -> None:
 
 
 def floats(values: Tensor | Sequence | float, like: Tensor | None = None) -> Tensor:
-    """Turns numbers into floats, without losing a digit of Python's on the way.
+    """Turns numbers into floats, without losing a digit of Python's floats.
 
     Arguments:
         values: A tensor, or numbers.

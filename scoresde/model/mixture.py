@@ -64,7 +64,7 @@ class GaussianMixtureModel(ScoreFunction):
         if means.ndim < 2 or not weights.shape == stds.shape == means.shape[:1]:
             raise InputError(
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)} and stds "
-                f"{tuple(stds.shape)} do not fit; give (K,), (K, *) and (K,)."
+                f"{tuple(stds.shape)} must have shapes (K,), (K, *) and (K,)."
             )
         if not (bool((weights > 0).all()) and bool((stds > 0).all())):
             raise InputError("A weight or a std of the mixture is not positive; make it positive.")
@@ -161,7 +161,7 @@ class GaussianMixtureModel(ScoreFunction):
     def _members(self, label: Tensor) -> Tensor:
         """Returns which components a class has, bool ``(B, K)``; all of them for -1."""
         if self.labels is None:
-            raise InputError("label requires classes; give the mixture labels=.")
+            raise InputError("label requires classes; build the mixture with labels=.")
         if label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
             raise InputError(
                 f"label must have whole numbers of shape (B,), got {tuple(label.shape)} of "

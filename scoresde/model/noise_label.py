@@ -11,7 +11,7 @@ from scoresde.sde import SDE, Chain
 
 
 class NoiseLabel(ABC):
-    """Abstract: the number by which a network knows the time."""
+    """Base class for noise labels, the numbers that tell a network the time."""
 
     @abstractmethod
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class NoiseLevel(NoiseLabel):
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         if sde.zero_snr:
-            # Finite at t = 0 too; noise of 1e-17 of the signal is none in any data type.
+            # Finite at t = 0 too; no data type resolves noise of 1e-17 of the signal.
             return -0.125 * sde.bounded(t).clamp(max=80.0)
         return -0.125 * sde.log_snr(t)
 

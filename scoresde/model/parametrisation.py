@@ -1,4 +1,4 @@
-r"""What the output of a network means: noise, data, or a mixture of them.
+r"""Parametrisations: the output of a network as noise, data, or a mixture of them.
 
 References:
     Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022,
@@ -8,19 +8,20 @@ References:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.errors import InputError
+from scoresde.sde.interpolant import compare_by_identity
 
 Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Parametrisation(ABC):
-    r"""Abstract: reads the network's output as noise and as data.
+    r"""Base class for parametrisations, which convert the network's output to noise and to data.
 
     All of them are linear. Given :math:`\alpha` and :math:`\sigma`, each method returns the two
     coefficients of :math:`a x + b F`, where :math:`F` is the network's output.
@@ -35,6 +36,11 @@ class Parametrisation(ABC):
     at_zero_snr: ClassVar[bool] = True
 
     sigma_data: float | None = 1.0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, nn.Module):
+            compare_by_identity(cls)
 
     def __post_init__(self) -> None:
         if self.sigma_data is not None and not self.sigma_data > 0:

@@ -201,7 +201,7 @@ class Parts:
 
     @property
     def _axes(self) -> tuple[int, ...]:
-        # Named where it is not two, so that a resampling made for images alone serves them.
+        # Passed only if it is not two: a resampling may be made for images alone.
         return () if self.dims == 2 else (self.dims,)
 
 

@@ -174,7 +174,7 @@ class Conditioning(nn.Module):
         if check_whole("classes", classes, least=0):
             if "label" in widths:
                 raise InputError("conditions must not name label, which classes= serves.")
-            # Without a random draw, so that the other weights begin as those without classes.
+            # Without a random draw: the other weights begin as those without classes.
             table = torch.zeros(classes + 1, features)
             self.classes = nn.Embedding.from_pretrained(table, freeze=False)
 

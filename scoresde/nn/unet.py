@@ -60,8 +60,8 @@ class UNet(nn.Module):
     Data may have one, two or three axes besides the channels. A network of L levels halves them
     L - 1 times. Where a size is not divisible by 2^(L - 1), zeros are added behind its end and cut
     off the output; convolutions see zeros beyond a border anyway. Level l has ``width *
-    multipliers[l]`` channels, ``blocks`` residual blocks on the way down and ``blocks + 1`` on the
-    way up.
+    multipliers[l]`` channels, ``blocks`` residual blocks in the down path and ``blocks + 1`` in
+    the up path.
 
     Arguments:
         shape: The shape of one example: ``(C, L)`` of a signal, ``(C, H, W)`` of an image or
@@ -100,7 +100,7 @@ class UNet(nn.Module):
             by their names in the network, such as ``"middle.attention.norm"``.
 
     Raises:
-        InputError: If an argument is out of its range, or later an input does not fit.
+        InputError: If an argument is out of its range, or later an input has another shape.
 
     Example:
         >>> UNet((1, 8, 12), width=8, blocks=1)(torch.ones(3, 1, 8, 12), torch.zeros(3)).shape
@@ -250,7 +250,7 @@ class UNet(nn.Module):
             axes = ", ".join("DHW"[-n:] if (n := len(self.shape) - 1) > 1 else "L")
             raise InputError(
                 f"The input has the shape {tuple(x.shape)}, and the network was built for "
-                f"(B, {self.shape[0]}, {axes}); give it data of {self.shape[0]} channels."
+                f"(B, {self.shape[0]}, {axes}); pass data of {self.shape[0]} channels."
             )
 
 

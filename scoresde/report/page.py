@@ -259,7 +259,7 @@ def _image(path: Path, alt: str) -> str:
     data = path.read_bytes() if path.is_file() else b""
     if not data.startswith(PNG):
         raise InputError(
-            f"{path} is missing or is no PNG file; draw it with scoresde.report.figures before "
+            f"{path} is missing or is not a PNG file; draw it with scoresde.report.figures before "
             "the report."
         )
     width, height = struct.unpack(">II", data[16:24])

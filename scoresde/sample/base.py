@@ -150,7 +150,7 @@ class ProgressReporter:
 
     @property
     def watched(self) -> bool:
-        """Whether anybody hears of the steps."""
+        """True if a callback or a progress bar gets the steps."""
         return self.progress or self.callback is not None
 
     def tell(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
@@ -171,7 +171,7 @@ class ProgressReporter:
 
 @dataclass(frozen=True)
 class FinalState:
-    """What a walk through time ends with; the fields as in :class:`Samples`."""
+    """The state at the final time; the fields as in :class:`Samples`."""
 
     x: Tensor
     log_prob: Tensor | None = None

@@ -1,4 +1,4 @@
-r"""A sampler's way written down beforehand: a list of linear stages.
+r"""Samplers as lists of linear stages, computed before the first network pass.
 
 All that a fixed-step sampler does to its state is linear in the state, in the model's outputs and
 in the noise, with coefficients that depend on the times alone,
@@ -6,9 +6,8 @@ in the noise, with coefficients that depend on the times alone,
 .. math:: x' = a \, x + \sum_j w_j h_j + \sum_j n_j z_j ,
 
 where :math:`h_j` are outputs of the model, the newest first, and :math:`z_j` independent standard
-normal noises of the same step, likewise. So a sampler is a :class:`Plan`: all coefficients are
-computed once, on the host and in float64, and the walk itself is a network pass and a few
-additions for each stage, without a synchronisation.
+normal noises of the same step, likewise. All coefficients are computed once, on the host and in
+float64. Each :class:`Stage` is then a network pass and a few additions, without a synchronisation.
 """
 
 import math
@@ -140,7 +139,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PlannedSampler(GridSampler):
-    """Abstract sampler that is a list of stages; arguments as for :class:`GridSampler`."""
+    """Base class for samplers that are lists of stages; arguments as for :class:`GridSampler`."""
 
     @abstractmethod
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
@@ -174,7 +173,7 @@ def run_stages(
     noise: Noise,
     report: ProgressReporter,
 ) -> Tensor:
-    """Brings states ``(B, *)`` along stages.
+    """Carries out stages on states ``(B, *)``.
 
     Arguments:
         stages: The stages, at least one.

@@ -19,7 +19,7 @@ from scoresde.times import KarrasGrid
 
 @dataclass(frozen=True)
 class RestartInterval:
-    r"""A piece of the way that is gone again.
+    r"""An interval of noise levels that is integrated again.
 
     Arguments:
         low: The relative noise level :math:`\sigma / \alpha` at which to go back, positive.
@@ -75,9 +75,8 @@ class Restart(Sampler):
         if not isinstance(self.sampler, PlannedSampler):
             raise InputError(f"sampler={self.sampler} has no plan; give one, such as Heun().")
         if any(a.low <= b.low for a, b in pairwise(self.intervals)):
-            raise InputError(
-                "The levels low of the intervals do not fall; give the noisiest first."
-            )
+            lows = [interval.low for interval in self.intervals]
+            raise InputError(f"intervals must be sorted by decreasing low, got {lows}.")
 
     @property
     def convergence(self) -> int | None:

@@ -270,7 +270,7 @@ class ZeroSNRChain(Chain):
               \frac{\sqrt{\bar\alpha_i} - \sqrt{\bar\alpha_{N-1}}}
               {\sqrt{\bar\alpha_0} - \sqrt{\bar\alpha_{N-1}}}
 
-    keeps the first level and brings the last to zero. Between the levels the angle :math:`\psi =
+    keeps the first level and moves the last to zero. Between the levels the angle :math:`\psi =
     \arctan (\alpha / \sigma)`, which falls from :math:`\pi / 2` to 0, is a monotone cubic, and
     :math:`\alpha = \sin \psi`, :math:`\sigma = \cos \psi`. See :class:`~scoresde.sde.SDE` for zero
     SNR; arguments as for :class:`Chain`.

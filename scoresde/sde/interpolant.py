@@ -1,4 +1,4 @@
-r"""What every process is: an example turned into something else along :math:`t \in [0, 1]`.
+r"""The base class of processes, which transform an example along :math:`t \in [0, 1]`.
 
 .. math:: x_t = \alpha(t) \, x_0 + \sigma(t) \, x_1 + \gamma(t) \, z, \qquad z \sim N(0, I)
 
@@ -55,7 +55,7 @@ def as_time(t: Tensor | float) -> Tensor:
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Differentiates a function of time at every element of ``t``."""
-    with torch.autocast(t.device.type, enabled=False):  # its backward pass is no network's either
+    with torch.autocast(t.device.type, enabled=False):  # also in its backward pass
         return torch.func.grad(lambda s: function(s).sum())(t)
 
 
@@ -74,6 +74,7 @@ class Interpolant(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if issubclass(cls, nn.Module):
+            compare_by_identity(cls)
             for name in _COEFFICIENTS:
                 if name in cls.__dict__:
                     setattr(cls, name, _in_type_of_weights(cls.__dict__[name]))
@@ -139,6 +140,16 @@ class Interpolant(ABC):
         return float(eps)
 
 
+def compare_by_identity(kind: type) -> None:
+    """Makes the objects of a class with weights equal only to themselves.
+
+    Torch lists the modules of a model in a set. Two that are equal by their settings, as frozen
+    dataclasses are, would count as one, and the weights of the second would never train.
+    """
+    kind.__eq__ = object.__eq__  # type: ignore[method-assign, assignment]
+    kind.__hash__ = object.__hash__  # type: ignore[method-assign, assignment]
+
+
 def _in_type_of_weights(coefficient: Coefficient) -> Coefficient:
     """Has a function of time of a module compute in the type and on the device of its weights."""
 
@@ -149,7 +160,7 @@ def _in_type_of_weights(coefficient: Coefficient) -> Coefficient:
         weight = next((w for w in weights if w.is_floating_point()), None)
         if weight is None:
             return coefficient(self, t)
-        # A training runs its networks in 16 bits, in which a coefficient is off by 0.4 %.
+        # Networks train in 16 bits, in which a coefficient is off by 0.4 %.
         with torch.autocast(weight.device.type, enabled=False):
             return coefficient(self, t.to(weight.device, weight.dtype)).to(t.device, t.dtype)
 

@@ -146,9 +146,9 @@ class BatchedSolve(ABC):
     # --- The batch as a whole ---
 
     def _looks(self, i: int) -> bool:
-        """Whether the host looks at the batch now: always where looking is free.
+        """Returns whether the host looks at the batch now: always where looking is free.
 
-        Always, too, if a callback is called: it must not hear of steps that no example takes.
+        It always looks if there is a callback, which gets no step that no example takes.
         """
         told = self.problem.callback is not None
         return told or self.y.device.type == "cpu" or i % _UNSEEN == _UNSEEN - 1

@@ -146,7 +146,7 @@ def evaluate_likelihood(
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If there is no such split, the likelihood does not fit the model, or the
+        InputError: If there is no such split, the likelihood does not suit the model, or the
             codec of the data has no density.
     """
     count, batch_size = len(data.split(split)), check_count("batch_size", batch_size)
@@ -288,7 +288,7 @@ def check_draws(data: Dataset, draws: Draws | None) -> None:
 
 
 def has_density(data: Dataset) -> bool:
-    """Whether the codec says what it does to a log-density."""
+    """Returns whether the codec has a log-determinant."""
     raw = data.test[:1]
     return data.log_det(raw, data.encode(raw)) is not None
 
@@ -302,7 +302,7 @@ def check_density(data: Dataset) -> None:
     if not has_density(data):
         raise InputError(
             f"The codec of {data.name} must have a density for a likelihood of the raw data, and "
-            f"{type(data.codec).__name__}.log_det is None; give one whose decoder has a density, "
+            f"{type(data.codec).__name__}.log_det is None; use one whose decoder has a density, "
             "for which the bound of the module scoresde.codec holds."
         )
 

@@ -1,8 +1,8 @@
-"""What kept work belongs to, as text that is written down and compared with what is there.
+"""Identities of stored results, as texts that are compared before results are used again.
 
-The text of an object is that of a call which makes it. It leaves out what is at its default, so
-that the text stays when a class gets one more argument. Earlier releases wrote every field, and
-some names have moved since: a text is compared with an object value by value, not by its letters.
+The text of an object is that of a call which makes it. It omits what is at its default: the text
+stays the same when a class gets one more argument. Earlier releases wrote every field, and some
+names have moved since: a text is compared with an object value by value, not by its characters.
 Functions are told by their qualified names and what they enclose, tensors by their digests.
 """
 
@@ -31,7 +31,7 @@ def text_of(value: Any) -> str:
     except RecursionError as error:
         raise InputError(
             "What kept work belongs to must be written down, got a "
-            f"{type(value).__name__} that holds itself; give plain values."
+            f"{type(value).__name__} that holds itself; use plain values."
         ) from error
 
 
@@ -55,7 +55,7 @@ def _named(value: Any) -> str:
     """Returns the qualified name of a function or class of objects, and what it works with."""
     named = value if getattr(value, "__qualname__", None) else type(value)
     home = getattr(named, "__module__", None) or "builtins"
-    # Without the brackets of <locals>, which is no name.
+    # Without the brackets of <locals>, which is not a name.
     name = f"{home}.{named.__qualname__}".replace("<", "").replace(">", "")
     match value:
         case partial():
@@ -73,7 +73,7 @@ def _call(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def agrees(text: str, value: Any) -> bool:
-    """Whether a text, also one of an earlier release, is that of a value."""
+    """Returns whether a text, also one of an earlier release, describes a value."""
     if isinstance(value, str):
         return text == value
     if text in (str(value), text_of(value)):
@@ -94,7 +94,7 @@ def _is(node: ast.expr, value: Any) -> bool:
     if isinstance(value, Mapping):  # a recipe
         there, here = (updated({"": tree}) for tree in (ast.literal_eval(node), value))
         return bool(complete(there) == complete(here))
-    # Numbers that have no literal, such as inf, and functions: by their letters.
+    # Numbers that have no literal, such as inf, and functions: by their texts.
     own = ast.parse(text_of(value), mode="eval").body
     return ast.unparse(node) == ast.unparse(own) or _literal(node) == (value,)
 
@@ -107,7 +107,7 @@ def _literal(node: ast.expr) -> tuple[Any, ...]:
 
 
 def _makes(call: ast.Call, value: Any) -> bool:
-    """Whether a call names the class of a value, and what is not at its default there."""
+    """Returns whether a call names the class of a value, and all that is not at its default."""
     moved, rest = moved_arguments(type(value)), changed(value)
     given = {moved.get(str(word.arg), str(word.arg)): word.value for word in call.keywords}
     known = {field.name for field in fields(value)}

@@ -87,7 +87,7 @@ def read_latents(path: Path, codec: Codec) -> Tensor:
     if latents.ndim == 0 or tuple(latents.shape[1:]) != tuple(codec.shape) or len(latents) == 0:
         raise InputError(
             f"latents={path} have the shape {tuple(latents.shape)}, and an example has "
-            f"{tuple(codec.shape)}; give latents of this model."
+            f"{tuple(codec.shape)}; pass latents of this model."
         )
     if not latents.is_floating_point() or not bool(latents.isfinite().all()):
         raise InputError(f"latents={path} are no finite floats; give latents.npz of task=encode.")

@@ -73,7 +73,7 @@ class Parts:
         # Also what was just written: another process may have come between.
         there = _identity(path)
         _compare(there, identity, self.folder)
-        # Pieces carry the mark of the text that is there, which may be that of an older release.
+        # Pieces carry the mark of the stored text, which an older release may have written.
         return replace(self, mark=hashlib.sha256(_json(there).encode()).hexdigest())
 
     def pieces(self, count: int, size: int) -> list[range]:

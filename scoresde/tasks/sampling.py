@@ -167,7 +167,7 @@ def stream_samples(
     if images and not is_image(codec):
         raise InputError(
             f"images=true needs images of one or three channels, and an example has the shape "
-            f"{tuple(codec.raw_shape)}; leave it out."
+            f"{tuple(codec.raw_shape)}; remove it."
         )
 
     def compute(piece: range) -> Columns:
@@ -254,7 +254,7 @@ def frame(codec: Codec) -> tuple[float, float, float, float]:
 
 
 def raw_states(codec: Codec, x: Tensor) -> Tensor:
-    """Brings states on their way, ``(T, B, *)``, to raw units, without rounding."""
+    """Converts states of trajectories, ``(T, B, *)``, to raw units, without rounding."""
     return codec.decode(x.flatten(0, 1), rounded=False).unflatten(0, x.shape[:2])
 
 

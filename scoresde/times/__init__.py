@@ -1,4 +1,4 @@
-"""Where in time: the densities that training draws its times from, and the grids of samplers."""
+"""Densities from which training draws its times, and grids of sampling times."""
 
 from scoresde.times.densities import (
     ChainTimes,

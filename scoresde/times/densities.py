@@ -222,7 +222,7 @@ def _bounded_at(sde: SDE, eps: float, like: Tensor) -> Tensor:
 def _log_snr_range(sde: SDE, eps: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log-SNR at ``eps`` and at 1, float64 ``()``, on the device of ``like``.
 
-    They are no numbers of Python's: for those of a learned schedule a GPU would be waited for.
+    They stay tensors: the host would wait for a learned schedule on a GPU.
     """
     ends = torch.linspace(eps, 1.0, 2, dtype=torch.float64, device=like.device)
     first, last = sde.log_snr(ends).unbind()

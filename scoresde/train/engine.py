@@ -98,7 +98,7 @@ def process_group() -> Iterator[ProcessGroup]:
 
 
 class ModelLoss(nn.Module):
-    """The loss of a model as one module, so that all that the model computes is in its forward.
+    """The loss of a model as one module: all that the model computes is in its forward.
 
     Arguments:
         model: The model.
@@ -176,9 +176,8 @@ def _average(gradients: list[Tensor]) -> None:
 def networks(model: nn.Module) -> list[nn.Module]:
     """Returns the networks of a model: its outermost modules that are run by their ``forward``.
 
-    Its other parts are asked for something by name, as another model or a learned parametrisation
-    is, or they are lists. They may hold networks. A process does not: a schedule is small, and so
-    is what it is made of.
+    Other parts, such as models, learned parametrisations and lists, have methods of other names or
+    none. They may hold networks. A process does not: a schedule is small, and so are its parts.
     """
     found: dict[nn.Module, None] = {}
     for child in model.children():
@@ -194,7 +193,7 @@ def networks(model: nn.Module) -> list[nn.Module]:
 
 
 class Engine(ABC):
-    """Abstract way in which a group shares the training of a model."""
+    """Base class for parallelism strategies: how a group shares the training of a model."""
 
     @abstractmethod
     def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
@@ -227,8 +226,8 @@ class Replicated(Engine):
 class Sharded(Engine):
     """Every process holds a part of each weight, its averages and its optimiser (fully_shard).
 
-    Blocks of a network are gathered when they are computed, so that a network fits that is larger
-    than the memory of one device. Checkpoints are written in parts, one for each process. Weights
+    Blocks of a network are gathered when they are computed: the network may be larger than the
+    memory of one device. Checkpoints are written in parts, one for each process. Weights
     outside of the networks, such as those of a learned schedule, are few and stay whole.
 
     Arguments:

@@ -15,7 +15,7 @@ from scoresde.train.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has left.
+    """The result of a training run.
 
     Arguments:
         model: The model, ready for evaluation.

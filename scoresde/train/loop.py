@@ -30,6 +30,25 @@ Kind = TypeVar("Kind", bound=Model)
 Inspection = Callable[[int, Kind], Mapping[str, float | Path]]
 
 
+def orders(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Yields the epoch and the indices of each batch, int64 ``(B,)``, without end.
+
+    Arguments:
+        count: The number of examples.
+        batch_size: The number of examples in a batch, at most all of them.
+        seed: Seed of the orders, of which each epoch has its own.
+        start: The number of batches to skip, at no cost.
+    """
+    size = min(batch_size, count)
+    epoch, first = divmod(start, count // size)
+    while True:
+        keys = Streams.of(seed, batch=count).uniform((), Purpose.ORDER, epoch, torch.float64)
+        order = keys.argsort(stable=True)
+        for i in range(first, count // size):
+            yield epoch, order[i * size : (i + 1) * size]
+        epoch, first = epoch + 1, 0
+
+
 def batches(
     data: Dataset,
     batch_size: int,
@@ -44,21 +63,14 @@ def batches(
     examples ``(B, *)`` come the conditions that tell the network how they were augmented. The
     first ``start`` batches are left out, at no cost; of each only a ``part`` is made.
     """
-    n = len(data.train)
-    size = min(batch_size, n)
-    epoch, first = divmod(start, n // size)
-    while True:
-        keys = Streams.of(seed, batch=n).uniform((), Purpose.ORDER, epoch, torch.float64)
-        order = keys.argsort(stable=True)
-        for i in range(first, n // size):
-            streams = Streams(seed, order[i * size : (i + 1) * size][part])
-            x = data.batch("train", streams, epoch)
-            if augment is None:
-                yield x, {}
-            else:
-                x, labels = augment(x, streams, epoch)
-                yield x, {"augment": labels}
-        epoch, first = epoch + 1, 0
+    for epoch, rows in orders(len(data.train), batch_size, seed, start):
+        streams = Streams(seed, rows[part])
+        x = data.batch("train", streams, epoch)
+        if augment is None:
+            yield x, {}
+        else:
+            x, labels = augment(x, streams, epoch)
+            yield x, {"augment": labels}
 
 
 def train(
