@@ -961,20 +961,20 @@ def data():
     streams = Streams.of(seed=6, seeds=[3, 0, 7, 2])
     for name, one in toys().items():
         for split in ("train", "validation", "test"):
-            yield f"exact/{name}/{split}", one.batch(split, streams, 0)
+            yield f"exact/{name}/{split}", one.batch(split, streams, 0).x
             yield f"exact/{name}/{split}/count", torch.tensor(len(one.split(split)))
         yield f"exact/{name}/encode", one.encode(one.test[:4])
-        yield f"exact/{name}/decode", one.decode(one.batch("train", streams, 0))
+        yield f"exact/{name}/decode", one.decode(one.batch("train", streams, 0).x)
         yield f"exact/{name}/log_prob", one.log_prob(one.test[:4])
         yield f"exact/{name}/sigma_data", torch.tensor(one.sigma_data, dtype=torch.float64)
     one = digits(fractions=(0.8, 0.1, 0.1), seed=0)
     for split, draw in itertools.product(("train", "validation", "test"), (0, 1)):
-        yield f"exact/digits/{split}/{draw}", one.batch(split, streams, draw)
+        yield f"exact/digits/{split}/{draw}", one.batch(split, streams, draw).x
     yield "exact/digits/encode", one.encode(one.test[:2])
-    yield "exact/digits/decode", one.decode(one.batch("train", streams, 0))
-    yield "exact/digits/to_unit", one.to_unit(one.batch("train", streams, 0))[:1]
+    yield "exact/digits/decode", one.decode(one.batch("train", streams, 0).x)
+    yield "exact/digits/to_unit", one.to_unit(one.batch("train", streams, 0).x)[:1]
     yield "exact/digits/sigma_data", torch.tensor(one.sigma_data, dtype=torch.float64)
-    x = one.batch("train", streams, 0)
+    x = one.batch("train", streams, 0).x
     for draw in (0, 1):
         moved, told = GeometricAugmentation(probability=0.7)(x, streams, draw)
         yield f"exact/augmented/{draw}/x", moved
@@ -1009,7 +1009,7 @@ def trainings():
     update = Update(model, loss, training(snapshots=2), optimizer, None, 4)
     streams = Streams.of(seed=4, batch=16)
     for step in range(3):
-        yield f"exact/update/{step}", update(one.batch("train", streams, step), {}, step, 16)
+        yield f"exact/update/{step}", update(one.batch("train", streams, step).x, {}, step, 16)
     yield "exact/update/weight", model.network.linear_out.weight
     for i, average in enumerate(update.averages):
         yield f"exact/update/average{i}", average.model.network.linear_out.weight

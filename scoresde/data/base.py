@@ -9,8 +9,8 @@ standard deviation over the training examples.
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, final
 
@@ -21,6 +21,7 @@ from scoresde.codec import Affine, Codec, PerChannel, Standardisation
 from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
+from scoresde.data.conditions import check_condition
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
@@ -62,6 +63,24 @@ def _affine(train: Tensor, scaling: Scaling, levels: int | None) -> Affine:
     return replace(one, shift=scaling.shift, width=scaling.width)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples in model units, with their conditions.
+
+    Arguments:
+        x: The examples, float32 ``(B, *)``.
+        cond: The conditions by their names, each with shape ``(B, *)``.
+    """
+
+    x: Tensor
+    cond: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Moves the examples and their conditions to a device."""
+        return Batch(self.x.to(device), {name: c.to(device) for name, c in self.cond.items()})
+
+
 @_takes_scaling
 @final
 @dataclass(frozen=True, eq=False)
@@ -79,19 +98,20 @@ class Dataset:
         log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
         dequantise: Whether training examples are dequantised by uniform noise; without it they
             lie at the centres of their levels. Validation and test always are.
-        labels: The classes of the training, validation and test examples, if known: int64, each
-            with shape ``(N,)``.
+        conditions: What is known of the examples besides, by name: for each, a tensor ``(N, *)``
+            of the training, the validation and the test examples. Classes are called ``label``:
+            int64 ``(N,)``, -1 for none; other conditions are floats.
 
     Raises:
-        InputError: If the splits or their labels do not agree, one is empty, a value is out of
-            range, or there is no axis to flip.
+        InputError: If the splits or their conditions do not agree, one is empty, a value is out
+            of range, or there is no axis to flip.
 
     Example:
         >>> splits = [torch.tensor([[0, 1, 2]], dtype=torch.uint8)] * 3
         >>> dataset = Dataset.of("three levels", splits, levels=3)
         >>> dataset.encode(dataset.test)
         tensor([[-0.6667,  0.0000,  0.6667]])
-        >>> dataset.decode(dataset.batch("train", Streams.of(seed=0, batch=1)))
+        >>> dataset.decode(dataset.batch("train", Streams.of(seed=0, batch=1)).x)
         tensor([[0, 1, 2]], dtype=torch.uint8)
     """
 
@@ -103,13 +123,14 @@ class Dataset:
     flip: bool = False
     log_prob: Callable[[Tensor], Tensor] | None = None
     dequantise: bool = True
-    labels: Sequence[Tensor] | None = None
+    conditions: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in SPLITS:
             self._check(split)
-        if self.labels is not None:
-            self._check_labels(self.labels)
+        sizes = [len(self.split(split)) for split in SPLITS]
+        for name, parts in self.conditions.items():
+            check_condition(self.name, name, parts, sizes)
         if tuple(self.codec.raw_shape) != self.raw_shape:
             raise InputError(
                 f"The codec of {self.name} is for examples {tuple(self.codec.raw_shape)}, but "
@@ -132,23 +153,27 @@ class Dataset:
         centred: bool = True,
         dequantise: bool = True,
         labels: Sequence[Tensor] | None = None,
+        conditions: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> "Dataset":
         """Builds a data set with the usual codec.
 
         Arguments:
-            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise`` and ``labels``.
+            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise`` and
+                ``conditions``.
             splits: Training, validation and test examples.
             levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
             standardise: Whether real-valued data is standardised, by columns or channels; or how,
                 such as ``Whole()`` for one scale of all.
             centred: Whether quantised data fills [-1, 1], or else [0, 1].
+            labels: The condition ``label``.
         """
         train, validation, test = splits
         if levels is not None:
             codec = Affine.of_levels(train.shape[1:], levels, centred)
         else:
             codec = _real(train, standardise)
-        return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, labels)
+        known = {**(conditions or {}), **({} if labels is None else {"label": labels})}
+        return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, known)
 
     def _check(self, split: str) -> None:
         raw = self.split(split)
@@ -176,20 +201,21 @@ class Dataset:
         elif self.levels != 256 and (raw.min() < 0 or raw.max() >= self.levels):
             check_range(raw.cpu().numpy(), self.levels)
 
-    def _check_labels(self, labels: Sequence[Tensor]) -> None:
-        wanted = [(len(self.split(name)),) for name in SPLITS]
-        shapes, types = [tuple(part.shape) for part in labels], {part.dtype for part in labels}
-        if shapes != wanted or types != {torch.int64}:
-            raise InputError(
-                f"The labels of {self.name} have the shapes {shapes} and types {types}; give one "
-                f"for each example, {wanted}, in int64."
-            )
-
     def split(self, name: str) -> Tensor:
         """Returns the raw examples of ``train``, ``validation`` or ``test``."""
         if name not in SPLITS:
             raise InputError(f"split={name!r} is unknown; give one of {', '.join(SPLITS)}.")
         return getattr(self, name)
+
+    def conditions_of(self, split: str) -> dict[str, Tensor]:
+        """Returns the conditions of all examples of a split, by name."""
+        self.split(split)
+        return {name: parts[SPLITS.index(split)] for name, parts in self.conditions.items()}
+
+    @property
+    def labels(self) -> Sequence[Tensor] | None:
+        """The classes of the training, validation and test examples, if known."""
+        return self.conditions.get("label")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -260,8 +286,8 @@ class Dataset:
         """Converts model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
         return self.codec.to_unit(x)
 
-    def batch(self, split: str, streams: Streams, draw: int = 0) -> Tensor:
-        """Returns examples in model units: dequantised, and in training perhaps flipped.
+    def batch(self, split: str, streams: Streams, draw: int = 0) -> Batch:
+        """Returns examples with their conditions: dequantised, and in training perhaps flipped.
 
         Example :math:`i` has its own random stream, so that it comes out the same in any batch,
         and afresh with every ``draw``: give the number of the epoch.
@@ -273,13 +299,17 @@ class Dataset:
             draw: Which dequantisation and flip, in :math:`[0, 2^{32})`.
 
         Returns:
-            Examples, float32, with shape ``(B, *)``, on the device of the data.
+            The batch, on the device of the data.
         """
         raw = self.split(split)
         # A program that feeds a GPU need not wait for it; the way back is not safe without.
         indices = streams.indices.to(raw.device, non_blocking=raw.is_cuda)
-        streams = Streams(streams.seed, indices)
-        x, mirrored = raw[streams.indices], self.flip and split == "train"
+        cond = {name: values[indices] for name, values in self.conditions_of(split).items()}
+        x = self._encoded(raw[indices], split, Streams(streams.seed, indices), draw)
+        return Batch(x, cond)
+
+    def _encoded(self, x: Tensor, split: str, streams: Streams, draw: int) -> Tensor:
+        mirrored = self.flip and split == "train"
         if mirrored and self.codec.scale is None:
             x, mirrored = _flip(x, streams, draw), False
         random = self.dequantise or split != "train"
@@ -290,8 +320,8 @@ class Dataset:
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves all examples to a device."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
-        labels = None if self.labels is None else tuple(part.to(device) for part in self.labels)
-        return replace(self, train=train, validation=validation, test=test, labels=labels)
+        known = {k: [part.to(device) for part in parts] for k, parts in self.conditions.items()}
+        return replace(self, train=train, validation=validation, test=test, conditions=known)
 
 
 def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:

@@ -49,7 +49,7 @@ def check_scales(data: Dataset, process: object, eps: float | None = None) -> li
     if not isinstance(process, SDE):
         return []
     streams = Streams.of(0, batch=min(len(data.train), _EXAMPLES))
-    x = data.batch("train", streams).flatten(1).double().cpu()
+    x = data.batch("train", streams).x.flatten(1).double().cpu()
     shape, least = data.shape, _noise(process, process.cutoffs.training if eps is None else eps)
     found = _large(x, shape, process)
     if data.levels is None and len(x) > 1:

@@ -131,7 +131,7 @@ def evaluate_likelihood(
     parts: Parts | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates every example of a split once, or the first of them.
+    """Evaluates every example of a split once, or the first of them, under its own conditions.
 
     Arguments:
         model: The model.
@@ -207,9 +207,10 @@ def evaluate_batch(
     clock, seeds = time.perf_counter(), streams.indices
     result: LogLikelihood | BoundResult | LogProbability
     if draws is None or data.levels is None:
-        x = data.batch(split, streams).to(model.device)
-        result = likelihood(model, x, seed=streams.seed, seeds=seeds)
-        log_prob, log_det = result.log_prob.double(), _log_det(data, split, streams, x)
+        batch = data.batch(split, streams).to(model.device)
+        cond = model.select(batch.cond)
+        result = likelihood(model, batch.x, seed=streams.seed, seeds=seeds, **cond)
+        log_prob, log_det = result.log_prob.double(), _log_det(data, split, streams, batch.x)
     else:
         result = _probability(model, likelihood, data, split, streams, draws)
         # The columns hold densities in model units, whatever they come from.
@@ -257,6 +258,8 @@ def _probability(
     draws: Draws,
 ) -> LogProbability:
     """Evaluates the log-probabilities of integers by several dequantisations."""
+    rows = streams.indices
+    known = {k: v[rows.to(v.device)] for k, v in data.conditions_of(split).items()}
     return log_probability(
         likelihood,
         model,
@@ -267,6 +270,7 @@ def _probability(
         combine=importance_weighted if draws.weighted else average,
         seed=streams.seed,
         seeds=streams.indices,
+        **model.select(known),
     )
 
 

@@ -22,7 +22,7 @@ from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
-from scoresde.tasks.sampling import Drawn, draw_samples, frame, is_image, save_samples
+from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, frame, is_image, save_samples
 from scoresde.train import level_curves, read_metrics
 
 _BASELINE_SEED = 0
@@ -55,6 +55,11 @@ class Trained:
     facts: Sequence[tuple[str, str]] = ()
     configuration: str = ""
     split: str = "test"
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model is told conditions of the data."""
+        return bool(self.model.select(self.data.conditions_of(self.split)))
 
     @property
     def held_out(self) -> Tensor:
@@ -109,7 +114,9 @@ def report_training(
         return {}
     drawn = {}
     for name, sampler in samplers.items():
-        drawn[name] = draw_samples(model, sampler, data.codec, count, **options)
+        drawn[name] = draw_samples(
+            model, sampler, data.codec, count, cond=data.conditions_of(trained.split), **options
+        )
         save_samples(drawn[name], data.codec, folder, name)
     evaluation = evaluate() if known else None
     scores: list[Score] = []
@@ -202,7 +209,7 @@ def _baselines(trained: Trained) -> list[Score]:
     """Fits the classical densities to the same training set."""
     data = trained.data
     train, validation, held_out = (
-        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(data.split(split)))).cpu()
+        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(data.split(split)))).x.cpu()
         for split in ("train", "validation", trained.split)
     )
     fits = (gaussian_baseline(train, held_out), mixture_baseline(train, validation, held_out))
@@ -217,15 +224,19 @@ def _baselines(trained: Trained) -> list[Score]:
                 estimate.mean,
                 estimate.standard_error,
                 unit,
-                "fitted to the same training set",
+                "fitted to the same training set"
+                + (", without conditions" if trained.conditional else ""),
             )
         )
     return scores
 
 
 def _exact(trained: Trained) -> list[Score]:
-    """Scores the data's own density, where it is known: no model can be better."""
-    if trained.data.log_prob is None:
+    """Scores the data's own density, where it is known: no model can be better.
+
+    A model that is told conditions can be: its density is another.
+    """
+    if trained.data.log_prob is None or trained.conditional:
         return []
     estimate = Estimate.of(-trained.data.log_prob(trained.held_out))
     return [
@@ -315,7 +326,7 @@ def _plane_figures(
             plots.scatter_comparison(panels, folder / "comparison.png", _extent(data)),
         ),
     ]
-    if has_density(data):
+    if has_density(data) and not trained.conditional:
         figures.append(_density_figure(trained, likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
@@ -360,8 +371,11 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
         times.append(step.t.cpu().expand(_PATHS))
         states.append(trained.data.decode(step.x.cpu(), rounded=False))
 
+    codec, known = trained.data.codec, trained.data.conditions_of(trained.split)
+    drawing = Drawing(trained.model, sampler, codec, trained.seed, cond=known)
+    cond = drawing.conditions(range(_PATHS))
     shape = (_PATHS, *trained.data.shape)
-    sampler(trained.model, shape, seed=trained.seed, callback=remember)
+    sampler(trained.model, shape, seed=trained.seed, callback=remember, **cond)
     return torch.stack(times), torch.stack(states)
 
 
