@@ -393,10 +393,17 @@ def _data_identity(data: Any, split: str, model: Any) -> dict[str, str]:
     values, told = data.split(split), model.select(data.conditions_of(split))
     kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
     return {
-        "data": f"{kind}, {fingerprint(values)}",
+        "data": f"{kind}, {_digest(values)}",
         "split": split,
         **{name: fingerprint(values) for name, values in told.items()},
     }
+
+
+def _digest(values: Any) -> str:
+    """Returns the fingerprint of raw examples, also of those that do not fit into memory."""
+    if isinstance(values, torch.Tensor):
+        return fingerprint(values)
+    return fingerprint(*(fingerprint(part) for part in values.chunks()))
 
 
 def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Path) -> None:

@@ -9,6 +9,7 @@ from scoresde.data.dequantisation import (
     TruncatedNormalDequantisation,
     UniformDequantisation,
 )
+from scoresde.data.examples import DatasetExamples, Examples, MappedExamples
 from scoresde.data.files import array
 from scoresde.data.images import folder
 from scoresde.data.published import cifar10, fashion_mnist, mnist
@@ -35,9 +36,12 @@ __all__ = [
     "Batch",
     "Checkerboard",
     "Dataset",
+    "DatasetExamples",
     "Density",
     "Dequantisation",
+    "Examples",
     "GeometricAugmentation",
+    "MappedExamples",
     "Mixture",
     "Moons",
     "Scaling",

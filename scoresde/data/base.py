@@ -9,7 +9,7 @@ standard deviation over the training examples.
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, final
@@ -22,6 +22,7 @@ from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
 from scoresde.data.conditions import check_condition
+from scoresde.data.examples import Examples, as_examples, paired
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
@@ -87,10 +88,13 @@ class Batch:
 class Dataset:
     """Raw examples in three splits, and the codec between raw and model units.
 
+    A split may be larger than memory: see :class:`~scoresde.data.Examples`.
+
     Arguments:
         name: What the data is called in results.
         train: Raw training examples, with shape ``(N, *)``: uint8 or int16 (quantised), or
-            float32 or float64 (real-valued). Images are channels first.
+            float32 or float64 (real-valued). Images are channels first. Or a map-style data set
+            of torch of such examples.
         validation: Likewise, for choices.
         test: Likewise, for results.
         codec: The map to model units and back.
@@ -116,9 +120,9 @@ class Dataset:
     """
 
     name: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    train: Tensor | Examples
+    validation: Tensor | Examples
+    test: Tensor | Examples
     codec: Codec
     flip: bool = False
     log_prob: Callable[[Tensor], Tensor] | None = None
@@ -126,6 +130,8 @@ class Dataset:
     conditions: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for split in SPLITS:
+            object.__setattr__(self, split, as_examples(getattr(self, split)))
         for split in SPLITS:
             self._check(split)
         sizes = [len(self.split(split)) for split in SPLITS]
@@ -145,7 +151,7 @@ class Dataset:
     @staticmethod
     def of(
         name: str,
-        splits: Sequence[Tensor],
+        splits: Sequence[Tensor | Examples | Any],
         levels: int | None = None,
         flip: bool = False,
         standardise: bool | Standardisation = True,
@@ -167,7 +173,7 @@ class Dataset:
             centred: Whether quantised data fills [-1, 1], or else [0, 1].
             labels: The condition ``label``.
         """
-        train, validation, test = splits
+        train, validation, test = map(as_examples, splits)
         if levels is not None:
             codec = Affine.of_levels(train.shape[1:], levels, centred)
         else:
@@ -196,21 +202,28 @@ class Dataset:
                 f"{' or '.join(map(str, needed))} (quantised data is integer and has levels, "
                 "real-valued data is float32 or float64)."
             )
+        if isinstance(raw, Examples):  # whoever maps an array has looked at it
+            return
         if self.levels is None:
             check_finite(raw)
         elif self.levels != 256 and (raw.min() < 0 or raw.max() >= self.levels):
             check_range(raw.cpu().numpy(), self.levels)
 
-    def split(self, name: str) -> Tensor:
+    def split(self, name: str) -> Tensor | Examples:
         """Returns the raw examples of ``train``, ``validation`` or ``test``."""
         if name not in SPLITS:
             raise InputError(f"split={name!r} is unknown; give one of {', '.join(SPLITS)}.")
         return getattr(self, name)
 
-    def conditions_of(self, split: str) -> dict[str, Tensor]:
-        """Returns the conditions of all examples of a split, by name."""
-        self.split(split)
-        return {name: parts[SPLITS.index(split)] for name, parts in self.conditions.items()}
+    def conditions_of(self, split: str, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
+        """Returns the conditions of some examples of a split, or of all, by name."""
+        raw = self.split(split)
+        told = raw.conditions(rows) if isinstance(raw, Examples) else {}
+        return {**told, **self._listed(split, rows)}
+
+    def _listed(self, split: str, rows: Tensor | slice) -> dict[str, Tensor]:
+        own = {name: parts[SPLITS.index(split)] for name, parts in self.conditions.items()}
+        return {name: values[_on(rows, values)] for name, values in own.items()}
 
     @property
     def labels(self) -> Sequence[Tensor] | None:
@@ -261,12 +274,15 @@ class Dataset:
     @cached_property
     def sigma_data(self) -> float:
         """The root mean square of the training data in model units."""
-        if self.codec.scale is None:
-            x = self.encode(self.train[:_MEASURED])
+        train = self.train
+        if self.codec.scale is None or (self.levels is None and isinstance(train, Examples)):
+            x = self.encode(train[:_MEASURED])
             return float(x.double().square().mean().sqrt())
         if self.levels is None:
-            return float(self.encode(self.train).double().square().mean().sqrt())
-        counts = torch.bincount(self.train.flatten(), minlength=self.levels).double()
+            return float(self.encode(train[:]).double().square().mean().sqrt())
+        parts = train.chunks() if isinstance(train, Examples) else [train]
+        counts = sum(torch.bincount(part.flatten(), minlength=self.levels) for part in parts)
+        counts = torch.as_tensor(counts).double()
         squares = self.encode(torch.arange(self.levels, device=counts.device)).double().square()
         return math.sqrt(float(counts @ squares) / self.train.numel())
 
@@ -301,12 +317,37 @@ class Dataset:
         Returns:
             The batch, on the device of the data.
         """
-        raw = self.split(split)
-        # A program that feeds a GPU need not wait for it; the way back is not safe without.
-        indices = streams.indices.to(raw.device, non_blocking=raw.is_cuda)
-        cond = {name: values[indices] for name, values in self.conditions_of(split).items()}
-        x = self._encoded(raw[indices], split, Streams(streams.seed, indices), draw)
-        return Batch(x, cond)
+        raw, rows = self.split(split), streams.indices
+        if isinstance(raw, Examples):
+            read, told = raw.read(rows.cpu())
+            there = {name: raw.moved(values) for name, values in told.items()}
+            return self._batch(raw.moved(read), there, split, streams, draw)
+        return self._batch(raw[_on(rows, raw)], {}, split, streams, draw)
+
+    def batches(
+        self, split: str, orders: Iterator[tuple[int, Tensor]], seed: int
+    ) -> Iterator[tuple[int, Streams, Batch]]:
+        """Yields the batches of many orders, which are read ahead where a data set has workers.
+
+        Arguments:
+            split: As in :meth:`batch`.
+            orders: The draw of each batch, and its rows, int64 ``(B,)``.
+            seed: The seed of the streams.
+
+        Returns:
+            The draw, the streams and the batch, as :meth:`batch` returns it.
+        """
+        for draw, rows, raw, told in paired(self.split(split), orders):
+            streams = Streams(seed, rows)
+            yield draw, streams, self._batch(raw, told, split, streams, draw)
+
+    def _batch(
+        self, raw: Tensor, told: dict[str, Tensor], split: str, streams: Streams, draw: int
+    ) -> Batch:
+        """Returns the batch of raw examples that have been read."""
+        streams = Streams(streams.seed, _on(streams.indices, raw))
+        cond = {**told, **self._listed(split, streams.indices)}
+        return Batch(self._encoded(raw, split, streams, draw), cond)
 
     def _encoded(self, x: Tensor, split: str, streams: Streams, draw: int) -> Tensor:
         mirrored = self.flip and split == "train"
@@ -318,13 +359,23 @@ class Dataset:
         return _flip(x, streams, draw) if mirrored else x
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """Moves all examples to a device."""
+        """Moves all examples to a device; those that are read when needed are moved then."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
         known = {k: [part.to(device) for part in parts] for k, parts in self.conditions.items()}
         return replace(self, train=train, validation=validation, test=test, conditions=known)
 
 
-def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
+def _on(rows: Any, values: Tensor) -> Any:
+    """Returns rows on the device of the values that they index.
+
+    A program that feeds a GPU need not wait for it; the way back is not safe without.
+    """
+    return (
+        rows.to(values.device, non_blocking=values.is_cuda) if isinstance(rows, Tensor) else rows
+    )
+
+
+def _real(train: Tensor | Examples, standardise: bool | Standardisation) -> Affine:
     """Returns the codec of real-valued data."""
     if train.numel() == 0:  # which has no numbers, and is refused as it is
         return Affine(train.shape[1:])
@@ -336,7 +387,8 @@ def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
             f"standardise must be true, false or a Standardisation, got {how!r}; use Whole() for "
             "one scale of all (data.standardise={_target_:scoresde.codec.Whole})."
         )
-    check_finite(train)
+    if isinstance(train, Tensor):
+        check_finite(train)
     return how(train)
 
 

@@ -30,11 +30,12 @@ def check_conditions(model: Model, data: Dataset) -> list[str]:
     """
     if "label" in data.conditions:
         check_classes(model, max(int(part.max()) for part in data.conditions["label"]))
+    given = data.conditions_of("train", slice(1))
     return [
         f"{name} must be given for the examples of {data.name}, got none: the network counts it "
         "as absent; give the data set conditions, or build the network without."
         for name in needed(model)
-        if name not in data.conditions
+        if name not in given
     ]
 
 

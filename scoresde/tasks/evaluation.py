@@ -33,6 +33,8 @@ from scoresde.model import ScoreFunction
 from scoresde.streams import Streams
 from scoresde.tasks.parts import Columns, Parts, gather
 
+_NUMBERS = 2**21  # the most of which moments are taken
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -258,8 +260,7 @@ def _probability(
     draws: Draws,
 ) -> LogProbability:
     """Evaluates the log-probabilities of integers by several dequantisations."""
-    rows = streams.indices
-    known = {k: v[rows.to(v.device)] for k, v in data.conditions_of(split).items()}
+    known = data.conditions_of(split, streams.indices)
     return log_probability(
         likelihood,
         model,
@@ -313,7 +314,7 @@ def check_density(data: Dataset) -> None:
 
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     """How far the noised training data is from the prior, in nats, by their moments."""
-    train = data.train[:2048].cpu()
+    train = data.train[: min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))].cpu()
     return float(prior_mismatch(model.sde, *spectrum(data.encode(train).double())))
 
 

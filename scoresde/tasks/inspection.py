@@ -47,7 +47,7 @@ class Inspection:
             self.sampler,
             self.data.codec,
             self.count,
-            cond=self.data.conditions_of("validation"),
+            cond=self.data.conditions_of("validation", slice(self.count)),
             progress=False,
             **options,
         )

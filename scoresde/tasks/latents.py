@@ -58,7 +58,7 @@ def encode_data(
         )
     values = data.split(split)
     count = len(values) if examples is None else min(len(values), examples)
-    known = {name: c[:count] for name, c in model.select(data.conditions_of(split)).items()}
+    known = model.select(data.conditions_of(split, slice(count)))
 
     def compute(piece: range) -> Columns:
         clock = time.perf_counter()

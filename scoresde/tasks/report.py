@@ -27,6 +27,7 @@ from scoresde.train import level_curves, read_metrics
 
 _BASELINE_SEED = 0
 _PIXELS = 96
+_IN_MEMORY = 2**24  # bytes of examples that are too many to be kept in memory
 _PATHS = 64
 _OWN = "this model"
 
@@ -59,12 +60,12 @@ class Trained:
     @property
     def conditional(self) -> bool:
         """Whether the model is told conditions of the data."""
-        return bool(self.model.select(self.data.conditions_of(self.split)))
+        return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
 
     @property
     def held_out(self) -> Tensor:
-        """The examples that it is measured with, on the CPU."""
-        return self.data.split(self.split).cpu()
+        """The raw examples that it is measured with, on the CPU; of very many the first."""
+        return in_memory(self.data, self.split)
 
 
 def report_training(
@@ -115,7 +116,12 @@ def report_training(
     drawn = {}
     for name, sampler in samplers.items():
         drawn[name] = draw_samples(
-            model, sampler, data.codec, count, cond=data.conditions_of(trained.split), **options
+            model,
+            sampler,
+            data.codec,
+            count,
+            cond=data.conditions_of(trained.split, slice(count)),
+            **options,
         )
         save_samples(drawn[name], data.codec, folder, name)
     evaluation = evaluate() if known else None
@@ -209,7 +215,7 @@ def _baselines(trained: Trained) -> list[Score]:
     """Fits the classical densities to the same training set."""
     data = trained.data
     train, validation, held_out = (
-        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(data.split(split)))).x.cpu()
+        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(in_memory(data, split)))).x.cpu()
         for split in ("train", "validation", trained.split)
     )
     fits = (gaussian_baseline(train, held_out), mixture_baseline(train, validation, held_out))
@@ -354,10 +360,19 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
     )
 
 
+def in_memory(data: Dataset, split: str) -> Tensor:
+    """Returns raw examples on the CPU: all, or as many of the first as fit in 16 MiB."""
+    raw = data.split(split)
+    if isinstance(raw, Tensor):
+        return raw.cpu()
+    size = raw.numel() // len(raw) * raw.dtype.itemsize
+    return raw.cpu()[: max(1, _IN_MEMORY // size)]
+
+
 def _extent(data: Dataset) -> plots.Extent:
     """Returns what is in view: a square, or a rectangle where columns have their own scales."""
     if data.codec.scale is not None:
-        return plots.square(data.train.cpu())
+        return plots.square(in_memory(data, "train"))
     a, b, c, d = frame(data.codec)
     x, y = 0.1 * (b - a), 0.1 * (d - c)
     return (a - x, b + x, c - y, d + y)
@@ -371,7 +386,8 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
         times.append(step.t.cpu().expand(_PATHS))
         states.append(trained.data.decode(step.x.cpu(), rounded=False))
 
-    codec, known = trained.data.codec, trained.data.conditions_of(trained.split)
+    codec = trained.data.codec
+    known = trained.data.conditions_of(trained.split, slice(_PATHS))
     drawing = Drawing(trained.model, sampler, codec, trained.seed, cond=known)
     cond = drawing.conditions(range(_PATHS))
     shape = (_PATHS, *trained.data.shape)

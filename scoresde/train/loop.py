@@ -63,13 +63,14 @@ def batches(
     ``augment`` tells the network how examples were augmented. The first ``start`` batches are
     left out, at no cost; of each only a ``part`` is made.
     """
-    for epoch, rows in orders(len(data.train), batch_size, seed, start):
-        streams = Streams(seed, rows[part])
-        batch = data.batch("train", streams, epoch)
-        if augment is not None:
+    found = orders(len(data.train), batch_size, seed, start)
+    mine = ((epoch, rows[part]) for epoch, rows in found)
+    for epoch, streams, batch in data.batches("train", mine, seed):
+        if augment is None:
+            yield batch
+        else:
             x, labels = augment(batch.x, streams, epoch)
-            batch = Batch(x, {**batch.cond, "augment": labels})
-        yield batch
+            yield Batch(x, {**batch.cond, "augment": labels})
 
 
 def train(
