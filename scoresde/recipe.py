@@ -14,7 +14,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from scoresde.errors import InputError
@@ -30,7 +30,8 @@ ROOMS = tuple(
     )
 )
 # What has another name than in an earlier release: modules, classes and functions by their dotted
-# names, arguments as CLASS.ARGUMENT (to their new name alone), and sections of a recipe.
+# names, arguments as CLASS.ARGUMENT (to their new name alone, or to ARGUMENT.FIELD if they are now
+# a field of an object), and sections of a recipe.
 MOVED = {
     "scoresde.bound": "scoresde.likelihood",
     "scoresde.cutoff": "scoresde.likelihood",
@@ -60,6 +61,26 @@ MOVED = {
     "scoresde.ScoreModel.label": "noise_label",
     "scoresde.model.ScoreModel.label": "noise_label",
     "scoresde.sample.Restart.loops": "intervals",
+    "scoresde.nn.UNet.heads": "attention.heads",
+    "scoresde.nn.UNet.head_width": "attention.head_width",
+    "scoresde.nn.UNet.attend_after_each": "attention.after_each",
+    "scoresde.nn.UNet.transition": "architecture.transition",
+    "scoresde.nn.UNet.resampling": "architecture.resampling",
+    "scoresde.nn.UNet.input_pyramid": "architecture.input_pyramid",
+    "scoresde.nn.UNet.output_pyramid": "architecture.output_pyramid",
+    "scoresde.nn.UNet.activation": "architecture.activation",
+    "scoresde.nn.UNet.norm": "architecture.norm",
+    "scoresde.nn.UNet.groups": "architecture.norm.exceptions",
+    "scoresde.nn.UNet.rescale": "architecture.rescale",
+    "scoresde.nn.UNet.init_scale": "architecture.init_scale",
+    "scoresde.nn.UNet.conditional": "architecture.conditional",
+}
+# The arguments that take the objects of ARGUMENT.FIELD: the class of each, and the field that a
+# plain value in its place stands for.
+OBJECTS = {
+    "scoresde.nn.UNet.attention": ("scoresde.nn.AttentionLayout", "levels"),
+    "scoresde.nn.UNet.architecture": ("scoresde.nn.Architecture", ""),
+    "scoresde.nn.Architecture.norm": ("scoresde.nn.Groups", ""),
 }
 # Classes that another one replaces, with other numbers: unfinished work of theirs is not resumed.
 REPLACED = ("scoresde.divergence.HutchPlusPlus",)
@@ -108,12 +129,33 @@ def _updated(tree: Any) -> Any:
     if not isinstance(tree.get("_target_"), str):
         return {key: _updated(value) for key, value in tree.items()}
     target = current(tree["_target_"])
-    arguments = {
-        MOVED.get(f"{_in_room(target)}.{key}", key): _updated(value)
-        for key, value in tree.items()
-        if key != "_target_"
-    }
-    return {"_target_": target, **arguments}
+    owner, arguments = _in_room(target), {"_target_": target}
+    for key, value in tree.items():
+        if key != "_target_":
+            path = MOVED.get(f"{owner}.{key}")
+            _put(arguments, owner, path.split(".") if path else [key], _updated(value))
+    return arguments
+
+
+def _put(arguments: dict[Any, Any], owner: str, path: Sequence[Any], value: Any) -> None:
+    """Puts a value among the arguments of a class, or among those of an object in them."""
+    (name, *rest), argument = path, f"{owner}.{path[0]}"
+    if argument not in OBJECTS:
+        arguments[name] = value
+        return
+    kind, plain = OBJECTS[argument]
+    inside = arguments.setdefault(name, {"_target_": kind})
+    if not rest:
+        inside |= _fields(value, plain)
+    elif value is not None:  # which was the default of all that has moved into an object
+        _put(inside, kind, rest, value)
+
+
+def _fields(value: Any, plain: str) -> Mapping[str, Any]:
+    """Returns the fields of an object that a value in its place stands for."""
+    if isinstance(value, Mapping):
+        return value
+    return {} if value is None else {plain: value}
 
 
 def renamed(module: str) -> Callable[[str], Any]:
@@ -136,22 +178,49 @@ def renamed(module: str) -> Callable[[str], Any]:
 def accepts_moved(kind: type[Kind]) -> type[Kind]:
     """Has a class accept its arguments that have moved (``MOVED``), with a warning."""
     moved, original = moved_arguments(kind), kind.__init__
+    owner, signature = _in_room(f"{kind.__module__}.{kind.__name__}"), inspect.signature(kind)
 
     @functools.wraps(original)
     def init(self: Any, *values: Any, **named: Any) -> None:
-        for old in moved.keys() & named.keys():
-            if moved[old] in named:
+        old = {name: named.pop(name) for name in moved if name in named}
+        if old:  # those given by place too: one of them may be an object that gets a field
+            values, named = (), dict(signature.bind_partial(*values, **named).arguments)
+        for name, value in old.items():
+            new, *path = moved[name].split(".")
+            if new in named and not path:
                 raise TypeError(
-                    f"{kind.__name__} was given {old} and {moved[old]}, which are the same; pass "
-                    f"{moved[old]} alone."
+                    f"{kind.__name__} was given {name} and {new}, which are the same; pass "
+                    f"{new} alone."
                 )
-            text = f"The argument {old} of {kind.__name__} is now {moved[old]}."
+            text = f"The argument {name} of {kind.__name__} is now {_form(owner, new, path)}."
             warnings.warn(text, FutureWarning, stacklevel=2)
-            named[moved[old]] = named.pop(old)
+            named[new] = _with_field(f"{owner}.{new}", named.get(new), path, value)
         original(self, *values, **named)
 
     kind.__init__ = init  # type: ignore[method-assign]
     return kind
+
+
+def _form(owner: str, name: str, path: Sequence[str]) -> str:
+    """Returns how an argument is written: its name, with a field also the object that has it."""
+    if not path:
+        return name
+    kind, _ = OBJECTS[f"{owner}.{name}"]
+    inner = _form(kind, path[0], path[1:])
+    return f"{name}={_last(kind)}({inner}{'' if '=' in inner else '=...'})"
+
+
+def _with_field(argument: str, thing: Any, path: Sequence[str], value: Any) -> Any:
+    """Returns what an argument is to be: a value, or its object with the value in a field."""
+    if not path:
+        return value
+    name, plain = OBJECTS[argument]
+    kind = _locate(name, ())
+    made = thing if isinstance(thing, kind) else kind(**_fields(thing, plain))
+    if value is None:  # as in _put
+        return made
+    inner = _with_field(f"{name}.{path[0]}", getattr(made, path[0]), path[1:], value)
+    return dataclasses.replace(made, **{path[0]: inner})
 
 
 def moved_arguments(kind: type) -> dict[str, str]:

@@ -71,6 +71,7 @@ from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalC
 from scoresde.model import ReversedIndex, Sigma
 from scoresde.nn import (
     MLP,
+    Architecture,
     FIRResampling,
     FourierEmbedding,
     InputResidual,
@@ -225,7 +226,6 @@ def unet(label="noise_level", dtype=torch.float64, **more):
         multipliers=(1, 2),
         blocks=1,
         attention=(1,),
-        heads=1,
         dropout=0.0,
         embedding=embedding(label),
         **more,
@@ -634,7 +634,10 @@ def networks():
     yield "exact/mlp32", mlp(dtype=torch.float32)(x.float(), c.float())
     yield "exact/unet", unet()(image, c)[:, :, ::3, ::3]
     yield "exact/unet32", unet(dtype=torch.float32)(image.float(), c.float())[:, :, ::3, ::3]
-    net = unet(resampling=FIRResampling(kernel=(1, 3, 3, 1)), input_pyramid=InputResidual())
+    ncsnpp = Architecture(
+        resampling=FIRResampling(kernel=(1, 3, 3, 1)), input_pyramid=InputResidual()
+    )
+    net = unet(architecture=ncsnpp)
     yield "exact/ncsnpp", net(image, c)[:, :, ::3, ::3]
     for label in ("noise_level", "scaled_time", "sigma"):
         yield f"exact/embedding/{label}", embedding(label)(c.abs().float())
@@ -651,7 +654,6 @@ def networks():
         multipliers=(1,),
         blocks=1,
         attention=(),
-        heads=1,
         dropout=0.0,
         embedding=embedding("noise_level"),
     )

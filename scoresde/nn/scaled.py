@@ -70,8 +70,9 @@ class ScaledBySigma(Constants):
             one below it. ``None``: the label is the noise level.
 
     Example:
-        >>> from scoresde.nn import UNet
-        >>> network = ScaledBySigma(UNet((1, 8, 8), width=8, init_scale=1.0))
+        >>> from scoresde.nn import Architecture, UNet
+        >>> alive = Architecture(init_scale=1.0)
+        >>> network = ScaledBySigma(UNet((1, 8, 8), width=8, architecture=alive))
         >>> network(torch.ones(2, 1, 8, 8), torch.tensor([0.1, 10.0])).shape
         torch.Size([2, 1, 8, 8])
     """
