@@ -86,6 +86,7 @@ OBJECTS = {
 REPLACED = ("scoresde.divergence.HutchPlusPlus",)
 _LONGEST = max(map(len, MOVED))
 _LONGEST_NAME = 1000  # of a class, with its module
+_GIVEN = "_given_arguments"  # of an object of a describable class
 # The names of the activations, of which a network takes one, are torch's.
 _BUILTIN = ("scoresde", "torch.nn")
 _ACTIVATIONS = ("torch.nn.modules.activation",)
@@ -325,8 +326,8 @@ def describe(thing: Any) -> Any:
     It names what differs from the defaults.
 
     Arguments:
-        thing: A frozen dataclass of this package, a plain value, or a list, tuple or mapping of
-            them.
+        thing: A frozen dataclass of this package, an object of a :func:`describable` class, a
+            plain value, or a list, tuple or mapping of them.
 
     Raises:
         InputError: If it is something else.
@@ -337,14 +338,37 @@ def describe(thing: Any) -> Any:
         return [describe(value) for value in thing]
     if isinstance(thing, Mapping) and "_target_" not in thing:
         return {key: describe(value) for key, value in thing.items()}
-    parameters = getattr(thing, "__dataclass_params__", None)
-    name = _public(type(thing)) if parameters is not None and parameters.frozen else None
-    if name is None:
+    kind, parameters = type(thing), getattr(thing, "__dataclass_params__", None)
+    kept = getattr(thing, _GIVEN, None) is not None
+    known = kept or (parameters is not None and parameters.frozen)
+    name = _public(kind) if known else None
+    if name is None and kept:  # a user's class
+        name = f"{kind.__module__}.{kind.__qualname__}"
+    if name is None or "<" in name or name.startswith("__main__."):
         raise InputError(
-            "What a recipe describes must be plain values and frozen dataclasses of scoresde, got "
-            f"{brief(thing)}; write its recipe by hand."
+            "What a recipe describes must be plain values, frozen dataclasses of scoresde and "
+            f"objects of describable classes of a module, got {brief(thing)}; write its recipe by "
+            "hand, or put @scoresde.recipe.describable over its class."
         )
     return {"_target_": name, **{key: describe(value) for key, value in changed(thing).items()}}
+
+
+def describable(kind: type[Kind]) -> type[Kind]:
+    """Has the objects of a class keep the arguments they are made of, for :func:`describe`.
+
+    It serves classes that are no dataclasses, such as networks; a subclass asks for itself.
+    """
+    original, signature = kind.__init__, inspect.signature(kind)
+
+    @functools.wraps(original)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        if type(self) is kind:
+            with contextlib.suppress(TypeError):  # what does not fit, the class refuses itself
+                vars(self)[_GIVEN] = dict(signature.bind(*values, **named).arguments)
+        original(self, *values, **named)
+
+    kind.__init__ = init  # type: ignore[method-assign]
+    return kind
 
 
 def _public(kind: type) -> str | None:
@@ -358,9 +382,11 @@ def _public(kind: type) -> str | None:
 
 
 def changed(thing: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass object that are not at their defaults."""
+    """Returns the fields, or the kept arguments, of an object that are not at their defaults."""
     usual, nothing = defaults(type(thing)), object()
-    given = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+    given = getattr(thing, _GIVEN, None)
+    if given is None:
+        given = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
     return {k: v for k, v in given.items() if not _equal(v, usual.get(k, nothing))}
 
 

@@ -11,12 +11,13 @@ from scoresde.model.noise_label import NoiseLabel, NoiseLevel
 from scoresde.model.parametrisation import Pair, Parametrisation, Preconditioned
 from scoresde.nn.embedding import takes
 from scoresde.passes import count_pass
-from scoresde.recipe import accepts_moved
+from scoresde.recipe import accepts_moved, describable
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand
 
 
 @accepts_moved
+@describable
 class ScoreModel(ScoreFunction):
     """A network plus an SDE.
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_whole, initialise
+from scoresde.recipe import describable
 
 _SEED = 0
 
@@ -59,6 +60,7 @@ class Embedding(nn.Module, ABC):
         """Returns the features of each label, ``(B,)`` to ``(B, width)``."""
 
 
+@describable
 class PositionalEmbedding(Embedding):
     r"""Sines and cosines of geometrically spaced frequencies.
 
@@ -95,6 +97,7 @@ class PositionalEmbedding(Embedding):
         return _sines(c.unsqueeze(1) * frequencies)
 
 
+@describable
 class FourierEmbedding(Embedding):
     r"""Sines and cosines of random frequencies, which are not trained.
 

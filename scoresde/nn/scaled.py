@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import Constants, check_whole
+from scoresde.recipe import describable
 from scoresde.shapes import expand
 
 
@@ -61,6 +62,7 @@ class GeometricSigmas(Sequence[float]):
         return float(self.sigma_max ** (1 - share) * self.sigma_min**share)
 
 
+@describable
 class ScaledBySigma(Constants):
     """A network whose output is divided by the noise level that its label tells.
 

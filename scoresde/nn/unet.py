@@ -52,12 +52,13 @@ from scoresde.nn.basics import check_flag, check_whole, check_wholes
 from scoresde.nn.blocks import AttentionLayout, Parts, Transition, conv3x3
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
-from scoresde.recipe import accepts_moved
+from scoresde.recipe import accepts_moved, describable
 
 _LEAST_WIDTH = 4
 
 
 @accepts_moved
+@describable
 class UNet(nn.Module):
     """A U-Net that starts as the zero function.
 

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,8 +17,10 @@ from scoresde.data import Dataset, check_conditions, check_scales, split_indices
 from scoresde.errors import InputError
 from scoresde.loss import DenoisingScoreMatching, EDMWeighting, Loss
 from scoresde.model import Model, ScoreFunction, check_model
+from scoresde.recipe import describe
 from scoresde.shapes import check_data
 from scoresde.times import LogNormalTimes
+from scoresde.train.checkpoint import NAME, Checkpoint
 from scoresde.train.loop import batches
 from scoresde.train.training import Training
 from scoresde.train.update import Update
@@ -41,12 +44,13 @@ def fit(
     ema: float = 0.999,
     seed: int = 0,
     device: torch.device | str | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Kind:
     """Trains a model, and returns it with the averaged weights of the least held-out loss.
 
-    Nothing is written. Batches, times and noise are functions of the seed and the step; a data
-    set gives the batches of :func:`scoresde.train.train`.
+    Nothing is written unless a folder is given. Batches, times and noise are functions of the
+    seed and the step; a data set gives the batches of :func:`scoresde.train.train`.
 
     Arguments:
         model: The model; it is trained in place, and a copy is returned.
@@ -64,11 +68,14 @@ def fit(
         ema: The decay of the weights' average, in [0, 1).
         seed: Seed of the split, the batches, the times and the noise.
         device: The device to train on; by default the model's.
+        folder: Where the best weights so far are kept, for :func:`scoresde.load`; made if need
+            be.
         progress: Whether to show a progress bar.
 
     Raises:
         InputError: If an argument is out of range, the data do not suit the model, or the loss is
-            not finite in the end.
+            not finite in the end; if the folder holds a checkpoint, or the model cannot be
+            described.
 
     Example:
         >>> from scoresde import ScoreModel, VPSDE
@@ -82,6 +89,7 @@ def fit(
     model = model if device is None else model.to(device)
     source = _source(data, held_out, seed)
     _warn(source, model, loss)
+    keep = _keeper(model, source, folder, seed)
     training = Training(steps=steps, batch_size=batch_size, ema=ema)
     adam = functools.partial(torch.optim.Adam, lr=2e-3)
     update = Update(model, loss, training, optimizer or adam, seed=seed)
@@ -98,6 +106,7 @@ def fit(
             bar.set_postfix(held_out=f"{value:.4g}")
             if value < least:
                 least, best = value, copy.deepcopy(average.state_dict())
+                keep(model.state_dict(), best, step + 1)
     bar.close()
     if best is None:
         raise InputError(
@@ -135,6 +144,31 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
 
     conditions = {name: splits(values) for name, values in cond.items()}
     return Dataset.of("data", splits(x), standardise=False, conditions=conditions)
+
+
+def _keeper(
+    model: Model, data: Dataset, folder: str | Path | None, seed: int
+) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
+    """Returns what writes weights, their averages and the number of updates, if asked for."""
+    if folder is None:
+        return lambda weights, averages, done: None
+    place = Path(folder).expanduser()
+    if (place / NAME).exists():
+        raise InputError(
+            f"folder must hold no checkpoint, got {place}, which has {NAME}; give another one."
+        )
+    recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"folder must be one that can be made, got {place} ({error.strerror}); give another."
+        ) from error
+
+    def keep(weights: dict[str, Any], averages: dict[str, Any], done: int) -> None:
+        Checkpoint(recipe, weights, averages, done, seed).save(place / NAME)
+
+    return keep
 
 
 def _warn(data: Dataset, model: Model, loss: Loss) -> None:
