@@ -107,7 +107,9 @@ def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: fl
     if count == 0:
         return []
     loading = vectors[:, 0].abs()
-    part = kept[loading > _LOADING * loading.max()]
+    together = loading > _LOADING * loading.max()
+    together[loading.topk(2).indices] = True  # a tie takes two
+    part = kept[together]
     more = f" (and {count - 1} more)" if count > 1 else ""
     return [
         f"{_names(part, shape)} are nearly tied: a combination of them has the standard deviation "
