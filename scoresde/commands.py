@@ -32,10 +32,11 @@ from scoresde.configuration import (
     random_data,
     stored_averages,
     try_model,
+    undivided,
 )
 from scoresde.errors import InputError, check_count
 from scoresde.tasks.identity import fingerprint
-from scoresde.tasks.parts import Parts, Rank
+from scoresde.tasks.parts import SUBSET, Parts, Rank
 from scoresde.tasks.summary import format_table
 
 log = logging.getLogger("scoresde")
@@ -242,7 +243,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     sampler = instantiate(config.sampler, "sampler")
     identity = {
         **_identity(checkpoint, config),
-        **_data_identity(data, config.split, model),
+        **_data_identity(data, config, model),
         "sampler": sampler,
     }
     results = encode_data(
@@ -310,14 +311,16 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_draws(data, draws)
     sets = {PARTS: data}
     if config.get("ood") is not None:
-        other = replace(build_data(config.ood).to(model.device), codec=data.codec)
+        given_ood = OmegaConf.to_container(config.ood, resolve=True)
+        other = build_data(undivided(given_ood, "ood", data.codec))
+        other = replace(other.to(model.device), codec=data.codec)
         check_comparable(data, other)
         sets["parts_ood"] = other
     evaluated = []
     for name, one in sets.items():
         identity = {
             **_identity(checkpoint, config),
-            **_data_identity(one, config.split, model),
+            **_data_identity(one, config, model),
             "likelihood": exact,
             "draws": draws,
         }
@@ -334,7 +337,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
             parts=parts,
             progress=config.progress and rank_of().index == 0,
         )
-        evaluated.append(Evaluated(one, evaluation))
+        evaluated.append(Evaluated(one, evaluation, config.split))
     if rank_of().index > 0:
         return {}
     results = report_likelihood(
@@ -389,12 +392,15 @@ def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
     return identity if plain else {**identity, "precision": config.precision}
 
 
-def _data_identity(data: Any, split: str, model: Any) -> dict[str, str]:
+def _data_identity(data: Any, config: DictConfig, model: Any) -> dict[str, str]:
+    split = config.split
     values, told = data.split(split), model.select(data.conditions_of(split))
+    some = config.examples is not None and config.examples < len(values)
     kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
     return {
         "data": f"{kind}, {_digest(values)}",
         "split": split,
+        **({SUBSET: "a random subset"} if some else {}),
         **{name: fingerprint(values) for name, values in told.items()},
     }
 
@@ -421,7 +427,9 @@ def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Pat
             folder / "likelihood.json",
         )
     if "auroc" in results:
-        log.info("AUROC: %.4f ± %.4f", results["auroc"], results["auroc_standard_error"])
+        names = ("auroc", "auroc_standard_error", "auroc_typicality")
+        values = [results[name] for name in (*names, "auroc_typicality_standard_error")]
+        log.info("AUROC: %.4f ± %.4f; by typicality: %.4f ± %.4f", *values)
     log.info("Report: %s", folder / "report.html")
 
 

@@ -1,5 +1,6 @@
 """What a configuration means: the checks of its values, and the objects that it names."""
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scoresde.errors import InputError, check_count
+from scoresde.recipe import build, complete
 
 GROUPS = (
     *("data", "sde", "network", "parametrisation", "noise_label", "loss", "optimizer", "train"),
@@ -260,20 +262,60 @@ def merged(checkpoint: Any, section: str, kind: type, config: DictConfig) -> Any
 
     ``section=NAME`` replaces it whole; ``section.key=value`` changes that value alone.
     """
-    texts = given(section)
-    if any(text.startswith(f"{section}=") for text in texts):
+    if replaced(section):
         return (
             build_data(config.data) if section == "data" else instantiate(config[section], section)
         )
+    return _changed(checkpoint, section, config).build(section, kind, allowed(config))
+
+
+def replaced(section: str) -> bool:
+    """Returns whether the command line replaces a section of the checkpoint whole."""
+    return any(text.startswith(f"{section}=") for text in given(section))
+
+
+def changed_section(checkpoint: Any, section: str, config: DictConfig) -> dict[str, Any]:
+    """Returns the recipe of a section with what the command line changes of it."""
+    if replaced(section):
+        return OmegaConf.to_container(config[section], resolve=True)  # type: ignore[return-value]
+    return dict(_changed(checkpoint, section, config).recipe[section])
+
+
+def _changed(checkpoint: Any, section: str, config: DictConfig) -> Any:
     changed = checkpoint
-    for text in texts:
+    for text in given(section):
         key = text.partition("=")[0].removeprefix(f"{section}.")
         changed = changed.with_value(section, key, OmegaConf.select(config, f"{section}.{key}"))
-    return changed.build(section, kind, allowed(config))
+    return changed
+
+
+def undivided(plan: Any, section: str, codec: Any) -> dict[str, Any]:
+    """Returns the recipe of data that are evaluated whole, where their function divides them.
+
+    Their own mean and width do not matter, and integers have the levels of the model.
+    """
+    whole = {"fractions": None, "standardise": False, "levels": codec.levels}
+    said = [text.partition("=")[0].removeprefix(f"{section}.") for text in given(section)]
+    if "fractions" not in _parameters(plan) or "fractions" in said:
+        return dict(plan)
+    free = [key for key in whole if key in _parameters(plan) and key not in said]
+    return {**plan, **{key: whole[key] for key in free}}
+
+
+def _parameters(plan: Mapping[str, Any]) -> Sequence[str]:
+    """Returns the arguments that may be None of one of the functions for a user's own files."""
+    from scoresde.data import array, folder
+
+    own = {f"scoresde.data.{function.__name__}": function for function in (array, folder)}
+    function = own.get(str(plan.get("_target_")))
+    return list(inspect.signature(function).parameters) if function else ()
 
 
 def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
-    """Returns the checkpoint's data, or the data given, with the checkpoint's codec."""
+    """Returns the checkpoint's data, or the data given, with the checkpoint's codec.
+
+    Other data than those of the training are evaluated whole, unless a split is asked for.
+    """
     from scoresde.codec import Codec
     from scoresde.data import Dataset
 
@@ -284,8 +326,14 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
             "The checkpoint does not say its data; give some, such as data=folder "
             "data.path=FOLDER."
         )
-    data = merged(checkpoint, "data", Dataset, config)
     codec = checkpoint.build("units", Codec, allowed(config))
+    if given("data") and not given("split"):
+        plan = changed_section(checkpoint, "data", config)
+        if complete(plan) != complete(checkpoint.recipe.get("data")):
+            plan = undivided(plan, "data", codec)
+        data = build_data(plan) if replaced("data") else build(plan, allowed(config))
+    else:
+        data = merged(checkpoint, "data", Dataset, config)
     if (data.raw_shape, data.levels) != (tuple(codec.raw_shape), codec.levels):
         raise InputError(
             f"The data have the shape {data.raw_shape} and levels={data.levels}, the model's "

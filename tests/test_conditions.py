@@ -18,7 +18,7 @@ from scoresde import (
     ScoreModel,
     fit,
 )
-from scoresde.data import Dataset, check_conditions, digits, two_moons
+from scoresde.data import Dataset, check_conditions, digits, random_rows, two_moons
 from scoresde.data.toy import Mixture, Moons
 from scoresde.guidance import Clipped
 from scoresde.metrics import nats
@@ -273,7 +273,7 @@ def test_latents_keep_the_labels_of_their_examples(trained, tmp_path):
     program("task=sample", "latents=a/latents.npz", "hydra.run.dir=b", *words, cwd=tmp_path)
     for path in ("a/latents.npz", "b/samples.npz"):
         with np.load(tmp_path / path) as file:
-            assert file["label"].tolist() == digits().labels[2][:4].tolist()
+            assert file["label"].tolist() == digits().labels[2][random_rows(180, 4)].tolist()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_levels_that_are_not_centred_fill_zero_to_one(levels):
     raw = torch.arange(levels)[:, None].to(torch.uint8 if levels <= 256 else torch.int16)
     dataset = Dataset.of("levels", [raw] * 3, levels=levels, centred=False)
     assert dataset.scale == 1 / levels
-    torch.testing.assert_close(dataset.encode(raw), (raw + 0.5) / levels)
+    torch.testing.assert_close(dataset.encode(raw, centre=True), (raw + 0.5) / levels)
     for u in (0.0, 0.5, 1.0):
         x = dataset.codec.encode_at(raw, u)
         assert x.min() > 0
@@ -102,7 +102,7 @@ def test_levels_that_are_not_centred_fill_zero_to_one(levels):
 def test_sigma_data_is_the_root_mean_square_in_model_units(levels):
     raw = levels_of(50, (3, 7), levels).to(torch.uint8 if levels <= 256 else torch.int16)
     dataset = Dataset.of("levels", [raw] * 3, levels=levels)
-    expected = dataset.encode(raw).double().square().mean().sqrt()
+    expected = dataset.encode(raw, centre=True).double().square().mean().sqrt()
     assert dataset.sigma_data == pytest.approx(float(expected), rel=1e-12)
 
 
@@ -111,7 +111,8 @@ def test_the_levels_tile_the_interval(levels):
     dataset = quantised(levels=levels)
     raw = torch.arange(levels).to(torch.uint8)[:, None]
     expected = 2 * (raw.double() + 0.5) / levels - 1
-    torch.testing.assert_close(dataset.encode(raw).double(), expected, atol=1e-7, rtol=0)
+    x = dataset.encode(raw, centre=True).double()
+    torch.testing.assert_close(x, expected, atol=1e-7, rtol=0)
     assert dataset.scale == 2 / levels
     low, high = dataset.codec.encode_at(raw, 0.0), dataset.codec.encode_at(raw, 1.0)
     torch.testing.assert_close(high - low, torch.full_like(low, 2 / levels), atol=1e-4, rtol=1e-3)
@@ -183,7 +184,9 @@ def test_dequantised_pixels_are_uniform_in_their_step():
 def test_training_examples_may_lie_at_the_centres_of_their_levels():
     raw = levels_of(40, (1, 4, 4)).to(torch.uint8)
     dataset = Dataset.of("levels", [raw] * 3, levels=17, dequantise=False)
-    assert torch.equal(dataset.batch("train", everyone(dataset)).x, dataset.encode(raw))
+    assert torch.equal(
+        dataset.batch("train", everyone(dataset)).x, dataset.encode(raw, centre=True)
+    )
     for split in ("validation", "test"):
         offset = (
             dataset.decode(dataset.batch(split, everyone(dataset, split)).x, rounded=False) - raw

@@ -14,7 +14,7 @@ from scoresde.data.files import array
 from scoresde.data.images import folder
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
-from scoresde.data.splits import make_splits, split_indices
+from scoresde.data.splits import make_splits, random_rows, split_indices
 from scoresde.data.suit import check_classes, check_conditions, needed
 from scoresde.data.toy import (
     Checkerboard,
@@ -62,6 +62,7 @@ __all__ = [
     "make_splits",
     "mnist",
     "needed",
+    "random_rows",
     "spirals",
     "split_indices",
     "two_moons",

@@ -23,6 +23,7 @@ from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
 from scoresde.data.conditions import check_condition
 from scoresde.data.examples import Examples, as_examples, paired
+from scoresde.data.splits import random_rows
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
@@ -105,6 +106,7 @@ class Dataset:
         conditions: What is known of the examples besides, by name: for each, a tensor ``(N, *)``
             of the training, the validation and the test examples. Classes are called ``label``:
             int64 ``(N,)``, -1 for none; other conditions are floats.
+        undivided: Whether the splits are one and the same: data to evaluate, not to train on.
 
     Raises:
         InputError: If the splits or their conditions do not agree, one is empty, a value is out
@@ -113,7 +115,7 @@ class Dataset:
     Example:
         >>> splits = [torch.tensor([[0, 1, 2]], dtype=torch.uint8)] * 3
         >>> dataset = Dataset.of("three levels", splits, levels=3)
-        >>> dataset.encode(dataset.test)
+        >>> dataset.encode(dataset.test, centre=True)
         tensor([[-0.6667,  0.0000,  0.6667]])
         >>> dataset.decode(dataset.batch("train", Streams.of(seed=0, batch=1)).x)
         tensor([[0, 1, 2]], dtype=torch.uint8)
@@ -128,6 +130,7 @@ class Dataset:
     log_prob: Callable[[Tensor], Tensor] | None = None
     dequantise: bool = True
     conditions: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    undivided: bool = False
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -276,18 +279,43 @@ class Dataset:
         """The root mean square of the training data in model units."""
         train = self.train
         if self.codec.scale is None or (self.levels is None and isinstance(train, Examples)):
-            x = self.encode(train[:_MEASURED])
+            x = self.codec.encode(train[random_rows(len(train), _MEASURED).to(train.device)])
             return float(x.double().square().mean().sqrt())
         if self.levels is None:
-            return float(self.encode(train[:]).double().square().mean().sqrt())
+            return float(self.codec.encode(train[:]).double().square().mean().sqrt())
         parts = train.chunks() if isinstance(train, Examples) else [train]
         counts = sum(torch.bincount(part.flatten(), minlength=self.levels) for part in parts)
         counts = torch.as_tensor(counts).double()
-        squares = self.encode(torch.arange(self.levels, device=counts.device)).double().square()
+        levels = torch.arange(self.levels, device=counts.device)
+        squares = self.codec.encode(levels).double().square()
         return math.sqrt(float(counts @ squares) / self.train.numel())
 
-    def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
-        """Converts raw examples to model units, as :meth:`Codec.encode` does."""
+    def encode(
+        self,
+        raw: Tensor,
+        streams: Streams | None = None,
+        draw: int = 0,
+        *,
+        centre: bool = False,
+    ) -> Tensor:
+        """Converts raw examples to model units; integers are dequantised.
+
+        A likelihood needs that: the density of a model at the centres of levels is no
+        probability of integers.
+
+        Arguments:
+            raw: Raw examples, with shape ``(B, *)``.
+            streams: Their random streams; None takes those of seed 0 and of ``range(B)``.
+            draw: Which of independent encodings, in :math:`[0, 2^{32})`.
+            centre: Whether integers lie at the centres of their levels instead.
+
+        Returns:
+            Examples in model units, float32, with shape ``(B, *)``.
+        """
+        if centre:
+            return self.codec.encode(raw)
+        if streams is None:
+            streams = Streams.of(0, batch=len(raw), device=raw.device)
         return self.codec.encode(raw, streams, draw)
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
@@ -354,7 +382,7 @@ class Dataset:
         if mirrored and self.codec.scale is None:
             x, mirrored = _flip(x, streams, draw), False
         random = self.dequantise or split != "train"
-        x = self.encode(x, streams if random else None, draw)
+        x = self.codec.encode(x, streams if random else None, draw)
         # With one scale for all the order is free, and seeds have always meant this one.
         return _flip(x, streams, draw) if mirrored else x
 

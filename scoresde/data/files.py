@@ -1,7 +1,7 @@
 """A user's own data: an array in a file of NumPy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def array(
     channels_last: bool = False,
     flip: bool = False,
     standardise: bool | Standardisation = True,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] | None = FRACTIONS,
     seed: int = 0,
 ) -> Dataset:
     """Loads examples from a ``.npy`` or ``.npz`` file.
@@ -53,7 +53,8 @@ def array(
         flip: Whether training images are mirrored at random.
         standardise: Whether each column, or each channel, of real-valued data gets mean 0 and
             standard deviation 1; or how, such as ``Whole()`` for all of it together.
-        fractions: The shares of training, validation and test examples.
+        fractions: The shares of training, validation and test examples; None leaves the examples
+            of a file together in its order, in each of the splits, to be evaluated.
         seed: Names the splits.
 
     Raises:
@@ -65,7 +66,8 @@ def array(
     mapped = arrays.get("")
     if isinstance(mapped, np.memmap):
         parts, kind = _mapped(mapped, _Convert(levels, channels_last), fractions, seed)
-        return Dataset.of(path.stem, parts, kind, flip, standardise)
+        data = Dataset.of(path.stem, parts, kind, flip, standardise)
+        return replace(data, undivided=fractions is None)
     raws = {
         name: as_raw(_arrange(values, channels_last), levels) for name, values in arrays.items()
     }
@@ -75,7 +77,8 @@ def array(
             f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
         )
     splits = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
-    return Dataset.of(path.stem, splits, kinds.pop(), flip, standardise)
+    data = Dataset.of(path.stem, splits, kinds.pop(), flip, standardise)
+    return replace(data, undivided=fractions is None and len(raws) == 1)
 
 
 def load_array(path: str | Path) -> np.ndarray:
@@ -145,7 +148,7 @@ class _Convert:
 
 
 def _mapped(
-    values: np.memmap, convert: _Convert, fractions: Sequence[float], seed: int
+    values: np.memmap, convert: _Convert, fractions: Sequence[float] | None, seed: int
 ) -> tuple[list[MappedExamples], int | None]:
     """Returns the splits of a mapped array, in the memory of a few rows, and its levels."""
     digests, kind = [], None
@@ -153,6 +156,8 @@ def _mapped(
     for first in range(0, len(values), rows):
         raw, kind = convert.checked(np.asarray(values[first : first + rows]), first)
         digests += [blake2b(row.tobytes(), digest_size=16).digest() for row in raw.numpy()]
+    if fractions is None:
+        return [MappedExamples(values, np.arange(len(values)), convert)] * 3, kind
     distinct = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, 16)
     parts = split_indices(distinct, check_fractions(fractions, parts=3), seed)
     return [MappedExamples(values, part.numpy(), convert) for part in parts], kind
@@ -172,10 +177,15 @@ def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:
     return values
 
 
-def _split(raws: dict[str, Tensor], fractions: Sequence[float], seed: int) -> Sequence[Tensor]:
+def _split(
+    raws: dict[str, Tensor], fractions: Sequence[float] | None, seed: int
+) -> Sequence[Tensor]:
     """Returns training, validation and test examples."""
     if len(raws) == 3:
         return [raws[name] for name in SPLITS]
+    if len(raws) == 1 and fractions is None:
+        return [next(iter(raws.values()))] * 3
+    fractions = FRACTIONS if fractions is None else fractions
     if len(raws) == 1:
         return make_splits(next(iter(raws.values())), fractions, seed)
     kept, held_out, _ = check_fractions(fractions, parts=3)

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def folder(
     flip: bool = False,
     centred: bool = True,
     dequantise: bool = True,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] | None = FRACTIONS,
     seed: int = 0,
     skip_damaged: bool = False,
 ) -> Dataset:
@@ -77,7 +77,8 @@ def folder(
         centred: Whether pixels fill [-1, 1] in model units, or else [0, 1].
         dequantise: Whether training images are dequantised by uniform noise, or lie at the
             centres of their levels. Evaluation always dequantises.
-        fractions: The shares of training, validation and test images.
+        fractions: The shares of training, validation and test images; None leaves them together
+            in the order of their names, in each of the splits, to be evaluated.
         seed: Names the splits.
         skip_damaged: Whether images that cannot be used are left out; the name tells how many.
 
@@ -87,20 +88,21 @@ def folder(
     """
     base = Path(path).expanduser().resolve()
     decode = _Decode(_height_width(size), mode, crop)
-    shares = check_fractions(fractions, parts=3)
+    shares = None if fractions is None else check_fractions(fractions, parts=3)
     files = _image_files(base)
     key = _key(base, files, asdict(decode), shares, seed, skip_damaged)
     target = _cache.make(_cache.folder("folder")) / f"{key}.npy"
     images, note = _load(target) or _build(target, files, decode, shares, seed, skip_damaged)
     left_out = f" ({note['left_out']} unusable left out)" if note["left_out"] else ""
-    return Dataset.of(
+    data = Dataset.of(
         base.name + left_out,
-        images.split(note["splits"]),
+        images.split(note["splits"]) if shares else [images] * 3,
         levels=256,
         flip=flip,
         centred=centred,
         dequantise=dequantise,
     )
+    return replace(data, undivided=shares is None)
 
 
 def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -242,7 +244,7 @@ def _build(
     target: Path,
     files: Sequence[Path],
     decode: _Decode,
-    fractions: Sequence[float],
+    fractions: Sequence[float] | None,
     seed: int,
     skip: bool,
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -265,14 +267,15 @@ def _write(
     target: Path,
     files: Sequence[Path],
     decode: _Decode,
-    fractions: Sequence[float],
+    fractions: Sequence[float] | None,
     seed: int,
     skip: bool,
 ) -> None:
     raw, part = target.with_suffix(".raw"), target.with_suffix(".part")
     try:
         digests = _decode_all(raw, files, decode, skip)
-        splits = split_indices(digests, fractions, seed)
+        whole = (torch.arange(len(digests)),)
+        splits = split_indices(digests, fractions, seed) if fractions else whole
         _arrange(raw, torch.cat(splits).numpy(), decode.shape, part)
         note = {"splits": [len(s) for s in splits], "left_out": len(files) - len(digests)}
         _note(target).write_text(json.dumps(note))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.base import Dataset
+from scoresde.data.splits import random_rows
 from scoresde.sde import SDE
 from scoresde.streams import Streams
 
@@ -51,7 +52,7 @@ def check_scales(data: Dataset, process: object, eps: float | None = None) -> li
     if not isinstance(process, SDE):
         return []
     count = min(_EXAMPLES, max(2, _NUMBERS // math.prod(data.shape)))
-    streams = Streams.of(0, batch=min(len(data.train), count))
+    streams = Streams(0, random_rows(len(data.train), count))
     x = data.batch("train", streams).x.flatten(1).double().cpu()
     shape, least = data.shape, _noise(process, process.cutoffs.training if eps is None else eps)
     found = _large(x, shape, process)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.codec import Affine
-from scoresde.data import Dataset, Dequantisation, UniformDequantisation
+from scoresde.data import Dataset, Dequantisation, UniformDequantisation, random_rows
 from scoresde.data.probability import (
     LogProbability,
     average,
@@ -59,11 +59,12 @@ class Evaluation:
     """The likelihood of a split.
 
     Arguments:
-        split: Which examples.
+        split: Which examples; ``all`` of data that are not divided.
         unit: ``bits/dim`` (quantised data, dequantised) or ``nats`` (the negative log-density in
             raw units).
         mean: The mean over examples, in that unit; lower is better.
         standard_error: That of the mean, over examples and probes.
+        rows: Which examples of the split they are, int64 ``(N,)``.
         values: The value of each example, ``(N,)``.
         errors: The standard error of each value over probes and draws, ``(N,)``; NaN where a
             single one knows none, 0 for the exact trace.
@@ -79,6 +80,7 @@ class Evaluation:
     unit: str
     mean: float
     standard_error: float
+    rows: Tensor
     values: Tensor
     errors: Tensor
     log_prob: Tensor
@@ -111,7 +113,7 @@ class Evaluation:
         (folder / f"{name}.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
         np.savez(
             folder / f"{name}.npz",
-            index=np.arange(len(self.values)),
+            index=self.rows.numpy(),
             value=self.values.numpy(),
             standard_error=self.errors.numpy(),
             log_prob=self.log_prob.numpy(),
@@ -133,14 +135,14 @@ def evaluate_likelihood(
     parts: Parts | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates every example of a split once, or the first of them, under its own conditions.
+    """Evaluates every example of a split once, or some of them, under its own conditions.
 
     Arguments:
         model: The model.
         likelihood: How to evaluate.
         data: The data set, on the model's device.
         split: ``train``, ``validation`` or ``test``.
-        examples: How many of its first examples, positive; ``None``: all.
+        examples: How many of its examples, drawn at random, positive; ``None``: all.
         batch_size: The number of examples evaluated together, positive.
         draws: How integers are dequantised; ``None``: once, uniformly.
         seed: The seed of dequantisation and probes.
@@ -151,15 +153,15 @@ def evaluate_likelihood(
         InputError: If there is no such split, the likelihood does not suit the model, or the
             codec of the data has no density.
     """
-    count, batch_size = len(data.split(split)), check_count("batch_size", batch_size)
-    if examples is not None:
-        count = min(count, check_count("examples", examples))
+    batch_size = check_count("batch_size", batch_size)
+    rows = rows_of(len(data.split(split)), examples, parts)
+    count = len(rows)
     likelihood.check(model)
     check_density(data)
     check_draws(data, draws)
 
     def compute(piece: range) -> Columns:
-        streams = Streams.of(seed, piece, len(piece), model.device)
+        streams = Streams(seed, rows[piece.start : piece.stop].to(model.device))
         return evaluate_batch(model, likelihood, data, split, streams, draws)
 
     found: dict[int, Columns] = {}
@@ -182,10 +184,11 @@ def evaluate_likelihood(
         raise InputError("No example could be evaluated; check the model, or give a larger eps.")
     estimate = Estimate.of(finite)
     return Evaluation(
-        split=split,
+        split="all" if data.undivided else split,
         unit=unit,
         mean=estimate.mean,
         standard_error=estimate.standard_error,
+        rows=rows,
         values=values,
         errors=error * width,
         log_prob=log_prob,
@@ -195,6 +198,18 @@ def evaluate_likelihood(
         seed=seed,
         mismatch=_mismatch(model, data),
     )
+
+
+def rows_of(count: int, examples: int | None, parts: Parts | None) -> Tensor:
+    """Returns which of ``count`` examples are evaluated, int64.
+
+    Work that an earlier release has begun goes on with the first ones.
+    """
+    if examples is None:
+        return torch.arange(count)
+    check_count("examples", examples)
+    first = parts is not None and parts.first
+    return torch.arange(count)[:examples] if first else random_rows(count, examples)
 
 
 def evaluate_batch(
@@ -295,7 +310,7 @@ def check_draws(data: Dataset, draws: Draws | None) -> None:
 def has_density(data: Dataset) -> bool:
     """Returns whether the codec has a log-determinant."""
     raw = data.test[:1]
-    return data.log_det(raw, data.encode(raw)) is not None
+    return data.log_det(raw, data.codec.encode(raw)) is not None
 
 
 def check_density(data: Dataset) -> None:
@@ -314,8 +329,11 @@ def check_density(data: Dataset) -> None:
 
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     """How far the noised training data is from the prior, in nats, by their moments."""
-    train = data.train[: min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))].cpu()
-    return float(prior_mismatch(model.sde, *spectrum(data.encode(train).double())))
+    most = min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))
+    train = data.train[random_rows(len(data.train), most).to(data.train.device)].cpu()
+    if len(train) < 2:  # which has no spread
+        return math.nan
+    return float(prior_mismatch(model.sde, *spectrum(data.codec.encode(train).double())))
 
 
 def in_units(

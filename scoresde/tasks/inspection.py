@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scoresde.data import Dataset
+from scoresde.data import Dataset, random_rows
 from scoresde.likelihood import VariationalBound
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
@@ -42,12 +42,13 @@ class Inspection:
     def __call__(self, done: int, model: ScoreFunction) -> dict[str, float | Path]:
         """Returns the bound after so many updates; all processes must ask, the first writes."""
         options: dict[str, Any] = {"batch_size": max(self.count, self.examples), "seed": self.seed}
+        rows = random_rows(len(self.data.validation), self.count)
         drawn = draw_samples(
             model,
             self.sampler,
             self.data.codec,
             self.count,
-            cond=self.data.conditions_of("validation", slice(self.count)),
+            cond=self.data.conditions_of("validation", rows),
             progress=False,
             **options,
         )
@@ -56,7 +57,7 @@ class Inspection:
             if is_image(self.data.codec):
                 plots.image_grid(self.data.to_unit(drawn.x), path)
             elif self.data.shape == (2,):
-                panels = {"data": self.data.validation[: self.count].cpu()}
+                panels = {"data": self.data.validation[rows.to(self.data.validation.device)].cpu()}
                 panels[f"{done} updates"] = self.data.decode(drawn.x)
                 plots.scatter_comparison(panels, path)
         evaluation = evaluate_likelihood(

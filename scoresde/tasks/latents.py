@@ -13,6 +13,7 @@ from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
 from scoresde.sample import ProbabilityFlow, Sampler, slerp
+from scoresde.tasks.evaluation import rows_of
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 from scoresde.tasks.sampling import Drawing, is_image
 from scoresde.tasks.tables import collect
@@ -30,8 +31,9 @@ def encode_data(
     batch_size: int = 256,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Brings data to their latents, and writes ``latents.npz`` (model units, NFE, conditions).
+    """Brings data to their latents, and writes ``latents.npz``.
 
+    It holds ``x`` in model units, ``nfe``, the ``index`` of each example, and its conditions.
     Integers lie at the centres of their levels, so that decoding gives them back.
 
     Arguments:
@@ -41,7 +43,7 @@ def encode_data(
         split: ``train``, ``validation`` or ``test``.
         folder: Where to write.
         parts: Where finished batches are kept and, if they are there, read.
-        examples: How many of its first examples, positive; ``None``: all.
+        examples: How many of its examples, drawn at random, positive; ``None``: all.
         batch_size: The number of examples encoded together, positive.
         progress: Whether to show a progress bar.
 
@@ -57,20 +59,22 @@ def encode_data(
             "sampler=probability_flow."
         )
     values = data.split(split)
-    count = len(values) if examples is None else min(len(values), examples)
-    known = model.select(data.conditions_of(split, slice(count)))
+    rows = rows_of(len(values), examples, parts)
+    known = model.select(data.conditions_of(split, rows))
 
     def compute(piece: range) -> Columns:
         clock = time.perf_counter()
-        x = data.encode(values[piece.start : piece.stop].to(model.device))
+        raw = values[rows[piece.start : piece.stop].to(values.device)]
+        x = data.codec.encode(raw.to(model.device))
         cond = {name: c[piece.start : piece.stop] for name, c in known.items()}
         latent = sampler.encode(model, x, **cond)
         seconds = (time.perf_counter() - clock) / len(piece)
         each = torch.full((len(piece),), seconds, dtype=torch.float64)
         return {"x": latent.x.cpu(), "nfe": latent.nfe.cpu(), "seconds": each}
 
-    columns = {name: c.cpu().numpy() for name, c in known.items()}
-    table = collect(folder / "latents.npz", parts, count, batch_size, compute, progress, **columns)
+    columns = {"index": rows.numpy(), **{name: c.cpu().numpy() for name, c in known.items()}}
+    path, count = folder / "latents.npz", len(rows)
+    table = collect(path, parts, count, batch_size, compute, progress, **columns)
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
 
 
@@ -83,7 +87,7 @@ def read_latents(path: Path, codec: Codec) -> Batch:
     try:
         with path.open("rb") as stream, _arrays.load(stream) as file:
             latents = torch.from_numpy(file["x"])
-            names = [name for name in file.files if name not in ("x", "nfe")]
+            names = [name for name in file.files if name not in ("x", "nfe", "index")]
             cond = {name: torch.from_numpy(file[name]) for name in names}
     except Exception as error:  # a damaged file can fail in any parser below
         raise InputError(

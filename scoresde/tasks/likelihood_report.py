@@ -23,11 +23,13 @@ class Evaluated:
     Arguments:
         data: The data set.
         evaluation: The likelihood of one of its splits.
+        split: Its name.
         also: Tells it from another data set of the same name.
     """
 
     data: Dataset
     evaluation: Evaluation
+    split: str = "test"
     also: str = ""
 
     @property
@@ -94,24 +96,39 @@ def report_likelihood(
 
 
 def _apart(one: Evaluated, other: Evaluated) -> dict[str, Any]:
-    """Tells two data sets apart by the log-density: the expected ones should have the larger."""
+    """Tells two data sets apart: by the log-density, of which the expected ones should have the
+    larger, and by typicality, its distance from the mean of the expected ones, the smaller."""
     pair = [e.evaluation.log_prob[e.evaluation.log_prob.isfinite()] for e in (one, other)]
     area, error = auroc(*pair)
+    mean = pair[0].mean()
+    typical, typical_error = auroc(*(-(values - mean).abs() for values in pair))
     return {
         "ood": other.data.name,
         "ood_mean": other.evaluation.mean,
         "ood_standard_error": other.evaluation.standard_error,
         "auroc": area,
         "auroc_standard_error": error,
+        "auroc_typicality": typical,
+        "auroc_typicality_standard_error": typical_error,
     }
 
 
 def _in_words(one: Evaluated, other: Evaluated, results: dict[str, Any]) -> str:
-    area = f"{results['auroc']:.4f} ± {results['auroc_standard_error']:.4f}"
-    return (
+    area, typical = (_area(results, name) for name in ("auroc", "auroc_typicality"))
+    words = (
         f"AUROC {area}: how often an example of {one.title} is more likely than one of "
         f"{other.title}; 0.5 tells nothing apart."
     )
+    if results["auroc"] + 2 * results["auroc_standard_error"] < 0.5:
+        words += (
+            f" Below it the two are told apart in the other direction: {other.title} is the more "
+            "likely."
+        )
+    return f"{words} By typicality, the distance of log p from its mean, AUROC {typical}."
+
+
+def _area(results: dict[str, Any], name: str) -> str:
+    return f"{results[name]:.4f} ± {results[f'{name}_standard_error']:.4f}"
 
 
 def check_comparable(data: Dataset, other: Dataset) -> None:
@@ -141,8 +158,9 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(results["seed"])),
     ]
     if "auroc" in results:
-        area = f"{results['auroc']:.4f} ± {results['auroc_standard_error']:.4f}"
-        facts.append((f"AUROC against {results['ood']}", area))
+        ood = results["ood"]
+        facts.append((f"AUROC against {ood}", _area(results, "auroc")))
+        facts.append((f"AUROC by typicality against {ood}", _area(results, "auroc_typicality")))
     return facts
 
 
@@ -156,11 +174,11 @@ def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
     ends = {"most": order[:_EXTREMES], "least": order[-_EXTREMES:].flip(0)}
     figures = []
     for word, rows in ends.items():
-        raw = data.split(one.evaluation.split).cpu()[rows]
+        raw = data.split(one.split).cpu()[one.evaluation.rows[rows]]
         name = "".join(c if c.isalnum() else "_" for c in data.name + one.also)
         path = folder / f"{word}_likely_{name}.png"
         labels = [_short(float(value)) for value in values[rows]]
-        picture = plots.labelled_grid(data.to_unit(data.encode(raw)), labels, path)
+        picture = plots.labelled_grid(data.to_unit(data.codec.encode(raw)), labels, path)
         caption = f"{one.title}: the {word} likely images, with their {one.evaluation.unit}."
         figures.append(Figure(caption, picture))
     return figures

@@ -26,6 +26,7 @@ from scoresde.errors import InputError, OtherRunError, check_count
 from scoresde.tasks.identity import agrees, text_of
 
 Columns = dict[str, Tensor]
+SUBSET = "examples"  # in the identity of work on a random subset
 _MARK = "_mark"
 
 
@@ -50,11 +51,14 @@ class Parts:
         folder: The folder; made if it is not there.
         rank: Which of the processes that share it this one is.
         mark: Stands in every piece; those with another are not read.
+        first: Whether the pieces are those of the first examples, as in earlier releases, and not
+            of a random subset.
     """
 
     folder: Path
     rank: Rank = Rank()
     mark: str = ""
+    first: bool = False
 
     def claim(self, identity: Mapping[str, Any]) -> "Parts":
         """States what the pieces belong to; returns the folder of pieces with that mark.
@@ -72,9 +76,13 @@ class Parts:
             write_whole(path, lambda file: file.write(_json(texts).encode()))
         # Also what was just written: another process may have come between.
         there = _identity(path)
-        _compare(there, identity, self.folder)
+        # What an earlier release has begun goes on as it would there.
+        first = SUBSET in identity and SUBSET not in there
+        kept = {k: v for k, v in identity.items() if k != SUBSET or not first}
+        _compare(there, kept, self.folder)
         # Pieces carry the mark of the stored text, which an older release may have written.
-        return replace(self, mark=hashlib.sha256(_json(there).encode()).hexdigest())
+        mark = hashlib.sha256(_json(there).encode()).hexdigest()
+        return replace(self, mark=mark, first=first)
 
     def pieces(self, count: int, size: int) -> list[range]:
         """Divides ``count`` examples into pieces of at most ``size``, this process's first."""

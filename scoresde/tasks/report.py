@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import scoresde
-from scoresde.data import Dataset
+from scoresde.data import Dataset, random_rows
 from scoresde.likelihood import Likelihood
 from scoresde.metrics import Estimate, gaussian_baseline, mixture_baseline
 from scoresde.model import ScoreFunction, ScoreModel
@@ -64,8 +64,17 @@ class Trained:
 
     @property
     def held_out(self) -> Tensor:
-        """The raw examples that it is measured with, on the CPU; of very many the first."""
+        """The raw examples that it is measured with, on the CPU; of very many some."""
         return in_memory(self.data, self.split)
+
+    def rows(self, count: int) -> Tensor:
+        """Returns which of them stand for all in pictures, at random."""
+        return random_rows(len(self.data.split(self.split)), count)
+
+    def some(self, count: int) -> Tensor:
+        """Returns the raw examples that stand for all in pictures, on the CPU."""
+        raw = self.data.split(self.split)
+        return raw[self.rows(count).to(raw.device)].cpu()
 
 
 def report_training(
@@ -120,7 +129,7 @@ def report_training(
             sampler,
             data.codec,
             count,
-            cond=data.conditions_of(trained.split, slice(count)),
+            cond=data.conditions_of(trained.split, trained.rows(count)),
             **options,
         )
         save_samples(drawn[name], data.codec, folder, name)
@@ -287,7 +296,7 @@ def _real(trained: Trained, folder: Path, count: int) -> Figure | None:
 
 
 def _real_images(trained: Trained, count: int) -> Tensor:
-    return trained.data.to_unit(trained.data.encode(trained.held_out[:count]))
+    return trained.data.to_unit(trained.data.codec.encode(trained.some(count)))
 
 
 def _facts(trained: Trained) -> list[tuple[str, str]]:
@@ -324,7 +333,7 @@ def _plane_figures(
     """Draws the density of two-dimensional data and the paths of the deterministic flow."""
     data = trained.data
     shown = len(next(iter(drawn.values())).x) if drawn else _PATHS
-    panels = {f"{trained.split} data": trained.held_out[:shown]}
+    panels = {f"{trained.split} data": trained.some(shown)}
     panels |= {_title(name): data.decode(d.x) for name, d in drawn.items()}
     figures = [
         Figure(
@@ -347,7 +356,7 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
     x = torch.linspace(extent[0], extent[1], _PIXELS)
     y = torch.linspace(extent[2], extent[3], _PIXELS)
     raw = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
-    points = data.encode(raw).to(trained.model.device)
+    points = data.codec.encode(raw).to(trained.model.device)
     values = [
         likelihood(trained.model, part, seed=0).log_prob.cpu() for part in points.split(4096)
     ]
@@ -361,12 +370,12 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
 
 
 def in_memory(data: Dataset, split: str) -> Tensor:
-    """Returns raw examples on the CPU: all, or as many of the first as fit in 16 MiB."""
+    """Returns raw examples on the CPU: all, or as many at random as fit in 16 MiB."""
     raw = data.split(split)
     if isinstance(raw, Tensor):
         return raw.cpu()
     size = raw.numel() // len(raw) * raw.dtype.itemsize
-    return raw.cpu()[: max(1, _IN_MEMORY // size)]
+    return raw.cpu()[random_rows(len(raw), max(1, _IN_MEMORY // size))]
 
 
 def _extent(data: Dataset) -> plots.Extent:
@@ -387,7 +396,7 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
         states.append(trained.data.decode(step.x.cpu(), rounded=False))
 
     codec = trained.data.codec
-    known = trained.data.conditions_of(trained.split, slice(_PATHS))
+    known = trained.data.conditions_of(trained.split, trained.rows(_PATHS))
     drawing = Drawing(trained.model, sampler, codec, trained.seed, cond=known)
     cond = drawing.conditions(range(_PATHS))
     shape = (_PATHS, *trained.data.shape)

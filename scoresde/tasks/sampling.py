@@ -15,7 +15,7 @@ from scoresde.codec import Codec
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
-from scoresde.sample import Sampler, Trajectory, sample_trajectory
+from scoresde.sample import Sampler, Samples, Trajectory, sample_trajectory
 from scoresde.streams import fresh_seed
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 from scoresde.tasks.tables import collect, first_rows
@@ -66,7 +66,21 @@ class Drawing:
             "x": x,
             "nfe": samples.nfe.cpu(),
             "seconds": torch.full((len(piece),), seconds, dtype=torch.float64),
+            **self.densities(samples),
         }
+
+    def densities(self, samples: Samples) -> Columns:
+        """Returns the log-densities of samples in raw units, and their errors, if known."""
+        if samples.log_prob is None:
+            return {}
+        x = samples.x.cpu()
+        log_det = self.codec.log_det(self.codec.decode(x), x)
+        if log_det is None:  # the codec knows no density of raw data
+            return {}
+        found = {"log_prob": samples.log_prob.double().cpu() + log_det}
+        if samples.standard_error is not None:
+            found["log_prob_error"] = samples.standard_error.double().cpu()
+        return found
 
     def conditions(self, piece: range) -> dict[str, Any]:
         """Returns the conditions of a piece, on the model's device."""
@@ -90,12 +104,14 @@ class Drawn:
         nfe: The network passes of each, int64 ``(count,)``.
         seconds: The wall-clock time in all.
         seed: The seed that was used.
+        densities: The log-densities in nats and raw units, and their errors, by name, if known.
     """
 
     x: Tensor
     nfe: Tensor
     seconds: float
     seed: int
+    densities: Columns = field(default_factory=dict)
 
 
 def draw_samples(
@@ -134,18 +150,20 @@ def draw_samples(
     parts = [
         columns for _, columns, _ in gather(None, check_count("count", count), batch_size, compute)
     ]
-    x, nfe, seconds = (torch.cat([c[name] for c in parts]) for name in ("x", "nfe", "seconds"))
-    return Drawn(x, nfe, float(seconds.sum()), drawing.seed)
+    table = {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}
+    x, nfe, seconds = (table.pop(name) for name in ("x", "nfe", "seconds"))
+    return Drawn(x, nfe, float(seconds.sum()), drawing.seed, table)
 
 
 def save_samples(drawn: Drawn, codec: Codec, folder: Path, name: str = "samples") -> None:
-    """Saves ``name.npz`` (raw units, NFE, seed) and a picture ``name.png``.
+    """Saves ``name.npz`` (raw units, NFE, seed, densities) and a picture ``name.png``.
 
     Images make a grid, two-dimensional data a scatter plot; other data have no picture.
     """
     raw = codec.decode(drawn.x)
     path, seed = folder / f"{name}.npz", np.uint64(drawn.seed)
-    np.savez(path, x=raw.numpy(), nfe=drawn.nfe.numpy(), seed=seed)
+    known: dict[str, Any] = {k: values.numpy() for k, values in drawn.densities.items()}
+    np.savez(path, x=raw.numpy(), nfe=drawn.nfe.numpy(), seed=seed, **known)
     _picture(drawn.x, codec, folder / f"{name}.png")
 
 

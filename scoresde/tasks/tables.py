@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ def collect(
         parts: Where finished pieces are kept and, if they are there, read.
         count: The number of examples.
         size: The examples in a piece.
-        compute: Evaluates a piece: the column ``x`` of any shape, ``nfe``, and others.
+        compute: Evaluates a piece: the column ``x`` of any shape, ``seconds``, and others; the
+            file holds all but the seconds.
         progress: Whether to show a progress bar.
         **more: What else the file is to hold.
 
@@ -46,7 +47,8 @@ def collect(
             if progress and not fresh:
                 bar.initial += len(piece)  # what took no time says nothing of the rest
             bar.update(len(piece))
-    names = small[0].keys()
+    # A piece of an earlier release may lack a column.
+    names = [name for name in small[0] if all(name in columns for columns in small.values())]
     table = {name: torch.cat([small[start][name] for start in sorted(small)]) for name in names}
     if parts.rank.index > 0:
         return table
@@ -65,7 +67,9 @@ def collect(
                     # Another process cannot have taken it: pieces are only ever written.
                     assert columns is not None
                     member.write(columns["x"].numpy().tobytes())
-            for name, array in {"nfe": table["nfe"].numpy(), **more}.items():
+            arrays: dict[str, Any] = {k: values.numpy() for k, values in table.items()}
+            arrays = {**{k: v for k, v in arrays.items() if k != "seconds"}, **more}
+            for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 

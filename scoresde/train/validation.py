@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.data import Dataset
+from scoresde.data import Dataset, random_rows
 from scoresde.loss import Loss
 from scoresde.model import Model, ScoreFunction
 from scoresde.sde import SDE
@@ -31,11 +31,12 @@ def validation_loss(
 
     The processes of a group share the examples, in the same number of batches each.
     """
-    every = range(min(len(data.validation), EXAMPLES))
+    rows = random_rows(len(data.validation), EXAMPLES)
+    every = range(len(rows))
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     parts, count = _shared(torch.arange(len(every)), batch_size)
     for part in parts:
-        x, cond = _batch(model, data, Streams(seed, part))
+        x, cond = _batch(model, data, Streams(seed, rows[part]))
         # All of them share their times, in however many batches they are graded.
         here = slice(int(part[0]), int(part[-1]) + 1)
         total += loss(model, x, seed=seed, seeds=every, part=here, **cond).double().sum()
@@ -64,10 +65,11 @@ def error_by_level(
     """
     group = ProcessGroup.here()
     levels = log_snr_levels(model.sde, eps)
-    examples = torch.arange(min(len(data.validation), EXAMPLES))
+    rows = random_rows(len(data.validation), EXAMPLES)
+    examples = torch.arange(len(rows))
     sums = torch.zeros(2, len(levels), dtype=torch.float64, device=model.device)
     for part in _shared(examples, batch_size)[0]:
-        x, cond = _batch(model, data, Streams(seed, part))
+        x, cond = _batch(model, data, Streams(seed, rows[part]))
         own = part.to(x.device) % len(levels)
         t = model.sde.time(levels.to(x.device))[own]
         noise = Streams(seed, part.to(x.device)).normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
