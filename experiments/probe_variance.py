@@ -70,7 +70,7 @@ def main() -> None:
     checkpoint = Checkpoint.load(given.checkpoint)
     model = checkpoint.build_model(given.allow).eval()
     data = checkpoint.build("data", Dataset, given.allow)
-    x = data.batch(given.split, Streams.of(0, batch=given.examples))
+    x = data.batch(given.split, Streams.of(0, batch=given.examples)).x
     clock = time.perf_counter()
     paths = [taken(model, x[i : i + 1], given.times, i) for i in range(len(x))]
     seconds = time.perf_counter() - clock

@@ -17,12 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from scoresde.configuration import (
     allowed,
     build_data,
+    check_given,
     describe,
     device_of,
     evaluated_data,
     given,
     guided,
     instantiate,
+    labels_of,
     load,
     measured,
     merged,
@@ -64,7 +66,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     loss.check(model)
-    _say_scales(model, data, loss)
+    _say_misfits(model, data, loss)
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
@@ -100,9 +102,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     return results if group.first else {}
 
 
-def _say_scales(model: Any, data: Any, loss: Any) -> None:
-    """Says which features of the data do not suit the noise of the process."""
-    from scoresde.data import check_scales
+def _say_misfits(model: Any, data: Any, loss: Any) -> None:
+    """Says which features of the data do not suit the process, and which conditions they lack."""
+    from scoresde.data import check_conditions, check_scales
     from scoresde.model import ScoreFunction, ScoreModel
     from scoresde.nn import UNet
     from scoresde.train import ProcessGroup
@@ -118,6 +120,8 @@ def _say_scales(model: Any, data: Any, loss: Any) -> None:
             channels,
             length,
         )
+    for sentence in check_conditions(model, data):
+        log.warning("%s", sentence)
     if isinstance(model, ScoreFunction):
         for sentence in check_scales(data, model.sde, loss.first_time(model.sde)):
             log.warning("%s", sentence)
@@ -238,7 +242,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     sampler = instantiate(config.sampler, "sampler")
     identity = {
         **_identity(checkpoint, config),
-        **_data_identity(data, config.split),
+        **_data_identity(data, config.split, model),
         "sampler": sampler,
     }
     results = encode_data(
@@ -268,9 +272,13 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
-    latents = None if config.latents is None else read_latents(Path(config.latents), codec)
+    latents, cond = None, labels_of(config, model)
+    if config.latents is not None:
+        there = read_latents(Path(config.latents), codec)
+        latents, cond = there.x, {**model.select(there.cond), **cond}
+    check_given(model, cond)
     model = guided(model, config, codec)
-    return checkpoint, Drawing(model, sampler, codec, config.seed, latents)
+    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
 
 
 def _count(config: DictConfig, there: int) -> int:
@@ -285,7 +293,8 @@ def _count(config: DictConfig, there: int) -> int:
 def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, Any]:
     guidance = OmegaConf.to_container(config.guidance) if config.get("guidance") else None
     latents = "drawn" if drawing.latents is None else fingerprint(drawing.latents)
-    return {"sampler": drawing.sampler, "guidance": guidance, "latents": latents}
+    told = {name: fingerprint(values) for name, values in drawing.cond.items()}
+    return {"sampler": drawing.sampler, "guidance": guidance, "latents": latents, **told}
 
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -308,7 +317,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     for name, one in sets.items():
         identity = {
             **_identity(checkpoint, config),
-            **_data_identity(one, config.split),
+            **_data_identity(one, config.split, model),
             "likelihood": exact,
             "draws": draws,
         }
@@ -380,10 +389,21 @@ def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
     return identity if plain else {**identity, "precision": config.precision}
 
 
-def _data_identity(data: Any, split: str) -> dict[str, str]:
-    values = data.split(split)
+def _data_identity(data: Any, split: str, model: Any) -> dict[str, str]:
+    values, told = data.split(split), model.select(data.conditions_of(split))
     kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
-    return {"data": f"{kind}, {fingerprint(values)}", "split": split}
+    return {
+        "data": f"{kind}, {_digest(values)}",
+        "split": split,
+        **{name: fingerprint(values) for name, values in told.items()},
+    }
+
+
+def _digest(values: Any) -> str:
+    """Returns the fingerprint of raw examples, also of those that do not fit into memory."""
+    if isinstance(values, torch.Tensor):
+        return fingerprint(values)
+    return fingerprint(*(fingerprint(part) for part in values.chunks()))
 
 
 def _say(config: DictConfig, evaluated: Sequence[Any], results: Any, folder: Path) -> None:

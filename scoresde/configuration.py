@@ -1,7 +1,7 @@
 """What a configuration means: the checks of its values, and the objects that it names."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ SERVES = {
     "reference": (None, ("import",)),
     "guidance": (None, ("sample", "interpolate")),
     "latents": (None, ("sample", "interpolate")),
+    "label": (None, ("sample", "interpolate")),
     "images": (False, ("sample",)),
     "trajectory": (None, ("sample",)),
     "lengths": (None, ("ema",)),
@@ -210,6 +211,45 @@ def guided(model: Any, config: DictConfig, codec: Any) -> Any:
     return guidance(model)
 
 
+def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
+    """Returns the classes that are asked for, as a condition; none if none are."""
+    from scoresde.data import check_classes
+
+    if config.label is None:
+        return {}
+    labels = list(config.label) if isinstance(config.label, ListConfig) else [config.label]
+    whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= -1 for c in labels)
+    if not labels or not whole:
+        raise InputError(
+            f"label must be a class from 0, -1 for none, or a list of them, got {config.label}; "
+            "the number by which a network is told the time is noise_label=NAME."
+        )
+    if not model.takes("label"):
+        raise InputError(
+            f"label must be left out, got {config.label}: the model was trained without classes "
+            "(network.classes)."
+        )
+    check_classes(model, max(labels))
+    return {"label": torch.tensor(labels)}
+
+
+def check_given(model: Any, cond: Mapping[str, Any]) -> None:
+    """Checks that the conditions that a model was trained with are given for samples of it."""
+    from scoresde.data import needed
+
+    missing = [name for name in needed(model) if name not in cond]
+    if "label" in missing:
+        raise InputError(
+            "label must be given for a model with classes, got none; give label=3, several in "
+            "turn such as label=[0,1,2], or label=-1 if it was trained on examples without one."
+        )
+    if missing:
+        raise InputError(
+            f"{missing[0]} must be given for samples of this model, and the command line cannot "
+            f"say it; from Python: sampler(load(RUN).model, shape, {missing[0]}=...)."
+        )
+
+
 def allowed(config: DictConfig) -> Sequence[str]:
     """Returns the packages that a checkpoint may name classes of."""
     return [config.allow] if isinstance(config.allow, str) else list(config.allow or [])
@@ -288,8 +328,9 @@ def try_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
     from scoresde.streams import Streams
 
-    x = data.batch("test", Streams.of(0, batch=1)).to(model.device)
-    cond = {"augment": x.new_zeros(1, labels)} if labels else {}
+    batch = data.batch("test", Streams.of(0, batch=1)).to(model.device)
+    x, cond = batch.x, model.select(batch.cond)
+    cond |= {"augment": x.new_zeros(1, labels)} if labels else {}
     try:
         model.noise(x, torch.full((1,), 0.5, device=x.device), **cond)
     except (RuntimeError, TypeError, IndexError) as error:

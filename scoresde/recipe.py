@@ -14,7 +14,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from scoresde.errors import InputError
@@ -30,7 +30,8 @@ ROOMS = tuple(
     )
 )
 # What has another name than in an earlier release: modules, classes and functions by their dotted
-# names, arguments as CLASS.ARGUMENT (to their new name alone), and sections of a recipe.
+# names, arguments as CLASS.ARGUMENT (to their new name alone, or to ARGUMENT.FIELD if they are now
+# a field of an object), and sections of a recipe.
 MOVED = {
     "scoresde.bound": "scoresde.likelihood",
     "scoresde.cutoff": "scoresde.likelihood",
@@ -60,11 +61,32 @@ MOVED = {
     "scoresde.ScoreModel.label": "noise_label",
     "scoresde.model.ScoreModel.label": "noise_label",
     "scoresde.sample.Restart.loops": "intervals",
+    "scoresde.nn.UNet.heads": "attention.heads",
+    "scoresde.nn.UNet.head_width": "attention.head_width",
+    "scoresde.nn.UNet.attend_after_each": "attention.after_each",
+    "scoresde.nn.UNet.transition": "architecture.transition",
+    "scoresde.nn.UNet.resampling": "architecture.resampling",
+    "scoresde.nn.UNet.input_pyramid": "architecture.input_pyramid",
+    "scoresde.nn.UNet.output_pyramid": "architecture.output_pyramid",
+    "scoresde.nn.UNet.activation": "architecture.activation",
+    "scoresde.nn.UNet.norm": "architecture.norm",
+    "scoresde.nn.UNet.groups": "architecture.norm.exceptions",
+    "scoresde.nn.UNet.rescale": "architecture.rescale",
+    "scoresde.nn.UNet.init_scale": "architecture.init_scale",
+    "scoresde.nn.UNet.conditional": "architecture.conditional",
+}
+# The arguments that take the objects of ARGUMENT.FIELD: the class of each, and the field that a
+# plain value in its place stands for.
+OBJECTS = {
+    "scoresde.nn.UNet.attention": ("scoresde.nn.AttentionLayout", "levels"),
+    "scoresde.nn.UNet.architecture": ("scoresde.nn.Architecture", ""),
+    "scoresde.nn.Architecture.norm": ("scoresde.nn.Groups", ""),
 }
 # Classes that another one replaces, with other numbers: unfinished work of theirs is not resumed.
 REPLACED = ("scoresde.divergence.HutchPlusPlus",)
 _LONGEST = max(map(len, MOVED))
 _LONGEST_NAME = 1000  # of a class, with its module
+_GIVEN = "_given_arguments"  # of an object of a describable class
 # The names of the activations, of which a network takes one, are torch's.
 _BUILTIN = ("scoresde", "torch.nn")
 _ACTIVATIONS = ("torch.nn.modules.activation",)
@@ -108,12 +130,33 @@ def _updated(tree: Any) -> Any:
     if not isinstance(tree.get("_target_"), str):
         return {key: _updated(value) for key, value in tree.items()}
     target = current(tree["_target_"])
-    arguments = {
-        MOVED.get(f"{_in_room(target)}.{key}", key): _updated(value)
-        for key, value in tree.items()
-        if key != "_target_"
-    }
-    return {"_target_": target, **arguments}
+    owner, arguments = _in_room(target), {"_target_": target}
+    for key, value in tree.items():
+        if key != "_target_":
+            path = MOVED.get(f"{owner}.{key}")
+            _put(arguments, owner, path.split(".") if path else [key], _updated(value))
+    return arguments
+
+
+def _put(arguments: dict[Any, Any], owner: str, path: Sequence[Any], value: Any) -> None:
+    """Puts a value among the arguments of a class, or among those of an object in them."""
+    (name, *rest), argument = path, f"{owner}.{path[0]}"
+    if argument not in OBJECTS:
+        arguments[name] = value
+        return
+    kind, plain = OBJECTS[argument]
+    inside = arguments.setdefault(name, {"_target_": kind})
+    if not rest:
+        inside |= _fields(value, plain)
+    elif value is not None:  # which was the default of all that has moved into an object
+        _put(inside, kind, rest, value)
+
+
+def _fields(value: Any, plain: str) -> Mapping[str, Any]:
+    """Returns the fields of an object that a value in its place stands for."""
+    if isinstance(value, Mapping):
+        return value
+    return {} if value is None else {plain: value}
 
 
 def renamed(module: str) -> Callable[[str], Any]:
@@ -136,22 +179,49 @@ def renamed(module: str) -> Callable[[str], Any]:
 def accepts_moved(kind: type[Kind]) -> type[Kind]:
     """Has a class accept its arguments that have moved (``MOVED``), with a warning."""
     moved, original = moved_arguments(kind), kind.__init__
+    owner, signature = _in_room(f"{kind.__module__}.{kind.__name__}"), inspect.signature(kind)
 
     @functools.wraps(original)
     def init(self: Any, *values: Any, **named: Any) -> None:
-        for old in moved.keys() & named.keys():
-            if moved[old] in named:
+        old = {name: named.pop(name) for name in moved if name in named}
+        if old:  # those given by place too: one of them may be an object that gets a field
+            values, named = (), dict(signature.bind_partial(*values, **named).arguments)
+        for name, value in old.items():
+            new, *path = moved[name].split(".")
+            if new in named and not path:
                 raise TypeError(
-                    f"{kind.__name__} was given {old} and {moved[old]}, which are the same; pass "
-                    f"{moved[old]} alone."
+                    f"{kind.__name__} was given {name} and {new}, which are the same; pass "
+                    f"{new} alone."
                 )
-            text = f"The argument {old} of {kind.__name__} is now {moved[old]}."
+            text = f"The argument {name} of {kind.__name__} is now {_form(owner, new, path)}."
             warnings.warn(text, FutureWarning, stacklevel=2)
-            named[moved[old]] = named.pop(old)
+            named[new] = _with_field(f"{owner}.{new}", named.get(new), path, value)
         original(self, *values, **named)
 
     kind.__init__ = init  # type: ignore[method-assign]
     return kind
+
+
+def _form(owner: str, name: str, path: Sequence[str]) -> str:
+    """Returns how an argument is written: its name, with a field also the object that has it."""
+    if not path:
+        return name
+    kind, _ = OBJECTS[f"{owner}.{name}"]
+    inner = _form(kind, path[0], path[1:])
+    return f"{name}={_last(kind)}({inner}{'' if '=' in inner else '=...'})"
+
+
+def _with_field(argument: str, thing: Any, path: Sequence[str], value: Any) -> Any:
+    """Returns what an argument is to be: a value, or its object with the value in a field."""
+    if not path:
+        return value
+    name, plain = OBJECTS[argument]
+    kind = _locate(name, ())
+    made = thing if isinstance(thing, kind) else kind(**_fields(thing, plain))
+    if value is None:  # as in _put
+        return made
+    inner = _with_field(f"{name}.{path[0]}", getattr(made, path[0]), path[1:], value)
+    return dataclasses.replace(made, **{path[0]: inner})
 
 
 def moved_arguments(kind: type) -> dict[str, str]:
@@ -256,8 +326,8 @@ def describe(thing: Any) -> Any:
     It names what differs from the defaults.
 
     Arguments:
-        thing: A frozen dataclass of this package, a plain value, or a list, tuple or mapping of
-            them.
+        thing: A frozen dataclass of this package, an object of a :func:`describable` class, a
+            plain value, or a list, tuple or mapping of them.
 
     Raises:
         InputError: If it is something else.
@@ -268,14 +338,37 @@ def describe(thing: Any) -> Any:
         return [describe(value) for value in thing]
     if isinstance(thing, Mapping) and "_target_" not in thing:
         return {key: describe(value) for key, value in thing.items()}
-    parameters = getattr(thing, "__dataclass_params__", None)
-    name = _public(type(thing)) if parameters is not None and parameters.frozen else None
-    if name is None:
+    kind, parameters = type(thing), getattr(thing, "__dataclass_params__", None)
+    kept = getattr(thing, _GIVEN, None) is not None
+    known = kept or (parameters is not None and parameters.frozen)
+    name = _public(kind) if known else None
+    if name is None and kept:  # a user's class
+        name = f"{kind.__module__}.{kind.__qualname__}"
+    if name is None or "<" in name or name.startswith("__main__."):
         raise InputError(
-            "What a recipe describes must be plain values and frozen dataclasses of scoresde, got "
-            f"{brief(thing)}; write its recipe by hand."
+            "What a recipe describes must be plain values, frozen dataclasses of scoresde and "
+            f"objects of describable classes of a module, got {brief(thing)}; write its recipe by "
+            "hand, or put @scoresde.recipe.describable over its class."
         )
     return {"_target_": name, **{key: describe(value) for key, value in changed(thing).items()}}
+
+
+def describable(kind: type[Kind]) -> type[Kind]:
+    """Has the objects of a class keep the arguments they are made of, for :func:`describe`.
+
+    It serves classes that are no dataclasses, such as networks; a subclass asks for itself.
+    """
+    original, signature = kind.__init__, inspect.signature(kind)
+
+    @functools.wraps(original)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        if type(self) is kind:
+            with contextlib.suppress(TypeError):  # what does not fit, the class refuses itself
+                vars(self)[_GIVEN] = dict(signature.bind(*values, **named).arguments)
+        original(self, *values, **named)
+
+    kind.__init__ = init  # type: ignore[method-assign]
+    return kind
 
 
 def _public(kind: type) -> str | None:
@@ -289,9 +382,11 @@ def _public(kind: type) -> str | None:
 
 
 def changed(thing: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass object that are not at their defaults."""
+    """Returns the fields, or the kept arguments, of an object that are not at their defaults."""
     usual, nothing = defaults(type(thing)), object()
-    given = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+    given = getattr(thing, _GIVEN, None)
+    if given is None:
+        given = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
     return {k: v for k, v in given.items() if not _equal(v, usual.get(k, nothing))}
 
 

@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from scoresde.commands import RESUMED, TASKS, rank_of
 from scoresde.configuration import GROUPS, check
 from scoresde.errors import InputError, OtherRunError, SolverError
+from scoresde.recipe import current
 from scoresde.tasks.folder import keep_settings, lock, put_back_settings, read_result
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
@@ -56,7 +57,29 @@ def main() -> None:
     with process_group() as group:
         if group.size > 1:
             sys.argv[1:] = _in_one_folder(sys.argv[1:], group)
-        _main()
+        try:
+            _main()
+        except SystemExit as left:
+            if left.code == 1:  # Hydra has said what it refuses, but not what it is called now
+                sys.stderr.writelines(map(_advice, sys.argv[1:]))
+            raise
+
+
+def _advice(text: str) -> str:
+    """Returns a line on an override of the network that Hydra refuses, or nothing."""
+    section, _, rest = text.lstrip("+").partition(".")
+    key, _, value = rest.partition("=")
+    now = current(f"scoresde.nn.UNet.{key}")
+    if section != "network":
+        return ""
+    if not now.startswith("scoresde."):
+        return f"scoresde: network.{key} is now network.{now}; use ++network.{now}={value}.\n"
+    if key.startswith("attention."):
+        return (
+            "scoresde: where network.attention is a list of levels, use ~network.attention "
+            "'+network.attention={levels:[1],heads:4}'.\n"
+        )
+    return ""
 
 
 def _list(arguments: list[str]) -> None:

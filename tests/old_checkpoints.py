@@ -131,10 +131,10 @@ def applied(path):
     data = replace(data, codec=units)
     streams = Streams.of(seed=1, seeds=range(3))
     for split in ("train", "test"):
-        found[f"exact/{name}/data/{split}"] = data.batch(split, streams).flatten(1)[:, ::7]
+        found[f"exact/{name}/data/{split}"] = data.batch(split, streams).x.flatten(1)[:, ::7]
     raw = checkpoint.build_model(average=False).double()
     # Rounding in float64 is far below what is allowed, on any machine.
-    model, x = checkpoint.build_model().double(), data.batch("test", streams).double()
+    model, x = checkpoint.build_model().double(), data.batch("test", streams).x.double()
     t = torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64)
     with torch.no_grad():
         for part in ("noise", "denoise", "score"):

@@ -71,6 +71,7 @@ from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalC
 from scoresde.model import ReversedIndex, Sigma
 from scoresde.nn import (
     MLP,
+    Architecture,
     FIRResampling,
     FourierEmbedding,
     InputResidual,
@@ -225,7 +226,6 @@ def unet(label="noise_level", dtype=torch.float64, **more):
         multipliers=(1, 2),
         blocks=1,
         attention=(1,),
-        heads=1,
         dropout=0.0,
         embedding=embedding(label),
         **more,
@@ -634,7 +634,10 @@ def networks():
     yield "exact/mlp32", mlp(dtype=torch.float32)(x.float(), c.float())
     yield "exact/unet", unet()(image, c)[:, :, ::3, ::3]
     yield "exact/unet32", unet(dtype=torch.float32)(image.float(), c.float())[:, :, ::3, ::3]
-    net = unet(resampling=FIRResampling(kernel=(1, 3, 3, 1)), input_pyramid=InputResidual())
+    ncsnpp = Architecture(
+        resampling=FIRResampling(kernel=(1, 3, 3, 1)), input_pyramid=InputResidual()
+    )
+    net = unet(architecture=ncsnpp)
     yield "exact/ncsnpp", net(image, c)[:, :, ::3, ::3]
     for label in ("noise_level", "scaled_time", "sigma"):
         yield f"exact/embedding/{label}", embedding(label)(c.abs().float())
@@ -651,7 +654,6 @@ def networks():
         multipliers=(1,),
         blocks=1,
         attention=(),
-        heads=1,
         dropout=0.0,
         embedding=embedding("noise_level"),
     )
@@ -961,20 +963,20 @@ def data():
     streams = Streams.of(seed=6, seeds=[3, 0, 7, 2])
     for name, one in toys().items():
         for split in ("train", "validation", "test"):
-            yield f"exact/{name}/{split}", one.batch(split, streams, 0)
+            yield f"exact/{name}/{split}", one.batch(split, streams, 0).x
             yield f"exact/{name}/{split}/count", torch.tensor(len(one.split(split)))
         yield f"exact/{name}/encode", one.encode(one.test[:4])
-        yield f"exact/{name}/decode", one.decode(one.batch("train", streams, 0))
+        yield f"exact/{name}/decode", one.decode(one.batch("train", streams, 0).x)
         yield f"exact/{name}/log_prob", one.log_prob(one.test[:4])
         yield f"exact/{name}/sigma_data", torch.tensor(one.sigma_data, dtype=torch.float64)
     one = digits(fractions=(0.8, 0.1, 0.1), seed=0)
     for split, draw in itertools.product(("train", "validation", "test"), (0, 1)):
-        yield f"exact/digits/{split}/{draw}", one.batch(split, streams, draw)
+        yield f"exact/digits/{split}/{draw}", one.batch(split, streams, draw).x
     yield "exact/digits/encode", one.encode(one.test[:2])
-    yield "exact/digits/decode", one.decode(one.batch("train", streams, 0))
-    yield "exact/digits/to_unit", one.to_unit(one.batch("train", streams, 0))[:1]
+    yield "exact/digits/decode", one.decode(one.batch("train", streams, 0).x)
+    yield "exact/digits/to_unit", one.to_unit(one.batch("train", streams, 0).x)[:1]
     yield "exact/digits/sigma_data", torch.tensor(one.sigma_data, dtype=torch.float64)
-    x = one.batch("train", streams, 0)
+    x = one.batch("train", streams, 0).x
     for draw in (0, 1):
         moved, told = GeometricAugmentation(probability=0.7)(x, streams, draw)
         yield f"exact/augmented/{draw}/x", moved
@@ -1009,7 +1011,7 @@ def trainings():
     update = Update(model, loss, training(snapshots=2), optimizer, None, 4)
     streams = Streams.of(seed=4, batch=16)
     for step in range(3):
-        yield f"exact/update/{step}", update(one.batch("train", streams, step), {}, step, 16)
+        yield f"exact/update/{step}", update(one.batch("train", streams, step).x, {}, step, 16)
     yield "exact/update/weight", model.network.linear_out.weight
     for i, average in enumerate(update.averages):
         yield f"exact/update/average{i}", average.model.network.linear_out.weight

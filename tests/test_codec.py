@@ -143,7 +143,7 @@ def test_integers_return_in_their_type_and_dequantise(levels, dtype):
     assert float(offsets.std()) == pytest.approx(1 / math.sqrt(12), rel=0.05)
     centres = data.decode(data.encode(raw).double(), rounded=False) - raw
     torch.testing.assert_close(centres, torch.full_like(centres, 0.5), atol=1e-4, rtol=0)
-    assert torch.equal(data.batch("test", streams, 1), data.encode(raw, streams, 1))
+    assert torch.equal(data.batch("test", streams, 1).x, data.encode(raw, streams, 1))
 
 
 def test_a_large_offset_costs_no_digits():

@@ -81,7 +81,7 @@ def test_every_level_survives_the_round_trip_at_any_place_in_its_step(levels):
         assert x.max() < 1
         assert torch.equal(dataset.decode(x), raw)
     for draw in range(4):
-        x = dataset.batch("train", everyone(dataset), draw)
+        x = dataset.batch("train", everyone(dataset), draw).x
         assert torch.equal(dataset.decode(x), raw)
 
 
@@ -151,14 +151,14 @@ def test_real_data_is_standardised_by_the_training_split_alone():
     train, other = 3 + 5 * torch.randn(1000, 2, generator=generator), 1e3 * torch.ones(4, 2)
     train[:, 1] += 10
     dataset = Dataset.of("reals", [train, other, other])
-    x = dataset.batch("train", everyone(dataset))
+    x = dataset.batch("train", everyone(dataset)).x
     torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(dataset.decode(x), train, atol=1e-5, rtol=1e-6)
     with pytest.raises(InputError, match=r"log_det=data\.log_det"):
         _ = dataset.scale
     whole = Dataset.of("reals", [train, other, other], standardise=Whole())
-    x = whole.batch("train", everyone(whole))
+    x = whole.batch("train", everyone(whole)).x
     assert abs(float(x.mean())) < 1e-5
     assert abs(float(x.std(correction=0)) - 1) < 1e-5
     assert float(x[:, 1].mean()) > 0.5
@@ -174,7 +174,7 @@ def test_real_data_is_standardised_by_the_training_split_alone():
 def test_dequantised_pixels_are_uniform_in_their_step():
     raw = torch.full((4000, 5), 3, dtype=torch.uint8)
     dataset = Dataset.of("threes", [raw] * 3, levels=17)
-    u = dataset.decode(dataset.batch("train", everyone(dataset)).double(), rounded=False) - 3
+    u = dataset.decode(dataset.batch("train", everyone(dataset)).x.double(), rounded=False) - 3
     ranks = u.flatten().sort().values
     distance = (ranks - torch.arange(len(ranks)) / len(ranks)).abs().max()
     assert distance < 1.95 / math.sqrt(len(ranks))  # Kolmogorov and Smirnov, 0.1 %
@@ -183,35 +183,35 @@ def test_dequantised_pixels_are_uniform_in_their_step():
 def test_training_examples_may_lie_at_the_centres_of_their_levels():
     raw = levels_of(40, (1, 4, 4)).to(torch.uint8)
     dataset = Dataset.of("levels", [raw] * 3, levels=17, dequantise=False)
-    assert torch.equal(dataset.batch("train", everyone(dataset)), dataset.encode(raw))
+    assert torch.equal(dataset.batch("train", everyone(dataset)).x, dataset.encode(raw))
     for split in ("validation", "test"):
         offset = (
-            dataset.decode(dataset.batch(split, everyone(dataset, split)), rounded=False) - raw
+            dataset.decode(dataset.batch(split, everyone(dataset, split)).x, rounded=False) - raw
         )
         assert offset.std() == pytest.approx(1 / math.sqrt(12), rel=0.1)
 
 
 def test_batches_are_reproducible_and_fresh_in_every_epoch():
     dataset = quantised(flip=True)
-    batch = dataset.batch("train", everyone(dataset), draw=3)
-    assert torch.equal(batch, dataset.batch("train", everyone(dataset), draw=3))
+    batch = dataset.batch("train", everyone(dataset), draw=3).x
+    assert torch.equal(batch, dataset.batch("train", everyone(dataset), draw=3).x)
     some = torch.tensor([7, 2, 31])
-    assert torch.equal(batch[some], dataset.batch("train", Streams(0, some), draw=3))
-    assert not (batch == dataset.batch("train", everyone(dataset), draw=4)).any(0).all()
-    assert not torch.equal(batch, dataset.batch("train", everyone(dataset, seed=1), draw=3))
+    assert torch.equal(batch[some], dataset.batch("train", Streams(0, some), draw=3).x)
+    assert not (batch == dataset.batch("train", everyone(dataset), draw=4).x).any(0).all()
+    assert not torch.equal(batch, dataset.batch("train", everyone(dataset, seed=1), draw=3).x)
 
 
 def test_flips_mirror_half_of_the_training_images_only():
     raw = torch.tensor([[[0, 1, 2]]], dtype=torch.uint8).expand(4000, 1, 1, 3)
     dataset = Dataset.of("ramps", [raw] * 3, levels=3, flip=True)
-    back = dataset.decode(dataset.batch("train", everyone(dataset)))
+    back = dataset.decode(dataset.batch("train", everyone(dataset)).x)
     flipped = (back == raw.flip(-1)).flatten(1).all(1)
     assert ((back == raw).flatten(1).all(1) | flipped).all()
     assert abs(float(flipped.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(4000)
-    again = dataset.decode(dataset.batch("train", everyone(dataset), draw=1))
+    again = dataset.decode(dataset.batch("train", everyone(dataset), draw=1).x)
     assert not torch.equal(back, again)
     for split in ("validation", "test"):
-        assert torch.equal(dataset.decode(dataset.batch(split, everyone(dataset, split))), raw)
+        assert torch.equal(dataset.decode(dataset.batch(split, everyone(dataset, split)).x), raw)
 
 
 def test_labels_go_where_their_examples_go():
@@ -224,7 +224,7 @@ def test_labels_go_where_their_examples_go():
 def test_real_batches_are_the_scaled_examples():
     dataset = two_moons(count=100)
     indices = torch.tensor([3, 1])
-    batch = dataset.batch("test", Streams(5, indices), draw=9)
+    batch = dataset.batch("test", Streams(5, indices), draw=9).x
     assert torch.equal(batch, dataset.encode(dataset.test[indices]))
 
 
@@ -232,9 +232,9 @@ def test_to_moves_every_split():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     here, there = two_moons(count=100), two_moons(count=100).to(device)
     assert {there.split(name).device.type for name in SPLITS} == {device}
-    batch = there.batch("train", Streams.of(0, batch=5))
+    batch = there.batch("train", Streams.of(0, batch=5)).x
     assert batch.device.type == device
-    assert torch.equal(batch.cpu(), here.batch("train", Streams.of(0, batch=5)))
+    assert torch.equal(batch.cpu(), here.batch("train", Streams.of(0, batch=5)).x)
     torch.testing.assert_close(there.log_prob(there.test).cpu(), here.log_prob(here.test))
 
 
@@ -489,9 +489,9 @@ def reals(value=0.5):
         (lambda: Dataset.of("d", [reals().short().neg()] * 3, levels=300), "outside 0 to 299"),
         (lambda: Dataset.of("d", [reals().byte()] * 3, levels=1), r"levels.*1\b"),
         (lambda: Dataset.of("d", [reals()] * 3, flip=True), "flip=True"),
-        (lambda: labelled(torch.arange(2)), r"shapes \[\(2,\), .*one for each example, \[\(3,\)"),
-        (lambda: labelled(torch.ones(3)), "types .*float32.* in int64"),
-        (lambda: labelled(torch.arange(3), splits=2), "one for each example"),
+        (lambda: labelled(torch.arange(2)), r"label .*\[3, 3, 3\].*\[\(2,\)"),
+        (lambda: labelled(torch.ones(3)), "label .*float32"),
+        (lambda: labelled(torch.arange(3), splits=2), r"label .*\[3, 3, 3\]"),
         (lambda: Dataset.of("d", [torch.ones(3, 2)] * 3), r"All training values are \[1.0, 1.0\]"),
         (lambda: Scaling(0.0, 0.0), "width=0.0"),
         (lambda: Scaling(math.nan), "shift=nan"),

@@ -206,7 +206,7 @@ def test_one_uniform_draw_is_what_the_data_set_and_the_likelihood_give():
     raw = torch.randint(0, LEVELS, (5, 3), generator=torch.Generator().manual_seed(0)).byte()
     data = Dataset.of("some", [raw] * 3, levels=LEVELS)
     model, streams = mixture(3).float(), Streams.of(7, range(1, 4))
-    x = data.batch("test", streams)
+    x = data.batch("test", streams).x
     likelihood = Likelihood(probes=2, rtol=1e-3, atol=1e-3)
     theirs = likelihood(model, x, seed=7, seeds=range(1, 4))
     ours = log_probability(likelihood, model, data.codec, raw[1:4], seed=7, seeds=range(1, 4))

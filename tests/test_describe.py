@@ -27,12 +27,13 @@ from scoresde import (
     divergence,
     likelihood,
     loss,
+    nn,
     sample,
     sde,
     solvers,
     times,
 )
-from scoresde.recipe import build, complete, defaults, describe
+from scoresde.recipe import build, complete, defaults, describable, describe
 
 COMMON = {"eps": 0.01, "final_denoise": True, "temperature": 0.5}
 ALONG = {**COMMON, "along_path": True}
@@ -197,3 +198,63 @@ class Mine:
 def test_what_cannot_be_described_is_a_sentence(thing):
     with pytest.raises(InputError, match="write its recipe by hand"):
         describe(thing)
+
+
+MODULES = [
+    nn.MLP(3, width=8, classes=2, conditions={"context": 4}),
+    nn.MLP((2, 3), embedding=nn.PositionalEmbedding(8, scale=100.0)),
+    nn.UNet((1, 8, 8), 8, attention=[0], dropout=0.1, centre=True),
+    nn.UNet(
+        (1, 8, 8),
+        8,
+        attention=nn.AttentionLayout((1,), heads=2),
+        architecture=nn.Architecture(
+            transition=nn.DDPMTransition(),
+            resampling=nn.FIRResampling(),
+            norm=nn.Groups(8, 1, exceptions={"middle.attention.norm": 2}),
+            input_pyramid=nn.InputSkip(),
+            output_pyramid=nn.OutputSkip(),
+            rescale=False,
+        ),
+        embedding=nn.FourierEmbedding(16, 16.0, log=True),
+    ),
+    nn.ScaledBySigma(nn.UNet((1, 8, 8), 8), nn.GeometricSigmas(0.01, 50.0, 10)),
+    scoresde.ScoreModel(nn.MLP(2, width=8), VESDE(0.02, 30.0), scoresde.DataParametrisation()),
+]
+
+
+@pytest.mark.parametrize("made", MODULES, ids=lambda m: type(m).__name__)
+def test_a_network_is_built_again_of_the_recipe_of_its_arguments(made):
+    """The same weights fit, and give the same output; JSON can hold the recipe."""
+    recipe = json.loads(json.dumps(describe(made)))
+    again = build(recipe)
+    again.load_state_dict(made.state_dict())
+    assert repr(again) == repr(made)
+    assert describe(again) == describe(made)
+    if not isinstance(made, scoresde.ScoreModel):
+        x = torch.randn(2, *getattr(made, "shape", (1, 8, 8)))
+        assert torch.equal(again.eval()(x, torch.ones(2)), made.eval()(x, torch.ones(2)))
+
+
+@describable
+class Describable(torch.nn.Module):
+    def __init__(self, width=3, scale=1.0):
+        super().__init__()
+        self.width = width
+
+
+def test_a_users_class_is_described_by_its_module_and_built_where_that_is_allowed():
+    recipe = describe(Describable(scale=2.0))
+    assert recipe == {"_target_": "tests.test_describe.Describable", "scale": 2.0}
+    assert isinstance(build(recipe, allow=["tests"]), Describable)
+    with pytest.raises(InputError, match=r"tests\.test_describe"):
+        build(recipe)
+
+
+class Subclass(Describable):
+    pass
+
+
+def test_a_subclass_is_not_taken_for_its_base():
+    with pytest.raises(InputError, match="Subclass"):
+        describe(Subclass())

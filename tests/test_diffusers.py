@@ -15,7 +15,7 @@ from scoresde.interop.diffusers import load_checkpoint, load_recipe
 from scoresde.interop.diffusers.configuration import describe
 from scoresde.interop.diffusers.files import Values
 from scoresde.interop.diffusers.tensors import places
-from scoresde.nn import UNet
+from scoresde.nn import Architecture, Groups, UNet
 from scoresde.recipe import build
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -528,14 +528,23 @@ def test_a_fourier_network_with_the_scheduler_of_a_chain(networks, tmp_path):
         load_checkpoint(tmp_path)
 
 
+def exceptional(groups):
+    return Architecture(norm=Groups(exceptions=groups))
+
+
 @pytest.mark.parametrize("groups", [{"conv_in": 4}, {"norm_out": 3}, {"norm_out": 0}, {"up": 1}])
 def test_groups_of_what_is_no_normalisation(groups):
     with pytest.raises(InputError, match=next(iter(groups))):
-        UNet((1, 8, 8), width=8, blocks=1, groups=groups)
+        UNet((1, 8, 8), width=8, blocks=1, architecture=exceptional(groups))
 
 
 def test_groups_of_one_normalisation():
-    network = UNet((1, 8, 8), width=8, blocks=1, groups={"middle.attention.norm": 8})
+    network = UNet(
+        (1, 8, 8),
+        width=8,
+        blocks=1,
+        architecture=exceptional({"middle.attention.norm": 8}),
+    )
     norms = {n: m.num_groups for n, m in network.named_modules() if isinstance(m, nn.GroupNorm)}
     assert norms.pop("middle.attention.norm") == 8
     assert {norms[f"middle.block_{place}.norm_in"] for place in ("in", "out")} == {4}

@@ -10,6 +10,7 @@ from scoresde.configuration import place
 from scoresde.divergence import ColourProbing, ExactTrace
 from scoresde.nn import (
     MLP,
+    Architecture,
     DDPMTransition,
     FIRResampling,
     InputResidual,
@@ -33,6 +34,7 @@ KINDS = {
     "skips": {"input_pyramid": InputSkip(), "output_pyramid": OutputSkip()},
     "residual": {"resampling": FIRResampling(), "output_pyramid": OutputResidual()},
 }
+ALIVE = Architecture(init_scale=1.0)
 each_kind = pytest.mark.parametrize("kind", list(KINDS.values()), ids=list(KINDS))
 
 
@@ -43,7 +45,8 @@ def inputs(shape, n=2):
 
 def unet(shape, **more):
     torch.manual_seed(0)
-    return UNet(shape, width=8, blocks=1, init_scale=1.0, **more)
+    architecture = Architecture(init_scale=1.0, **more)
+    return UNet(shape, width=8, blocks=1, architecture=architecture)
 
 
 @pytest.mark.parametrize("shape", HALVING + ODD, ids=str)
@@ -135,7 +138,7 @@ def test_signals_and_volumes_train_sample_and_have_a_likelihood(shape):
 
 CLASSED = {
     "MLP": lambda **more: MLP(3, width=8, depth=1, **more),
-    "UNet": lambda **more: UNet((3, 8), width=8, blocks=1, init_scale=1.0, **more),
+    "UNet": lambda **more: UNet((3, 8), 8, blocks=1, architecture=ALIVE, **more),
 }
 each_network = pytest.mark.parametrize("make", list(CLASSED.values()), ids=list(CLASSED))
 

@@ -14,7 +14,7 @@ from scoresde.divergence import (
     Sphere,
 )
 from scoresde.model import Conditioned
-from scoresde.nn import UNet
+from scoresde.nn import Architecture, UNet
 from scoresde.streams import Purpose, Streams
 
 SHAPES = [(5,), (1,), (2, 3, 3), (2, 4), (1, 2, 2, 3)]
@@ -382,7 +382,7 @@ def test_states_that_need_no_gradient_are_left_as_they_are():
 
 def score_field(layout):
     torch.manual_seed(0)
-    net = UNet((1, 4, 4), width=8, blocks=1, init_scale=1.0)
+    net = UNet((1, 4, 4), width=8, blocks=1, architecture=Architecture(init_scale=1.0))
     model = ScoreModel(net, VPSDE()).double().eval().to(memory_format=layout)
     return lambda x: Conditioned(model).velocity(x, torch.tensor(0.4).double())
 

@@ -1,5 +1,7 @@
 """What the pages of docs/ say works: the program of each page runs, and so do its commands."""
 
+import functools
+import math
 import re
 import shlex
 import sys
@@ -13,12 +15,15 @@ import torch
 from torch import nn
 
 import scoresde
-from scoresde import codec, loss, sample, times
+import scoresde.nn as nn_room
+from scoresde import codec, fit, loss, sample, times
 from scoresde.data import Dataset
 from scoresde.metrics import nats
 from scoresde.nn import MLP
+from scoresde.recipe import describable
 from tests.test_run import ROOT, TINY, program
 
+DATA = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
 
@@ -30,6 +35,7 @@ def names():
     """What the examples of the page import, in one place."""
     found = {"torch": torch, "nn": nn, "MLP": MLP, "dataclass": dataclass, "pairwise": pairwise}
     found |= {"Sequence": Sequence, "Dataset": Dataset, "nats": nats}
+    found |= {"describable": describable}
     for module in (codec, loss, sample, times, scoresde):
         found |= {name: getattr(module, name) for name in module.__all__}
     return found
@@ -38,7 +44,7 @@ def names():
 def test_the_examples_of_extending_run_in_their_order(monkeypatch):
     module = ModuleType("extending_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclass looks
-    module.__dict__.update(names())
+    module.__dict__.update(names() | {"fit": functools.partial(fit, progress=False)})
     parts = blocks(EXTENDING, "python")
     for part in parts:
         exec(part, module.__dict__)
@@ -52,6 +58,42 @@ def test_the_examples_of_extending_run_in_their_order(monkeypatch):
     incomes = torch.distributions.LogNormal(0.0, 1.0).log_prob(space["raw"]).sum(1)
     torch.testing.assert_close(space["loss"], -incomes, atol=2e-3, rtol=0, check_dtype=False)
     assert space["samples"].x.std(0).tolist() == pytest.approx([0.5, 0.5], rel=0.3)
+
+
+def test_the_programs_of_the_page_on_data_run(tmp_path, monkeypatch):
+    """Samples and densities have the law of the data, within their Monte-Carlo errors."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    found = {"fit": functools.partial(fit, progress=False)}
+    space = {**names(), **vars(nn_room), **vars(scoresde.data), "load": scoresde.load, **found}
+    module = ModuleType("data_page")
+    module.__dict__.update(space)
+    for part in blocks(DATA, "python"):
+        exec(part, module.__dict__)
+    space = module.__dict__
+    scale = torch.tensor([1.0, 2e4])
+    # 600 updates leave the mean and the std within a tenth of the std, besides 4 / sqrt(500).
+    off = (space["samples"].mean(0) - torch.tensor([0.0, 5e4])) / scale
+    assert float(off.abs().max()) < 0.28
+    assert float((space["samples"].std(0) / scale - 1).abs().max()) < 0.25
+    entropy = 1 + math.log(2 * math.pi) + math.log(2e4)
+    assert float(space["cost"].mean()) == pytest.approx(entropy, abs=0.4)
+    # The posterior is N(0.8, 0.2), whatever is seen.
+    assert float(space["drawn"].x.mean()) == pytest.approx(0.8, abs=0.15)
+    assert float(space["drawn"].x.std()) == pytest.approx(math.sqrt(0.2), abs=0.1)
+    height = space["moons"].decode(space["upper"].x)[:, 1]
+    assert float(height.mean()) == pytest.approx(2 / math.pi, abs=0.1)
+    assert space["raw"].shape == (4, 2)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_commands_of_the_page_on_data_run(tmp_path):
+    lines = "\n".join(blocks(DATA, "sh")).splitlines()
+    first, *others = (shlex.split(line)[3:] for line in lines)
+    program(*first, *TINY, "hydra.run.dir=RUN", cwd=tmp_path)
+    for words in others:
+        quick = ["sampler.rtol=0.1"] if "task=sample" in words else ["examples=4"]
+        program(*words, *quick, "progress=false", "batch_size=4", cwd=tmp_path)
 
 
 @pytest.mark.usefixtures("undrawn")

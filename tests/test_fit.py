@@ -20,11 +20,12 @@ from scoresde import (
     fit,
     load,
 )
-from scoresde.data import digits, split_indices, two_moons
+from scoresde.data import Dataset, digits, split_indices, two_moons
 from scoresde.metrics import nats
 from scoresde.nn import MLP
 from scoresde.sample import UniPC
 from scoresde.times import LogSNRGrid
+from tests.test_run import program
 
 quiet = functools.partial(fit, progress=False)
 
@@ -186,3 +187,65 @@ def test_a_run_is_loaded_with_its_codec(tmp_path):
 def test_an_exact_model_has_nothing_to_fit():
     with pytest.raises(InputError, match="weights"):
         quiet(GaussianModel(torch.zeros(2), 1.0, VPSDE()), normal(50, 2), steps=1)
+
+
+# --- Kept in a folder ----------------------------------------------------------------------------
+
+
+def test_a_folder_keeps_the_weights_that_fit_returns(tmp_path):
+    """With the codec of the data: samples come back in the user's units."""
+    raw = 5e4 + 2e4 * normal(400, 2)
+    data = Dataset.of("incomes", [raw[:320], raw[320:360], raw[360:]])
+    folder = tmp_path / "new/run"
+    model = quiet(ScoreModel(network(), VPSDE()), data, steps=60, folder=folder)
+    run = load(folder)
+    kept, own = run.model.state_dict(), model.state_dict()
+    assert kept.keys() == own.keys()
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+    x = UniPC(20, LogSNRGrid())(run.model, (500, 2), seed=0).x
+    assert float(run.codec.decode(x).mean()) == pytest.approx(5e4, rel=0.1)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_folder_does_not_change_the_weights(tmp_path):
+    one, other = (
+        quiet(ScoreModel(network(), VPSDE()), normal(100, 2), steps=8, **more)
+        for more in ({}, {"folder": tmp_path})
+    )
+    weights = other.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
+
+
+def test_the_program_samples_what_fit_has_kept(tmp_path):
+    labels = torch.arange(100) % 2
+    data = (normal(100, 2), {"label": labels})
+    quiet(ScoreModel(network(classes=2), VPSDE()), data, steps=4, folder=tmp_path / "run")
+    program("task=sample", "checkpoint=run", "label=1", "count=3", "progress=false", cwd=tmp_path)
+    (path,) = tmp_path.glob("runs/**/samples.npz")
+    with np.load(path) as file:
+        assert file["x"].shape == (3, 2)
+
+
+def test_a_checkpoint_is_never_replaced_by_another_fit(tmp_path):
+    quiet(ScoreModel(network(), VPSDE()), normal(50, 2), steps=2, folder=tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(InputError, match=r"folder .*checkpoint\.pt"):
+        quiet(ScoreModel(network(), VPSDE()), normal(50, 2), steps=2, folder=tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"folder .*file"):
+        quiet(ScoreModel(network(), VPSDE()), normal(50, 2), steps=2, folder=tmp_path / "file")
+
+
+def test_a_model_that_cannot_be_described_is_refused_before_training(tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x, c):
+            return self.scale * x
+
+    with pytest.raises(InputError, match=r"Own.*describable"):
+        quiet(ScoreModel(Own(), VPSDE()), normal(50, 2), steps=2, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

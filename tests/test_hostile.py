@@ -150,7 +150,7 @@ KINDS = {
     ),
     "npy": (npy, arrays_of, False),
     "npz": (npz, arrays_of, True),
-    "latents": (latents, lambda p: {"x": read_latents(p, CODEC)}, True),
+    "latents": (latents, lambda p: {"x": read_latents(p, CODEC).x}, True),
     "part": (part, lambda p: Parts(p.parent).load(range(4)), True),
     "images": (png, images_of, True),
     "idx": (idx_file, lambda p: idx(p.read_bytes(), p.name, 3), True),

@@ -107,7 +107,7 @@ def test_a_hidden_folder_itself_may_be_given(tmp_path):
 def test_units_and_augmentation_are_as_asked(many):
     dataset = folder(many, size=4, mode="L", flip=True, centred=False, dequantise=False)
     assert (dataset.shape, dataset.scale, dataset.flip) == ((1, 4, 4), 1 / 256, True)
-    x = dataset.batch("train", Streams.of(0, batch=16)) * 256 - 0.5
+    x = dataset.batch("train", Streams.of(0, batch=16)).x * 256 - 0.5
     torch.testing.assert_close(x, x.round(), atol=1e-3, rtol=0)
 
 

@@ -19,7 +19,7 @@ from scoresde.streams import Streams
 
 def splits(dataset):
     for name in ("train", "validation", "test"):
-        yield dataset.batch(name, Streams.of(seed=0, batch=len(dataset.split(name))))
+        yield dataset.batch(name, Streams.of(seed=0, batch=len(dataset.split(name)))).x
 
 
 # Bits per dimension

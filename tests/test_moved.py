@@ -2,18 +2,39 @@
 
 import importlib
 import inspect
+import itertools
 
 import pytest
+import torch
 
 import scoresde
 from scoresde import VPSDE, InputError, ScoreModel, recipe
 from scoresde.divergence import Hutchinson
-from scoresde.nn import MLP
-from scoresde.recipe import MOVED, REPLACED, accepts_moved, build, current, updated
+from scoresde.nn import (
+    MLP,
+    Architecture,
+    AttentionLayout,
+    DDPMTransition,
+    FIRResampling,
+    Groups,
+    InputSkip,
+    OutputSkip,
+    UNet,
+)
+from scoresde.recipe import (
+    MOVED,
+    OBJECTS,
+    REPLACED,
+    accepts_moved,
+    build,
+    complete,
+    current,
+    updated,
+)
 from scoresde.sample import Restart, RestartInterval
 
 OLD_MODULES = ("scoresde.bound", "scoresde.cutoff", "scoresde.flow")
-ARGUMENTS = {old: new for old, new in MOVED.items() if "." not in new}
+ARGUMENTS = {old: new for old, new in MOVED.items() if not new.startswith("scoresde.")}
 NAMES = {old: new for old, new in MOVED.items() if old not in {*ARGUMENTS, *OLD_MODULES}}
 
 
@@ -29,9 +50,13 @@ def test_every_new_name_is_there_and_is_final(old):
     assert new != old
     assert current(new) == new
     if old in ARGUMENTS:
-        kind = found(old.rpartition(".")[0])
-        assert ARGUMENTS[old] in inspect.signature(kind).parameters
-        assert old.rpartition(".")[2] not in inspect.signature(kind).parameters
+        home, _, name = old.rpartition(".")
+        assert name not in inspect.signature(found(home)).parameters
+        *objects, last = new.split(".")
+        for argument in objects:
+            assert argument in inspect.signature(found(home)).parameters
+            home, _ = OBJECTS[f"{home}.{argument}"]
+        assert last in inspect.signature(found(home)).parameters
     elif old in OLD_MODULES:
         importlib.import_module(new)
     else:
@@ -170,6 +195,145 @@ def test_a_deep_recipe_is_a_sentence():
         updated(tree)
     while tree:  # Python frees such a thing by recursion
         tree = tree["a"]
+
+
+# --- Arguments that have become fields of an object ----------------------------------------------
+
+SMALL = {"shape": [1, 8, 8], "width": 8, "blocks": 1}
+# Each old argument of a U-Net: its value in a recipe and in Python, and what is now written.
+FIELDS = {
+    "heads": (2, 2, {"attention": AttentionLayout(heads=2)}),
+    "head_width": (4, 4, {"attention": AttentionLayout(head_width=4)}),
+    "attend_after_each": (True, True, {"attention": AttentionLayout(after_each=True)}),
+    "transition": ({"_target_": "scoresde.nn.DDPMTransition"}, DDPMTransition(), None),
+    "resampling": ({"_target_": "scoresde.nn.FIRResampling"}, FIRResampling(), None),
+    "input_pyramid": ({"_target_": "scoresde.nn.InputSkip"}, InputSkip(), None),
+    "output_pyramid": ({"_target_": "scoresde.nn.OutputSkip"}, OutputSkip(), None),
+    "activation": ({"_target_": "torch.nn.ELU"}, torch.nn.ELU(), None),
+    "norm": ({"_target_": "scoresde.nn.Groups", "most": 2}, Groups(2), None),
+    "rescale": (False, False, None),
+    "init_scale": (1.0, 1.0, None),
+    "conditional": (False, False, None),
+    "groups": (
+        *({"middle.attention.norm": 8},) * 2,
+        {"architecture": Architecture(norm=Groups(exceptions={"middle.attention.norm": 8}))},
+    ),
+}
+each_field = pytest.mark.parametrize("name", FIELDS)
+
+
+def drawn(make):
+    """A network and what it computes with weights other than zero."""
+    torch.manual_seed(0)
+    network = make().eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+    return network, network(x, torch.tensor([0.5, 2.0]))
+
+
+def assert_same(one, other):
+    (one, y), (other, expected) = drawn(one), drawn(other)
+    assert str(one) == str(other)
+    assert list(one.state_dict()) == list(other.state_dict())
+    assert torch.equal(y, expected)
+
+
+def test_every_argument_that_has_become_a_field_is_tried():
+    assert {f"scoresde.nn.UNet.{name}" for name in FIELDS} == {
+        old for old, new in ARGUMENTS.items() if "." in new
+    }
+
+
+def written(name):
+    """What is written today for an old argument."""
+    _, value, arguments = FIELDS[name]
+    return arguments or {"architecture": Architecture(**{name: value})}
+
+
+@each_field
+@pytest.mark.filterwarnings("error")
+def test_an_old_field_in_a_recipe(name):
+    old = {"_target_": "scoresde.nn.UNet", **SMALL, name: FIELDS[name][0]}
+    tree = updated({"network": old})
+    assert name not in tree["network"]
+    assert updated(tree) == tree
+    assert_same(lambda: build(tree)["network"], lambda: UNet(**SMALL, **written(name)))
+    deep = {**old, "_target_": "scoresde.nn.unet.UNet"}
+    assert complete(updated({"network": deep})) == complete(tree)
+
+
+@each_field
+def test_an_old_field_in_python(name):
+    (argument, thing), *_ = written(name).items()
+    form = rf"{name} of UNet is now {argument}={type(thing).__name__}\(.*=\.\.\."
+    with pytest.warns(FutureWarning, match=form):
+        assert_same(
+            lambda: UNet(**SMALL, **{name: FIELDS[name][1]}),
+            lambda: UNet(**SMALL, **written(name)),
+        )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_old_fields_join_what_is_given_in_their_place():
+    old = UNet((1, 8, 8), 8, (1, 2), 1, (0, 1), heads=2, head_width=None)
+    assert str(old) == str(UNet((1, 8, 8), 8, (1, 2), 1, AttentionLayout((0, 1), 2)))
+    ddpm = Architecture(DDPMTransition(), norm=Groups(2))
+    old = UNet(**SMALL, architecture=ddpm, groups={"norm_out": 1}, rescale=False)
+    norm = Groups(2, exceptions={"norm_out": 1})
+    assert old.architecture == Architecture(DDPMTransition(), norm=norm, rescale=False)
+    nothing = dict.fromkeys(("transition", "resampling", "norm", "activation", "groups"))
+    assert UNet(**SMALL, **nothing).architecture == Architecture()
+
+
+def test_old_fields_join_in_a_recipe_in_any_order():
+    arguments = {
+        "groups": {"norm_out": 1},
+        "norm": {"_target_": "scoresde.nn.basics.Groups", "most": 2},
+        "heads": 2,
+        "attention": [0, 1],
+        "head_width": None,
+    }
+    expected = {
+        "_target_": "scoresde.nn.UNet",
+        **SMALL,
+        "attention": {"_target_": "scoresde.nn.AttentionLayout", "levels": [0, 1], "heads": 2},
+        "architecture": {
+            "_target_": "scoresde.nn.Architecture",
+            "norm": {"_target_": "scoresde.nn.Groups", "most": 2, "exceptions": {"norm_out": 1}},
+        },
+    }
+    for names in itertools.permutations(arguments):
+        old = {"_target_": "scoresde.nn.UNet", **SMALL, **{k: arguments[k] for k in names}}
+        assert complete(updated({"x": old})) == complete({"x": expected})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"attention": [1], "heads": 1}, {"attention": None}),
+        ({"heads": 1, "rescale": True}, {}),
+        ({"input_pyramid": None, "transition": None, "norm": None}, {"architecture": None}),
+        ({"attention": [0]}, {"attention": {"levels": [0]}}),
+        ({"attention": [1], "heads": 2}, {"attention": {"heads": 2}}),
+    ],
+)
+def test_old_and_new_recipes_of_one_network_are_equal(old, new):
+    old, new = (
+        complete(updated({"x": {"_target_": "scoresde.nn.UNet", **SMALL, **arguments}}))
+        for arguments in (old, new)
+    )
+    assert old == new
+
+
+def test_recipes_of_two_networks_differ():
+    recipes = [{}, {"heads": 2}, {"attention": [0]}, {"rescale": False}, {"groups": {"a": 1}}]
+    spelled = [
+        complete(updated({"x": {"_target_": "scoresde.nn.UNet", **SMALL, **arguments}}))
+        for arguments in recipes
+    ]
+    assert not any(one == other for one, other in itertools.combinations(spelled, 2))
 
 
 # --- Python --------------------------------------------------------------------------------------

@@ -8,7 +8,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.errors import InputError
-from scoresde.nn import MLP, FourierEmbedding, Groups, PositionalEmbedding, UNet
+from scoresde.nn import (
+    MLP,
+    AttentionLayout,
+    FourierEmbedding,
+    Groups,
+    PositionalEmbedding,
+    UNet,
+)
 
 SHAPES = [(1, 8, 8), (3, 8, 12), (5, 8, 12), (1, 28, 28), (3, 28, 28)]
 
@@ -52,8 +59,7 @@ NETWORKS = {
             "width": 5,
             "multipliers": [2, 1, 3],
             "blocks": 2,
-            "attention": [0, 2],
-            "heads": 5,
+            "attention": {"levels": [0, 2], "heads": 5},
             "embedding": PositionalEmbedding(8, scale=100.0),
         },
     ),
@@ -306,7 +312,7 @@ def test_unet_attention_lets_distant_pixels_meet():
     outputs = []
     for heads in (1, 2):
         torch.manual_seed(0)
-        outputs.append(awake(unet((1, 4, 4), attention=(0,), heads=heads))(x, c))
+        outputs.append(awake(unet((1, 4, 4), attention=AttentionLayout((0,), heads)))(x, c))
     assert not torch.allclose(*outputs)
     (gradient,) = torch.autograd.grad(outputs[0][0, 0, 0, 0], x)
     assert gradient.ne(0).all()
@@ -334,8 +340,8 @@ def test_groups_divide_the_channels(channels, groups):
         ({"attention": (2,)}, ["(2,)", "2 multipliers", "0 (full resolution) to 1"]),
         ({"attention": (-1,)}, ["attention[0]=-1"]),
         ({"attention": (16,)}, ["(16,)"]),
-        ({"heads": 0}, ["heads=0"]),
-        ({"heads": 3}, ["heads=3", "16 channels", "divisor"]),
+        ({"attention": {"heads": 0}}, ["heads=0"]),
+        ({"attention": {"heads": 3}}, ["heads=3", "16 channels", "divisor"]),
         ({"dropout": 1.0}, ["dropout=1.0", "[0, 1)"]),
     ],
 )

@@ -151,9 +151,9 @@ def test_a_number_keeps_the_first_test_images_and_a_file_those_that_it_says(
 def test_units_and_dequantisation_are_as_asked(digits_folder):
     dataset = mnist(digits_folder, 5, centred=False, dequantise=False)
     assert dataset.scale == 1 / 256
-    x = dataset.batch("train", Streams.of(0, batch=9))
+    x = dataset.batch("train", Streams.of(0, batch=9)).x
     torch.testing.assert_close(x, (dataset.train[:9].float() + 0.5) / 256, atol=1e-7, rtol=0)
-    y = dataset.batch("test", Streams.of(0, batch=9))
+    y = dataset.batch("test", Streams.of(0, batch=9)).x
     assert (y * 256 - dataset.test[:9] != 0.5).float().mean() > 0.99
     assert torch.equal(dataset.decode(y), dataset.test[:9])
 

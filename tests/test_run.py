@@ -27,6 +27,7 @@ from scoresde import VPSDE, GaussianModel
 from scoresde.codec import Codec
 from scoresde.configuration import measured
 from scoresde.data import Dataset
+from scoresde.nn import Architecture, AttentionLayout, DDPMTransition, UNet
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint, Tracker
 from tests.small_sets import cifar_files, idx_files, write, write_pictures
@@ -160,6 +161,45 @@ def test_default_recipe_is_digits_vp() -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose("config") == compose("config", ["+experiment=digits_vp"])
+
+
+def composed_network(*overrides: str) -> str:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        section = compose("config", [*overrides, "network.shape=[1,8,8]", "network.width=8"])
+    return str(instantiate(section.network, _convert_="all"))
+
+
+DDPM = "{_target_:scoresde.nn.DDPMTransition}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arguments"),
+    [
+        (["network.attention=[2]"], {"attention": (2,)}),
+        (["+experiment=mnist_vp", "network.attention=[0]"], {"attention": (0,)}),
+        (["++network.attention.heads=2"], {"attention": AttentionLayout(heads=2)}),
+        (
+            ["network.attention={levels:[0,2],head_width:4}"],
+            {"attention": AttentionLayout((0, 2), head_width=4)},
+        ),
+        (
+            [f"++network.architecture.transition={DDPM}"],
+            {"architecture": Architecture(DDPMTransition())},
+        ),
+    ],
+)
+def test_options_of_the_unet(overrides: list[str], arguments: dict) -> None:
+    network = UNet((1, 8, 8), 8, (1, 2, 2), 1, **arguments)
+    assert composed_network("network=unet", *overrides) == str(network)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_in_old_words_is_built_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match=r"attention=AttentionLayout\(heads=\.\.\.\)"):
+        old = composed_network("network=ddpm", "+network.heads=2", "+network.init_scale=1.0")
+    new = ["++network.attention.heads=2", "++network.architecture.init_scale=1.0"]
+    assert old == composed_network("network=ddpm", *new)
 
 
 # Groups that have no place of their own.
@@ -543,6 +583,12 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["+experiment=nothing"], 1, ["experiment/nothing"]),
         (["sde=nothing"], 1, ["sde/nothing"]),
         (["no_such_key=1"], 1, ["no_such_key"]),
+        (["network.heads=2"], 1, ["network.heads is now", "++network.attention.heads=2"]),
+        (
+            ["network.transition.convolution=false"],
+            1,
+            ["++network.architecture.transition.convolution=false"],
+        ),
         (["task=paint"], 2, ["paint", "likelihood"]),
         (["device=gameboy"], 2, ["gameboy", "auto"]),
         (["task=sample"], 2, ["checkpoint="]),

@@ -177,7 +177,7 @@ def test_data_are_encoded_and_decoded_level_by_level(tmp_path):
     parts = Parts(tmp_path / "parts").claim({"what": "latents"})
     model = drawing().model
     encode_data(model, flow, one, "test", tmp_path, parts, batch_size=4, progress=False)
-    latents = read_latents(tmp_path / "latents.npz", one.codec)
+    latents = read_latents(tmp_path / "latents.npz", one.codec).x
     assert latents.dtype == torch.float32
     what = Drawing(model, flow, one.codec, 0, latents)
     stream(tmp_path / "back", 6, what)

@@ -143,7 +143,7 @@ def test_every_epoch_sees_each_example_once_in_a_new_order() -> None:
     x = torch.arange(10.0)[:, None]
     data = Dataset.of("numbers", [x, x, x], standardise=False)
     source = batches(data, 5, seed=0)
-    epochs = [torch.cat([next(source)[0] for _ in range(2)]).flatten() for _ in range(3)]
+    epochs = [torch.cat([next(source).x for _ in range(2)]).flatten() for _ in range(3)]
     for epoch in epochs:
         assert epoch.sort().values.tolist() == list(range(10))
     assert not torch.equal(epochs[0], epochs[1])
@@ -152,9 +152,9 @@ def test_every_epoch_sees_each_example_once_in_a_new_order() -> None:
 def test_batches_are_the_same_for_the_same_seed() -> None:
     data = two_moons(count=60)
     first, second, other = (batches(data, 8, seed=s) for s in (1, 1, 2))
-    x, _ = next(first)
-    assert torch.equal(x, next(second)[0])
-    assert not torch.equal(x, next(other)[0])
+    x = next(first).x
+    assert torch.equal(x, next(second).x)
+    assert not torch.equal(x, next(other).x)
 
 
 def test_in_bf16_the_network_computes_in_it_and_the_weights_stay_in_float32(
@@ -285,7 +285,7 @@ def test_the_network_is_told_how_its_images_were_augmented(tmp_path: Path) -> No
     options = Training(steps=1, batch_size=16, augment=GeometricAugmentation(1.0))
     fit_model(tmp_path, model, options, data)
     (told,) = network.labels  # and the validation data are not augmented
-    assert torch.equal(told, next(source)[1]["augment"])
+    assert torch.equal(told, next(source).cond["augment"])
 
 
 def test_training_lowers_the_loss_and_records_it(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
     bad = torch.load(tmp_path / "bad_batch.pt")
-    batch = next(batches(two_moons(count=100), 16, 0, start=6))[0]
+    batch = next(batches(two_moons(count=100), 16, 0, start=6)).x
     assert bad["step"] == 7
     assert torch.equal(bad["x"], batch)
 

@@ -1,6 +1,7 @@
 """The options of the U-Net: resampling, transitions, pyramids, conditions, scaling by sigma."""
 
 import copy
+import inspect
 import itertools
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import nn
 from scoresde.errors import InputError
 from scoresde.nn import (
     MLP,
+    Architecture,
+    AttentionLayout,
+    BigGANTransition,
     BoxResampling,
     Concatenation,
     DDPMTransition,
@@ -27,7 +31,7 @@ from scoresde.nn import (
     ScaledBySigma,
     UNet,
 )
-from scoresde.recipe import build
+from scoresde.recipe import build, describe
 
 KERNELS = [(1, 3, 3, 1), (1, 2, 1), (1, 2, 3, 5), (1, 4, 6, 4, 2), (1, 1), (3,)]
 SQUARE = [[1, 2, 0], [3, 4, 1], [0, 1, 5]]
@@ -37,20 +41,24 @@ EVERYTHING = {
     "width": 8,
     "multipliers": (1, 2),
     "blocks": 1,
-    "attention": (0, 1),
-    "heads": 2,
-    "resampling": FIRResampling(),
-    "input_pyramid": InputSkip(Concatenation()),
-    "output_pyramid": OutputResidual(),
-    "activation": nn.ELU(),
+    "attention": AttentionLayout((0, 1), heads=2, after_each=True),
+    "architecture": Architecture(
+        resampling=FIRResampling(),
+        input_pyramid=InputSkip(Concatenation()),
+        output_pyramid=OutputResidual(),
+        activation=nn.ELU(),
+    ),
     "conditions": {"labels": 4, "augment": 2},
     "centre": True,
-    "attend_after_each": True,
 }
 
 
 def unet(**kwargs):
     return UNet(**{"shape": (3, 8, 12), "width": 8, "blocks": 1, **kwargs})
+
+
+def of(**architecture):
+    return unet(architecture=Architecture(**architecture))
 
 
 def awake(network):
@@ -162,8 +170,8 @@ def test_kernels_refused(kernel):
 def test_constants_follow_the_network():
     """Not saved, never left empty, and float32 or better."""
     with torch.device("meta"):
-        empty = ScaledBySigma(unet(resampling=FIRResampling()), GeometricSigmas(scales=7))
-    expected = ScaledBySigma(unet(resampling=FIRResampling()), GeometricSigmas(scales=7))
+        empty = ScaledBySigma(of(resampling=FIRResampling()), GeometricSigmas(scales=7))
+    expected = ScaledBySigma(of(resampling=FIRResampling()), GeometricSigmas(scales=7))
     assert not any("kernel" in name or "sigmas" in name for name in expected.state_dict())
     x, c = inputs()
     assert empty(x.to("meta"), c.to("meta")).is_meta
@@ -182,7 +190,7 @@ def test_constants_follow_the_network():
 
 # --- The network ---------------------------------------------------------------------------------
 
-TRANSITIONS = [None, DDPMTransition(), DDPMTransition(convolution=False)]
+TRANSITIONS = [BigGANTransition(), DDPMTransition(), DDPMTransition(convolution=False)]
 ENTRIES = [None, InputSkip(), InputSkip(Concatenation()), InputResidual()]
 OUTPUTS = [None, OutputSkip(), OutputResidual()]
 
@@ -194,10 +202,12 @@ def test_every_combination_starts_at_zero_and_learns_in_every_weight(transition,
     for entry, output in itertools.product(ENTRIES, OUTPUTS):
         network = unet(
             width=4,
-            transition=transition,
-            resampling=resampling,
-            input_pyramid=entry,
-            output_pyramid=output,
+            architecture=Architecture(
+                transition=transition,
+                resampling=resampling,
+                input_pyramid=entry,
+                output_pyramid=output,
+            ),
         )
         assert network(x, c).shape == x.shape
         assert not network(x, c).any()
@@ -209,7 +219,7 @@ def test_every_combination_starts_at_zero_and_learns_in_every_weight(transition,
 
 def test_residual_blocks_start_as_their_shortcut():
     x, c = inputs((8, 8, 12))
-    network = unet(shape=(8, 8, 12), rescale=False)
+    network = unet(shape=(8, 8, 12), architecture=Architecture(rescale=False))
     block = network.down[0].blocks[0]
     assert torch.equal(block(x, network.conditioning(c, x, {})), x)
     assert torch.equal(network.middle.attention(x.repeat(1, 2, 1, 1)), x.repeat(1, 2, 1, 1))
@@ -217,20 +227,21 @@ def test_residual_blocks_start_as_their_shortcut():
 
 def test_initial_scale():
     x, c = inputs()
-    assert unet(init_scale=1.0)(x, c).abs().mean() > 1e-2
-    assert unet(init_scale=1.0).middle.attention.out.weight.any()
+    assert of(init_scale=1.0)(x, c).abs().mean() > 1e-2
+    assert of(init_scale=1.0).middle.attention.out.weight.any()
 
 
 @pytest.mark.parametrize("activation", [nn.ELU(), nn.ReLU(), nn.LeakyReLU(0.2)])
 def test_the_activation_is_everywhere(activation):
     """A network without SiLU has none left."""
-    network = unet(activation=activation, output_pyramid=OutputSkip())
+    network = of(activation=activation, output_pyramid=OutputSkip())
     assert not any(isinstance(module, nn.SiLU) for module in network.modules())
-    assert list(network.state_dict()) == list(unet(output_pyramid=OutputSkip()).state_dict())
+    assert list(network.state_dict()) == list(of(output_pyramid=OutputSkip()).state_dict())
 
 
 def test_groups_of_ddpm():
-    network = unet(width=32, norm=Groups(32, 1, eps=1e-5), output_pyramid=OutputSkip())
+    ddpm = Architecture(norm=Groups(32, 1, eps=1e-5), output_pyramid=OutputSkip())
+    network = unet(width=32, architecture=ddpm)
     norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {32}
     assert {norm.eps for norm in norms} == {1e-5}
@@ -238,7 +249,7 @@ def test_groups_of_ddpm():
 
 def test_without_a_label():
     x, c = inputs()
-    network = awake(unet(conditional=False))
+    network = awake(of(conditional=False))
     assert torch.equal(network(x, c), network(x, c + 1))
     assert not any("conditioning" in name or "shift" in name for name in network.state_dict())
 
@@ -246,14 +257,14 @@ def test_without_a_label():
 def test_images_of_0_to_1_are_centred():
     x, c = inputs()
     torch.manual_seed(0)
-    plain = awake(unet(input_pyramid=InputSkip()))
-    centred = unet(input_pyramid=InputSkip(), centre=True)
+    plain = awake(of(input_pyramid=InputSkip()))
+    centred = unet(architecture=Architecture(input_pyramid=InputSkip()), centre=True)
     centred.load_state_dict(plain.state_dict())
     torch.testing.assert_close(centred(x, c), plain(2 * x - 1, c))
 
 
 def test_attention_after_each_block():
-    names = dict(unet(blocks=2, attend_after_each=True).named_modules())
+    names = dict(unet(blocks=2, attention={"after_each": True}).named_modules())
     assert "up.0.early_attentions.1.qkv" in names
     assert "up.0.attention.qkv" in names
     few = dict(unet(blocks=2).named_modules())
@@ -262,10 +273,10 @@ def test_attention_after_each_block():
 
 
 def test_heads_of_a_width():
-    network = unet(head_width=4, attention=(0, 1))
+    network = unet(attention=AttentionLayout((0, 1), head_width=4))
     assert network.down[0].attentions[0].heads == 2
     assert network.down[1].attentions[0].heads == 4
-    assert unet(head_width=64).middle.attention.heads == 1
+    assert unet(attention=AttentionLayout(head_width=64)).middle.attention.heads == 1
 
 
 def test_everything_in_channels_last(everything):
@@ -335,8 +346,9 @@ def test_conditions_refused():
     refused(lambda: unet()(x, c, labels=x), "no condition 'labels'", "none")
     refused(lambda: network(x, c, labels=torch.ones(2, 3)), "(2, 3)", "(2, 4)")
     refused(lambda: network(x, c, labels=torch.ones(4)), "(4,)", "(2, 4)")
-    refused(lambda: unet(conditional=False)(x, c, labels=x), "labels", "conditional=False")
-    refused(lambda: unet(conditional=False, conditions={"a": 1}), "conditional=False", "'a'")
+    refused(lambda: of(conditional=False)(x, c, labels=x), "labels", "conditional=False")
+    untold = Architecture(conditional=False)
+    refused(lambda: unet(architecture=untold, conditions={"a": 1}), "conditional=False", "'a'")
     refused(lambda: unet(conditions={"labels": 0}), "conditions.labels=0")
     for name in ("x", "c", "class", "a b", "keys", 3):
         refused(lambda name=name: unet(conditions={name: 1}), repr(name), "name")
@@ -388,15 +400,18 @@ def test_recipes_build_every_option():
             "shape": [1, 8, 8],
             "width": 8,
             "blocks": 1,
-            "transition": {"_target_": "scoresde.nn.DDPMTransition", "convolution": False},
-            "resampling": {"_target_": "scoresde.nn.FIRResampling", "kernel": [1, 2, 1]},
-            "input_pyramid": {
-                "_target_": "scoresde.nn.InputSkip",
-                "combine": {"_target_": "scoresde.nn.Concatenation"},
+            "architecture": {
+                "_target_": "scoresde.nn.Architecture",
+                "transition": {"_target_": "scoresde.nn.DDPMTransition", "convolution": False},
+                "resampling": {"_target_": "scoresde.nn.FIRResampling", "kernel": [1, 2, 1]},
+                "input_pyramid": {
+                    "_target_": "scoresde.nn.InputSkip",
+                    "combine": {"_target_": "scoresde.nn.Concatenation"},
+                },
+                "output_pyramid": {"_target_": "scoresde.nn.OutputSkip"},
+                "activation": {"_target_": "torch.nn.ELU"},
+                "norm": {"_target_": "scoresde.nn.Groups", "most": 4},
             },
-            "output_pyramid": {"_target_": "scoresde.nn.OutputSkip"},
-            "activation": {"_target_": "torch.nn.ELU"},
-            "norm": {"_target_": "scoresde.nn.Groups", "most": 4},
             "embedding": {"_target_": "scoresde.nn.FourierEmbedding", "width": 8, "log": True},
             "conditions": {"labels": 10},
         },
@@ -411,8 +426,10 @@ def test_recipes_build_every_option():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"head_width": 0}, ["head_width=0", "at least 1"]),
-        ({"head_width": 3}, ["16 channels", "divisor"]),
+        ({"attention": {"head_width": 0}}, ["attention.head_width=0", "at least 1"]),
+        ({"attention": {"head_width": 3}}, ["16 channels", "divisor"]),
+        ({"architecture": None}, ["architecture must be", "None"]),
+        ({"centre": "yes"}, ["centre must be true or false", "'yes'"]),
     ],
 )
 def test_refusals(arguments, words):
@@ -423,3 +440,65 @@ def test_groups_refused():
     refused(lambda: Groups(most=0), "norm.most=0")
     refused(lambda: Groups(least=0), "norm.least=0")
     refused(lambda: Groups(eps=-1), "norm.eps=-1")
+    refused(lambda: Groups(exceptions=[3]), "norm.exceptions must be a mapping", "[3]")
+    refused(lambda: Groups(exceptions={"norm_out": 0}), "norm.exceptions['norm_out']=0")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["transition", "resampling", "norm", "activation", "input_pyramid", "output_pyramid"],
+)
+def test_architectures_refused(field):
+    refused(lambda: Architecture(**{field: 3}), f"architecture.{field} must be", "got 3")
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, "small"])
+def test_initial_scales_refused(value):
+    refused(lambda: Architecture(init_scale=value), "architecture.init_scale must", repr(value))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"levels": 1}, ["attention=1", "list"]),
+        ({"heads": 0}, ["attention.heads=0"]),
+        ({"head_width": 1.5}, ["attention.head_width=1.5"]),
+        ({"after_each": 1}, ["attention.after_each must be true or false", "got 1"]),
+    ],
+)
+def test_attention_layouts_refused(fields, words):
+    refused(lambda: AttentionLayout(**fields), *words)
+
+
+# --- The constructor -----------------------------------------------------------------------------
+
+
+def test_the_constructor_is_short():
+    names = [*inspect.signature(UNet).parameters]
+    assert len(names) <= 11
+    assert names[:5] == ["shape", "width", "multipliers", "blocks", "attention"]
+    assert {"dropout", "embedding", "conditions", "classes"} <= {*names}
+
+
+@pytest.mark.parametrize(
+    ("given", "layout"),
+    [
+        (None, AttentionLayout((1,), 1, None, False)),
+        ((0, 1), AttentionLayout((0, 1))),
+        ([], AttentionLayout(())),
+        ({"heads": 2}, AttentionLayout((1,), 2)),
+        ({"levels": [0], "heads": 2, "after_each": True}, AttentionLayout((0,), 2, None, True)),
+    ],
+)
+def test_what_stands_for_a_layout_of_attention(given, layout):
+    assert AttentionLayout.of(given) == layout
+    assert str(unet(attention=given)) == str(unet(attention=layout))
+
+
+def test_options_are_values():
+    assert AttentionLayout([0, 1]) == AttentionLayout((0, 1))
+    assert Architecture() == Architecture(BigGANTransition(), BoxResampling(), Groups(32, 4))
+    assert len({Architecture(), Architecture(norm=Groups(4)), Architecture(rescale=False)}) == 3
+    several = Architecture(norm=Groups(exceptions={"norm_out": 1}), input_pyramid=InputSkip())
+    assert build(describe(several)) == several
+    assert describe(Architecture()) == {"_target_": "scoresde.nn.Architecture"}

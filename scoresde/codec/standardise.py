@@ -1,9 +1,11 @@
 """Standardisation: one mean and one width for a channel, for a feature, or for all data."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -16,6 +18,57 @@ log = logging.getLogger(__name__)
 _NAMED = 8  # constant features that a message names
 
 
+class InChunks(Protocol):
+    """Training data that are read some at a time."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The shape of all, ``(N, *)``."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their data type."""
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yields all of them, some rows at a time."""
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Statistics of training data over some axes, float64.
+
+    Arguments:
+        mean: The means.
+        std: The standard deviations.
+        low: The smallest numbers.
+        high: The largest.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def of(train: Tensor | InChunks, axes: tuple[int, ...]) -> "_Moments":
+        """Measures them; those of chunks are combined by the formula of Chan et al. 1979."""
+        if isinstance(train, Tensor):
+            x = train.double()
+            std = x.std(axes, correction=0)
+            return _Moments(x.mean(axes), std, x.amin(axes), x.amax(axes))
+        count, found, squares = 0, None, torch.zeros(())
+        for chunk in train.chunks():
+            one, n = _Moments.of(chunk, axes), math.prod(chunk.shape[axis] for axis in axes)
+            found = one if found is None else found
+            step, total = one.mean - found.mean, count + n
+            squares = squares + n * one.std.square() + step.square() * (count * n / total)
+            low, high = torch.minimum(found.low, one.low), torch.maximum(found.high, one.high)
+            mean, count = found.mean + step * (n / total), total
+            found = _Moments(mean, (squares / total).sqrt(), low, high)
+        assert found is not None
+        return found
+
+
 class Standardisation(ABC):
     """Base class for standardisations: fits shifts and widths to real-valued training data.
 
@@ -26,7 +79,7 @@ class Standardisation(ABC):
     def axes(self, ndim: int) -> tuple[int, ...]:
         """Returns the axes of training data ``(N, *)`` over which the numbers are shared."""
 
-    def __call__(self, train: Tensor) -> Affine:
+    def __call__(self, train: Tensor | InChunks) -> Affine:
         """Fits the codec.
 
         Features that are constant are named in the log; they become 0, and decoding returns them.
@@ -37,13 +90,13 @@ class Standardisation(ABC):
         Raises:
             InputError: If all of them are the same number.
         """
-        axes = self.axes(train.ndim)
+        ndim = len(train.shape)
+        axes = self.axes(ndim)
         kept = [size for axis, size in enumerate(train.shape) if axis not in axes]
         if torch.Size(kept).numel() == 1:
             return _whole(train)
-        values = train.double()
-        mean, width = values.mean(axes), values.std(axes, correction=0)
-        low, high = values.amin(axes), values.amax(axes)
+        found = _Moments.of(train, axes)
+        mean, width, low, high = found.mean, found.std, found.low, found.high
         constant = low == high
         if bool(constant.all()):
             raise InputError(_ALL.format(low.flatten().tolist()[:_NAMED]))
@@ -51,9 +104,9 @@ class Standardisation(ABC):
             _say(constant)
         # A mean may differ from its equal terms by rounding.
         mean, width = torch.where(constant, low, mean), torch.where(constant, 0.0, width)
-        tail = (1,) * (train.ndim - 1 - mean.ndim)
+        tail = (1,) * (ndim - 1 - mean.ndim)
         shift, width = (part.reshape(*part.shape, *tail).cpu() for part in (mean, width))
-        ends = (low, high) if train.ndim == 2 else (low.min(), high.max())
+        ends = (low, high) if ndim == 2 else (low.min(), high.max())
         low, high = (end.cpu() for end in ends)
         high = torch.where(high > low, high, low + 1)
         return Affine(train.shape[1:], shift, width, None, low, high, dtype_of(train))
@@ -100,23 +153,23 @@ class Whole(Standardisation):
 _ALL = "All training values are {} and cannot be standardised; set standardise=False."
 
 
-def _whole(train: Tensor) -> Affine:
-    values = train.double()
-    width = float(values.std(correction=0))
-    low, high = float(train.min()), float(train.max())
+def _whole(train: Tensor | InChunks) -> Affine:
+    found = _Moments.of(train, tuple(range(len(train.shape))))
+    mean, width, low, high = map(float, (found.mean, found.std, found.low, found.high))
     if width == 0 or low == high:
         raise InputError(_ALL.format(low))
-    return Affine(train.shape[1:], float(values.mean()), width, None, low, high, dtype_of(train))
+    return Affine(train.shape[1:], mean, width, None, low, high, dtype_of(train))
 
 
-def as_it_is(train: Tensor) -> Affine:
+def as_it_is(train: Tensor | InChunks) -> Affine:
     """Returns the codec of data that are in model units already: shift 0 and width 1."""
-    low, high = float(train.min()), float(train.max())
+    found = _Moments.of(train, tuple(range(len(train.shape))))
+    low, high = float(found.low), float(found.high)
     ends = (low, high if high > low else low + 1)
     return Affine(train.shape[1:], 0.0, 1.0, None, *ends, dtype_of(train))
 
 
-def dtype_of(train: Tensor) -> str:
+def dtype_of(train: Tensor | InChunks) -> str:
     """Returns the name of the type of real-valued raw data."""
     return "float64" if train.dtype == torch.float64 else "float32"
 

@@ -2,18 +2,20 @@
 
 from scoresde.codec.scaling import Scaling
 from scoresde.data.augment import Augmentation, GeometricAugmentation
-from scoresde.data.base import SPLITS, Dataset
+from scoresde.data.base import SPLITS, Batch, Dataset
 from scoresde.data.bundled import digits
 from scoresde.data.dequantisation import (
     Dequantisation,
     TruncatedNormalDequantisation,
     UniformDequantisation,
 )
+from scoresde.data.examples import DatasetExamples, Examples, MappedExamples
 from scoresde.data.files import array
 from scoresde.data.images import folder
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
+from scoresde.data.suit import check_classes, check_conditions, needed
 from scoresde.data.toy import (
     Checkerboard,
     Density,
@@ -31,11 +33,15 @@ from scoresde.recipe import renamed
 __all__ = [
     "SPLITS",
     "Augmentation",
+    "Batch",
     "Checkerboard",
     "Dataset",
+    "DatasetExamples",
     "Density",
     "Dequantisation",
+    "Examples",
     "GeometricAugmentation",
+    "MappedExamples",
     "Mixture",
     "Moons",
     "Scaling",
@@ -43,6 +49,8 @@ __all__ = [
     "TruncatedNormalDequantisation",
     "UniformDequantisation",
     "array",
+    "check_classes",
+    "check_conditions",
     "check_scales",
     "checkerboard",
     "cifar10",
@@ -53,6 +61,7 @@ __all__ = [
     "gaussian_ring",
     "make_splits",
     "mnist",
+    "needed",
     "spirals",
     "split_indices",
     "two_moons",

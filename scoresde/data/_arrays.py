@@ -11,7 +11,7 @@ _RATIO = 100  # how far data that large may be compressed
 
 
 def load(file: IO[bytes]) -> Any:
-    """Returns what ``numpy.load`` does, without pickles.
+    """Returns what ``numpy.load`` does, without pickles; an array above 256 MiB is mapped.
 
     Raises:
         Exception: Of any kind, if the file is damaged; ``ValueError`` if it declares more than it
@@ -32,6 +32,8 @@ def load(file: IO[bytes]) -> Any:
     else:
         _check(file, size)
     file.seek(0)
+    if not zipped and size > _LARGE:
+        return np.load(file.name, mmap_mode="r", allow_pickle=False)
     return np.load(file, allow_pickle=False)
 
 

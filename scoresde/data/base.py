@@ -9,8 +9,8 @@ standard deviation over the training examples.
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, final
 
@@ -21,6 +21,8 @@ from scoresde.codec import Affine, Codec, PerChannel, Standardisation
 from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
+from scoresde.data.conditions import check_condition
+from scoresde.data.examples import Examples, as_examples, paired
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
@@ -62,16 +64,37 @@ def _affine(train: Tensor, scaling: Scaling, levels: int | None) -> Affine:
     return replace(one, shift=scaling.shift, width=scaling.width)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples in model units, with their conditions.
+
+    Arguments:
+        x: The examples, float32 ``(B, *)``.
+        cond: The conditions by their names, each with shape ``(B, *)``.
+    """
+
+    x: Tensor
+    cond: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Moves the examples and their conditions to a device."""
+        return Batch(self.x.to(device), {name: c.to(device) for name, c in self.cond.items()})
+
+
 @_takes_scaling
 @final
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw examples in three splits, and the codec between raw and model units.
 
+    A split may be larger than memory: see :class:`~scoresde.data.Examples`.
+
     Arguments:
         name: What the data is called in results.
         train: Raw training examples, with shape ``(N, *)``: uint8 or int16 (quantised), or
-            float32 or float64 (real-valued). Images are channels first.
+            float32 or float64 (real-valued). Images are channels first. Or a map-style data set
+            of torch of such examples.
         validation: Likewise, for choices.
         test: Likewise, for results.
         codec: The map to model units and back.
@@ -79,37 +102,41 @@ class Dataset:
         log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
         dequantise: Whether training examples are dequantised by uniform noise; without it they
             lie at the centres of their levels. Validation and test always are.
-        labels: The classes of the training, validation and test examples, if known: int64, each
-            with shape ``(N,)``.
+        conditions: What is known of the examples besides, by name: for each, a tensor ``(N, *)``
+            of the training, the validation and the test examples. Classes are called ``label``:
+            int64 ``(N,)``, -1 for none; other conditions are floats.
 
     Raises:
-        InputError: If the splits or their labels do not agree, one is empty, a value is out of
-            range, or there is no axis to flip.
+        InputError: If the splits or their conditions do not agree, one is empty, a value is out
+            of range, or there is no axis to flip.
 
     Example:
         >>> splits = [torch.tensor([[0, 1, 2]], dtype=torch.uint8)] * 3
         >>> dataset = Dataset.of("three levels", splits, levels=3)
         >>> dataset.encode(dataset.test)
         tensor([[-0.6667,  0.0000,  0.6667]])
-        >>> dataset.decode(dataset.batch("train", Streams.of(seed=0, batch=1)))
+        >>> dataset.decode(dataset.batch("train", Streams.of(seed=0, batch=1)).x)
         tensor([[0, 1, 2]], dtype=torch.uint8)
     """
 
     name: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    train: Tensor | Examples
+    validation: Tensor | Examples
+    test: Tensor | Examples
     codec: Codec
     flip: bool = False
     log_prob: Callable[[Tensor], Tensor] | None = None
     dequantise: bool = True
-    labels: Sequence[Tensor] | None = None
+    conditions: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in SPLITS:
+            object.__setattr__(self, split, as_examples(getattr(self, split)))
+        for split in SPLITS:
             self._check(split)
-        if self.labels is not None:
-            self._check_labels(self.labels)
+        sizes = [len(self.split(split)) for split in SPLITS]
+        for name, parts in self.conditions.items():
+            check_condition(self.name, name, parts, sizes)
         if tuple(self.codec.raw_shape) != self.raw_shape:
             raise InputError(
                 f"The codec of {self.name} is for examples {tuple(self.codec.raw_shape)}, but "
@@ -124,7 +151,7 @@ class Dataset:
     @staticmethod
     def of(
         name: str,
-        splits: Sequence[Tensor],
+        splits: Sequence[Tensor | Examples | Any],
         levels: int | None = None,
         flip: bool = False,
         standardise: bool | Standardisation = True,
@@ -132,23 +159,27 @@ class Dataset:
         centred: bool = True,
         dequantise: bool = True,
         labels: Sequence[Tensor] | None = None,
+        conditions: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> "Dataset":
         """Builds a data set with the usual codec.
 
         Arguments:
-            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise`` and ``labels``.
+            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise`` and
+                ``conditions``.
             splits: Training, validation and test examples.
             levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
             standardise: Whether real-valued data is standardised, by columns or channels; or how,
                 such as ``Whole()`` for one scale of all.
             centred: Whether quantised data fills [-1, 1], or else [0, 1].
+            labels: The condition ``label``.
         """
-        train, validation, test = splits
+        train, validation, test = map(as_examples, splits)
         if levels is not None:
             codec = Affine.of_levels(train.shape[1:], levels, centred)
         else:
             codec = _real(train, standardise)
-        return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, labels)
+        known = {**(conditions or {}), **({} if labels is None else {"label": labels})}
+        return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, known)
 
     def _check(self, split: str) -> None:
         raw = self.split(split)
@@ -171,25 +202,33 @@ class Dataset:
                 f"{' or '.join(map(str, needed))} (quantised data is integer and has levels, "
                 "real-valued data is float32 or float64)."
             )
+        if isinstance(raw, Examples):  # whoever maps an array has looked at it
+            return
         if self.levels is None:
             check_finite(raw)
         elif self.levels != 256 and (raw.min() < 0 or raw.max() >= self.levels):
             check_range(raw.cpu().numpy(), self.levels)
 
-    def _check_labels(self, labels: Sequence[Tensor]) -> None:
-        wanted = [(len(self.split(name)),) for name in SPLITS]
-        shapes, types = [tuple(part.shape) for part in labels], {part.dtype for part in labels}
-        if shapes != wanted or types != {torch.int64}:
-            raise InputError(
-                f"The labels of {self.name} have the shapes {shapes} and types {types}; give one "
-                f"for each example, {wanted}, in int64."
-            )
-
-    def split(self, name: str) -> Tensor:
+    def split(self, name: str) -> Tensor | Examples:
         """Returns the raw examples of ``train``, ``validation`` or ``test``."""
         if name not in SPLITS:
             raise InputError(f"split={name!r} is unknown; give one of {', '.join(SPLITS)}.")
         return getattr(self, name)
+
+    def conditions_of(self, split: str, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
+        """Returns the conditions of some examples of a split, or of all, by name."""
+        raw = self.split(split)
+        told = raw.conditions(rows) if isinstance(raw, Examples) else {}
+        return {**told, **self._listed(split, rows)}
+
+    def _listed(self, split: str, rows: Tensor | slice) -> dict[str, Tensor]:
+        own = {name: parts[SPLITS.index(split)] for name, parts in self.conditions.items()}
+        return {name: values[_on(rows, values)] for name, values in own.items()}
+
+    @property
+    def labels(self) -> Sequence[Tensor] | None:
+        """The classes of the training, validation and test examples, if known."""
+        return self.conditions.get("label")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -235,12 +274,15 @@ class Dataset:
     @cached_property
     def sigma_data(self) -> float:
         """The root mean square of the training data in model units."""
-        if self.codec.scale is None:
-            x = self.encode(self.train[:_MEASURED])
+        train = self.train
+        if self.codec.scale is None or (self.levels is None and isinstance(train, Examples)):
+            x = self.encode(train[:_MEASURED])
             return float(x.double().square().mean().sqrt())
         if self.levels is None:
-            return float(self.encode(self.train).double().square().mean().sqrt())
-        counts = torch.bincount(self.train.flatten(), minlength=self.levels).double()
+            return float(self.encode(train[:]).double().square().mean().sqrt())
+        parts = train.chunks() if isinstance(train, Examples) else [train]
+        counts = sum(torch.bincount(part.flatten(), minlength=self.levels) for part in parts)
+        counts = torch.as_tensor(counts).double()
         squares = self.encode(torch.arange(self.levels, device=counts.device)).double().square()
         return math.sqrt(float(counts @ squares) / self.train.numel())
 
@@ -260,8 +302,8 @@ class Dataset:
         """Converts model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
         return self.codec.to_unit(x)
 
-    def batch(self, split: str, streams: Streams, draw: int = 0) -> Tensor:
-        """Returns examples in model units: dequantised, and in training perhaps flipped.
+    def batch(self, split: str, streams: Streams, draw: int = 0) -> Batch:
+        """Returns examples with their conditions: dequantised, and in training perhaps flipped.
 
         Example :math:`i` has its own random stream, so that it comes out the same in any batch,
         and afresh with every ``draw``: give the number of the epoch.
@@ -273,13 +315,42 @@ class Dataset:
             draw: Which dequantisation and flip, in :math:`[0, 2^{32})`.
 
         Returns:
-            Examples, float32, with shape ``(B, *)``, on the device of the data.
+            The batch, on the device of the data.
         """
-        raw = self.split(split)
-        # A program that feeds a GPU need not wait for it; the way back is not safe without.
-        indices = streams.indices.to(raw.device, non_blocking=raw.is_cuda)
-        streams = Streams(streams.seed, indices)
-        x, mirrored = raw[streams.indices], self.flip and split == "train"
+        raw, rows = self.split(split), streams.indices
+        if isinstance(raw, Examples):
+            read, told = raw.read(rows.cpu())
+            there = {name: raw.moved(values) for name, values in told.items()}
+            return self._batch(raw.moved(read), there, split, streams, draw)
+        return self._batch(raw[_on(rows, raw)], {}, split, streams, draw)
+
+    def batches(
+        self, split: str, orders: Iterator[tuple[int, Tensor]], seed: int
+    ) -> Iterator[tuple[int, Streams, Batch]]:
+        """Yields the batches of many orders, which are read ahead where a data set has workers.
+
+        Arguments:
+            split: As in :meth:`batch`.
+            orders: The draw of each batch, and its rows, int64 ``(B,)``.
+            seed: The seed of the streams.
+
+        Returns:
+            The draw, the streams and the batch, as :meth:`batch` returns it.
+        """
+        for draw, rows, raw, told in paired(self.split(split), orders):
+            streams = Streams(seed, rows)
+            yield draw, streams, self._batch(raw, told, split, streams, draw)
+
+    def _batch(
+        self, raw: Tensor, told: dict[str, Tensor], split: str, streams: Streams, draw: int
+    ) -> Batch:
+        """Returns the batch of raw examples that have been read."""
+        streams = Streams(streams.seed, _on(streams.indices, raw))
+        cond = {**told, **self._listed(split, streams.indices)}
+        return Batch(self._encoded(raw, split, streams, draw), cond)
+
+    def _encoded(self, x: Tensor, split: str, streams: Streams, draw: int) -> Tensor:
+        mirrored = self.flip and split == "train"
         if mirrored and self.codec.scale is None:
             x, mirrored = _flip(x, streams, draw), False
         random = self.dequantise or split != "train"
@@ -288,13 +359,23 @@ class Dataset:
         return _flip(x, streams, draw) if mirrored else x
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """Moves all examples to a device."""
+        """Moves all examples to a device; those that are read when needed are moved then."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
-        labels = None if self.labels is None else tuple(part.to(device) for part in self.labels)
-        return replace(self, train=train, validation=validation, test=test, labels=labels)
+        known = {k: [part.to(device) for part in parts] for k, parts in self.conditions.items()}
+        return replace(self, train=train, validation=validation, test=test, conditions=known)
 
 
-def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
+def _on(rows: Any, values: Tensor) -> Any:
+    """Returns rows on the device of the values that they index.
+
+    A program that feeds a GPU need not wait for it; the way back is not safe without.
+    """
+    return (
+        rows.to(values.device, non_blocking=values.is_cuda) if isinstance(rows, Tensor) else rows
+    )
+
+
+def _real(train: Tensor | Examples, standardise: bool | Standardisation) -> Affine:
     """Returns the codec of real-valued data."""
     if train.numel() == 0:  # which has no numbers, and is refused as it is
         return Affine(train.shape[1:])
@@ -306,7 +387,8 @@ def _real(train: Tensor, standardise: bool | Standardisation) -> Affine:
             f"standardise must be true, false or a Standardisation, got {how!r}; use Whole() for "
             "one scale of all (data.standardise={_target_:scoresde.codec.Whole})."
         )
-    check_finite(train)
+    if isinstance(train, Tensor):
+        check_finite(train)
     return how(train)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from scoresde.data.base import Dataset
-from scoresde.data.splits import FRACTIONS, make_splits
+from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 
 
 def digits(fractions: Sequence[float] = FRACTIONS, seed: int = 0) -> Dataset:
-    """1797 scans of handwritten digits in 8 x 8 pixels of 17 levels.
+    """1797 scans of handwritten digits in 8 x 8 pixels of 17 levels, with labels.
 
     Each pixel counts the dark ones among 4 x 4 finer pixels, hence the levels 0 to 16.
 
@@ -28,5 +28,9 @@ def digits(fractions: Sequence[float] = FRACTIONS, seed: int = 0) -> Dataset:
     """
     from sklearn.datasets import load_digits  # slow to import
 
-    raw = torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
-    return Dataset.of("digits", make_splits(raw, fractions, seed), levels=17)
+    loaded = load_digits()
+    raw = torch.from_numpy(loaded.images).to(torch.uint8).unsqueeze(1)
+    classes = torch.from_numpy(loaded.target).long()
+    rows = split_indices(raw, check_fractions(fractions, parts=3), seed)
+    splits, labels = ([values[part] for part in rows] for values in (raw, classes))
+    return Dataset.of("digits", splits, levels=17, labels=labels)

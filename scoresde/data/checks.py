@@ -10,7 +10,9 @@ from scoresde.codec.levels import check_levels, integer_type
 from scoresde.errors import InputError
 
 
-def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int | None]:
+def as_raw(
+    values: np.ndarray, levels: int | None = None, first: int | None = None
+) -> tuple[Tensor, int | None]:
     """Brings an array to the data type of raw data.
 
     ==============  ======================  ==========================
@@ -26,6 +28,7 @@ def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int |
     Arguments:
         values: An array of numbers, with shape ``(N, *)``.
         levels: The number of levels L of integers, in [2, 32768].
+        first: The number of the first row, if they are a part of a larger array.
 
     Returns:
         The raw tensor, with shape ``(N, *)``, and its levels (None for real numbers).
@@ -47,7 +50,7 @@ def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int |
             )
         with np.errstate(over="ignore"):
             raw = torch.from_numpy(values.astype(np.float32))
-        check_finite(raw)  # also of float64: what is beyond float32 has no variance there
+        check_finite(raw, first)  # also of float64: what is beyond float32 has no variance there
         wide = values.dtype.itemsize >= 8
         return torch.from_numpy(values.astype(np.float64)) if wide else raw, None
     if values.dtype.kind not in "bui":
@@ -55,7 +58,9 @@ def as_raw(values: np.ndarray, levels: int | None = None) -> tuple[Tensor, int |
             f"The data has type {values.dtype}; give real numbers, integers or booleans."
         )
     levels = check_levels(_default_levels(values.dtype) if levels is None else levels)
-    check_range(values, levels)
+    if values.dtype == np.uint8 and levels == 256:
+        return torch.from_numpy(values.copy()), levels
+    check_range(values, levels, first)
     return torch.from_numpy(values.astype(np.int16)).to(integer_type(levels)), levels
 
 
@@ -71,27 +76,36 @@ def _default_levels(dtype: np.dtype) -> int:
     )
 
 
-def check_range(values: np.ndarray, levels: int) -> None:
-    """Refuses integers outside 0 to L-1."""
+def check_range(values: np.ndarray, levels: int, first: int | None = None) -> None:
+    """Refuses integers outside 0 to L-1; arguments as for :func:`as_raw`."""
     outside = (values < 0) | (values >= levels)
     if outside.any():
-        first = np.unravel_index(int(outside.argmax()), outside.shape)
+        place = tuple(map(int, np.unravel_index(int(outside.argmax()), outside.shape)))
         raise InputError(
-            f"{int(outside.sum())} values are outside 0 to {levels - 1}, the first at index "
-            f"{tuple(map(int, first))}: {values[first]}; give the right number of levels, or "
-            "shift the data."
+            f"{_count(int(outside.sum()), first)} values are outside 0 to {levels - 1}, the first "
+            f"at index {_index(place, first)}: {values[place]}; give the right number of levels, "
+            "or shift the data."
         )
 
 
-def check_finite(values: Tensor) -> None:
-    """Refuses NaN and infinity."""
+def check_finite(values: Tensor, first: int | None = None) -> None:
+    """Refuses NaN and infinity; arguments as for :func:`as_raw`."""
     bad = ~values.isfinite()
     if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
+        place = tuple(bad.nonzero()[0].tolist())
+        share = f" of {values.numel()}" if first is None else ""
         raise InputError(
-            f"{int(bad.sum())} of {values.numel()} values are NaN or infinite in float32, the "
-            f"first at index {first}: {values[first]}; remove or replace them."
+            f"{_count(int(bad.sum()), first)}{share} values are NaN or infinite in float32, the "
+            f"first at index {_index(place, first)}: {values[place]}; remove or replace them."
         )
+
+
+def _count(found: int, first: int | None) -> str:
+    return f"{found}" if first is None else f"At least {found}"
+
+
+def _index(place: tuple[int, ...], first: int | None) -> tuple[int, ...]:
+    return (place[0] + (first or 0), *place[1:])
 
 
 def check_integer(name: str, value: int, most: int | None = None, least: int = 1) -> int:

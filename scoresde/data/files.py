@@ -1,21 +1,26 @@
 """A user's own data: an array in a file of NumPy."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scoresde.codec import Standardisation
 from scoresde.data import _arrays
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.data.checks import as_raw
+from scoresde.data.examples import MappedExamples
 from scoresde.data.splits import FRACTIONS, check_fractions, make_splits, split_indices
 from scoresde.errors import InputError
 from scoresde.recipe import brief
 
 _SUFFIXES = (".npy", ".npz")
+_TOGETHER = 2**23  # bytes of a mapped array that are looked at together
 
 
 def array(
@@ -30,7 +35,8 @@ def array(
 ) -> Dataset:
     """Loads examples from a ``.npy`` or ``.npz`` file.
 
-    The first axis counts examples. Floats are real-valued data; integers are quantised data of
+    A ``.npy`` file above 256 MiB stays on the disk, and examples are read as they are needed. The
+    first axis counts examples. Floats are real-valued data; integers are quantised data of
     ``levels`` levels, and booleans of two. Numbers ``(N,)`` become ``(N, 1)``, and integers
     ``(N, H, W)`` grey images ``(N, 1, H, W)``; floats ``(N, C, L)`` stay as they are.
 
@@ -56,6 +62,10 @@ def array(
     """
     path = Path(path).expanduser()
     arrays = _load(path, key)
+    mapped = arrays.get("")
+    if isinstance(mapped, np.memmap):
+        parts, kind = _mapped(mapped, _Convert(levels, channels_last), fractions, seed)
+        return Dataset.of(path.stem, parts, kind, flip, standardise)
     raws = {
         name: as_raw(_arrange(values, channels_last), levels) for name, values in arrays.items()
     }
@@ -85,9 +95,9 @@ def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is no file; give the path of a .npy or .npz file.")
     try:
         with path.open("rb") as file:
-            loaded: Any = _arrays.load(file)
+            loaded: Any = _arrays.load(file)  # a large array is mapped
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else loaded
-            return {name: np.asarray(arrays[name]) for name in _choose(list(arrays), key, path)}
+            return {name: np.asanyarray(arrays[name]) for name in _choose(list(arrays), key, path)}
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any parser below
@@ -117,6 +127,35 @@ def _choose(names: list[str], key: str | None, path: Path) -> list[str]:
             "train, validation and test."
         )
     return names
+
+
+@dataclass(frozen=True)
+class _Convert:
+    """Turns rows of an array into raw examples; arguments as for :func:`array`."""
+
+    levels: int | None
+    channels_last: bool
+
+    def __call__(self, values: np.ndarray) -> Tensor:
+        return self.checked(values, 0)[0]
+
+    def checked(self, values: np.ndarray, first: int) -> tuple[Tensor, int | None]:
+        """Returns raw examples and their levels, once they are known to be raw data."""
+        return as_raw(_arrange(values, self.channels_last), self.levels, first)
+
+
+def _mapped(
+    values: np.memmap, convert: _Convert, fractions: Sequence[float], seed: int
+) -> tuple[list[MappedExamples], int | None]:
+    """Returns the splits of a mapped array, in the memory of a few rows, and its levels."""
+    digests, kind = [], None
+    rows = max(1, _TOGETHER * len(values) // values.nbytes)
+    for first in range(0, len(values), rows):
+        raw, kind = convert.checked(np.asarray(values[first : first + rows]), first)
+        digests += [blake2b(row.tobytes(), digest_size=16).digest() for row in raw.numpy()]
+    distinct = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, 16)
+    parts = split_indices(distinct, check_fractions(fractions, parts=3), seed)
+    return [MappedExamples(values, part.numpy(), convert) for part in parts], kind
 
 
 def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:

@@ -7,6 +7,7 @@ sampling starts. Where two columns are nearly tied, the small combination is the
 smallest *principal* standard deviation, the root of the smallest eigenvalue of the covariance.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from scoresde.sde import SDE
 from scoresde.streams import Streams
 
 _EXAMPLES = 4096
+_NUMBERS = 2**21  # the most that are looked at
 _FEATURES = 512  # the most of which a covariance is taken
 _RESOLVED = 0.02  # of the size of the data: about the error of a network
 _LOADING = 0.3  # of the largest: what takes part in a combination
@@ -48,8 +50,9 @@ def check_scales(data: Dataset, process: object, eps: float | None = None) -> li
     """
     if not isinstance(process, SDE):
         return []
-    streams = Streams.of(0, batch=min(len(data.train), _EXAMPLES))
-    x = data.batch("train", streams).flatten(1).double().cpu()
+    count = min(_EXAMPLES, max(2, _NUMBERS // math.prod(data.shape)))
+    streams = Streams.of(0, batch=min(len(data.train), count))
+    x = data.batch("train", streams).x.flatten(1).double().cpu()
     shape, least = data.shape, _noise(process, process.cutoffs.training if eps is None else eps)
     found = _large(x, shape, process)
     if data.levels is None and len(x) > 1:
@@ -104,7 +107,9 @@ def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: fl
     if count == 0:
         return []
     loading = vectors[:, 0].abs()
-    part = kept[loading > _LOADING * loading.max()]
+    together = loading > _LOADING * loading.max()
+    together[loading.topk(2).indices] = True  # a tie takes two
+    part = kept[together]
     more = f" (and {count - 1} more)" if count > 1 else ""
     return [
         f"{_names(part, shape)} are nearly tied: a combination of them has the standard deviation "

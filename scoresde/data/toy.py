@@ -26,7 +26,7 @@ from torch import Tensor
 from scoresde.codec import Whole
 from scoresde.data.base import Dataset
 from scoresde.data.checks import check_integer, check_positive
-from scoresde.data.splits import FRACTIONS, make_splits
+from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
@@ -46,6 +46,13 @@ class Density(ABC):
     def sample(self, streams: Streams) -> Tensor:
         """Draws one sample per stream, with shape ``(B, D)``, float64."""
 
+    def label(self, streams: Streams) -> Tensor | None:
+        """Returns the part of the distribution that each sample comes from, int64 ``(B,)``.
+
+        None if it has no parts.
+        """
+        return None
+
     def dataset(
         self,
         name: str,
@@ -55,11 +62,17 @@ class Density(ABC):
         fractions: Sequence[float] = FRACTIONS,
     ) -> Dataset:
         """Draws a data set of ``count`` examples and splits it."""
-        raw = self.sample(Streams.of(seed, batch=check_integer("count", count))).float()
-        splits = make_splits(raw, fractions, seed)
-        # One scale for the plane: distances keep their ratios.
-        how = Whole() if standardise else False
-        return Dataset.of(name, splits, standardise=how, log_prob=self.log_prob)
+        streams = Streams.of(seed, batch=check_integer("count", count))
+        raw, label = self.sample(streams).float(), self.label(streams)
+        rows = split_indices(raw, check_fractions(fractions, parts=3), seed)
+        return Dataset.of(
+            name,
+            [raw[part] for part in rows],
+            # One scale for the plane: distances keep their ratios.
+            standardise=Whole() if standardise else False,
+            log_prob=self.log_prob,
+            labels=None if label is None else [label[part] for part in rows],
+        )
 
 
 @final
@@ -119,10 +132,13 @@ class Mixture(Density):
         logits = (torch.addmm(bias, chunk, weight) for chunk in chunks)
         return torch.cat([torch.logsumexp(one, 1) for one in logits]).to(x.dtype)
 
-    def sample(self, streams: Streams) -> Tensor:
+    def label(self, streams: Streams) -> Tensor:
         u = streams.uniform((), Purpose.DATA, 0, torch.float64)
+        return torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
+
+    def sample(self, streams: Streams) -> Tensor:
         z = streams.normal(self.means.shape[1:], Purpose.DATA, 1, torch.float64)
-        k = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
+        k = self.label(streams)
         return self.means[k] + self.stds[k][:, None] * z
 
 
@@ -162,10 +178,17 @@ class _Curves(Density):
     def log_prob(self, x: Tensor) -> Tensor:
         return self._mixture.log_prob(x)
 
+    def label(self, streams: Streams) -> Tensor:
+        return self._places(streams)[1].long()
+
     def sample(self, streams: Streams) -> Tensor:
-        s, arm = streams.uniform((2,), Purpose.DATA, 0, torch.float64).unbind(1)
         z = streams.normal((2,), Purpose.DATA, 1, torch.float64)
-        return self.curve(s, torch.floor(self.arms * arm)) + self.noise * z
+        return self.curve(*self._places(streams)) + self.noise * z
+
+    def _places(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Returns the place on an arm, in [0, 1], and the arm of each sample."""
+        s, arm = streams.uniform((2,), Purpose.DATA, 0, torch.float64).unbind(1)
+        return s, torch.floor(self.arms * arm)
 
 
 @final
@@ -267,7 +290,7 @@ class Checkerboard(Density):
 def two_moons(
     noise: float = 0.1, count: int = 20_000, seed: int = 0, standardise: bool = True
 ) -> Dataset:
-    """Two noisy half circles that interlock: see :class:`Moons`.
+    """Two noisy half circles that interlock, with labels: see :class:`Moons`.
 
     Arguments:
         noise: The standard deviation across the curve, at least 0.001.

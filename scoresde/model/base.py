@@ -2,10 +2,10 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,14 @@ class Model(nn.Module, ABC):
     def shape(self) -> tuple[int, ...] | None:
         """The shape of one example, or None if it is unknown."""
         return None
+
+    def takes(self, name: str) -> bool:
+        """Returns whether it takes a condition; a model of models takes theirs."""
+        return any(isinstance(child, Model) and child.takes(name) for child in self.children())
+
+    def select(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns those of the conditions that the model takes, on its device."""
+        return {name: c.to(self.device) for name, c in cond.items() if self.takes(name)}
 
     def take(self, rows: Tensor) -> "Model":
         """Returns the model of some examples of its batch.

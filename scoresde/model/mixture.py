@@ -103,6 +103,9 @@ class GaussianMixtureModel(ScoreFunction):
         """The shape of one example."""
         return tuple(self.means.shape[1:])
 
+    def takes(self, name: str) -> bool:
+        return name == "label" and self.labels is not None
+
     @property
     def classes(self) -> int:
         """The number of classes; 0 if the components have none."""

@@ -9,19 +9,22 @@ from scoresde.errors import InputError
 from scoresde.model.base import ScoreFunction
 from scoresde.model.noise_label import NoiseLabel, NoiseLevel
 from scoresde.model.parametrisation import Pair, Parametrisation, Preconditioned
+from scoresde.nn.embedding import takes
 from scoresde.passes import count_pass
-from scoresde.recipe import accepts_moved
+from scoresde.recipe import accepts_moved, describable
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand
 
 
 @accepts_moved
+@describable
 class ScoreModel(ScoreFunction):
     """A network plus an SDE.
 
     Arguments:
         network: A callable ``network(x, c, **cond)`` from data ``(B, *)`` and labels ``(B,)`` to
-            an output of the shape of the data.
+            an output of the shape of the data. Of the conditions of a data set it is given those
+            that its arguments name (all of them for ``**cond``), or a ``Conditioning`` in it.
         sde: The forward process.
         parametrisation: What the network's output means.
         noise_label: The number by which the network is conditioned on the time.
@@ -72,6 +75,9 @@ class ScoreModel(ScoreFunction):
             return rates[0] * a + rates[1] * c, rates[0] * b + rates[1] * d
 
         return self._read(reading, x, t, cond)
+
+    def takes(self, name: str) -> bool:
+        return takes(self.network, name)
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -5,9 +5,11 @@ of the data. The label is any number that tells noise levels apart; see :class:`
 a network reads it. Further conditions are vectors ``(B, n)``, given by name.
 """
 
+from scoresde.nn.architecture import Architecture
 from scoresde.nn.basics import Groups
 from scoresde.nn.blocks import (
     Attention,
+    AttentionLayout,
     BigGANTransition,
     DDPMTransition,
     ResidualBlock,
@@ -38,7 +40,9 @@ from scoresde.nn.unet import UNet
 
 __all__ = [
     "MLP",
+    "Architecture",
     "Attention",
+    "AttentionLayout",
     "BigGANTransition",
     "BoxResampling",
     "Combination",

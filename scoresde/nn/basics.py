@@ -1,8 +1,8 @@
 """What all networks share: the checks of their arguments, and the initialisation."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -75,6 +75,16 @@ def check_wholes(name: str, values: Sequence[int], least: int = 1) -> tuple[int,
     return tuple(check_whole(f"{name}[{i}]", n, least) for i, n in enumerate(values))
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Checks that a value is true or false.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {value!r}.")
+
+
 def check_dropout(dropout: float) -> float:
     """Returns a probability of dropout if it is in [0, 1).
 
@@ -103,6 +113,11 @@ class Groups:
         most: The largest number of groups.
         least: The smallest number of channels in a group, where there are as many.
         eps: What is added to the variance.
+        exceptions: The number of groups of single normalisations of a network that have another,
+            by their names there, such as ``"middle.attention.norm"``.
+
+    Raises:
+        InputError: If a value is out of its range.
 
     Example:
         >>> Groups()(64).num_groups
@@ -112,18 +127,42 @@ class Groups:
     most: int = 32
     least: int = 4
     eps: float = 1e-6
+    exceptions: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_whole("norm.most", self.most)
         check_whole("norm.least", self.least)
         if not 0 <= self.eps < math.inf:
             raise InputError(f"norm.eps={self.eps!r} must be non-negative; 1e-6 is usual.")
+        if not isinstance(self.exceptions, Mapping):
+            raise InputError(
+                "norm.exceptions must be a mapping from names to numbers of groups, got "
+                f"{self.exceptions!r}."
+            )
+        for name, n in self.exceptions.items():
+            check_whole(f"norm.exceptions[{name!r}]", n)
 
     def __call__(self, channels: int) -> nn.GroupNorm:
         """Returns the normalisation of a number of channels."""
         most = max(1, min(channels // self.least, self.most))
         groups = next(n for n in range(most, 0, -1) if channels % n == 0)
         return nn.GroupNorm(groups, channels, eps=self.eps)
+
+    def make_exceptions(self, network: nn.Module) -> None:
+        """Gives the normalisations that are exceptions in a network their numbers of groups.
+
+        Raises:
+            InputError: If there is no such normalisation, or its channels do not divide.
+        """
+        modules = dict(network.named_modules())
+        for name, n in self.exceptions.items():
+            norm = modules.get(name)
+            if not isinstance(norm, nn.GroupNorm) or norm.num_channels % n:
+                raise InputError(
+                    "norm.exceptions must name normalisations of the network, and numbers that "
+                    f"divide their channels, got {name!r}: {n}; remove it."
+                )
+            norm.num_groups = n
 
 
 # By the number of axes besides batch and channels; they are used alike.

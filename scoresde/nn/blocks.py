@@ -2,13 +2,24 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import CONVOLUTIONS, Groups, add, check_dropout, check_whole, initialise
+from scoresde.nn.basics import (
+    CONVOLUTIONS,
+    Groups,
+    add,
+    check_dropout,
+    check_flag,
+    check_whole,
+    check_wholes,
+    initialise,
+)
 from scoresde.nn.resampling import Resampling
 
 
@@ -123,6 +134,53 @@ class Attention(nn.Module):
         return add(x, h.reshape(x.shape), self.rescale)
 
 
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Where a U-Net has attention besides the middle, and the heads of every attention.
+
+    Arguments:
+        levels: The levels with attention, 0 being the full resolution. A (3, 32, 32) image has its
+            16 x 16 at level 1.
+        heads: The number of heads; it must divide the channels where attention is.
+        head_width: The number of channels of each head, in place of ``heads``; ``None``: ``heads``
+            counts.
+        after_each: Whether attention follows each block on the up path, as in Ho et al.; else only
+            the last one of a level, as in Song et al.
+
+    Raises:
+        InputError: If a value is out of its range.
+    """
+
+    levels: Sequence[int] = (1,)
+    heads: int = 1
+    head_width: int | None = None
+    after_each: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", check_wholes("attention", self.levels, least=0))
+        check_whole("attention.heads", self.heads)
+        check_whole("attention.head_width", 1 if self.head_width is None else self.head_width)
+        check_flag("attention.after_each", self.after_each)
+
+    @staticmethod
+    def of(
+        given: "AttentionLayout | Sequence[int] | Mapping[str, Any] | None",
+    ) -> "AttentionLayout":
+        """Returns the layout that levels alone, or fields by their names, stand for."""
+        match given:
+            case AttentionLayout():
+                return given
+            case None:
+                return AttentionLayout()
+            case Mapping():
+                return AttentionLayout(**given)
+        return AttentionLayout(given)
+
+    def heads_of(self, channels: int) -> int:
+        """Returns the number of heads of an attention."""
+        return max(1, channels // self.head_width) if self.head_width else self.heads
+
+
 class Head(nn.Module):
     """Turns a state into an image or into another state: normalise, activate, convolve.
 
@@ -148,8 +206,7 @@ class Parts:
 
     Arguments:
         features: The number of features of the noise level, or ``None``.
-        heads: The number of attention heads.
-        head_width: The number of channels of each head, in place of ``heads``, or ``None``.
+        layout: The heads of attention.
         dropout: The fraction dropped in residual blocks.
         norm: The normalisation.
         activation: The activation.
@@ -160,8 +217,7 @@ class Parts:
     """
 
     features: int | None
-    heads: int
-    head_width: int | None
+    layout: AttentionLayout
     dropout: float
     norm: Groups
     activation: nn.Module
@@ -179,7 +235,7 @@ class Parts:
 
     def attention(self, channels: int) -> Attention:
         """Returns an attention."""
-        heads = max(1, channels // self.head_width) if self.head_width else self.heads
+        heads = self.layout.heads_of(channels)
         return Attention(channels, heads, self.norm, self.rescale, self.init_scale)
 
     def head(self, channels: int, image: int, scale: float = 1.0) -> Head:

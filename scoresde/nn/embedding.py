@@ -22,9 +22,10 @@ References:
     dimensional domains*, 2020, https://arxiv.org/abs/2006.10739.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from keyword import iskeyword
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_whole, initialise
+from scoresde.recipe import describable
 
 _SEED = 0
 
@@ -58,6 +60,7 @@ class Embedding(nn.Module, ABC):
         """Returns the features of each label, ``(B,)`` to ``(B, width)``."""
 
 
+@describable
 class PositionalEmbedding(Embedding):
     r"""Sines and cosines of geometrically spaced frequencies.
 
@@ -94,6 +97,7 @@ class PositionalEmbedding(Embedding):
         return _sines(c.unsqueeze(1) * frequencies)
 
 
+@describable
 class FourierEmbedding(Embedding):
     r"""Sines and cosines of random frequencies, which are not trained.
 
@@ -216,9 +220,10 @@ class Conditioning(nn.Module):
                 f"label must have whole numbers of shape ({len(x)},), got {tuple(label.shape)} of "
                 f"{label.dtype}."
             )
-        # On a GPU the host would wait for this at every pass; there a wrong row is an error of
-        # the device.
-        if label.device.type == "cpu" and not bool(((label >= -1) & (label < none)).all()):
+        # On a GPU the host would wait for this at every pass, and a compiled network would be cut
+        # in two; there a wrong row is an error of the lookup.
+        checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and not bool(((label >= -1) & (label < none)).all()):
             raise InputError(
                 f"label must be -1 or a class from 0 to {none - 1}, got {label.unique().tolist()}."
             )
@@ -240,6 +245,29 @@ class Conditioning(nn.Module):
                 f"({len(x)}, {layer.in_features})."
             )
         return layer
+
+
+def takes(network: Callable[..., Tensor], name: str) -> bool:
+    """Returns whether a network takes a condition.
+
+    A network with a :class:`Conditioning` in it takes the conditions of that, and any network
+    those that its ``forward`` names behind the data and the noise label, or all of them by
+    ``**cond``.
+
+    Example:
+        >>> takes(lambda x, c, label=None: x, "label"), takes(lambda x, c: x, "label")
+        (True, False)
+    """
+    parts = network.modules() if isinstance(network, nn.Module) else ()
+    told = [part.names for part in parts if isinstance(part, Conditioning)]
+    call = network.forward if isinstance(network, nn.Module) else network
+    try:
+        arguments = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # a built-in function does not say its arguments
+        return False
+    anything = any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments.values())
+    inside = any(name in names for names in told) if told else anything
+    return inside or name in list(arguments)[2:]
 
 
 def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:

@@ -21,10 +21,12 @@ from torch.nn.functional import silu
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_dropout, check_whole, check_wholes, initialise
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
+from scoresde.recipe import describable
 
 _EMBEDDED = 64
 
 
+@describable
 class MLP(nn.Module):
     """A residual perceptron that starts as the zero function.
 

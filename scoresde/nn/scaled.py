@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import Constants, check_whole
+from scoresde.recipe import describable
 from scoresde.shapes import expand
 
 
@@ -61,6 +62,7 @@ class GeometricSigmas(Sequence[float]):
         return float(self.sigma_max ** (1 - share) * self.sigma_min**share)
 
 
+@describable
 class ScaledBySigma(Constants):
     """A network whose output is divided by the noise level that its label tells.
 
@@ -70,8 +72,9 @@ class ScaledBySigma(Constants):
             one below it. ``None``: the label is the noise level.
 
     Example:
-        >>> from scoresde.nn import UNet
-        >>> network = ScaledBySigma(UNet((1, 8, 8), width=8, init_scale=1.0))
+        >>> from scoresde.nn import Architecture, UNet
+        >>> alive = Architecture(init_scale=1.0)
+        >>> network = ScaledBySigma(UNet((1, 8, 8), width=8, architecture=alive))
         >>> network(torch.ones(2, 1, 8, 8), torch.tensor([0.1, 10.0])).shape
         torch.Size([2, 1, 8, 8])
     """

@@ -9,7 +9,8 @@ the variance kept,
 
 Attention lets distant pixels meet at the levels where it is asked for, and always in the middle.
 
-The published networks are this one with these arguments, besides sizes:
+The published networks are this one with these arguments, besides sizes; all but the last two are
+fields of its :class:`Architecture`:
 
 ==================  =====================  =================  ========================
 argument            DDPM                   DDPM++             NCSN++ (VE)
@@ -40,20 +41,24 @@ References:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Groups, check_whole, check_wholes
-from scoresde.nn.blocks import BigGANTransition, Parts, Transition, conv3x3
+from scoresde.nn.architecture import Architecture
+from scoresde.nn.basics import check_flag, check_whole, check_wholes
+from scoresde.nn.blocks import AttentionLayout, Parts, Transition, conv3x3
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
-from scoresde.nn.resampling import BoxResampling, Resampling
+from scoresde.recipe import accepts_moved, describable
 
 _LEAST_WIDTH = 4
 
 
+@accepts_moved
+@describable
 class UNet(nn.Module):
     """A U-Net that starts as the zero function.
 
@@ -70,34 +75,18 @@ class UNet(nn.Module):
             better 16, are the fast ones on a CPU.
         multipliers: One factor of the width for each level, from the full resolution down.
         blocks: The number of residual blocks at each level.
-        attention: The levels with attention, 0 being the full resolution. A (3, 32, 32) image has
-            its 16 x 16 at level 1.
-        heads: The number of attention heads; it must divide the channels where attention is.
+        attention: Where attention is, and its heads: an :class:`AttentionLayout`. The levels alone
+            stand for one, such as ``(1, 2)``, and so do its fields by their names, such as
+            ``{"heads": 4}``; ``None``: ``AttentionLayout()``.
         dropout: The fraction of each block's hidden state dropped in training, in [0, 1).
         embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(width)``, which
             suits labels of order 1.
-        transition: How one level leads to the next; ``None``: ``BigGANTransition()``.
-        resampling: How sizes change; ``None``: ``BoxResampling()``.
-        input_pyramid: How levels are shown the image itself, such as ``InputSkip()`` or
-            ``InputResidual()``; ``None``: only the first one is.
-        output_pyramid: How levels paint the output, such as ``OutputSkip()`` or
-            ``OutputResidual()``; ``None``: only the last one does.
-        activation: The activation, one for all; ``None``: SiLU.
-        norm: The normalisation; ``None``: ``Groups()``.
-        rescale: Whether sums of states are divided by the root of two.
-        init_scale: The variance scale, at first, of the layers that end a residual branch, and of
-            the last one; 0 makes them exactly zero.
-        conditional: Whether the network is told the noise label.
+        architecture: How blocks and levels are made; that of DDPM++ by default.
+        centre: Whether images come in [0, 1], and are moved to [-1, 1] first.
         conditions: The name and the number of entries of each further condition, a vector
             ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
             0 takes no label.
-        centre: Whether images come in [0, 1], and are moved to [-1, 1] first.
-        head_width: The number of channels of each attention head, in place of ``heads``.
-        attend_after_each: Whether attention follows each block on the way up, as in Ho et al.;
-            else only the last one of a level, as in Song et al.
-        groups: The number of groups of single normalisations for which ``norm`` gives another,
-            by their names in the network, such as ``"middle.attention.norm"``.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -115,65 +104,48 @@ class UNet(nn.Module):
         width: int = 32,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 2,
-        attention: Sequence[int] = (1,),
-        heads: int = 1,
+        attention: AttentionLayout | Sequence[int] | Mapping[str, Any] | None = AttentionLayout(),
+        *,
         dropout: float = 0.0,
         embedding: Embedding | None = None,
-        *,
-        transition: Transition | None = None,
-        resampling: Resampling | None = None,
-        input_pyramid: InputPyramid | None = None,
-        output_pyramid: OutputPyramid | None = None,
-        activation: nn.Module | None = None,
-        norm: Groups | None = None,
-        rescale: bool = True,
-        init_scale: float = 0.0,
-        conditional: bool = True,
+        architecture: Architecture = Architecture(),
+        centre: bool = False,
         conditions: Mapping[str, int] | None = None,
         classes: int = 0,
-        centre: bool = False,
-        head_width: int | None = None,
-        attend_after_each: bool = False,
-        groups: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.shape = _check_shape(shape)
         dims = len(self.shape) - 1
         check_whole("width", width, least=_LEAST_WIDTH)
         check_whole("blocks", blocks)
-        check_whole("head_width", 1 if head_width is None else head_width)
+        check_flag("centre", centre)
+        if not isinstance(architecture, Architecture):
+            raise InputError(f"architecture must be an Architecture(), got {architecture!r}.")
         widths = [width * m for m in check_wholes("multipliers", multipliers)]
         self.levels = check_whole("the number of multipliers", len(widths))
-        places = self._check_attention(attention)
-        if (conditions or classes) and not conditional:
+        layout = AttentionLayout.of(attention)
+        self._check_levels(layout.levels)
+        if (conditions or classes) and not architecture.conditional:
             raise InputError(
                 f"conditional=False takes no condition, got conditions={dict(conditions or {})!r} "
                 f"and classes={classes}; remove one of the two."
             )
-        features = 4 * width if conditional else None
+        features = 4 * width if architecture.conditional else None
         self.centre = centre
-        self.activation = activation or nn.SiLU()
+        self.architecture = architecture
+        self.activation = architecture.activation or nn.SiLU()
         parts = Parts(
             features=features,
-            heads=heads,
-            head_width=head_width,
+            layout=layout,
             dropout=dropout,
-            norm=norm or Groups(),
+            norm=architecture.norm,
             activation=self.activation,
-            resampling=resampling or BoxResampling(),
-            rescale=rescale,
-            init_scale=init_scale,
+            resampling=architecture.resampling,
+            rescale=architecture.rescale,
+            init_scale=architecture.init_scale,
             dims=dims,
         )
-        self.transition = transition or BigGANTransition()
-        plan = _Plan(
-            parts=parts,
-            transition=self.transition,
-            blocks=blocks,
-            widths=widths,
-            attends=[parts.attention if i in places else _nothing for i in range(self.levels)],
-            attend_after_each=attend_after_each,
-        )
+        plan = _Plan(parts, architecture.transition, blocks, widths)
 
         self.conditioning = None
         if features is not None:
@@ -182,15 +154,16 @@ class UNet(nn.Module):
                 embedding, features, self.activation, conditions, classes
             )
         self.conv_in = conv3x3(self.shape[0], width, dims=dims)
-        down = plan.down(self.shape[0], width, input_pyramid)
+        down = plan.down(self.shape[0], width, architecture.input_pyramid)
         self.down = nn.ModuleList(down)
         self.middle = Middle(widths[-1], parts)
-        self.up = nn.ModuleList(plan.up(self.shape[0], down, output_pyramid))
-        self.paints = output_pyramid is not None and output_pyramid.is_output
+        painted = architecture.output_pyramid
+        self.up = nn.ModuleList(plan.up(self.shape[0], down, painted))
+        self.paints = painted is not None and painted.is_output
         if not self.paints:
             self.norm_out = parts.norm(widths[0])
-            self.conv_out = conv3x3(widths[0], self.shape[0], init_scale, dims)
-        self._regroup(groups or {})
+            self.conv_out = conv3x3(widths[0], self.shape[0], parts.init_scale, dims)
+        parts.norm.make_exceptions(self)
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
         """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
@@ -225,25 +198,12 @@ class UNet(nn.Module):
             )
         return None
 
-    def _regroup(self, groups: Mapping[str, int]) -> None:
-        modules = dict(self.named_modules())
-        for name, n in groups.items():
-            norm = modules.get(name)
-            if not isinstance(norm, nn.GroupNorm) or norm.num_channels % check_whole(name, n):
-                raise InputError(
-                    f"groups={{{name!r}: {n}}}: it is no normalisation of this network, or has "
-                    f"channels that {n} does not divide; leave it out."
-                )
-            norm.num_groups = n
-
-    def _check_attention(self, attention: Sequence[int]) -> tuple[int, ...]:
-        places = check_wholes("attention", attention, least=0)
-        if places and max(places) >= self.levels:
+    def _check_levels(self, levels: Sequence[int]) -> None:
+        if levels and max(levels) >= self.levels:
             raise InputError(
-                f"attention={places} names a level that is not there; with {self.levels} "
+                f"attention={levels} names a level that is not there; with {self.levels} "
                 f"multipliers the levels are 0 (full resolution) to {self.levels - 1}."
             )
-        return places
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
@@ -379,15 +339,19 @@ class _Plan:
     transition: Transition
     blocks: int
     widths: Sequence[int]
-    attends: Sequence[Callable[[int], nn.Module]]
-    attend_after_each: bool
+
+    def attend(self, level: int, early: bool = False) -> Callable[[int], nn.Module]:
+        """Returns what builds what follows a block of a level; ``early``: not its last block."""
+        layout = self.parts.layout
+        there = level in layout.levels and (layout.after_each or not early)
+        return self.parts.attention if there else _nothing
 
     def down(self, image: int, width: int, pyramid: InputPyramid | None) -> list[DownLevel]:
         """Returns the levels on the way down, from the full resolution."""
         levels = []
         above, last = width, len(self.widths) - 1
         for i, channels in enumerate(self.widths):
-            given = (above, channels, self.blocks, self.parts, self.attends[i])
+            given = (above, channels, self.blocks, self.parts, self.attend(i))
             if i == last:
                 levels.append(DownLevel(*given))
             elif pyramid is None:
@@ -405,8 +369,7 @@ class _Plan:
         """Returns the levels on the way up, from the lowest resolution."""
         levels, below = [], None
         for i in reversed(range(len(self.widths))):
-            channels, attend = self.widths[i], self.attends[i]
-            layer = None
+            channels, layer = self.widths[i], None
             if pyramid is not None and below is None:
                 layer = pyramid.lowest(channels, image, self.parts)
             elif pyramid is not None and below is not None:
@@ -418,8 +381,8 @@ class _Plan:
                     channels,
                     self.blocks,
                     self.parts,
-                    attend,
-                    attend if self.attend_after_each else _nothing,
+                    self.attend(i),
+                    self.attend(i, early=True),
                     self.transition if i > 0 else None,
                     layer,
                 )

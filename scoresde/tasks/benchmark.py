@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scoresde.data import Dataset
+from scoresde.data import Batch, Dataset
 from scoresde.likelihood import Likelihood
 from scoresde.loss import Loss
 from scoresde.model import ScoreFunction
@@ -146,20 +145,21 @@ def loop_overhead(bench: Bench, size: int, variant: Variant) -> dict[str, float]
     source = batches(bench.data, size, 0, training.augment)
     numbers = iter(range(10**9))
 
-    def feed() -> Tensor:
-        return bench.model.state(next(source)[0].to(bench.device))
+    def feed() -> Batch:
+        return _on_device(bench, next(source))
 
     def whole() -> None:
-        step = next(numbers)
-        update(feed(), {}, step, size)
+        batch = feed()
+        update(batch.x, batch.cond, next(numbers), size)
 
-    x, eps = feed(), model.sde.cutoffs.training
+    first, eps = feed(), model.sde.cutoffs.training
+    x = first.x
 
     def bare() -> None:
         update.optimiser.zero_grad(set_to_none=True)
         t = eps + (1 - eps) * torch.rand(len(x), device=x.device)
         with training.autocast(x.device):
-            value = bench.loss(model, x, t, torch.randn_like(x)).mean()
+            value = bench.loss(model, x, t, torch.randn_like(x), **first.cond).mean()
         value.backward()
         update.optimiser.step()
 
@@ -183,26 +183,33 @@ def _step(bench: Bench, size: int, variant: Variant) -> Callable[[], None]:
     training = replace(bench.training, precision=variant.precision, compile=variant.compile)
     make = bench.optimizer(variant.fused)
     update = Update(_prepared(bench, variant), bench.loss, training, make)
-    x = _examples(bench, size).contiguous()
+    batch = _examples(bench, size)
+    x = batch.x.contiguous()
     if variant.channels_last:
         x = x.contiguous(memory_format=LAYOUTS.get(x.ndim, torch.contiguous_format))
 
     def step() -> None:
-        update(x, {}, 0, size)
+        update(x, batch.cond, 0, size)
 
     return step
 
 
-def _examples(bench: Bench, size: int) -> Tensor:
-    return bench.model.state(next(batches(bench.data, size, 0))[0].to(bench.device))
+def _examples(bench: Bench, size: int) -> Batch:
+    return _on_device(bench, next(batches(bench.data, size, 0)))
+
+
+def _on_device(bench: Bench, batch: Batch) -> Batch:
+    """Returns a batch as the model takes it."""
+    model = bench.model
+    return Batch(model.state(batch.x.to(model.device)), model.select(batch.cond))
 
 
 def _operations(bench: Bench, size: int) -> int:
     """Counts the floating-point operations of a forward and a backward pass."""
-    x = _examples(bench, size)
+    batch = _examples(bench, size)
     model = copy.deepcopy(bench.model)
     with FlopCounterMode(display=False) as counter:
-        bench.loss(model, x, seed=0).mean().backward()
+        bench.loss(model, batch.x, seed=0, **batch.cond).mean().backward()
     return counter.get_total_flops()
 
 
@@ -221,10 +228,11 @@ def products_per_second(device: torch.device, precision: str, size: int | None =
 def sampling(bench: Bench, sampler: Sampler, size: int) -> dict[str, float]:
     """Times a sampler; returns seconds, examples/s and network passes."""
     model, shape = bench.model.eval(), (size, *bench.data.shape)
+    cond = _examples(bench, size).cond
     passes: list[float] = []
 
     def draw() -> None:
-        passes.append(float(sampler(model, shape, seed=0).nfe.double().mean()))
+        passes.append(float(sampler(model, shape, seed=0, **cond).nfe.double().mean()))
 
     times = in_turns({"draw": draw}, bench.rounds, bench.device, warm=1)["draw"]
     seconds = statistics.median(times)
@@ -234,11 +242,12 @@ def sampling(bench: Bench, sampler: Sampler, size: int) -> dict[str, float]:
 def likelihoods(bench: Bench, likelihood: Likelihood, size: int) -> dict[str, float]:
     """Times a likelihood; returns seconds, examples/s and network passes."""
     model = bench.model.eval()
-    x = _examples(bench, size)
+    batch = _examples(bench, size)
     passes: list[float] = []
 
     def evaluate() -> None:
-        passes.append(float(likelihood(model, x, seed=0).nfe.double().mean()))
+        result = likelihood(model, batch.x, seed=0, **batch.cond)
+        passes.append(float(result.nfe.double().mean()))
 
     times = in_turns({"evaluate": evaluate}, bench.rounds, bench.device, warm=0)["evaluate"]
     seconds = statistics.median(times)

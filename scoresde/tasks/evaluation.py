@@ -33,6 +33,8 @@ from scoresde.model import ScoreFunction
 from scoresde.streams import Streams
 from scoresde.tasks.parts import Columns, Parts, gather
 
+_NUMBERS = 2**21  # the most of which moments are taken
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -131,7 +133,7 @@ def evaluate_likelihood(
     parts: Parts | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates every example of a split once, or the first of them.
+    """Evaluates every example of a split once, or the first of them, under its own conditions.
 
     Arguments:
         model: The model.
@@ -207,9 +209,10 @@ def evaluate_batch(
     clock, seeds = time.perf_counter(), streams.indices
     result: LogLikelihood | BoundResult | LogProbability
     if draws is None or data.levels is None:
-        x = data.batch(split, streams).to(model.device)
-        result = likelihood(model, x, seed=streams.seed, seeds=seeds)
-        log_prob, log_det = result.log_prob.double(), _log_det(data, split, streams, x)
+        batch = data.batch(split, streams).to(model.device)
+        cond = model.select(batch.cond)
+        result = likelihood(model, batch.x, seed=streams.seed, seeds=seeds, **cond)
+        log_prob, log_det = result.log_prob.double(), _log_det(data, split, streams, batch.x)
     else:
         result = _probability(model, likelihood, data, split, streams, draws)
         # The columns hold densities in model units, whatever they come from.
@@ -257,6 +260,7 @@ def _probability(
     draws: Draws,
 ) -> LogProbability:
     """Evaluates the log-probabilities of integers by several dequantisations."""
+    known = data.conditions_of(split, streams.indices)
     return log_probability(
         likelihood,
         model,
@@ -267,6 +271,7 @@ def _probability(
         combine=importance_weighted if draws.weighted else average,
         seed=streams.seed,
         seeds=streams.indices,
+        **model.select(known),
     )
 
 
@@ -309,7 +314,7 @@ def check_density(data: Dataset) -> None:
 
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     """How far the noised training data is from the prior, in nats, by their moments."""
-    train = data.train[:2048].cpu()
+    train = data.train[: min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))].cpu()
     return float(prior_mismatch(model.sde, *spectrum(data.encode(train).double())))
 
 

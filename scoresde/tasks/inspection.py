@@ -43,7 +43,13 @@ class Inspection:
         """Returns the bound after so many updates; all processes must ask, the first writes."""
         options: dict[str, Any] = {"batch_size": max(self.count, self.examples), "seed": self.seed}
         drawn = draw_samples(
-            model, self.sampler, self.data.codec, self.count, progress=False, **options
+            model,
+            self.sampler,
+            self.data.codec,
+            self.count,
+            cond=self.data.conditions_of("validation", slice(self.count)),
+            progress=False,
+            **options,
         )
         path = self.folder / FOLDER / f"{done:08d}.png"
         if ProcessGroup.here().first:

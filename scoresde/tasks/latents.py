@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.codec import Codec
-from scoresde.data import Dataset, _arrays
+from scoresde.data import Batch, Dataset, _arrays
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
@@ -30,7 +30,7 @@ def encode_data(
     batch_size: int = 256,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Brings data to their latents, and writes ``latents.npz`` (model units, NFE).
+    """Brings data to their latents, and writes ``latents.npz`` (model units, NFE, conditions).
 
     Integers lie at the centres of their levels, so that decoding gives them back.
 
@@ -58,21 +58,24 @@ def encode_data(
         )
     values = data.split(split)
     count = len(values) if examples is None else min(len(values), examples)
+    known = model.select(data.conditions_of(split, slice(count)))
 
     def compute(piece: range) -> Columns:
         clock = time.perf_counter()
         x = data.encode(values[piece.start : piece.stop].to(model.device))
-        latent = sampler.encode(model, x)
+        cond = {name: c[piece.start : piece.stop] for name, c in known.items()}
+        latent = sampler.encode(model, x, **cond)
         seconds = (time.perf_counter() - clock) / len(piece)
         each = torch.full((len(piece),), seconds, dtype=torch.float64)
         return {"x": latent.x.cpu(), "nfe": latent.nfe.cpu(), "seconds": each}
 
-    table = collect(folder / "latents.npz", parts, count, batch_size, compute, progress)
+    columns = {name: c.cpu().numpy() for name, c in known.items()}
+    table = collect(folder / "latents.npz", parts, count, batch_size, compute, progress, **columns)
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
 
 
-def read_latents(path: Path, codec: Codec) -> Tensor:
-    """Reads latents as :func:`encode_data` writes them, float32 ``(N, *)``.
+def read_latents(path: Path, codec: Codec) -> Batch:
+    """Reads latents as :func:`encode_data` writes them, float32 ``(N, *)``, and conditions.
 
     Raises:
         InputError: If the file holds none, or none of that shape.
@@ -80,6 +83,8 @@ def read_latents(path: Path, codec: Codec) -> Tensor:
     try:
         with path.open("rb") as stream, _arrays.load(stream) as file:
             latents = torch.from_numpy(file["x"])
+            names = [name for name in file.files if name not in ("x", "nfe")]
+            cond = {name: torch.from_numpy(file[name]) for name in names}
     except Exception as error:  # a damaged file can fail in any parser below
         raise InputError(
             f"latents={path} holds no array x ({error}); give latents.npz of task=encode."
@@ -91,7 +96,13 @@ def read_latents(path: Path, codec: Codec) -> Tensor:
         )
     if not latents.is_floating_point() or not bool(latents.isfinite().all()):
         raise InputError(f"latents={path} are no finite floats; give latents.npz of task=encode.")
-    return latents.float()
+    odd = [name for name, values in cond.items() if values.shape[:1] != latents.shape[:1]]
+    if odd:
+        raise InputError(
+            f"{odd[0]} of latents={path} must have a row for each of {len(latents)} latents, got "
+            f"shape {tuple(cond[odd[0]].shape)}; give latents.npz of task=encode."
+        )
+    return Batch(latents.float(), cond)
 
 
 def interpolate_latents(
@@ -119,7 +130,8 @@ def interpolate_latents(
     ends = drawing.start(range(2 * count))
     share = torch.linspace(0, 1, points, dtype=torch.float64, device=ends.device)
     between = slerp(ends[::2], ends[1::2], share).flatten(0, 1)
-    inner = Drawing(drawing.model, drawing.sampler, drawing.codec, drawing.seed, between)
+    pairs = {k: v.repeat_interleave(points, 0) for k, v in _of_pairs(drawing, count).items()}
+    inner = Drawing(drawing.model, drawing.sampler, drawing.codec, drawing.seed, between, pairs)
     pieces = gather(None, len(between), batch_size, lambda piece: inner.batch(piece, progress))
     table = [columns for _, columns, _ in pieces]
     x, nfe = (torch.cat([columns[name] for columns in table]) for name in ("x", "nfe"))
@@ -133,3 +145,21 @@ def interpolate_latents(
             1 - share.cpu(), raw.transpose(0, 1).float(), folder / "interpolation.png"
         )
     return {"nfe": float(nfe.double().mean())}
+
+
+def _of_pairs(drawing: Drawing, count: int) -> dict[str, Tensor]:
+    """Returns the conditions of pairs of samples: those of their first ends if they are latents'.
+
+    Raises:
+        InputError: If the ends of a pair have conditions that differ.
+    """
+    if drawing.latents is None:
+        return drawing.conditions(range(count))
+    ends = drawing.conditions(range(2 * count))
+    for name, values in ends.items():
+        if not torch.equal(values[::2], values[1::2]):
+            raise InputError(
+                f"{name} must be the same for both ends of a pair of latents; give one, such as "
+                "label=3."
+            )
+    return {name: values[::2] for name, values in ends.items()}

@@ -22,11 +22,12 @@ from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
-from scoresde.tasks.sampling import Drawn, draw_samples, frame, is_image, save_samples
+from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, frame, is_image, save_samples
 from scoresde.train import level_curves, read_metrics
 
 _BASELINE_SEED = 0
 _PIXELS = 96
+_IN_MEMORY = 2**24  # bytes of examples that are too many to be kept in memory
 _PATHS = 64
 _OWN = "this model"
 
@@ -57,9 +58,14 @@ class Trained:
     split: str = "test"
 
     @property
+    def conditional(self) -> bool:
+        """Whether the model is told conditions of the data."""
+        return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
+
+    @property
     def held_out(self) -> Tensor:
-        """The examples that it is measured with, on the CPU."""
-        return self.data.split(self.split).cpu()
+        """The raw examples that it is measured with, on the CPU; of very many the first."""
+        return in_memory(self.data, self.split)
 
 
 def report_training(
@@ -109,7 +115,14 @@ def report_training(
         return {}
     drawn = {}
     for name, sampler in samplers.items():
-        drawn[name] = draw_samples(model, sampler, data.codec, count, **options)
+        drawn[name] = draw_samples(
+            model,
+            sampler,
+            data.codec,
+            count,
+            cond=data.conditions_of(trained.split, slice(count)),
+            **options,
+        )
         save_samples(drawn[name], data.codec, folder, name)
     evaluation = evaluate() if known else None
     scores: list[Score] = []
@@ -202,7 +215,7 @@ def _baselines(trained: Trained) -> list[Score]:
     """Fits the classical densities to the same training set."""
     data = trained.data
     train, validation, held_out = (
-        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(data.split(split)))).cpu()
+        data.batch(split, Streams.of(_BASELINE_SEED, batch=len(in_memory(data, split)))).x.cpu()
         for split in ("train", "validation", trained.split)
     )
     fits = (gaussian_baseline(train, held_out), mixture_baseline(train, validation, held_out))
@@ -217,15 +230,19 @@ def _baselines(trained: Trained) -> list[Score]:
                 estimate.mean,
                 estimate.standard_error,
                 unit,
-                "fitted to the same training set",
+                "fitted to the same training set"
+                + (", without conditions" if trained.conditional else ""),
             )
         )
     return scores
 
 
 def _exact(trained: Trained) -> list[Score]:
-    """Scores the data's own density, where it is known: no model can be better."""
-    if trained.data.log_prob is None:
+    """Scores the data's own density, where it is known: no model can be better.
+
+    A model that is told conditions can be: its density is another.
+    """
+    if trained.data.log_prob is None or trained.conditional:
         return []
     estimate = Estimate.of(-trained.data.log_prob(trained.held_out))
     return [
@@ -315,7 +332,7 @@ def _plane_figures(
             plots.scatter_comparison(panels, folder / "comparison.png", _extent(data)),
         ),
     ]
-    if has_density(data):
+    if has_density(data) and not trained.conditional:
         figures.append(_density_figure(trained, likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
@@ -343,10 +360,19 @@ def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> F
     )
 
 
+def in_memory(data: Dataset, split: str) -> Tensor:
+    """Returns raw examples on the CPU: all, or as many of the first as fit in 16 MiB."""
+    raw = data.split(split)
+    if isinstance(raw, Tensor):
+        return raw.cpu()
+    size = raw.numel() // len(raw) * raw.dtype.itemsize
+    return raw.cpu()[: max(1, _IN_MEMORY // size)]
+
+
 def _extent(data: Dataset) -> plots.Extent:
     """Returns what is in view: a square, or a rectangle where columns have their own scales."""
     if data.codec.scale is not None:
-        return plots.square(data.train.cpu())
+        return plots.square(in_memory(data, "train"))
     a, b, c, d = frame(data.codec)
     x, y = 0.1 * (b - a), 0.1 * (d - c)
     return (a - x, b + x, c - y, d + y)
@@ -360,8 +386,12 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
         times.append(step.t.cpu().expand(_PATHS))
         states.append(trained.data.decode(step.x.cpu(), rounded=False))
 
+    codec = trained.data.codec
+    known = trained.data.conditions_of(trained.split, slice(_PATHS))
+    drawing = Drawing(trained.model, sampler, codec, trained.seed, cond=known)
+    cond = drawing.conditions(range(_PATHS))
     shape = (_PATHS, *trained.data.shape)
-    sampler(trained.model, shape, seed=trained.seed, callback=remember)
+    sampler(trained.model, shape, seed=trained.seed, callback=remember, **cond)
     return torch.stack(times), torch.stack(states)
 
 

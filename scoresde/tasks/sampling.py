@@ -1,9 +1,11 @@
 """Drawing samples of a model, and saving them as they come."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ class Drawing:
         codec: The way from what is drawn to raw examples.
         seed: Names the random streams.
         latents: What the samples start from, ``(N, *)`` in model units; ``None``: the streams.
+        cond: The conditions that the samples take in turn, each with shape ``(M, *)``.
     """
 
     model: ScoreFunction
@@ -39,6 +42,7 @@ class Drawing:
     codec: Codec
     seed: int
     latents: Tensor | None = None
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
 
     def batch(self, piece: range, progress: bool = False) -> Columns:
         """Draws the samples of a piece, on the CPU and in model units.
@@ -48,7 +52,12 @@ class Drawing:
         """
         clock = time.perf_counter()
         samples = self.sampler(
-            self.model, latent=self.start(piece), seed=self.seed, seeds=piece, progress=progress
+            self.model,
+            latent=self.start(piece),
+            seed=self.seed,
+            seeds=piece,
+            progress=progress,
+            **self.conditions(piece),
         )
         x = samples.x.cpu()
         _check_finite(x)
@@ -58,6 +67,11 @@ class Drawing:
             "nfe": samples.nfe.cpu(),
             "seconds": torch.full((len(piece),), seconds, dtype=torch.float64),
         }
+
+    def conditions(self, piece: range) -> dict[str, Any]:
+        """Returns the conditions of a piece, on the model's device."""
+        indices = torch.arange(piece.start, piece.stop)
+        return self.model.select({k: v[indices % len(v)] for k, v in self.cond.items()})
 
     def start(self, piece: range) -> Tensor:
         """Returns the latents of a piece, on the model's device."""
@@ -92,6 +106,7 @@ def draw_samples(
     *,
     batch_size: int = 256,
     seed: int | None = None,
+    cond: Mapping[str, Tensor] | None = None,
     progress: bool = True,
 ) -> Drawn:
     """Draws samples in batches; sample ``i`` does not depend on the size of the batches.
@@ -103,13 +118,15 @@ def draw_samples(
         count: The number of samples, positive.
         batch_size: The number of samples drawn together, positive.
         seed: Names the random streams.
+        cond: The conditions that the samples take in turn, each with shape ``(M, *)``.
         progress: Whether to show a progress bar.
 
     Raises:
         InputError: If a number is not positive, the sampler does not fit the model, or a sample
             is not finite.
     """
-    drawing = Drawing(model, sampler, codec, fresh_seed() if seed is None else seed)
+    seed = fresh_seed() if seed is None else seed
+    drawing = Drawing(model, sampler, codec, seed, cond=cond or {})
 
     def compute(piece: range) -> Columns:
         return drawing.batch(piece, progress)
@@ -144,8 +161,8 @@ def stream_samples(
 ) -> dict[str, float]:
     """Draws any number of samples, each saved with its batch, in the memory of one batch.
 
-    At the end ``samples.npz`` holds them all, as :func:`save_samples` writes them, beside
-    ``samples.png``.
+    At the end ``samples.npz`` holds them all, as :func:`save_samples` writes them, and their
+    conditions, beside ``samples.png``.
 
     Arguments:
         drawing: What to draw.
@@ -178,7 +195,8 @@ def stream_samples(
 
     path, seed = folder / "samples.npz", np.uint64(drawing.seed)
     shown = progress and not alone
-    table = collect(path, parts, count, batch_size, compute, shown, seed=seed)
+    known = {k: c.cpu().numpy() for k, c in drawing.conditions(range(count)).items()}
+    table = collect(path, parts, count, batch_size, compute, shown, seed=seed, **known)
     if parts.rank.index == 0:
         raw = first_rows(path, _DRAWN)
         _picture(codec.encode(raw), codec, folder / "samples.png")
@@ -200,7 +218,13 @@ def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> 
     """
     piece, model = range(min(count, _TRACED)), drawing.model
     _, way = sample_trajectory(
-        model, drawing.sampler, drawing.start(piece), points=points, seed=drawing.seed, seeds=piece
+        model,
+        drawing.sampler,
+        drawing.start(piece),
+        points=points,
+        seed=drawing.seed,
+        seeds=piece,
+        **drawing.conditions(piece),
     )
     arrays = {name: getattr(way, name).numpy() for name in ("t", "x", "denoised")}
     write_whole(folder / "trajectory.npz", lambda file: np.savez(file, **arrays))

@@ -21,7 +21,7 @@ def collect(
     size: int,
     compute: Callable[[range], Columns],
     progress: bool,
-    **more: np.generic,
+    **more: np.generic | np.ndarray,
 ) -> Columns:
     """Computes all pieces, and makes one file of them, in the memory of one piece.
 

@@ -4,28 +4,29 @@ import copy
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.data import Dataset, check_scales, split_indices
+from scoresde.data import Dataset, check_conditions, check_scales, split_indices
 from scoresde.errors import InputError
 from scoresde.loss import DenoisingScoreMatching, EDMWeighting, Loss
 from scoresde.model import Model, ScoreFunction, check_model
+from scoresde.recipe import describe
 from scoresde.shapes import check_data
-from scoresde.streams import Streams
 from scoresde.times import LogNormalTimes
-from scoresde.train.loop import orders
+from scoresde.train.checkpoint import NAME, Checkpoint
+from scoresde.train.loop import batches
 from scoresde.train.training import Training
 from scoresde.train.update import Update
-from scoresde.train.validation import EXAMPLES
+from scoresde.train.validation import validation_loss
 
 Kind = TypeVar("Kind", bound=Model)
-Batch = tuple[Tensor, dict[str, Tensor]]
 Data = Dataset | Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
 _CHECKS = 20  # times at which the held-out loss is measured, at least every 500 updates
@@ -43,12 +44,13 @@ def fit(
     ema: float = 0.999,
     seed: int = 0,
     device: torch.device | str | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Kind:
     """Trains a model, and returns it with the averaged weights of the least held-out loss.
 
-    Nothing is written. Batches, times and noise are functions of the seed and the step; a data
-    set gives the batches of :func:`scoresde.train.train`.
+    Nothing is written unless a folder is given. Batches, times and noise are functions of the
+    seed and the step; a data set gives the batches of :func:`scoresde.train.train`.
 
     Arguments:
         model: The model; it is trained in place, and a copy is returned.
@@ -66,11 +68,14 @@ def fit(
         ema: The decay of the weights' average, in [0, 1).
         seed: Seed of the split, the batches, the times and the noise.
         device: The device to train on; by default the model's.
+        folder: Where the best weights so far are kept, for :func:`scoresde.load`; made if need
+            be.
         progress: Whether to show a progress bar.
 
     Raises:
         InputError: If an argument is out of range, the data do not suit the model, or the loss is
-            not finite in the end.
+            not finite in the end; if the folder holds a checkpoint, or the model cannot be
+            described.
 
     Example:
         >>> from scoresde import ScoreModel, VPSDE
@@ -83,22 +88,25 @@ def fit(
     loss.check(model)
     model = model if device is None else model.to(device)
     source = _source(data, held_out, seed)
-    _warn_of_scales(source.data, model, loss)
+    _warn(source, model, loss)
+    keep = _keeper(model, source, folder, seed)
     training = Training(steps=steps, batch_size=batch_size, ema=ema)
     adam = functools.partial(torch.optim.Adam, lr=2e-3)
     update = Update(model, loss, training, optimizer or adam, seed=seed)
-    average, size = update.averages[0].model, min(batch_size, len(source.data.train))
+    average, size = update.averages[0].model, min(batch_size, len(source.train))
     least, best, every = math.inf, None, max(1, min(500, steps // _CHECKS))
     bar = tqdm(total=steps, desc="training", unit="step", disable=not progress)
     model.train()
-    for step, (x, cond) in zip(range(steps), source.batches(size, seed), strict=False):
-        update(model.state(x), _on(cond, model), step, size)
+    for step, batch in enumerate(islice(batches(source, size, seed), steps)):
+        x = model.state(batch.x.to(model.device))
+        update(x, model.select(batch.cond), step, size)
         bar.update()
         if (step + 1) % every == 0 or step + 1 == steps:
-            value = _held_out_loss(average, source, loss, seed)
+            value = validation_loss(average, source, loss, seed)
             bar.set_postfix(held_out=f"{value:.4g}")
             if value < least:
                 least, best = value, copy.deepcopy(average.state_dict())
+                keep(model.state_dict(), best, step + 1)
     bar.close()
     if best is None:
         raise InputError(
@@ -109,32 +117,10 @@ def fit(
     return cast(Kind, average)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Training and held-out examples, from a data set or from memory.
-
-    Arguments:
-        data: The data set, or the examples as one.
-        cond: The conditions of training and of held-out examples.
-    """
-
-    data: Dataset
-    cond: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-
-    def batches(self, size: int, seed: int) -> Iterator[Batch]:
-        """Yields training batches without end."""
-        for epoch, rows in orders(len(self.data.train), size, seed):
-            yield self.data.batch("train", Streams(seed, rows), epoch), _taken(self.cond[0], rows)
-
-    def held_out(self, seed: int) -> Batch:
-        """Returns held-out examples, at most 1024."""
-        rows = torch.arange(min(len(self.data.validation), EXAMPLES))
-        return self.data.batch("validation", Streams(seed, rows)), _taken(self.cond[1], rows)
-
-
-def _source(data: Data, held_out: float, seed: int) -> _Source:
+def _source(data: Data, held_out: float, seed: int) -> Dataset:
+    """Returns a data set as it is, and examples in model units as one."""
     if isinstance(data, Dataset):
-        return _Source(data)
+        return data
     x, cond = data if isinstance(data, tuple) else (data, {})
     if not isinstance(x, Tensor):
         raise InputError(
@@ -152,31 +138,43 @@ def _source(data: Data, held_out: float, seed: int) -> _Source:
         raise InputError(f"held_out must be in (0, 1), got {held_out}.")
     x = x if x.dtype == torch.float64 else x.float()
     kept, rest = split_indices(x, (1 - held_out, held_out), seed)
-    splits = [x[rows.to(x.device)] for rows in (kept, rest, rest)]
-    return _Source(
-        Dataset.of("data", splits, standardise=False), (_taken(cond, kept), _taken(cond, rest))
-    )
+
+    def splits(values: Tensor) -> list[Tensor]:
+        return [values[rows.to(values.device)] for rows in (kept, rest, rest)]
+
+    conditions = {name: splits(values) for name, values in cond.items()}
+    return Dataset.of("data", splits(x), standardise=False, conditions=conditions)
 
 
-def _taken(cond: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: values[rows.to(values.device)] for name, values in cond.items()}
+def _keeper(
+    model: Model, data: Dataset, folder: str | Path | None, seed: int
+) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
+    """Returns what writes weights, their averages and the number of updates, if asked for."""
+    if folder is None:
+        return lambda weights, averages, done: None
+    place = Path(folder).expanduser()
+    if (place / NAME).exists():
+        raise InputError(
+            f"folder must hold no checkpoint, got {place}, which has {NAME}; give another one."
+        )
+    recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"folder must be one that can be made, got {place} ({error.strerror}); give another."
+        ) from error
+
+    def keep(weights: dict[str, Any], averages: dict[str, Any], done: int) -> None:
+        Checkpoint(recipe, weights, averages, done, seed).save(place / NAME)
+
+    return keep
 
 
-def _warn_of_scales(data: Dataset, model: Model, loss: Loss) -> None:
-    if not isinstance(model, ScoreFunction):
-        return
-    for sentence in check_scales(data, model.sde, loss.first_time(model.sde)):
+def _warn(data: Dataset, model: Model, loss: Loss) -> None:
+    """Says what of the data does not suit the model."""
+    found = check_conditions(model, data)
+    if isinstance(model, ScoreFunction):
+        found += check_scales(data, model.sde, loss.first_time(model.sde))
+    for sentence in found:
         warnings.warn(sentence, stacklevel=3)
-
-
-def _on(cond: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
-    return {name: value.to(model.device) for name, value in cond.items()}
-
-
-@torch.no_grad()
-def _held_out_loss(model: Model, source: _Source, loss: Loss, seed: int) -> float:
-    """Returns the mean loss of held-out examples, always with the same noise."""
-    x, cond = source.held_out(seed)
-    x = model.state(x.to(model.device))
-    options: dict[str, Any] = {"seed": seed, "seeds": range(len(x)), **_on(cond, model)}
-    return float(loss(model, x, **options).mean())

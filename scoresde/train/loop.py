@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 from torch import Tensor
 
-from scoresde.data import Augmentation, Dataset
+from scoresde.data import Augmentation, Batch, Dataset
 from scoresde.errors import InputError
 from scoresde.loss import Loss
 from scoresde.model import Model
@@ -56,21 +56,21 @@ def batches(
     augment: Augmentation | None = None,
     start: int = 0,
     part: slice = slice(None),
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+) -> Iterator[Batch]:
     """Yields training batches for ever: in every epoch each example once, in a new order.
 
-    The last examples of an epoch that do not fill a batch wait for the next order. Beside the
-    examples ``(B, *)`` come the conditions that tell the network how they were augmented. The
-    first ``start`` batches are left out, at no cost; of each only a ``part`` is made.
+    The last examples of an epoch that do not fill a batch wait for the next order. The condition
+    ``augment`` tells the network how examples were augmented. The first ``start`` batches are
+    left out, at no cost; of each only a ``part`` is made.
     """
-    for epoch, rows in orders(len(data.train), batch_size, seed, start):
-        streams = Streams(seed, rows[part])
-        x = data.batch("train", streams, epoch)
+    found = orders(len(data.train), batch_size, seed, start)
+    mine = ((epoch, rows[part]) for epoch, rows in found)
+    for epoch, streams, batch in data.batches("train", mine, seed):
         if augment is None:
-            yield x, {}
+            yield batch
         else:
-            x, labels = augment(x, streams, epoch)
-            yield x, {"augment": labels}
+            x, labels = augment(batch.x, streams, epoch)
+            yield Batch(x, {**batch.cond, "augment": labels})
 
 
 def train(
@@ -124,6 +124,12 @@ def train(
     """
     group, size = ProcessGroup.here(), min(training.batch_size, len(data.train))
     _check_shares(size, training.accumulate, group)
+    if training.augment is not None and not model.takes("augment"):
+        raise InputError(
+            f"train.augment must be null for a network that is not told of it, got "
+            f"{training.augment}; build the network with conditions={{augment: "
+            f"{training.augment.width}}}."
+        )
     update = Update(model, loss, training, optimizer, engine, seed)
     state = State(
         model, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
@@ -138,7 +144,7 @@ def train(
     try:
         with StopSignals() as signals:
             for step, batch in enumerate(islice(source, training.steps - start), start):
-                x, cond = _moved(batch, model)
+                x, cond = model.state(batch.x.to(model.device)), model.select(batch.cond)
                 journal.add(update(x, cond, step, size), update.parts)
                 done, last = step + 1, step + 1 == training.steps
                 reading = last or done % training.log_every == 0
@@ -192,22 +198,16 @@ def _agreed(start: int, group: ProcessGroup) -> int:
     return start
 
 
-def _moved(
-    batch: tuple[Tensor, dict[str, Tensor]], model: Model
-) -> tuple[Tensor, dict[str, Tensor]]:
-    x, cond = batch
-    moved = {name: value.to(model.device) for name, value in cond.items()}
-    return model.state(x.to(model.device)), moved
-
-
 def _stop(
     bad: Bad, state: State, data: Dataset, training: Training, group: ProcessGroup
 ) -> NoReturn:
     """Saves the batch of a step and ends the training."""
     folder = state.folder
     if group.first:
-        x, cond = next(batches(data, training.batch_size, state.seed, training.augment, bad.step))
-        torch.save({"step": bad.step + 1, "x": x.cpu(), "cond": cond}, folder / BAD_BATCH)
+        source = batches(data, training.batch_size, state.seed, training.augment, bad.step)
+        batch = next(source).to("cpu")
+        content = {"step": bad.step + 1, "x": batch.x, "cond": batch.cond}
+        torch.save(content, folder / BAD_BATCH)
     saved = "no checkpoint had been written yet"
     if (folder / NAME).exists():
         saved = f"the last good checkpoint is {folder / NAME}"

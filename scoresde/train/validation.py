@@ -35,10 +35,10 @@ def validation_loss(
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     parts, count = _shared(torch.arange(len(every)), batch_size)
     for part in parts:
-        x = model.state(data.batch("validation", Streams(seed, part)).to(model.device))
+        x, cond = _batch(model, data, Streams(seed, part))
         # All of them share their times, in however many batches they are graded.
         here = slice(int(part[0]), int(part[-1]) + 1)
-        total += loss(model, x, seed=seed, seeds=every, part=here).double().sum()
+        total += loss(model, x, seed=seed, seeds=every, part=here, **cond).double().sum()
     return float(ProcessGroup.here().total(total)) / count
 
 
@@ -67,11 +67,11 @@ def error_by_level(
     examples = torch.arange(min(len(data.validation), EXAMPLES))
     sums = torch.zeros(2, len(levels), dtype=torch.float64, device=model.device)
     for part in _shared(examples, batch_size)[0]:
-        x = model.state(data.batch("validation", Streams(seed, part)).to(model.device))
+        x, cond = _batch(model, data, Streams(seed, part))
         own = part.to(x.device) % len(levels)
         t = model.sde.time(levels.to(x.device))[own]
         noise = Streams(seed, part.to(x.device)).normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
-        found = model.noise(model.sde.perturb(x, t, noise), t)
+        found = model.noise(model.sde.perturb(x, t, noise), t, **cond)
         errors = (found - noise).square().flatten(1).mean(1)
         sums[0].index_add_(0, own, errors.double())
         sums[1].index_add_(0, own, torch.ones_like(errors, dtype=torch.float64))
@@ -79,6 +79,12 @@ def error_by_level(
     means = (errors / counts).tolist()
     named = zip(levels.tolist(), means, strict=True)
     return {f"{_PREFIX}{level:+.2f}": value for level, value in named if math.isfinite(value)}
+
+
+def _batch(model: Model, data: Dataset, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns validation examples as the model takes them, and their conditions."""
+    batch = data.batch("validation", streams)
+    return model.state(batch.x.to(model.device)), model.select(batch.cond)
 
 
 def log_snr_levels(sde: SDE, eps: float) -> Tensor:

@@ -154,27 +154,31 @@ def _ve(scheduler: Values) -> Recipe:
 
 def _network(config: Values) -> Recipe:
     widths = config.counts("block_out_channels")
-    attention, style = _levels(config, len(widths))
+    attention, architecture = _levels(config, len(widths))
     image = config.count("in_channels")
     config.one_of("out_channels", (image,))
     config.one_of("time_embedding_dim", (None, 4 * widths[0]))
     uneven = [n for n in widths if n % widths[0]]
     if uneven:
         raise config.error("block_out_channels", f"{uneven[0]} is no multiple of {widths[0]}")
-    network = {
+    network: Recipe = {
         "_target_": "scoresde.nn.UNet",
         "shape": [image, *_size(config, 2 ** (len(widths) - 1))],
         "width": widths[0],
         "multipliers": [n // widths[0] for n in widths],
         "blocks": config.count("layers_per_block"),
-        "attention": attention,
-        "head_width": _head_width(config, [*(widths[i] for i in attention), widths[-1]]),
+        "attention": {
+            "_target_": "scoresde.nn.AttentionLayout",
+            "levels": attention,
+            "head_width": _head_width(config, [*(widths[i] for i in attention), widths[-1]]),
+            "after_each": architecture is _ddpm,
+        },
         "dropout": config.number("dropout"),
         "embedding": _embedding(config, widths[0]),
+        "architecture": {"_target_": "scoresde.nn.Architecture", **architecture(config)},
         "centre": config.flag("center_input_sample"),
-        **style(config),
     }
-    network = {**network, "groups": _exceptions(config, network, widths)}
+    network["architecture"]["norm"]["exceptions"] = _exceptions(config, network, widths)
     if not _is_fourier(config):
         return network
     return {"_target_": "scoresde.nn.ScaledBySigma", "network": network}
@@ -216,22 +220,22 @@ def _head_width(config: Values, widths: Sequence[int]) -> int | None:
 
 
 def _levels(config: Values, count: int) -> tuple[list[int], Callable[[Values], Recipe]]:
-    """Returns the levels with attention, and what describes the style of the blocks."""
+    """Returns the levels with attention, and what describes the architecture."""
     down, up = ([str(n) for n in config.items(f"{way}_block_types")] for way in ("down", "up"))
-    styles = {
+    known = {
         ("DownBlock2D", "AttnDownBlock2D"): _ddpm,
         ("SkipDownBlock2D", "AttnSkipDownBlock2D"): _ncsnpp,
     }
-    style = next((styles[names] for names in styles if {*down} <= {*names}), None)
-    if style is None:
-        choices = ", or all ".join(" or ".join(names) for names in styles)
+    architecture = next((known[names] for names in known if {*down} <= {*names}), None)
+    if architecture is None:
+        choices = ", or all ".join(" or ".join(names) for names in known)
         raise config.error("down_block_types", f"all must be {choices}")
     if len(down) != count:
         raise config.error("down_block_types", f"block_out_channels names {count} levels")
     mirrored = [name.replace("Down", "Up") for name in reversed(down)]
     if up != mirrored:
         raise config.error("up_block_types", f"with these down_block_types it is {mirrored}")
-    return [i for i, name in enumerate(down) if name.startswith("Attn")], style
+    return [i for i, name in enumerate(down) if name.startswith("Attn")], architecture
 
 
 def _ddpm(config: Values) -> Recipe:
@@ -242,7 +246,6 @@ def _ddpm(config: Values) -> Recipe:
         "resampling": {"_target_": "scoresde.nn.BoxResampling", "both_sides": both_sides},
         "norm": _norm(config, config.count("norm_num_groups"), 1),
         "rescale": False,
-        "attend_after_each": True,
     }
 
 

@@ -154,7 +154,8 @@ def _largest_label(values: "_Values") -> float:
 
 
 def _network(values: "_Values") -> Recipe:
-    style = values.choice("model.name", {"ddpm": _ddpm, "ncsnpp": _ncsnpp})
+    name = {"ddpm": (_positional, _ddpm), "ncsnpp": (_embedding, _ncsnpp)}
+    embedding, architecture = values.choice("model.name", name)
     factors = values.counts("model.ch_mult")
     size = _size(values, 2 ** (len(factors) - 1))
     seen = values.counts("model.attn_resolutions")
@@ -166,10 +167,14 @@ def _network(values: "_Values") -> Recipe:
         "blocks": values.count("model.num_res_blocks"),
         "attention": [i for i in range(len(factors)) if size // 2**i in seen],
         "dropout": values.number("model.dropout", 0.1),
-        "activation": values.choice("model.nonlinearity", _ACTIVATIONS),
-        "conditional": values.flag("model.conditional"),
+        "embedding": embedding(values),
+        "architecture": {
+            "_target_": "scoresde.nn.Architecture",
+            "activation": values.choice("model.nonlinearity", _ACTIVATIONS),
+            "conditional": values.flag("model.conditional"),
+            **architecture(values),
+        },
         "centre": not values.flag("data.centered"),
-        **style(values),
     }
 
 
@@ -186,7 +191,6 @@ def _size(values: "_Values", divisor: int) -> int:
 
 def _ddpm(values: "_Values") -> Recipe:
     return {
-        "embedding": _positional(values),
         "transition": _between(values),
         "norm": {"_target_": "scoresde.nn.Groups", "most": 32, "least": 1},
         "rescale": False,
@@ -194,7 +198,6 @@ def _ddpm(values: "_Values") -> Recipe:
 
 
 def _ncsnpp(values: "_Values") -> Recipe:
-    embedding = {"fourier": _fourier, "positional": _positional}
     transition = {"biggan": _inside, "ddpm": _between}
     shown = {"none": _nothing, "input_skip": _input_skip, "residual": _input_residual}
     painted = {
@@ -203,7 +206,6 @@ def _ncsnpp(values: "_Values") -> Recipe:
         "residual": {"_target_": "scoresde.nn.OutputResidual"},
     }
     return {
-        "embedding": values.choice("model.embedding_type", embedding)(values),
         "transition": values.choice("model.resblock_type", transition)(values),
         "resampling": _resampling(values),
         "input_pyramid": values.choice("model.progressive_input", shown)(values),
@@ -211,6 +213,11 @@ def _ncsnpp(values: "_Values") -> Recipe:
         "rescale": values.flag("model.skip_rescale"),
         "init_scale": values.number("model.init_scale", 0.0),
     }
+
+
+def _embedding(values: "_Values") -> Recipe:
+    embedding = {"fourier": _fourier, "positional": _positional}
+    return values.choice("model.embedding_type", embedding)(values)
 
 
 def _positional(values: "_Values") -> Recipe:

@@ -75,7 +75,7 @@ def places(recipe: Mapping[str, Any]) -> list[Place]:
     return [
         _place(f"all_modules.{i}.{source.theirs}", source, name, shapes[name], name in kept)
         for i, module in enumerate(_listed(network, conditional))
-        for source in _sources(module, isinstance(network.transition, DDPMTransition))
+        for source in _sources(module, isinstance(network.architecture.transition, DDPMTransition))
         for name in [f"{prefixes[module]}.{source.ours}"]
     ]
 
@@ -132,7 +132,7 @@ def _told(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the recipe of the same network, told its label."""
     if "network" in recipe:
         return {**recipe, "network": _told(recipe["network"])}
-    return {**recipe, "conditional": True}
+    return {**recipe, "architecture": {**recipe["architecture"], "conditional": True}}
 
 
 def _place(theirs: str, source: _Source, ours: str, target: tuple[int, ...], used: bool) -> Place:

@@ -1,0 +1,50 @@
+"""Conditions: what is known of examples besides, such as their classes."""
+
+from collections.abc import Sequence
+from keyword import iskeyword
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+# Keywords of losses, samplers and likelihoods, beside which conditions are given.
+_TAKEN = (
+    *("model", "x", "t", "c", "noise", "shape", "latent", "seed", "seeds", "part"),
+    *("progress", "callback"),
+)
+
+
+def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> None:
+    """Refuses a condition that does not belong to the examples.
+
+    Arguments:
+        title: The name of the data set.
+        name: The name of the condition.
+        parts: The condition of the examples of each split.
+        sizes: The number of examples of each split.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
+        raise InputError(
+            f"The name of a condition must be free as a keyword, got {name!r}; use another, such "
+            "as context."
+        )
+    tensors = all(isinstance(part, Tensor) for part in parts)
+    shapes = [tuple(part.shape) for part in parts] if tensors else []
+    if [shape[0] if shape else None for shape in shapes] != list(sizes):
+        raise InputError(
+            f"{name} must have a row for each example of {title}, {list(sizes)} in the splits, "
+            f"got {shapes or [type(part).__name__ for part in parts]}."
+        )
+    if len({shape[1:] for shape in shapes}) > 1 or len({part.dtype for part in parts}) > 1:
+        types = [str(part.dtype) for part in parts]
+        raise InputError(
+            f"{name} must have rows of one shape and type in all splits of {title}, got {shapes} "
+            f"and {types}."
+        )
+    classes = all(part.ndim == 1 and part.dtype == torch.int64 for part in parts)
+    if name == "label" and not (classes and min(int(part.min()) for part in parts) >= -1):
+        raise InputError(
+            f"label must be the class of each example, int64 (N,) and -1 for none, got {shapes} "
+            f"of {parts[0].dtype}; for class probabilities use another name."
+        )

@@ -1,0 +1,242 @@
+"""Examples that are read when they are asked for: data sets larger than memory.
+
+An object of these classes stands in the place of a tensor ``(N, *)`` of raw examples: it has a
+length, a shape and a type, and some of its rows are a tensor.
+"""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+_CHUNK = 2**23  # bytes that are read together where all are read
+
+
+class Examples(ABC):
+    """Base class for raw examples that are read when they are asked for.
+
+    Subclasses implement :meth:`read` and say ``shape`` and ``dtype``.
+
+    Attributes:
+        shape: The shape of all examples, ``(N, *)``.
+        dtype: The data type of raw examples.
+        device: Where examples are brought when they have been read.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def read(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reads some examples, and their conditions if they are kept with them.
+
+        Arguments:
+            rows: Their indices, int64 ``(B,)``, on the CPU.
+
+        Returns:
+            Raw examples ``(B, *)`` and conditions by name, on the CPU.
+        """
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the same examples, brought to a device as they are read."""
+
+    def stream(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Yields what :meth:`read` returns for each of many orders of rows."""
+        return map(self.read, orders)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self.moved(self.read(self._indices(rows))[0])
+
+    def conditions(self, rows: Tensor | slice) -> dict[str, Tensor]:
+        """Reads the conditions that are kept with some examples, by name."""
+        told = self.read(self._indices(rows))[1]
+        return {name: self.moved(values) for name, values in told.items()}
+
+    def moved(self, values: Tensor) -> Tensor:
+        """Brings what has been read to its device; the host does not wait for pinned memory."""
+        return values.to(self.device, non_blocking=values.is_pinned())
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Reads all examples, in order and some at a time."""
+        size = max(1, _CHUNK // max(1, self.numel() // len(self) * self.dtype.itemsize))
+        for rows in torch.arange(len(self)).split(size):
+            yield self.read(rows)[0]
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Returns the number of numbers of all examples."""
+        return torch.Size(self.shape).numel()
+
+    def cpu(self) -> Self:
+        """Returns the same examples, left on the CPU as they are read."""
+        return self.to("cpu")
+
+    def _indices(self, rows: Tensor | slice) -> Tensor:
+        return rows.cpu() if isinstance(rows, Tensor) else torch.arange(len(self))[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class MappedExamples(Examples):
+    """Rows of an array that is mapped into memory, of which only what is read takes some.
+
+    Arguments:
+        array: The array, ``(M, ...)``, such as ``numpy.load(path, mmap_mode="r")``.
+        rows: Which of its rows the examples are, int64 ``(N,)``.
+        convert: Turns rows of the array into raw examples.
+        device: Where examples are brought when they have been read.
+    """
+
+    array: np.ndarray
+    rows: np.ndarray
+    convert: Callable[[np.ndarray], Tensor]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __repr__(self) -> str:
+        return f"MappedExamples of shape {self.shape}"
+
+    @cached_property
+    def _first(self) -> Tensor:
+        return self.convert(np.asarray(self.array[:1]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.rows), *self._first.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self._first.dtype
+
+    def read(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.convert(np.asarray(self.array[self.rows[rows.numpy()]])), {}
+
+    def to(self, device: torch.device | str) -> "MappedExamples":
+        return MappedExamples(self.array, self.rows, self.convert, torch.device(device))
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetExamples(Examples):
+    """The items of a map-style ``torch.utils.data.Dataset``, read by its ``DataLoader``.
+
+    An item is an example; or a pair of an example and its class, the condition ``label``; or a
+    mapping of ``x`` to the example and of names to conditions. Examples are tensors or arrays,
+    integers of the type that their levels take or real numbers.
+
+    Arguments:
+        dataset: The data set.
+        workers: The number of processes that read batches of training ahead; 0 for none.
+        device: Where examples are brought when they have been read.
+
+    Raises:
+        InputError: If it is empty, or an item is something else.
+    """
+
+    dataset: torch.utils.data.Dataset
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        sized = isinstance(self.dataset, Sized)
+        count = len(self.dataset) if sized else 0  # type: ignore[arg-type]
+        if count == 0:
+            raise InputError(
+                "dataset must be map-style and hold an example, got "
+                f"{type(self.dataset).__name__} without any; give it __len__ and __getitem__."
+            )
+
+    def __repr__(self) -> str:
+        return f"DatasetExamples of {type(self.dataset).__name__}, shape {self.shape}"
+
+    @cached_property
+    def _first(self) -> Tensor:
+        return self.read(torch.zeros(1, dtype=torch.int64))[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.dataset), *self._first.shape[1:])  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self._first.dtype
+
+    def read(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return _stacked([self.dataset[i] for i in rows.tolist()])
+
+    def stream(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        if self.workers == 0:
+            return super().stream(orders)
+        loader = torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=(rows.tolist() for rows in orders),
+            num_workers=self.workers,
+            collate_fn=_stacked,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)
+
+    def to(self, device: torch.device | str) -> "DatasetExamples":
+        return DatasetExamples(self.dataset, self.workers, torch.device(device))
+
+
+def _stacked(items: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Makes a batch of items."""
+    pairs = [_parted(item) for item in items]
+    names = pairs[0][1].keys()
+    try:
+        x = torch.stack([torch.as_tensor(x) for x, _ in pairs])
+        cond = {n: torch.stack([torch.as_tensor(told[n]) for _, told in pairs]) for n in names}
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(
+            "The items of a dataset must be tensors or arrays of one shape, or pairs of one and "
+            f"its class, got {type(items[0]).__name__} ({' '.join(str(error).split())}); convert "
+            "them in its __getitem__."
+        ) from error
+    return x, cond
+
+
+def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Returns the example of an item, and its conditions."""
+    if isinstance(item, Mapping):
+        return item.get("x"), {name: value for name, value in item.items() if name != "x"}
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], {"label": item[1]}
+    return item, {}
+
+
+def as_examples(values: Any) -> Any:
+    """Returns a data set of torch as examples, and anything else as it is."""
+    lazy = isinstance(values, torch.utils.data.Dataset) and not isinstance(values, Tensor)
+    return DatasetExamples(values) if lazy else values
+
+
+def paired(
+    values: Tensor | Examples, orders: Iterator[tuple[int, Tensor]]
+) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
+    """Yields each epoch and order of rows with the raw examples and conditions that they name."""
+    if isinstance(values, Tensor):
+        for epoch, rows in orders:
+            yield epoch, rows, values[rows.to(values.device)], {}
+        return
+    ahead, here = itertools.tee(orders)
+    for (epoch, rows), (raw, told) in zip(
+        here, values.stream(rows for _, rows in ahead), strict=False
+    ):
+        moved = {name: values.moved(part) for name, part in told.items()}
+        yield epoch, rows, values.moved(raw), moved

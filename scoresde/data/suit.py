@@ -1,0 +1,63 @@
+"""Compares the conditions of data with those that a model takes."""
+
+from scoresde.data.base import Dataset
+from scoresde.errors import InputError
+from scoresde.model import Model
+from scoresde.nn import Conditioning
+
+
+def check_conditions(model: Model, data: Dataset) -> list[str]:
+    """Compares the conditions of data with those that a model was built for.
+
+    Arguments:
+        model: The model.
+        data: The data set.
+
+    Returns:
+        A sentence for each condition that the model takes and the data lack; an empty list if
+        there is none.
+
+    Raises:
+        InputError: If there are more classes than the network was built for.
+
+    Example:
+        >>> import torch
+        >>> from scoresde import ScoreModel, VPSDE
+        >>> from scoresde.nn import MLP
+        >>> plain = Dataset.of("plain", [torch.randn(9, 2)] * 3)
+        >>> check_conditions(ScoreModel(MLP(2, classes=3), VPSDE()), plain)[0][:45]
+        'label must be given for the examples of plain'
+    """
+    if "label" in data.conditions:
+        check_classes(model, max(int(part.max()) for part in data.conditions["label"]))
+    given = data.conditions_of("train", slice(1))
+    return [
+        f"{name} must be given for the examples of {data.name}, got none: the network counts it "
+        "as absent; give the data set conditions, or build the network without."
+        for name in needed(model)
+        if name not in given
+    ]
+
+
+def needed(model: Model) -> tuple[str, ...]:
+    """Returns the conditions that networks in a model were built for, but for augmentations."""
+    parts = (part for part in model.modules() if isinstance(part, Conditioning))
+    names = dict.fromkeys(name for part in parts for name in part.names)
+    return tuple(name for name in names if name != "augment")
+
+
+def check_classes(model: Model, most: int) -> None:
+    """Checks that networks in a model know all classes up to one.
+
+    Raises:
+        InputError: If one does not.
+    """
+    for part in model.modules():
+        if not isinstance(part, Conditioning) or part.classes is None:
+            continue
+        classes = part.classes.num_embeddings - 1
+        if most >= classes:
+            raise InputError(
+                f"label must be below classes={classes} of the network, got {most}; build the "
+                f"network with classes={most + 1}."
+            )

@@ -1,0 +1,68 @@
+"""The architecture of a U-Net: of what kind its blocks and levels are, whatever their sizes."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import Groups, check_flag
+from scoresde.nn.blocks import BigGANTransition, Transition
+from scoresde.nn.pyramids import InputPyramid, OutputPyramid
+from scoresde.nn.resampling import BoxResampling, Resampling
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the blocks and levels of a U-Net are made; that of DDPM++ by default.
+
+    Arguments:
+        transition: How one level leads to the next.
+        resampling: How sizes change.
+        norm: The normalisation.
+        activation: The activation, one for all; ``None``: SiLU.
+        rescale: Whether sums of states are divided by the root of two.
+        init_scale: The variance scale, at first, of the layers that end a residual branch, and of
+            the last one; 0 makes them exactly zero.
+        input_pyramid: How levels are shown the image itself, such as ``InputSkip()`` or
+            ``InputResidual()``; ``None``: only the first one is.
+        output_pyramid: How levels paint the output, such as ``OutputSkip()`` or
+            ``OutputResidual()``; ``None``: only the last one does.
+        conditional: Whether the blocks are told the noise label.
+
+    Raises:
+        InputError: If a value is of another type or out of its range.
+    """
+
+    transition: Transition = field(default_factory=BigGANTransition)
+    resampling: Resampling = field(default_factory=BoxResampling)
+    norm: Groups = field(default_factory=Groups)
+    activation: nn.Module | None = None
+    rescale: bool = True
+    init_scale: float = 0.0
+    input_pyramid: InputPyramid | None = None
+    output_pyramid: OutputPyramid | None = None
+    conditional: bool = True
+
+    def __post_init__(self) -> None:
+        self._check("transition", Transition, "DDPMTransition()")
+        self._check("resampling", Resampling, "FIRResampling()")
+        self._check("norm", Groups, "Groups()")
+        self._check("activation", nn.Module | None, "torch.nn.SiLU()")
+        self._check("input_pyramid", InputPyramid | None, "InputSkip()")
+        self._check("output_pyramid", OutputPyramid | None, "OutputSkip()")
+        check_flag("architecture.rescale", self.rescale)
+        check_flag("architecture.conditional", self.conditional)
+        if not isinstance(self.init_scale, int | float) or not 0 <= self.init_scale < math.inf:
+            raise InputError(
+                "architecture.init_scale must be non-negative and finite, got "
+                f"{self.init_scale!r}; 0 and 1 are usual."
+            )
+
+    def _check(self, name: str, kind: Any, example: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind):
+            raise InputError(
+                f"architecture.{name} must be an object such as {example}, got {value!r}."
+            )
