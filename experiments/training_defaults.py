@@ -71,24 +71,6 @@ def edm_of_one(mean: float, std: float) -> Callable[[float], Loss]:
 
 
 @dataclass(frozen=True)
-class TailedTimes(LogNormalTimes):
-    """A share of the times is uniform in the log-SNR, from the mean of the others to the data.
-
-    Arguments:
-        share: The share, in [0, 1).
-    """
-
-    share: float = 0.1
-
-    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        first = sde.log_snr(torch.tensor(eps, dtype=torch.float64))
-        last = torch.tensor(-2 * self.mean, dtype=torch.float64)
-        tail = sde.time(first + (u / self.share).clamp(max=1) * (last - first)).clamp(eps, 1.0)
-        body = super().quantile(((u - self.share) / (1 - self.share)).clamp(min=1e-12), sde, eps)
-        return torch.where(u < self.share, tail, body)
-
-
-@dataclass(frozen=True)
 class CappedWeighting(EDMWeighting):
     """At most 5: the full weight lets few examples rule a network that returns the noise."""
 
@@ -108,7 +90,7 @@ LOSSES: dict[str, Callable[[float], Loss]] = {
     "edm -1.2 1.6": edm(-1.2, 1.6),
     "edm -1.2 1.2 spread": edm(-1.2, 1.2, spread=True),
     "edm -1.2 1.2 tail": lambda sigma_data: DenoisingScoreMatching(
-        EDMWeighting(sigma_data), TailedTimes()
+        EDMWeighting(sigma_data), LogNormalTimes(tail=0.1)
     ),
     "likelihood spread": lambda sigma_data: DenoisingScoreMatching(
         LikelihoodWeighting(), LowDiscrepancy(ImportanceTimes())
