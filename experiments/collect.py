@@ -30,6 +30,8 @@ APART = """
   (`likelihood_cutoff.py`)
 - trace estimators at equal cost: [figure](probe_variance/figure.png) (`probe_variance.py`)
 - the default loss of `fit`: `fit_loss.py`
+- the weight and the times of training on seven sets: [tables](training_defaults/README.md)
+  (`training_defaults.py`)
 - the cost of a likelihood at equal error: [tables](likelihood_speed/README.md)
   (`likelihood_speed.py`)
 - every sampler's quality by its cost, and beside its peers: [figures](sampler_quality/README.md)

@@ -14,14 +14,22 @@ import argparse
 
 import torch
 
-from scoresde import VPSDE, DenoisingScoreMatching, EDMWeighting, Likelihood, ScoreModel, fit
+from scoresde import (
+    VPSDE,
+    DenoisingScoreMatching,
+    EDMWeighting,
+    Likelihood,
+    NoiseWeighting,
+    ScoreModel,
+    fit,
+)
 from scoresde.data import two_moons
 from scoresde.metrics import nats
 from scoresde.nn import MLP
-from scoresde.times import LogNormalTimes
+from scoresde.times import LogNormalTimes, UniformTimes
 
 LOSSES = {
-    "noise weight, uniform times": DenoisingScoreMatching(),
+    "noise weight, uniform times": DenoisingScoreMatching(NoiseWeighting(), UniformTimes()),
     "EDM weight, log-normal -1.2": DenoisingScoreMatching(EDMWeighting(), LogNormalTimes()),
     "EDM weight, log-normal -0.5": DenoisingScoreMatching(EDMWeighting(), LogNormalTimes(-0.5)),
 }

@@ -24,25 +24,31 @@ References:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.loss.base import Loss, LossTerms, draw
-from scoresde.loss.weighting import NoiseWeighting, Weighting
-from scoresde.model import Model, ScoreFunction, check_model
+from scoresde.loss.weighting import EDMWeighting, NoiseWeighting, Weighting
+from scoresde.model import Model, ScoreFunction, ScoreModel, check_model
 from scoresde.sde import Interpolant
-from scoresde.times import Times, UniformTimes
+from scoresde.times import LogNormalTimes, Times, UniformTimes
 
 
 @dataclass(frozen=True)
 class DenoisingScoreMatching(Loss):
     """Denoising score matching: the error of the predicted noise at noised data.
 
+    **Defaults.** Given neither a weighting nor times, it takes the best pair measured
+    (``experiments/training_defaults``): the EDM weighting with log-normal times and a tail of a
+    tenth. For networks that return the noise or the score, which learn too little of large noise
+    that way, it takes the noise weighting with uniform times; so it does for what is missing of
+    a pair.
+
     Arguments:
-        weighting: How much each noise level counts.
-        times: How training times are drawn; whatever the choice (but for
+        weighting: How much each noise level counts; None: see above.
+        times: How training times are drawn; None: see above. Whatever the choice (but for
             :class:`~scoresde.times.LogNormalTimes`) the loss has the same expectation.
         eps: The smallest time, in [0, 1); ``None`` takes the default of the model's SDE
             (``sde.cutoffs.training``: 1e-5 for VP and VE, 1e-3 for sub-VP).
@@ -59,16 +65,18 @@ class DenoisingScoreMatching(Loss):
         torch.Size([8])
     """
 
-    weighting: Weighting = field(default_factory=NoiseWeighting)
-    times: Times = field(default_factory=UniformTimes)
+    weighting: Weighting | None = None
+    times: Times | None = None
     eps: float | None = None
     reduce_mean: bool = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.weighting, Weighting) and isinstance(self.times, Times)):
+        kinds = isinstance(self.weighting, Weighting | None), isinstance(self.times, Times | None)
+        if not all(kinds):
             raise InputError(
-                f"weighting={self.weighting}, times={self.times}: give a Weighting and a Times, "
-                "such as NoiseWeighting() and UniformTimes()."
+                "weighting and times must be a Weighting and a Times, got "
+                f"{self.weighting} and {self.times}; give some such as NoiseWeighting() and "
+                "UniformTimes(), or leave both out."
             )
 
     def terms(
@@ -94,16 +102,25 @@ class DenoisingScoreMatching(Loss):
         check_model(model)
         assert isinstance(model, ScoreFunction)
         sde, eps = model.sde, self.first_time(model.sde)
-        drawn = draw(
-            sde, x, t, noise, times=self.times, eps=eps, seed=seed, seeds=seeds, part=part
-        )
+        weighting, times = self.pair(model)
+        drawn = draw(sde, x, t, noise, times=times, eps=eps, seed=seed, seeds=seeds, part=part)
         state = sde.perturb(x, drawn.t, drawn.noise)
         error = model.noise(state, drawn.t, **cond) - drawn.noise
         squares = error.square().flatten(1)
         mean = squares.mean(1)
         size = mean if self.reduce_mean else 0.5 * squares.sum(1)
-        weight = (drawn.weight * self.weighting(sde, drawn.t)).to(x)
+        weight = (drawn.weight * weighting(sde, drawn.t)).to(x)
         return LossTerms(weight * size, {"noise_error": mean.detach()})
+
+    def pair(self, model: Model) -> tuple[Weighting, Times]:
+        """Returns the weighting and the times that a model is trained with."""
+        neither = self.weighting is None and self.times is None
+        # The networks of these say what the data are, however large the noise is.
+        if neither and not (
+            isinstance(model, ScoreModel) and not model.parametrisation.at_zero_snr
+        ):
+            return EDMWeighting(), LogNormalTimes(tail=0.1)
+        return self.weighting or NoiseWeighting(), self.times or UniformTimes()
 
     def check(self, model: Model) -> None:
         check_model(model)

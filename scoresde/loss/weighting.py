@@ -9,6 +9,8 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.sde import SDE
 
+_LEAST_SIGNAL = 1e-4
+
 
 class Weighting(ABC):
     """Abstract weight of the noise's error."""
@@ -60,4 +62,6 @@ class EDMWeighting(Weighting):
             )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        return 1 + (sde.sigma(t) / (sde.alpha(t) * self.sigma_data)) ** 2
+        # Where no signal is left the error of the noise is 0, and the weight must be finite.
+        signal = sde.alpha(t).clamp(min=_LEAST_SIGNAL)
+        return 1 + (sde.sigma(t) / (signal * self.sigma_data)) ** 2

@@ -34,6 +34,8 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE, Chain
 
+_LEAST = 1e-12  # of a uniform number, where the quantile is still finite
+
 
 class Times(ABC):
     """Abstract distribution of training times on [eps, 1]."""
@@ -96,28 +98,41 @@ class LogNormalTimes(Times):
     truncated to the levels that occur in [eps, 1]. It concentrates training where images take
     shape. This is a choice of emphasis, not a correction: its weight is 1.
 
+    Small noise is then rare, and there a network learns little: samples do not need it, but the
+    bound on the likelihood does. A tail draws a share of the times uniformly in the log-SNR,
+    from the mean to the data.
+
     References:
         Karras et al. 2022, table 1.
 
     Arguments:
         mean: The mean of the logarithm.
         std: Its standard deviation, positive.
+        tail: The share of times in the tail, in [0, 1); the publication has none.
     """
 
     mean: float = -1.2
     std: float = 1.2
+    tail: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.std > 0:
             raise InputError(f"std={self.std} is not positive; the published value is 1.2.")
+        if not 0 <= self.tail < 1:
+            raise InputError(f"tail must be in [0, 1), got {self.tail}; 0.1 is usual.")
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        first, last = (
-            torch.special.ndtr((-0.5 * snr - self.mean) / self.std)
-            for snr in _log_snr_range(sde, eps, u)
+        first, last = _log_snr_range(sde, eps, u)
+        share = ((u.double() - self.tail) / (1 - self.tail)).clamp(min=_LEAST)
+        low, high = (
+            torch.special.ndtr((-0.5 * snr - self.mean) / self.std) for snr in (first, last)
         )
-        z = torch.special.ndtri(first + u.double() * (last - first))
-        return sde.time(-2 * (self.mean + self.std * z)).clamp(eps, 1.0).to(u)
+        z = torch.special.ndtri(low + share * (high - low))
+        snr = -2 * (self.mean + self.std * z)
+        if self.tail:
+            part = u.double() / self.tail
+            snr = torch.where(part < 1, first + part * (-2 * self.mean - first), snr)
+        return sde.time(snr).clamp(eps, 1.0).to(u)
 
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
         return torch.ones_like(t)
