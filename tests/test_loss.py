@@ -13,10 +13,15 @@ from scoresde import (
     GaussianMixtureModel,
     InputError,
     LikelihoodWeighting,
+    NoiseParametrisation,
     NoiseWeighting,
+    Preconditioned,
+    RectifiedFlow,
     ScoreFunction,
     ScoreModel,
+    ScoreParametrisation,
     SubVPSDE,
+    VParametrisation,
 )
 from scoresde.streams import Purpose, Streams
 from scoresde.times import ImportanceTimes, LogNormalTimes, LowDiscrepancy, UniformTimes
@@ -100,7 +105,7 @@ def test_the_loss_of_the_exact_score_is_the_posterior_variance_of_the_noise():
     """For N(0, s^2 I): E|z - E[z | x]|^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2)."""
     n, s, t, sde = 40_000, 0.7, 0.2, VPSDE()
     exact = GaussianMixtureModel([1.0], torch.zeros(1, 2).double(), [s], sde)
-    losses = DenoisingScoreMatching()(exact, exact.sample(n, seed=0), t, seed=1)
+    losses = DenoisingScoreMatching(NoiseWeighting())(exact, exact.sample(n, seed=0), t, seed=1)
     signal = float(sde.alpha(t)) ** 2 * s**2
     truth = signal / (signal + float(sde.sigma(t)) ** 2)
     assert float(losses.mean()) == pytest.approx(truth, abs=4 * float(losses.std()) / n**0.5)
@@ -145,7 +150,7 @@ def test_weights_have_the_shape_and_type_of_the_times(weighting, sde):
 def test_one_time_or_one_per_example(t):
     exact, x, z = mixture(VPSDE()), normal(3, 2), normal(3, 2, seed=1)
     truth = (exact.noise(VPSDE().perturb(x, t, z), t) - z).square().mean(1)
-    torch.testing.assert_close(DenoisingScoreMatching()(exact, x, t, z), truth)
+    torch.testing.assert_close(DenoisingScoreMatching(NoiseWeighting())(exact, x, t, z), truth)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 5, 4), (3, 1, 6)], ids=str)
@@ -154,7 +159,7 @@ def test_the_loss_is_a_mean_over_all_dimensions(shape):
     x, z = normal(*shape), normal(*shape, seed=1)
     errors = (model.noise(VPSDE().perturb(x, 0.5, z), 0.5) - z).square()
     truth = torch.stack([error.mean() for error in errors])
-    torch.testing.assert_close(DenoisingScoreMatching()(model, x, 0.5, z), truth)
+    torch.testing.assert_close(DenoisingScoreMatching(NoiseWeighting())(model, x, 0.5, z), truth)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -223,13 +228,15 @@ def test_drawn_times_and_noise_come_from_the_streams():
     z = streams.normal((2,), Purpose.NOISE, dtype=torch.float64)
     weight = ImportanceTimes().weight(t, VPSDE(), eps)
     drawn = DenoisingScoreMatching(times=ImportanceTimes())(exact, x, seed=7)
-    torch.testing.assert_close(drawn, weight * DenoisingScoreMatching()(exact, x, t, z))
+    torch.testing.assert_close(
+        drawn, weight * DenoisingScoreMatching(NoiseWeighting())(exact, x, t, z)
+    )
 
 
 def test_half_the_sum_is_half_the_dimension_times_the_mean():
     exact, x, z = mixture(VPSDE()), normal(4, 2), normal(4, 2, seed=1)
     mean, half = (
-        DenoisingScoreMatching(reduce_mean=reduce_mean)(exact, x, 0.3, z)
+        DenoisingScoreMatching(NoiseWeighting(), reduce_mean=reduce_mean)(exact, x, 0.3, z)
         for reduce_mean in (True, False)
     )
     error = exact.noise(VPSDE().perturb(x, torch.tensor(0.3).double(), z), 0.3) - z
@@ -316,3 +323,46 @@ def test_shapes_that_do_not_fit_are_refused(arguments):
 def test_an_unusable_std_of_the_data_is_refused():
     with pytest.raises(InputError, match="sigma_data=0"):
         EDMWeighting(0)
+
+
+# --- The default ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parametrisation", [Preconditioned(), VParametrisation()], ids=repr)
+def test_the_default_is_the_pair_that_was_measured(parametrisation):
+    model = ScoreModel(lambda x, c: 0 * x, VPSDE(), parametrisation)
+    named = DenoisingScoreMatching(EDMWeighting(), LogNormalTimes(tail=0.1))
+    x = normal(64, 2)
+    assert torch.equal(DenoisingScoreMatching()(model, x, seed=0), named(model, x, seed=0))
+
+
+@pytest.mark.parametrize("parametrisation", [NoiseParametrisation(), ScoreParametrisation()])
+def test_networks_that_return_the_noise_are_graded_by_the_noise(parametrisation):
+    model = ScoreModel(lambda x, c: 0 * x, VPSDE(), parametrisation)
+    named = DenoisingScoreMatching(NoiseWeighting(), UniformTimes())
+    x = normal(64, 2)
+    assert torch.equal(DenoisingScoreMatching()(model, x, seed=0), named(model, x, seed=0))
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), RectifiedFlow()], ids=repr)
+def test_a_tail_is_a_share_uniform_in_the_log_snr(sde):
+    """The quantiles of a tenth of the numbers, against their law; the rest are log-normal."""
+    eps = sde.cutoffs.training
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    t = LogNormalTimes(tail=0.1).quantile(u, sde, eps)
+    first = sde.log_snr(torch.tensor(eps, dtype=torch.float64))
+    expected = first + u[:1000] / 0.1 * (2.4 - first)
+    torch.testing.assert_close(sde.log_snr(t[:1000]), expected, rtol=1e-6, atol=1e-6)
+    rest = (u[1000:] - 0.1) / 0.9
+    torch.testing.assert_close(t[1000:], LogNormalTimes().quantile(rest, sde, eps))
+
+
+@pytest.mark.parametrize("tail", [-0.1, 1.0, math.nan])
+def test_a_tail_out_of_range_is_refused(tail):
+    with pytest.raises(InputError, match=f"tail .*{tail}"):
+        LogNormalTimes(tail=tail)
+
+
+def test_the_default_loss_is_finite_where_no_signal_is_left():
+    model = ScoreModel(lambda x, c: 0 * x, RectifiedFlow())
+    assert bool(DenoisingScoreMatching()(model, normal(4, 2), 1.0, seed=0).isfinite().all())

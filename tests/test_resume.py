@@ -232,7 +232,8 @@ def test_another_training_in_the_folder_is_refused(options, message, tmp_path):
         fit(tmp_path / "run", **options)
 
 
-NOISE = {"_target_": "scoresde.loss.NoiseWeighting"}
+UNIFORM = {"_target_": "scoresde.times.densities.UniformTimes"}
+SPREAD = {"_target_": "scoresde.times.LowDiscrepancy"}
 VP = {"_target_": "scoresde.VPSDE"}
 DDPM = {"_target_": "scoresde.sde.DiscreteVP"}
 RATE = {"_target_": "scoresde.train.ConstantRate"}
@@ -248,10 +249,11 @@ MODEL = {"_target_": "scoresde.ScoreModel", "sde": VP}
 SAME = {
     "a number": (VP, {**VP, "beta_min": 0.1}),
     "all numbers": (VP, {**VP, "beta_max": 20, "beta_min": 0.1}),
-    "an object": (LOSS, {**LOSS, "weighting": NOISE, "eps": None}),
+    "nothing": (LOSS, {**LOSS, "weighting": None, "eps": None}),
+    "an object": (SPREAD, {**SPREAD, "times": UNIFORM}),
     "an object by its shorter name": (
-        LOSS,
-        {**LOSS, "weighting": {"_target_": "scoresde.NoiseWeighting"}},
+        SPREAD,
+        {**SPREAD, "times": {"_target_": "scoresde.times.UniformTimes"}},
     ),
     "an object of a factory": (DDPM, {**DDPM, "betas": {**LINEAR, "steps": 1000}}),
     "nested": ([{"a": DDPM}], [{"a": {**DDPM, "betas": LINEAR}}]),
@@ -301,11 +303,11 @@ def test_a_recipe_that_says_the_same_is_the_same_training(name):
             "a.betas.steps=1000, and this one has 10",
         ),
         (
-            LOSS,
-            {**LOSS, "weighting": {"_target_": "scoresde.EDMWeighting"}},
-            "a.weighting._target_=scoresde.NoiseWeighting, and this one has scoresde.EDMWeighting",
+            SPREAD,
+            {**SPREAD, "times": {"_target_": "scoresde.times.ImportanceTimes"}},
+            "times._target_=scoresde.times.UniformTimes, and this one has scoresde.times.Importa",
         ),
-        ({**LOSS, "weighting": None}, LOSS, "a.weighting._target_=None, and this one has scores"),
+        ({**SPREAD, "times": None}, SPREAD, "a.times._target_=None, and this one has scoresde"),
         (
             {**ADAM, "betas": [0.9, 0.99]},
             ADAM,
@@ -334,7 +336,7 @@ def test_a_deep_recipe_is_not_compared():
 
 
 def test_an_older_training_goes_on_with_words_that_were_left_out(tmp_path):
-    said = {**LOSS, "weighting": NOISE, "reduce_mean": True}
+    said = {**LOSS, "weighting": None, "reduce_mean": True}
     fit(tmp_path / "whole")
     with pytest.raises(CrashError):
         fit(tmp_path / "run", Interrupting(8, crash), recipe={"loss": LOSS})

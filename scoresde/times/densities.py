@@ -34,8 +34,6 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.sde import SDE, Chain
 
-_LEAST = 1e-12  # of a uniform number, where the quantile is still finite
-
 
 class Times(ABC):
     """Abstract distribution of training times on [eps, 1]."""
@@ -123,7 +121,7 @@ class LogNormalTimes(Times):
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         first, last = _log_snr_range(sde, eps, u)
-        share = ((u.double() - self.tail) / (1 - self.tail)).clamp(min=_LEAST)
+        share = ((u.double() - self.tail) / (1 - self.tail)).clamp(min=0.0)
         low, high = (
             torch.special.ndtr((-0.5 * snr - self.mean) / self.std) for snr in (first, last)
         )
