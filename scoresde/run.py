@@ -13,7 +13,7 @@ import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 import torch
@@ -28,7 +28,7 @@ from scoresde.commands import RESUMED, TASKS, rank_of
 from scoresde.configuration import GROUPS, check
 from scoresde.errors import InputError, OtherRunError, SolverError
 from scoresde.recipe import current
-from scoresde.tasks.folder import keep_settings, lock, put_back_settings, read_result
+from scoresde.tasks.folder import Hold, keep_settings, put_back_settings, read_result
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.runs import describe_runs
@@ -147,12 +147,13 @@ def _main(config: DictConfig) -> None:
             held.close()
 
 
-def _held(config: DictConfig, folder: Path, rank: Rank) -> IO[bytes] | None:
-    """Takes the folder, unless several processes may work in it together."""
-    if config.get("task") in RESUMED or rank.index > 0:
-        return None
+def _held(config: DictConfig, folder: Path, rank: Rank) -> Hold | None:
+    """Takes the folder, together with others where several processes may work in it."""
+    shared = config.get("task") in RESUMED
+    if rank.index > 0 and not shared:
+        return None  # the first process of a training has it
     try:
-        return lock(folder)
+        return Hold(folder, shared)
     except OtherRunError as error:
         put_back_settings()
         fail(str(error))
