@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from scoresde.commands import RESUMED, TASKS, rank_of
 from scoresde.configuration import GROUPS, check
 from scoresde.errors import InputError, OtherRunError, SolverError
+from scoresde.progress import silent
 from scoresde.recipe import current
 from scoresde.tasks.folder import Hold, keep_settings, put_back_settings, read_result
 from scoresde.tasks.parts import Rank
@@ -115,7 +116,8 @@ def _main(config: DictConfig) -> None:
         _check_rank(config, rank)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        result |= {"status": "ok", **_run(config, folder)}
+        with silent(not config.progress):
+            result |= {"status": "ok", **_run(config, folder)}
         save_result(folder, result, rank.index)
     except TrainingStopped as stop:
         save_result(folder, {**result, "status": "stopped", "step": stop.step}, rank.index)

@@ -308,6 +308,14 @@ def test_sample_task_draws_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/samples.png").exists()
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_a_few_lines_in_a_file(progress: bool, run: Path, tmp_path: Path) -> None:
+    given = ["task=sample", f"checkpoint={run}", "sampler=ddim", "sampler.steps=50", "count=4"]
+    said = program(*given, f"progress={str(progress).lower()}", "hydra.run.dir=out", cwd=tmp_path)
+    assert said.stderr == ""
+    assert said.stdout.count("sampling: ") == (5 if progress else 0)
+
+
 def test_samples_do_not_depend_on_the_batch_size(run: Path, tmp_path: Path) -> None:
     def draw(name: str, batch: int) -> np.ndarray:
         program(

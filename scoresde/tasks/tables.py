@@ -9,8 +9,8 @@ from typing import IO
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from scoresde.progress import Progress
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 
 
@@ -32,20 +32,18 @@ def collect(
         count: The number of examples.
         size: The examples in a piece.
         compute: Evaluates a piece: the column ``x`` of any shape, ``nfe``, and others.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
         **more: What else the file is to hold.
 
     Returns:
         All columns but ``x``.
     """
     small: dict[int, Columns] = {}
-    with tqdm(total=count, unit="example", disable=not progress, leave=False) as bar:
+    with Progress(count, path.stem, "example", shown=progress) as bar:
         for piece, columns, fresh in gather(parts, count, size, compute):
             small[piece.start] = {name: c for name, c in columns.items() if name != "x"}
             kind, shape = columns["x"].numpy().dtype, columns["x"].shape[1:]
-            if progress and not fresh:
-                bar.initial += len(piece)  # what took no time says nothing of the rest
-            bar.update(len(piece))
+            bar.update(len(piece), fresh)
     names = small[0].keys()
     table = {name: torch.cat([small[start][name] for start in sorted(small)]) for name in names}
     if parts.rank.index > 0:

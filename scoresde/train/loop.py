@@ -107,7 +107,7 @@ def train(
         folder: The run's folder; it must exist.
         recipe: What the checkpoint says of the run (see :class:`Checkpoint`).
         seed: Names the random streams of batches, times and noise.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
         engine: How several processes share the model; :class:`Replicated` by default.
         inspect: Looks at the averaged model after ``inspect_every`` updates, and says what to
             record: numbers, and paths of pictures.
