@@ -7,6 +7,8 @@ to be started again; 130 interrupted.
 
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -18,7 +20,8 @@ from typing import Any, NoReturn
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -55,6 +58,8 @@ def main() -> None:
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
         fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
+    for text in sys.argv[1:]:
+        _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:
         if group.size > 1:
             sys.argv[1:] = _in_one_folder(sys.argv[1:], group)
@@ -64,6 +69,41 @@ def main() -> None:
             if left.code == 1:  # Hydra has said what it refuses, but not what it is called now
                 sys.stderr.writelines(map(_advice, sys.argv[1:]))
             raise
+
+
+def _check_quotes(text: str, sweeping: bool) -> None:
+    """Leaves with the quotes that a value needs, where Hydra would read no value without them."""
+    key, equals, value = text.partition("=")
+    structure = value[:1] + value[-1:] in ("[]", "{}")
+    if text.startswith("-") or not equals or structure or _parses(text):
+        return
+    quoted = ",".join(map(_quoted, value.split(",") if sweeping else [value]))
+    if _parses(f"{key}={quoted}"):
+        fail(
+            f"{key} must be quoted for Hydra, got {value}; use {shlex.quote(f'{key}={quoted}')}, "
+            "with both pairs of quotes in a shell."
+        )
+
+
+def _parses(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    """Returns a text in the quotes of Hydra's grammar."""
+    # Backslashes count only before a quote, and there each is written twice.
+    escaped = re.sub(r'(\\*)("|\Z)', lambda m: 2 * m[1] + (m[2] and '\\"'), value)
+    return f'"{escaped}"'
+
+
+def _override(key: str, value: object) -> str:
+    """Returns an override as it is written in a shell."""
+    text = f"{key}={value}"
+    return shlex.quote(text if _parses(text) else f"{key}={_quoted(str(value))}")
 
 
 def _advice(text: str) -> str:
@@ -121,7 +161,8 @@ def _main(config: DictConfig) -> None:
         save_result(folder, result, rank.index)
     except TrainingStopped as stop:
         save_result(folder, {**result, "status": "stopped", "step": stop.step}, rank.index)
-        print(f"{stop}; go on by the same command with hydra.run.dir={folder}.", file=sys.stderr)
+        again = _override("hydra.run.dir", folder)
+        print(f"{stop}; go on by the same command with {again}.", file=sys.stderr)
         sys.exit(INTERRUPTED if stop.signal == signal.SIGINT else STOPPED)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
