@@ -1,9 +1,15 @@
 """A trained network made faster: half the precision, and kernels of its own."""
 
+import functools
+import logging
+import random
+
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
+
+log = logging.getLogger("scoresde")
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -42,6 +48,38 @@ def channels_last(network: nn.Module) -> torch.memory_format:
     return LAYOUTS[5 if volumes else 4]
 
 
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` works for a device; if not, the log says why.
+
+    It is tried on a function of our own: what a network raises later is the network's.
+    """
+    obstacle = _obstacle(device)
+    if obstacle is not None:
+        log.warning(
+            "The network runs uncompiled: torch.compile does not work here (%s); install a C and "
+            "C++ compiler such as gcc and g++, or set compile=false (of a training "
+            "train.compile=false).",
+            obstacle,
+        )
+    return obstacle is None
+
+
+@functools.cache
+def _obstacle(device: torch.device) -> str | None:
+    """Returns what keeps ``torch.compile`` from working, if anything does."""
+    shift = random.random()  # kernels are kept on the disk, and must be made to be a test
+    try:
+        torch.compile(lambda x: x + shift)(torch.zeros(2, device=device))
+    except Exception as error:  # compilers fail in many ways
+        first, _, _ = str(error).strip().partition("\n")
+        return first or type(error).__name__
+    return None
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
 def accelerated(
     network: nn.Module, precision: str = "float32", mode: str | None = None
 ) -> nn.Module:
@@ -51,7 +89,8 @@ def accelerated(
         network: The network, on its device.
         precision: ``float32``, ``bf16`` or ``fp16``.
         mode: How ``torch.compile`` makes its kernels: ``default``, ``reduce-overhead`` (CUDA
-            graphs) or ``max-autotune``; ``None``: not at all.
+            graphs) or ``max-autotune``; ``None``: not at all, nor where it cannot, which the log
+            says.
 
     Raises:
         InputError: If a name is unknown.
@@ -62,6 +101,6 @@ def accelerated(
         raise InputError(f"compile={mode} is unknown; give false, true, or {', '.join(MODES)}.")
     dtype = PRECISIONS[precision]
     fast = network if dtype is None else HalfPrecision(network, dtype)
-    if mode is not None:
+    if mode is not None and can_compile(_device_of(network)):
         fast.compile(mode=mode)
     return fast
