@@ -644,6 +644,11 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["data=array", "data.path=nowhere.npy"], 2, ["nowhere.npy"]),
         (["data=custom", "data._target_=no_such_module.f"], 2, ["no_such_module"]),
         (["data=custom", "data._target_=builtins.dict"], 2, ["Dataset"]),
+        (
+            ["data=two_moons", "network=custom", "network._target_=my_parts.Wrapped"],
+            2,
+            ["network must return a tensor", "return its .sample"],
+        ),
         (["hydra.run.dir=/dev/null/run"], 2, ["/dev/null/run", "hydra.run.dir"]),
     ],
 )

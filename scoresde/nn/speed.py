@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
+from scoresde.shapes import check_output
 
 log = logging.getLogger("scoresde")
 
@@ -39,7 +40,7 @@ class HalfPrecision(nn.Module):
     def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
         """Returns the network's output, in the data type of ``x``."""
         with torch.autocast(x.device.type, self.dtype):
-            return self.network(x, c, **cond).to(x.dtype)
+            return check_output(self.network(x, c, **cond)).to(x.dtype)
 
 
 def channels_last(network: nn.Module) -> torch.memory_format:
