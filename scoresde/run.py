@@ -7,18 +7,21 @@ to be started again; 130 interrupted.
 
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -27,8 +30,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from scoresde.commands import RESUMED, TASKS, rank_of
 from scoresde.configuration import GROUPS, check
 from scoresde.errors import InputError, OtherRunError, SolverError
+from scoresde.progress import silent
 from scoresde.recipe import current
-from scoresde.tasks.folder import keep_settings, lock, put_back_settings, read_result
+from scoresde.tasks.folder import Hold, keep_settings, put_back_settings, read_result
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.runs import describe_runs
@@ -54,6 +58,8 @@ def main() -> None:
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
         fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
+    for text in sys.argv[1:]:
+        _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:
         if group.size > 1:
             sys.argv[1:] = _in_one_folder(sys.argv[1:], group)
@@ -63,6 +69,41 @@ def main() -> None:
             if left.code == 1:  # Hydra has said what it refuses, but not what it is called now
                 sys.stderr.writelines(map(_advice, sys.argv[1:]))
             raise
+
+
+def _check_quotes(text: str, sweeping: bool) -> None:
+    """Leaves with the quotes that a value needs, where Hydra would read no value without them."""
+    key, equals, value = text.partition("=")
+    structure = value[:1] + value[-1:] in ("[]", "{}")
+    if text.startswith("-") or not equals or structure or _parses(text):
+        return
+    quoted = ",".join(map(_quoted, value.split(",") if sweeping else [value]))
+    if _parses(f"{key}={quoted}"):
+        fail(
+            f"{key} must be quoted for Hydra, got {value}; use {shlex.quote(f'{key}={quoted}')}, "
+            "with both pairs of quotes in a shell."
+        )
+
+
+def _parses(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    """Returns a text in the quotes of Hydra's grammar."""
+    # Backslashes count only before a quote, and there each is written twice.
+    escaped = re.sub(r'(\\*)("|\Z)', lambda m: 2 * m[1] + (m[2] and '\\"'), value)
+    return f'"{escaped}"'
+
+
+def _override(key: str, value: object) -> str:
+    """Returns an override as it is written in a shell."""
+    text = f"{key}={value}"
+    return shlex.quote(text if _parses(text) else f"{key}={_quoted(str(value))}")
 
 
 def _advice(text: str) -> str:
@@ -115,11 +156,13 @@ def _main(config: DictConfig) -> None:
         _check_rank(config, rank)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        result |= {"status": "ok", **_run(config, folder)}
+        with silent(not config.progress):
+            result |= {"status": "ok", **_run(config, folder)}
         save_result(folder, result, rank.index)
     except TrainingStopped as stop:
         save_result(folder, {**result, "status": "stopped", "step": stop.step}, rank.index)
-        print(f"{stop}; go on by the same command with hydra.run.dir={folder}.", file=sys.stderr)
+        again = _override("hydra.run.dir", folder)
+        print(f"{stop}; go on by the same command with {again}.", file=sys.stderr)
         sys.exit(INTERRUPTED if stop.signal == signal.SIGINT else STOPPED)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -147,12 +190,13 @@ def _main(config: DictConfig) -> None:
             held.close()
 
 
-def _held(config: DictConfig, folder: Path, rank: Rank) -> IO[bytes] | None:
-    """Takes the folder, unless several processes may work in it together."""
-    if config.get("task") in RESUMED or rank.index > 0:
-        return None
+def _held(config: DictConfig, folder: Path, rank: Rank) -> Hold | None:
+    """Takes the folder, together with others where several processes may work in it."""
+    shared = config.get("task") in RESUMED
+    if rank.index > 0 and not shared:
+        return None  # the first process of a training has it
     try:
-        return lock(folder)
+        return Hold(folder, shared)
     except OtherRunError as error:
         put_back_settings()
         fail(str(error))

@@ -1,6 +1,7 @@
 """Shapes: what lets every formula work on data of any shape, and the checks of a batch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,27 @@ def one_or_each(coefficient: Tensor, x: Tensor) -> Tensor:
             "time, or one per example."
         )
     return coefficient.reshape(-1, 1).to(x.device)
+
+
+def check_output(output: Any) -> Tensor:
+    """Returns the output of a network.
+
+    Raises:
+        InputError: If it is no tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    match output:
+        case [Tensor(), *_]:
+            remedy = "return its first item"
+        case object(sample=Tensor()):
+            remedy = "return its .sample"
+        case _:
+            remedy = "return that alone"
+    raise InputError(
+        f"network must return a tensor of the shape of its input, got {type(output).__name__}; "
+        f"{remedy}, from the forward(x, c) of a torch.nn.Module around it if it is not yours."
+    )
 
 
 def sum_features(x: Tensor) -> Tensor:

@@ -74,6 +74,19 @@ def test_what_the_data_take_is_seen(monkeypatch):
     assert slowed["overhead"] > quick["overhead"]
 
 
+def test_without_a_compiler_nothing_is_called_compiled(monkeypatch):
+    monkeypatch.setattr(benchmark, "can_compile", lambda device: False)
+    timed = []
+
+    def steps(bench, size, variants):
+        timed.extend(variants)
+        return [{"batch": size, "variant": v.name, "seconds": 1.0} for v in variants]
+
+    monkeypatch.setattr(benchmark, "training_steps", steps)
+    benchmark.measure(replace(bench(), rounds=1), [4], DDIM(steps=3), None)
+    assert timed == [benchmark.EAGER, benchmark.LAID_OUT]
+
+
 def test_the_table_has_all_of_it(tmp_path, monkeypatch):
     one = replace(bench(), rounds=1)
     # To compile takes long.

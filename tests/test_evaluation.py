@@ -23,6 +23,7 @@ from scoresde.tasks.evaluation import Draws
 from scoresde.tasks.identity import fingerprint
 from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 from scoresde.tasks.parts import Parts, Rank, gather
+from scoresde.tasks.runs import list_runs
 from scoresde.train import Checkpoint
 from tests.test_run import program, refused
 
@@ -342,8 +343,10 @@ def test_killed_and_started_again_it_equals_the_uninterrupted(run, whole, tmp_pa
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed/parts").glob("0*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert list_runs(tmp_path)[0]["state"] == "running"
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
+    assert list_runs(tmp_path)[0]["state"] == "killed"
     done = len(list((tmp_path / "killed/parts").glob("0*.npz")))
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed/parts").glob("0*.npz")}
     assert 1 <= done < 12

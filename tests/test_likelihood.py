@@ -178,6 +178,18 @@ def test_no_gradient_is_left_behind():
     assert (net.weight.grad, out.log_prob.requires_grad) == (None, False)
 
 
+def test_a_gradient_that_will_be_missing_is_told():
+    exact = GaussianModel(torch.zeros(2), 0.5, VPSDE())
+    x = torch.zeros(3, 2, requires_grad=True)
+    with pytest.warns(UserWarning, match=r"x requires a gradient.*differentiable=True"):
+        silent = Likelihood(rtol=0.1)(exact, x, seed=0)
+    with torch.no_grad():
+        assert torch.equal(Likelihood(rtol=0.1)(exact, x, seed=0).log_prob, silent.log_prob)
+    assert len(silent.log_prob.numpy()) == 3  # which a graph would forbid
+    Likelihood(rtol=0.1, differentiable=True)(exact, x, seed=0).log_prob.sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_conditions_reach_the_network():
     seen = []
     model = ScoreModel(lambda x, c, y: seen.append(y) or 0 * x, VPSDE())

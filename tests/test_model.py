@@ -1,6 +1,8 @@
 """Score functions: exact models against automatic differentiation, networks against targets."""
 
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from scoresde import (
     VParametrisation,
 )
 from scoresde.model import Conditioned, evaluating
+from scoresde.nn import ScaledBySigma
+from scoresde.nn.speed import HalfPrecision
 from scoresde.passes import counting
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0)]
@@ -402,6 +406,40 @@ def test_the_label_is_no_narrower_than_float32(network, label):
 )
 def test_the_state_is_no_narrower_than_float32_and_the_model(network, data, state):
     assert ScoreModel(Affine(network), VPSDE()).state(torch.zeros(1, 3, dtype=data)).dtype == state
+
+
+class Wrapping(nn.Module):
+    """A network whose output is in something."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.linear, self.wrap = nn.Linear(2, 2), wrap
+
+    def forward(self, x, c):
+        return self.wrap(self.linear(x))
+
+
+@pytest.mark.parametrize("place", ["model", "half precision", "scaled"])
+@pytest.mark.parametrize(
+    ("wrap", "says"),
+    [
+        (lambda y: (y, None), "got tuple; return its first item"),
+        (lambda y: [y], "got list; return its first item"),
+        (lambda y: SimpleNamespace(sample=y), "got SimpleNamespace; return its .sample"),
+        (lambda y: {"sample": y}, "got dict; return that alone"),
+        (lambda y: y.detach().numpy(), "got ndarray; return that alone"),
+        (lambda y: None, "got NoneType; return that alone"),
+    ],
+    ids=["tuple", "list", "object", "dict", "array", "nothing"],
+)
+def test_a_network_must_return_a_tensor(wrap, says, place):
+    network = Wrapping(wrap)
+    if place == "half precision":
+        network = HalfPrecision(Wrapping(lambda y: wrap(y.float())), torch.bfloat16)
+    elif place == "scaled":
+        network = ScaledBySigma(network)
+    with pytest.raises(InputError, match="network must return a tensor .*" + re.escape(says)):
+        ScoreModel(network, VPSDE()).noise(torch.zeros(3, 2), torch.full((3,), 0.5))
 
 
 def test_a_model_moves_with_its_numbers():

@@ -114,6 +114,17 @@ def test_a_crash_at_any_step_leaves_no_trace(step, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.fixture
+def heard():
+    """Signals act as they do in a shell's foreground, wherever the tests were started."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_the_step_with_a_checkpoint(number, tmp_path):
     before = signal.getsignal(number)
@@ -127,6 +138,16 @@ def test_a_signal_ends_it_after_the_step_with_a_checkpoint(number, tmp_path):
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_ignored_signal_stays_ignored(number, tmp_path):
+    signal.signal(number, signal.SIG_IGN)
+    fit(tmp_path / "run", Interrupting(7, lambda: signal.raise_signal(number)))
+    assert signal.getsignal(number) is signal.SIG_IGN
+    assert Checkpoint.load(tmp_path / "run").step == 17
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_second_signal_acts_as_usual(tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)

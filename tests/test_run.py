@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
@@ -306,6 +308,14 @@ def test_sample_task_draws_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
         assert file["x"].shape == (5, 2)
         assert file["nfe"].tolist() == [3] * 5
     assert (tmp_path / "out/samples.png").exists()
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_a_few_lines_in_a_file(progress: bool, run: Path, tmp_path: Path) -> None:
+    given = ["task=sample", f"checkpoint={run}", "sampler=ddim", "sampler.steps=50", "count=4"]
+    said = program(*given, f"progress={str(progress).lower()}", "hydra.run.dir=out", cwd=tmp_path)
+    assert said.stderr == ""
+    assert said.stdout.count("sampling: ") == (5 if progress else 0)
 
 
 def test_samples_do_not_depend_on_the_batch_size(run: Path, tmp_path: Path) -> None:
@@ -635,6 +645,11 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["data=array", "data.path=nowhere.npy"], 2, ["nowhere.npy"]),
         (["data=custom", "data._target_=no_such_module.f"], 2, ["no_such_module"]),
         (["data=custom", "data._target_=builtins.dict"], 2, ["Dataset"]),
+        (
+            ["data=two_moons", "network=custom", "network._target_=my_parts.Wrapped"],
+            2,
+            ["network must return a tensor", "return its .sample"],
+        ),
         (["hydra.run.dir=/dev/null/run"], 2, ["/dev/null/run", "hydra.run.dir"]),
     ],
 )
@@ -645,6 +660,41 @@ def test_bad_input_is_one_sentence(
     message = refused(*small, "progress=false", *arguments, cwd=tmp_path, code=code)
     for part in says:
         assert part in message
+
+
+ODD = ["lr=0.1", "größe", "set (v2)", "it's", 'a "b"', "a;b&c!", "{x}", "a\\b=", "日本", "f(x)"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_quotes_that_a_value_needs_are_shown_and_work(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / f"{name}.npy", np.zeros((50, 2), dtype=np.float32))
+    broken = ["data=array", "network=mlp", "task=paint"]
+    said = refused(*broken, f"data.path={name}.npy", cwd=tmp_path)
+    assert said.startswith("scoresde: data.path must be quoted for Hydra, got ")
+    assert said.count("\n") == 1
+    shown = shlex.split(said[said.index("; use ") + 6 : said.index(", with both")])
+    assert len(shown) == 1
+    assert "task=paint" in refused(*broken, *shown, cwd=tmp_path)
+    (file,) = tmp_path.rglob("config.yaml")
+    assert OmegaConf.load(file).data.path == f"{name}.npy"
+
+
+def test_quotes_of_a_sweep_leave_its_values_apart(tmp_path: Path) -> None:
+    said = refused("--multirun", "name=a=1,b=2", cwd=tmp_path)
+    assert """use 'name="a=1","b=2"',""" in said
+
+
+@pytest.mark.parametrize("text", ["trailing\\", 'a=\\"', "=\\\\", 'a"', "a=b\\\\", ""])
+def test_quoted_text_is_read_as_it_was(text: str) -> None:
+    quoted = scoresde.run._quoted(text)
+    parser = OverridesParser.create()
+    assert parser.parse_override(f"name={quoted}").value() == text
+
+
+def test_a_folder_is_shown_as_it_can_be_given_again() -> None:
+    assert scoresde.run._override("hydra.run.dir", Path("runs/a")) == "hydra.run.dir=runs/a"
+    shown = scoresde.run._override("hydra.run.dir", Path("runs/lr=1"))
+    assert shown == """'hydra.run.dir="runs/lr=1"'"""
 
 
 def test_nan_in_the_data_is_refused(tmp_path: Path) -> None:

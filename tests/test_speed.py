@@ -1,12 +1,17 @@
 """A trained network made faster computes what it did."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from scoresde import VPSDE, InputError, ScoreModel
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, UNet, speed
 from scoresde.nn.speed import accelerated
 from scoresde.sample import DDIM
+from tests.test_run import ROOT, TINY
 
 
 def model(make=lambda network: network):
@@ -52,8 +57,54 @@ def test_the_whole_of_what_is_computed_is_compiled(precision, compiled, monkeypa
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, mode: asked.append((type(self).__name__, mode))
     )
+    monkeypatch.setattr(speed, "can_compile", lambda device: True)
     accelerated(MLP(2, width=8, depth=1), precision, "reduce-overhead")
     assert asked == [(compiled, "reduce-overhead")]
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A compiler that fails when a function is called, as torch's does."""
+
+    def fail(*arguments):
+        raise RuntimeError("no compiler\nand 130 further lines")
+
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: fail)
+    speed._obstacle.cache_clear()
+    yield
+    speed._obstacle.cache_clear()
+
+
+@pytest.mark.usefixtures("broken")
+def test_where_nothing_can_be_compiled_one_line_says_so(caplog):
+    network = MLP(2, width=8, depth=1)
+    assert accelerated(network, mode="default")(torch.zeros(2, 2), torch.zeros(2)).shape == (2, 2)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "runs uncompiled: torch.compile does not work here (no compiler); install" in said
+    with pytest.raises(InputError, match="shape"):  # an error of the network stays its own
+        network(torch.zeros(2, 3), torch.zeros(2))
+
+
+def test_a_training_without_a_compiler_goes_on(tmp_path):
+    """In a process of its own, whose compilers are out of reach."""
+    nowhere = {"PATH": "/nonexistent", "CC": "/nonexistent", "CXX": "/nonexistent"}
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "scoresde.run", "+experiment=moons_vp", *TINY),
+            *("train.compile=true", "data.count=400", "hydra.run.dir=run"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **nowhere},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = run.stdout + run.stderr
+    assert run.returncode == 0, said
+    assert "Traceback" not in said
+    assert said.count("runs uncompiled: torch.compile does not work here (") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Where numbers go: several trackers at once, none of which may end a training."""
 
+import errno
 import functools
 import json
+import os
+import socket
 import sys
+import time
 import types
 
 import pytest
@@ -10,7 +14,10 @@ import torch
 
 from scoresde import VPSDE, DenoisingScoreMatching, InputError, Preconditioned, ScoreModel
 from scoresde.data import two_moons
+from scoresde.errors import OtherRunError
 from scoresde.nn import MLP
+from scoresde.tasks import folder as folder_
+from scoresde.tasks.folder import Hold
 from scoresde.tasks.runs import describe_runs, list_runs
 from scoresde.train import (
     MLflow,
@@ -196,6 +203,61 @@ def test_a_run_at_work_is_running(tmp_path):
     with (run / ".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert list_runs(tmp_path)[0]["state"] == "running"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_whoever_holds_a_folder_is_seen_until_it_ends(shared, tmp_path):
+    pytest.importorskip("fcntl")
+    run = made(tmp_path, "run", task="sample", status="running")
+    first = Hold(run, shared)
+    if shared:
+        Hold(run, shared).close()
+    with pytest.raises(OtherRunError, match="Another process is at work"):
+        Hold(run)
+    assert list_runs(tmp_path)[0]["state"] == "running"
+    first.close()
+    assert list_runs(tmp_path)[0]["state"] == "killed"
+    assert [path.name for path in run.glob(".alive*")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "locks", "state"),
+    [
+        ("elsewhere", 100, True, "running"),
+        ("elsewhere", 1000, True, "killed"),
+        (socket.gethostname(), 0, True, "killed"),
+        (socket.gethostname(), 0, False, "running"),
+        (socket.gethostname(), 1000, False, "killed"),
+    ],
+)
+def test_a_sign_of_life_counts_where_no_lock_tells(name, age, locks, state, tmp_path, monkeypatch):
+    """That of another machine, and any on a file system without locks."""
+    fcntl = pytest.importorskip("fcntl")
+    run = made(tmp_path, "run", task="sample", status="running")
+    (run / ".lock").touch()
+    sign = run / f".alive.{name}"
+    sign.touch()
+    os.utime(sign, (time.time() - age,) * 2)
+
+    def unable(file, how):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", unable)
+    assert list_runs(tmp_path)[0]["state"] == state
+
+
+def test_a_sign_of_life_is_given_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_, "_BEAT", 0.01)
+    hold = Hold(tmp_path)
+    sign = tmp_path / f".alive.{socket.gethostname()}"
+    deadline = time.monotonic() + 20
+    for _ in range(2):
+        while not sign.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        sign.unlink()
+    hold.close()
+    assert not sign.exists()
 
 
 def test_its_losses_and_steps_are_those_recorded(tmp_path):

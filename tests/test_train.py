@@ -36,6 +36,7 @@ from scoresde.train import (
     level_curves,
     read_metrics,
     train,
+    training,
 )
 from scoresde.train.engine import networks
 from scoresde.train.loop import batches
@@ -240,10 +241,20 @@ def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights(
 
 def test_every_network_of_a_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
+    monkeypatch.setattr(training, "can_compile", lambda device: True)
     monkeypatch.setattr(nn.Module, "compile", lambda self, mode: compiled.append((self, mode)))
     one, two = small_model(), small_model()
     Training(compile="reduce-overhead").prepare(Mean(one, two))
     assert compiled == [(one.network, "reduce-overhead"), (two.network, "reduce-overhead")]
+
+
+@pytest.mark.parametrize("choice", [True, "reduce-overhead"])
+def test_without_a_compiler_nothing_is_compiled(
+    choice: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "can_compile", lambda device: False)
+    monkeypatch.setattr(nn.Module, "compile", None)
+    Training(compile=choice).prepare(small_model())
 
 
 def test_networks_are_what_is_run_by_its_forward() -> None:

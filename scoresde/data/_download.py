@@ -5,10 +5,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from scoresde.data import _cache, _checksum
 from scoresde.errors import InputError
+from scoresde.progress import Progress
 
 _ATTEMPTS = 3
 _TIMEOUT = 30.0  # seconds without a byte
@@ -78,14 +77,8 @@ def _receive(url: str, part: Path) -> None:
             start = 0  # the server sends all of it again
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = tqdm(
-            total=total,
-            initial=start,
-            desc=f"downloading {part.stem}",
-            unit="B",
-            unit_scale=True,
-            disable=None,
-        )
+        label = f"downloading {part.stem}"
+        bar = Progress(total, label, "B", start=start, leave=True, scale=True)
         with part.open("r+b" if start else "wb") as file, bar:
             file.seek(start)
             file.truncate()

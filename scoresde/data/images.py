@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.data import _cache
 from scoresde.data.base import Dataset
 from scoresde.data.checks import check_integer
 from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
+from scoresde.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ def _decode_all(raw: Path, files: Sequence[Path], decode: _Decode, skip: bool) -
     """
     digests: list[bytes] = []
     errors: list[InputError] = []
-    bar = tqdm(total=len(files), desc="decoding", unit="image", disable=None, leave=False)
+    bar = Progress(len(files), "decoding", "image")
     with raw.open("wb") as file, bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on oddities in files that it can read
         for result in _in_order(files, decode):

@@ -22,7 +22,7 @@ References:
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -95,7 +95,8 @@ class Likelihood:
         strict: Whether an example that cannot be solved is an error, or becomes NaN and is
             flagged while the others go on.
         differentiable: Whether the result keeps its graph to the data, the conditions and the
-            model's parameters (see :mod:`scoresde.likelihood.flow`).
+            model's parameters (see :mod:`scoresde.likelihood.flow`). If False, ``log_prob`` has no
+            gradient, and ``backward()`` says that it "does not require grad".
 
     Raises:
         InputError: If an argument is out of range.
@@ -163,6 +164,8 @@ class Likelihood:
         check_data(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
         frozen = not self.differentiable
+        if frozen:
+            _warn_of_gradients({"x": x, **cond})
         with (
             torch.set_grad_enabled(self.differentiable),
             evaluating(model, frozen),
@@ -238,6 +241,18 @@ class Likelihood:
         """
         check_model(model)
         return model.sde.check_eps(model.sde.cutoffs.likelihood if self.eps is None else self.eps)
+
+
+def _warn_of_gradients(given: Mapping[str, object]) -> None:
+    """Says that a gradient for which the caller has asked will be missing."""
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    asked = [name for name, value in tensors.items() if value.requires_grad]
+    if asked and torch.is_grad_enabled():
+        warnings.warn(
+            f"{asked[0]} requires a gradient, and log_prob has none; use "
+            "Likelihood(differentiable=True), or torch.no_grad() if none is needed.",
+            stacklevel=3,
+        )
 
 
 class _Sets:

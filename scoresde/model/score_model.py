@@ -13,7 +13,7 @@ from scoresde.nn.embedding import takes
 from scoresde.passes import count_pass
 from scoresde.recipe import accepts_moved, describable
 from scoresde.sde import SDE, as_time
-from scoresde.shapes import expand
+from scoresde.shapes import check_output, expand
 
 
 @accepts_moved
@@ -99,7 +99,7 @@ class ScoreModel(ScoreFunction):
         # The label keeps float32: bfloat16 would merge neighbouring times.
         c = self.noise_label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
         count_pass(len(x))
-        output = self.network((scale * x).to(dtype), c.expand(len(x)), **cond)
+        output = check_output(self.network((scale * x).to(dtype), c.expand(len(x)), **cond))
         if output.shape != x.shape:
             raise InputError(
                 f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "

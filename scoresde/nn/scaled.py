@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoresde.errors import InputError
 from scoresde.nn.basics import Constants, check_whole
 from scoresde.recipe import describable
-from scoresde.shapes import expand
+from scoresde.shapes import check_output, expand
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ class ScaledBySigma(Constants):
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
         """Returns an output with the shape ``(B, *)`` of the data, for labels ``(B,)``."""
         sigma = self.sigmas[c.long()] if self.indexed else c
-        return self.network(x, c, **conditions) / expand(sigma, x)
+        return check_output(self.network(x, c, **conditions)) / expand(sigma, x)

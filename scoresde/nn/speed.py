@@ -1,9 +1,16 @@
 """A trained network made faster: half the precision, and kernels of its own."""
 
+import functools
+import logging
+import random
+
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
+from scoresde.shapes import check_output
+
+log = logging.getLogger("scoresde")
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -33,13 +40,45 @@ class HalfPrecision(nn.Module):
     def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
         """Returns the network's output, in the data type of ``x``."""
         with torch.autocast(x.device.type, self.dtype):
-            return self.network(x, c, **cond).to(x.dtype)
+            return check_output(self.network(x, c, **cond)).to(x.dtype)
 
 
 def channels_last(network: nn.Module) -> torch.memory_format:
     """Returns the memory layout in which most convolutions of a network are fastest."""
     volumes = any(parameter.ndim == 5 for parameter in network.parameters())
     return LAYOUTS[5 if volumes else 4]
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` works for a device; if not, the log says why.
+
+    It is tried on a function of our own: what a network raises later is the network's.
+    """
+    obstacle = _obstacle(device)
+    if obstacle is not None:
+        log.warning(
+            "The network runs uncompiled: torch.compile does not work here (%s); install a C and "
+            "C++ compiler such as gcc and g++, or set compile=false (of a training "
+            "train.compile=false).",
+            obstacle,
+        )
+    return obstacle is None
+
+
+@functools.cache
+def _obstacle(device: torch.device) -> str | None:
+    """Returns what keeps ``torch.compile`` from working, if anything does."""
+    shift = random.random()  # kernels are kept on the disk, and must be made to be a test
+    try:
+        torch.compile(lambda x: x + shift)(torch.zeros(2, device=device))
+    except Exception as error:  # compilers fail in many ways
+        first, _, _ = str(error).strip().partition("\n")
+        return first or type(error).__name__
+    return None
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def accelerated(
@@ -51,7 +90,8 @@ def accelerated(
         network: The network, on its device.
         precision: ``float32``, ``bf16`` or ``fp16``.
         mode: How ``torch.compile`` makes its kernels: ``default``, ``reduce-overhead`` (CUDA
-            graphs) or ``max-autotune``; ``None``: not at all.
+            graphs) or ``max-autotune``; ``None``: not at all, nor where it cannot, which the log
+            says.
 
     Raises:
         InputError: If a name is unknown.
@@ -62,6 +102,6 @@ def accelerated(
         raise InputError(f"compile={mode} is unknown; give false, true, or {', '.join(MODES)}.")
     dtype = PRECISIONS[precision]
     fast = network if dtype is None else HalfPrecision(network, dtype)
-    if mode is not None:
+    if mode is not None and can_compile(_device_of(network)):
         fast.compile(mode=mode)
     return fast

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.errors import InputError, check_count
 from scoresde.model import Conditioned, Model, ScoreFunction, check_model, evaluating
 from scoresde.passes import counting
+from scoresde.progress import Progress
 from scoresde.recipe import renamed
 from scoresde.sde import SDE
 from scoresde.shapes import check_data
@@ -102,7 +102,7 @@ class ProgressReporter:
 
     Arguments:
         callback: Called with a :class:`Step` after every step.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
         constraint: The sampler's constraint (see :class:`Sampler`).
         streams: The random streams from which its noise comes.
     """
@@ -119,7 +119,7 @@ class ProgressReporter:
         self.constraint = constraint
         self.streams = streams
         self.i = 0
-        self.bar: tqdm | None = None
+        self.bar: Progress | None = None
 
     def __call__(self, t: Tensor, x: Tensor, n: int | None = None) -> Tensor:
         """Ends a step that reached time ``t``; returns the constrained state."""
@@ -158,7 +158,7 @@ class ProgressReporter:
         self.i += 1
         if self.progress:
             if self.bar is None:
-                self.bar = tqdm(total=n, unit="step", desc="sampling", leave=False)
+                self.bar = Progress(n, "sampling", "step")
             self.bar.update()
         if self.callback is not None:
             self.callback(Step(self.i, n, t, x))
@@ -249,7 +249,7 @@ class Sampler(ABC):
             seed: Names the random streams; ``None`` draws a fresh one.
             seeds: The index of each sample's stream; ``range(B)`` by default.
             callback: Called with a :class:`Step` after every step.
-            progress: Whether to show a progress bar.
+            progress: Whether to show the progress (see :mod:`scoresde.progress`).
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:

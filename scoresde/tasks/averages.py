@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from scoresde.data import Dataset
 from scoresde.errors import InputError
 from scoresde.likelihood import Likelihood, VariationalBound
 from scoresde.metrics import Estimate
 from scoresde.model import ScoreFunction
+from scoresde.progress import Progress
 from scoresde.report import figures as plots
 from scoresde.tasks.evaluation import evaluate_likelihood
 from scoresde.tasks.summary import format_table
@@ -55,7 +55,7 @@ def compare_averages(
         examples: How many examples, positive; ``None``: all.
         batch_size: The number of examples evaluated together, positive.
         seed: The seed of dequantisation and probes.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
         The best length and what it is worth.
@@ -82,7 +82,8 @@ def compare_averages(
 
     own = evaluate()
     rows = []
-    for length in tqdm(lengths, desc="averages", disable=not progress):
+    bar = Progress(len(lengths), "averages", "length", shown=progress)
+    for length in lengths:
         model.load_state_dict({k: v.to(model.device) for k, v in checkpoints[length].ema.items()})
         values = evaluate().values
         both = torch.isfinite(values) & torch.isfinite(own.values)
@@ -95,6 +96,8 @@ def compare_averages(
                 "standard_error": gain.standard_error,
             }
         )
+        bar.update()
+    bar.close()
     _write(rows, folder / TABLE)
     plots.average_lengths(
         {row["length"]: row[own.unit] for row in rows},

@@ -24,7 +24,7 @@ from scoresde.data import Batch, Dataset
 from scoresde.likelihood import Likelihood
 from scoresde.loss import Loss
 from scoresde.model import ScoreFunction
-from scoresde.nn.speed import LAYOUTS, PRECISIONS, channels_last
+from scoresde.nn.speed import LAYOUTS, PRECISIONS, can_compile, channels_last
 from scoresde.sample import Sampler
 from scoresde.train import Checkpoint, Training, Update
 from scoresde.train.loop import batches
@@ -345,6 +345,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measures everything: training at each batch size, and the rest at the first of them."""
     variants, size = VARIANTS[bench.device.type], sizes[0]
+    if any(variant.compile for variant in variants) and not can_compile(bench.device):
+        variants = tuple(variant for variant in variants if not variant.compile)
     training = [row for n in sizes for row in training_steps(bench, n, variants)]
     best = min((r for r in training if r["batch"] == size), key=lambda row: row["seconds"])
     fastest = next(v for v in variants if v.name == best["variant"])

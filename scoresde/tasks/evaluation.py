@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.codec import Affine
 from scoresde.data import Dataset, Dequantisation, UniformDequantisation, random_rows
@@ -30,6 +29,7 @@ from scoresde.likelihood import (
 )
 from scoresde.metrics import Estimate, bits_per_dim, nats
 from scoresde.model import ScoreFunction
+from scoresde.progress import Progress
 from scoresde.streams import Streams
 from scoresde.tasks.parts import Columns, Parts, gather
 
@@ -147,7 +147,7 @@ def evaluate_likelihood(
         draws: How integers are dequantised; ``None``: once, uniformly.
         seed: The seed of dequantisation and probes.
         parts: Where finished batches are kept and, if they are there, read.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
         InputError: If there is no such split, the likelihood does not suit the model, or the
@@ -165,12 +165,10 @@ def evaluate_likelihood(
         return evaluate_batch(model, likelihood, data, split, streams, draws)
 
     found: dict[int, Columns] = {}
-    bar = tqdm(total=count, desc="likelihood", unit="example", disable=not progress, leave=False)
+    bar = Progress(count, "likelihood", "example", shown=progress)
     for piece, columns, fresh in gather(parts, count, batch_size, compute):
         found[piece.start] = columns
-        if progress and not fresh:
-            bar.initial += len(piece)  # what took no time says nothing of the rest
-        bar.update(len(piece))
+        bar.update(len(piece), fresh)
     bar.close()
     table = [found[start] for start in sorted(found)]
     log_prob, error, nfe, each = (

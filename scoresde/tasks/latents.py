@@ -14,8 +14,8 @@ from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
 from scoresde.sample import ProbabilityFlow, Sampler, slerp
 from scoresde.tasks.evaluation import rows_of
-from scoresde.tasks.parts import Columns, Parts, gather, write_whole
-from scoresde.tasks.sampling import Drawing, is_image
+from scoresde.tasks.parts import Columns, Parts, write_whole
+from scoresde.tasks.sampling import Drawing, draw_batches, is_image
 from scoresde.tasks.tables import collect
 
 
@@ -45,7 +45,7 @@ def encode_data(
         parts: Where finished batches are kept and, if they are there, read.
         examples: How many of its examples, drawn at random, positive; ``None``: all.
         batch_size: The number of examples encoded together, positive.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
         The mean NFE and the seconds in all.
@@ -124,7 +124,7 @@ def interpolate_latents(
         points: The number of samples from one end to the other, at least 2.
         folder: Where to write.
         batch_size: The number of samples drawn together, positive.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
         The mean NFE.
@@ -136,8 +136,7 @@ def interpolate_latents(
     between = slerp(ends[::2], ends[1::2], share).flatten(0, 1)
     pairs = {k: v.repeat_interleave(points, 0) for k, v in _of_pairs(drawing, count).items()}
     inner = Drawing(drawing.model, drawing.sampler, drawing.codec, drawing.seed, between, pairs)
-    pieces = gather(None, len(between), batch_size, lambda piece: inner.batch(piece, progress))
-    table = [columns for _, columns, _ in pieces]
+    table = draw_batches(inner, len(between), batch_size, progress)
     x, nfe = (torch.cat([columns[name] for columns in table]) for name in ("x", "nfe"))
     raw = drawing.codec.decode(x).unflatten(0, (count, points))
     arrays = {"x": raw.numpy(), "share": share.cpu().numpy()}

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.errors import InputError
+from scoresde.tasks.folder import held
 from scoresde.tasks.summary import format_table
 from scoresde.train import read_metrics
 
 _METRICS = ("bits_per_dim", "nats")
-_RESULT, _CONFIG, _LOCK = "result.json", ".hydra/config.yaml", ".lock"
+_RESULT, _CONFIG = "result.json", ".hydra/config.yaml"
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """Returns a row for each run below a folder, the newest first.
 
     ``state`` is that of ``result.json``: ``ok``, ``failed``, ``stopped`` or ``running``; or
-    ``killed`` where it says ``running`` and no process holds the folder; or ``damaged``.
+    ``killed`` where it says ``running`` and no process works in the folder; or ``damaged``.
 
     Raises:
         InputError: If there is no such folder.
@@ -70,21 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _state(run: Path, result: Mapping[str, Any]) -> str:
     state = result.get("status", "damaged")
-    return "killed" if state == "running" and not _held(run / _LOCK) else str(state)
-
-
-def _held(lock: Path) -> bool:
-    """Whether a process holds a folder's lock; where there are no locks, it may."""
-    try:
-        import fcntl  # not everywhere
-
-        with lock.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return False
+    return "killed" if state == "running" and not held(run) else str(state)
 
 
 def _steps(run: Path) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoresde.codec import Codec
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
+from scoresde.progress import Progress
 from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Samples, Trajectory, sample_trajectory
 from scoresde.streams import fresh_seed
@@ -135,7 +136,7 @@ def draw_samples(
         batch_size: The number of samples drawn together, positive.
         seed: Names the random streams.
         cond: The conditions that the samples take in turn, each with shape ``(M, *)``.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
         InputError: If a number is not positive, the sampler does not fit the model, or a sample
@@ -143,16 +144,21 @@ def draw_samples(
     """
     seed = fresh_seed() if seed is None else seed
     drawing = Drawing(model, sampler, codec, seed, cond=cond or {})
-
-    def compute(piece: range) -> Columns:
-        return drawing.batch(piece, progress)
-
-    parts = [
-        columns for _, columns, _ in gather(None, check_count("count", count), batch_size, compute)
-    ]
+    parts = draw_batches(drawing, check_count("count", count), batch_size, progress)
     table = {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}
     x, nfe, seconds = (table.pop(name) for name in ("x", "nfe", "seconds"))
     return Drawn(x, nfe, float(seconds.sum()), drawing.seed, table)
+
+
+def draw_batches(drawing: Drawing, count: int, size: int, progress: bool) -> list[Columns]:
+    """Draws samples in batches; shows the steps of a single one, and of several the samples."""
+    alone, batches = count <= size, []
+    with Progress(count, "sampling", "sample", shown=progress and not alone) as bar:
+        pieces = gather(None, count, size, lambda p: drawing.batch(p, progress and alone))
+        for piece, columns, _ in pieces:
+            batches.append(columns)
+            bar.update(len(piece))
+    return batches
 
 
 def save_samples(drawn: Drawn, codec: Codec, folder: Path, name: str = "samples") -> None:
@@ -189,7 +195,7 @@ def stream_samples(
         parts: Where finished batches are kept and, if they are there, read.
         batch_size: The number of samples drawn together, positive.
         images: Whether each sample becomes a file ``images/00000017.png`` too.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
         The mean NFE and the seconds in all.

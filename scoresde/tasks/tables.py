@@ -9,8 +9,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from scoresde.progress import Progress
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 
 
@@ -33,20 +33,18 @@ def collect(
         size: The examples in a piece.
         compute: Evaluates a piece: the column ``x`` of any shape, ``seconds``, and others; the
             file holds all but the seconds.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
         **more: What else the file is to hold.
 
     Returns:
         All columns but ``x``.
     """
     small: dict[int, Columns] = {}
-    with tqdm(total=count, unit="example", disable=not progress, leave=False) as bar:
+    with Progress(count, path.stem, "example", shown=progress) as bar:
         for piece, columns, fresh in gather(parts, count, size, compute):
             small[piece.start] = {name: c for name, c in columns.items() if name != "x"}
             kind, shape = columns["x"].numpy().dtype, columns["x"].shape[1:]
-            if progress and not fresh:
-                bar.initial += len(piece)  # what took no time says nothing of the rest
-            bar.update(len(piece))
+            bar.update(len(piece), fresh)
     # A piece of an earlier release may lack a column.
     names = [name for name in small[0] if all(name in columns for columns in small.values())]
     table = {name: torch.cat([small[start][name] for start in sorted(small)]) for name in names}

@@ -11,12 +11,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.data import Dataset, check_conditions, check_scales, split_indices
 from scoresde.errors import InputError
 from scoresde.loss import DenoisingScoreMatching, Loss
 from scoresde.model import Model, ScoreFunction, check_model
+from scoresde.progress import Progress
 from scoresde.recipe import describe
 from scoresde.shapes import check_data
 from scoresde.train.checkpoint import NAME, Checkpoint
@@ -66,7 +66,7 @@ def fit(
         device: The device to train on; by default the model's.
         folder: Where the best weights so far are kept, for :func:`scoresde.load`; made if need
             be.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
         InputError: If an argument is out of range, the data do not suit the model, or the loss is
@@ -91,7 +91,7 @@ def fit(
     update = Update(model, loss, training, optimizer or adam, seed=seed)
     average, size = update.averages[0].model, min(batch_size, len(source.train))
     least, best, every = math.inf, None, max(1, min(500, steps // _CHECKS))
-    bar = tqdm(total=steps, desc="training", unit="step", disable=not progress)
+    bar = Progress(steps, "training", "step", shown=progress, lines=False, leave=True)
     model.train()
     for step, batch in enumerate(islice(batches(source, size, seed), steps)):
         x = model.state(batch.x.to(model.device))
@@ -99,7 +99,8 @@ def fit(
         bar.update()
         if (step + 1) % every == 0 or step + 1 == steps:
             value = validation_loss(average, source, loss, seed)
-            bar.set_postfix(held_out=f"{value:.4g}")
+            bar.note(f"held out {value:.4g}")
+            bar.say(f"step {step + 1} of {steps}, held out {value:.4g}")
             if value < least:
                 least, best = value, copy.deepcopy(average.state_dict())
                 keep(model.state_dict(), best, step + 1)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.data import Dataset
 from scoresde.loss import Loss
 from scoresde.model import Model, ScoreFunction
+from scoresde.progress import Progress
 from scoresde.train.engine import ProcessGroup
 from scoresde.train.state import State
 from scoresde.train.tracker import Run, Tracker, Trackers
@@ -44,7 +44,7 @@ class Journal:
         training: How the model is trained.
         state: The training's state, in which updates left out are counted.
         start: The updates done before.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
         trackers: What keeps the numbers besides ``metrics.jsonl``.
     """
 
@@ -64,8 +64,14 @@ class Journal:
         self.recent: list[Tensor] = []
         self.parts: list[Mapping[str, Tensor]] = []
         self.clock = time.perf_counter()
-        self.bar = tqdm(
-            total=training.steps, initial=start, desc="training", unit="step", disable=not progress
+        self.bar = Progress(
+            training.steps,
+            "training",
+            "step",
+            shown=progress,
+            start=start,
+            lines=False,
+            leave=True,
         )
 
     def add(self, record: Tensor, parts: Mapping[str, Tensor]) -> None:
@@ -118,9 +124,9 @@ class Journal:
         if self.state.scale.on:
             numbers["loss_scale"] = float(self.state.scale.state[0])
         self.log(done, **numbers, **_means(self.parts, fit.tolist()))
-        self.bar.set_postfix_str(
-            f"loss {loss:.4f}, {speed * size:.0f} examples/s, {memory:.1f} GiB", refresh=False
-        )
+        text = f"loss {loss:.4f}, {speed * size:.0f} examples/s, {memory:.1f} GiB"
+        self.bar.note(text)
+        self.bar.say(f"step {done} of {self.training.steps}, {text}")
         self.recent, self.parts, self.clock = [], [], time.perf_counter()
         return None
 

@@ -93,7 +93,7 @@ def train(
     If the folder holds a checkpoint of the same training, it goes on after that one, and ends with
     the weights of a training that was never interrupted: batches, times and noise are functions
     of the seed and the step, and the rest is in the checkpoint. SIGINT and SIGTERM end it after
-    the step at hand, with a checkpoint.
+    the step at hand, with a checkpoint, unless the process ignores them.
 
     Several processes that torchrun has started (see :func:`scoresde.train.process_group`) share
     the batches, and end with the weights of one alone up to rounding.
@@ -107,7 +107,7 @@ def train(
         folder: The run's folder; it must exist.
         recipe: What the checkpoint says of the run (see :class:`Checkpoint`).
         seed: Names the random streams of batches, times and noise.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress (see :mod:`scoresde.progress`).
         engine: How several processes share the model; :class:`Replicated` by default.
         inspect: Looks at the averaged model after ``inspect_every`` updates, and says what to
             record: numbers, and paths of pictures.

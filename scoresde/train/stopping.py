@@ -22,7 +22,11 @@ class TrainingStopped(Exception):  # noqa: N818 - it is no error
 
 
 class StopSignals:
-    """While entered, takes note of SIGINT and SIGTERM, once; a second one acts as usual."""
+    """While entered, takes note of SIGINT and SIGTERM, once; a second one acts as usual.
+
+    A signal that the process ignores stays ignored, as SIGINT is in the background of a shell
+    without job control.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -32,7 +36,9 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # no other can take signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._take)
+                # None: a handler that is not Python's, which could not be put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(

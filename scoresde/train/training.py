@@ -7,7 +7,7 @@ import torch
 from scoresde.data import Augmentation
 from scoresde.errors import InputError, check_count
 from scoresde.model import Model
-from scoresde.nn.speed import MODES, PRECISIONS
+from scoresde.nn.speed import MODES, PRECISIONS, can_compile
 from scoresde.train.ema import EMA, Average, PowerEMA, power_of_length
 from scoresde.train.engine import networks
 from scoresde.train.schedule import ConstantRate, Rate
@@ -40,7 +40,8 @@ class Training:
             weights, their averages and the optimiser's state stay in float32. ``None``: bf16 on a
             GPU, else float32.
         compile: Whether ``torch.compile`` makes the network's kernels, for a minute or so before
-            the first step, or a mode of it, such as ``reduce-overhead``. ``None``: on a GPU.
+            the first step, or a mode of it, such as ``reduce-overhead``. ``None``: on a GPU. Where
+            it cannot, the log says so and the network is trained as it is.
         augment: How training images are augmented; the network is told by the condition
             ``augment``. ``None``: not at all.
     """
@@ -112,7 +113,7 @@ class Training:
         found = networks(model)
         if self.compile and not found:
             raise InputError("train.compile=true needs a network that is a torch.nn.Module.")
-        for network in found if on else ():
+        for network in found if on and can_compile(model.device) else ():
             network.compile(mode="default" if on is True else on)
 
     def averages(self, model: Model) -> list[Average]:

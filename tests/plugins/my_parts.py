@@ -1,6 +1,8 @@
 """What a user might bring: a network, a data set and an SDE, each in a few lines."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,3 +47,10 @@ class PulsatingSDE(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return 1.1 + torch.sin(12 * t)
+
+
+class Wrapped(MyNet):
+    """A network whose output is in an object, as those of diffusers are."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Any:
+        return SimpleNamespace(sample=super().forward(x, c))
