@@ -18,6 +18,7 @@ from scoresde.configuration import (
     allowed,
     build_data,
     check_given,
+    check_told,
     describe,
     device_of,
     evaluated_data,
@@ -65,9 +66,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
-    try_model(model, data, 0 if training.augment is None else training.augment.width)
     loss.check(model)
     _say_misfits(model, data, loss)
+    try_model(model, data, 0 if training.augment is None else training.augment.width)
+    told = sorted(model.select(data.conditions_of("train", slice(1))))
+    recipe |= {"conditions": told} if told else {}
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
@@ -239,6 +242,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
+    check_told(model, data, config.split)
     try_model(model, data)
     sampler = instantiate(config.sampler, "sampler")
     identity = {
@@ -277,7 +281,7 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}
-    check_given(model, cond)
+    check_given(model, cond, checkpoint.recipe.get("conditions"))
     model = guided(model, config, codec)
     return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
 
@@ -305,6 +309,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
+    check_told(model, data, config.split)
     try_model(model, data)
     exact = _likelihood(checkpoint, config)
     draws = _draws(config)
@@ -315,6 +320,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         other = build_data(undivided(given_ood, "ood", data.codec))
         other = replace(other.to(model.device), codec=data.codec)
         check_comparable(data, other)
+        check_told(model, other, config.split)
         sets["parts_ood"] = other
     evaluated = []
     for name, one in sets.items():
@@ -355,7 +361,10 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
 def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
     from scoresde.likelihood import Likelihood, VariationalBound
 
-    exact = merged(checkpoint, "likelihood", object, config)
+    if "likelihood" in checkpoint.recipe:
+        exact = merged(checkpoint, "likelihood", object, config)
+    else:  # of fit(folder=)
+        exact = instantiate(config.likelihood, "likelihood")
     if not isinstance(exact, Likelihood | VariationalBound):
         raise InputError(
             f"likelihood is a {type(exact).__name__}; give a Likelihood or a VariationalBound."
@@ -394,15 +403,28 @@ def _identity(checkpoint: Any, config: DictConfig) -> dict[str, str]:
 
 def _data_identity(data: Any, config: DictConfig, model: Any) -> dict[str, str]:
     split = config.split
-    values, told = data.split(split), model.select(data.conditions_of(split))
+    values = data.split(split)
     some = config.examples is not None and config.examples < len(values)
     kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
     return {
         "data": f"{kind}, {_digest(values)}",
         "split": split,
         **({SUBSET: "a random subset"} if some else {}),
-        **{name: fingerprint(values) for name, values in told.items()},
+        **_told(data, split, model),
     }
+
+
+def _told(data: Any, split: str, model: Any) -> dict[str, str]:
+    """Returns the fingerprints of the conditions of a split that a model takes."""
+    names = model.select(data.conditions_of(split, slice(1)))
+    if not names:
+        return {}
+    prints: dict[str, list[str]] = {name: [] for name in names}
+    for rows in torch.arange(len(data.split(split))).split(4096):
+        for name, values in data.conditions_of(split, rows).items():
+            if name in prints:
+                prints[name].append(fingerprint(values))
+    return {name: fingerprint(*parts) for name, parts in prints.items()}
 
 
 def _digest(values: Any) -> str:
@@ -439,6 +461,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
+    check_told(model, data, config.split)
     try_model(model, data)
     return compare_averages(
         model,

@@ -235,11 +235,23 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     return {"label": torch.tensor(labels)}
 
 
-def check_given(model: Any, cond: Mapping[str, Any]) -> None:
+def check_told(model: Any, data: Any, split: str) -> None:
+    """Checks that the conditions that networks in a model were built for are there.
+
+    Raises:
+        InputError: If one is missing: a network that was never told less grades at random.
+    """
+    from scoresde.data import check_conditions
+
+    for sentence in check_conditions(model, data, [split]):
+        raise InputError(sentence)
+
+
+def check_given(model: Any, cond: Mapping[str, Any], trained: Sequence[str] | None) -> None:
     """Checks that the conditions that a model was trained with are given for samples of it."""
     from scoresde.data import needed
 
-    missing = [name for name in needed(model) if name not in cond]
+    missing = [name for name in (trained or needed(model)) if name not in cond]
     if "label" in missing:
         raise InputError(
             "label must be given for a model with classes, got none; give label=3, several in "

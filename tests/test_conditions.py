@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.utils.data
 from torch import nn
 
 from scoresde import (
@@ -22,7 +23,7 @@ from scoresde.data import Dataset, check_conditions, digits, random_rows, two_mo
 from scoresde.data.toy import Mixture, Moons
 from scoresde.guidance import Clipped
 from scoresde.metrics import nats
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, Architecture, UNet
 from scoresde.nn.embedding import takes
 from scoresde.sample import UniPC
 from scoresde.streams import Streams
@@ -313,3 +314,103 @@ def test_a_label_is_refused_by_a_model_without_classes(tmp_path):
     program(*SMALL, "hydra.run.dir=run", cwd=tmp_path)
     said = refused("task=sample", "checkpoint=run", "label=3", cwd=tmp_path)
     assert re.search("label .*3.*classes", said)
+
+
+# --- Networks of one's own, and data that lack conditions ----------------------------------------
+
+
+class Around(nn.Module):
+    """Tells the network inside nothing."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, c):
+        return self.inner(x, c)
+
+
+class Passing(Around):
+    def forward(self, x, c, **cond):
+        return self.inner(x, c, **cond)
+
+
+def test_what_a_network_takes_is_what_its_forward_can_pass_on():
+    classes, plain = MLP(2, width=8, classes=2), MLP(2, width=8)
+    assert not takes(Around(classes), "label")
+    assert takes(Passing(classes), "label")
+    assert not takes(Passing(plain), "label")
+    deaf = UNet((1, 8, 8), 8, architecture=Architecture(conditional=False))
+    assert not takes(deaf, "label")
+    fit(ScoreModel(deaf, VPSDE()), digits(), 1, progress=False)
+
+
+@pytest.mark.parametrize("label", [2, 7, -2])
+def test_what_is_no_class_is_no_row_of_a_compiled_network_either(label, monkeypatch):
+    """As on a GPU, where nothing is looked at before the lookup."""
+    network = MLP(2, width=8, classes=2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(IndexError):
+        network(torch.zeros(1, 2), torch.zeros(1), label=torch.tensor([label]))
+
+
+@pytest.mark.parametrize("label", [3, [0, 1], np.zeros(2)])
+def test_a_label_that_is_no_tensor_is_refused_in_a_sentence(label):
+    with pytest.raises(InputError, match=r"label .*tensor"):
+        MLP(2, width=8, classes=4)(torch.zeros(2, 2), torch.zeros(2), label=label)
+
+
+def test_labels_of_any_whole_type_are_classes():
+    network = MLP(2, width=8, classes=2)
+    for dtype in (torch.uint8, torch.int32, torch.int64):
+        network(torch.zeros(2, 2), torch.zeros(2), label=torch.ones(2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "data", [(torch.zeros(9, 2), torch.zeros(9)), (torch.zeros(9, 2),), (torch.zeros(9, 2), {}, 1)]
+)
+def test_a_tuple_that_is_no_pair_is_refused_by_fit(data):
+    with pytest.raises(
+        InputError, match=r"data must be floats and a mapping.*\{'label': labels\}"
+    ):
+        fit(ScoreModel(MLP(2, width=8), VPSDE()), data, 1, progress=False)
+
+
+def test_conditions_of_another_type_come_in_that_of_the_model():
+    context = torch.ones(20, 3, dtype=torch.float64)
+    model = ScoreModel(Contextual(), VPSDE())
+    fit(model, (torch.randn(20, 2), {"context": context}), 1, progress=False)
+
+
+class Contextual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 2)
+
+    def forward(self, x, c, context):
+        return self.layer(torch.cat((x, context), 1))
+
+
+def test_a_likelihood_of_data_without_the_labels_is_refused(trained, tmp_path):
+    """A row that was never trained would grade them at random."""
+    np.save(tmp_path / "x.npy", digits().test.numpy())
+    words = ("task=likelihood", f"checkpoint={trained}", "progress=false", "device=cpu")
+    given = ("data=array", "data.path=x.npy", "data.levels=17")
+    assert "label must be given" in refused(*words, *given, cwd=tmp_path)
+    ood = ("data@ood=array", "ood.path=x.npy", "ood.levels=17")
+    assert "label must be given" in refused(*words, *ood, "examples=4", cwd=tmp_path)
+
+
+def test_labels_of_the_training_split_alone_are_not_enough():
+    x, label = torch.randn(30, 2), torch.zeros(30, dtype=torch.int64)
+    pairs = torch.utils.data.TensorDataset(x, label)
+    data = Dataset.of("half", [pairs, x, x])
+    (sentence,) = check_conditions(ScoreModel(MLP(2, width=8, classes=2), VPSDE()), data)
+    assert "label" in sentence
+
+
+def test_the_likelihood_of_what_fit_has_kept_needs_no_word_more(tmp_path):
+    fit(ScoreModel(MLP(2, width=8), VPSDE()), two_moons(count=100), 2, folder=tmp_path / "run")
+    np.save(tmp_path / "x.npy", torch.randn(5, 2).numpy())
+    words = ("task=likelihood", "checkpoint=run", "data=array", "data.path=x.npy")
+    program(*words, "likelihood.rtol=0.1", "likelihood.atol=0.1", "progress=false", cwd=tmp_path)

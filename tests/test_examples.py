@@ -1,5 +1,6 @@
 """Data sets larger than memory: arrays that stay on the disk, and data sets of torch."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -212,7 +213,19 @@ def test_items_are_evaluated_and_fitted():
 
 @pytest.mark.parametrize(
     ("items", "message"),
-    [([], "hold an example"), (["text"], "tensors or arrays.*str"), ([object()], "object")],
+    [
+        ([], "hold an example"),
+        (["text"], "tensors or arrays.*str"),
+        ([object()], "object"),
+        ([(torch.zeros(1), 0, 1.0)], "tuples of 3"),
+        ([0.5], "at least one axis"),
+        ([torch.full((2,), math.nan)], "finite.*1 of 1"),
+        ([{"x": torch.zeros(2), "seed": 1}], "'seed'"),
+        ([{"x": torch.zeros(2), "t": 0.5}], "'t'"),
+        ([(torch.zeros(2), 0.5)], "label .*float"),
+        ([(torch.zeros(2), torch.zeros(1).long())], r"label .*\(1,\)"),
+        ([(torch.zeros(2), -2)], "label .*-2"),
+    ],
 )
 def test_items_that_are_no_examples_are_refused(items, message):
     class Odd(torch.utils.data.Dataset):
@@ -223,7 +236,24 @@ def test_items_that_are_no_examples_are_refused(items, message):
             return items[i]
 
     with pytest.raises(InputError, match=message):
-        Dataset.of("odd", [Odd()] * 3)
+        Dataset.of("odd", [Odd()] * 3, standardise=False)
+
+
+def test_integers_beyond_their_levels_are_refused_when_they_are_read():
+    values = torch.full((9, 1, 2, 2), 3, dtype=torch.uint8)
+    values[5] = 200
+    data = Dataset.of("q", [torch.utils.data.TensorDataset(values)] * 3, levels=17)
+    data.batch("train", Streams(0, torch.tensor([0, 1])))
+    with pytest.raises(InputError, match=r"outside 0 to 16.*200"):
+        data.batch("train", Streams(0, torch.tensor([0, 5])))
+
+
+def test_conditions_are_not_looked_for_where_there_are_none(tmp_path, small):
+    """A mapped array is not read for them."""
+    np.save(tmp_path / "x.npy", RANDOM.normal(size=(40, 2)))
+    data = array(tmp_path / "x.npy")
+    object.__setattr__(data.train, "read", None)
+    assert data.conditions_of("train") == {}
 
 
 def test_an_iterable_data_set_is_refused():

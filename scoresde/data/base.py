@@ -21,8 +21,8 @@ from scoresde.codec import Affine, Codec, PerChannel, Standardisation
 from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
-from scoresde.data.conditions import check_condition
-from scoresde.data.examples import Examples, as_examples, paired
+from scoresde.data.conditions import check_condition, check_name
+from scoresde.data.examples import DatasetExamples, Examples, as_examples, paired
 from scoresde.data.splits import random_rows
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
@@ -137,6 +137,15 @@ class Dataset:
             object.__setattr__(self, split, as_examples(getattr(self, split)))
         for split in SPLITS:
             self._check(split)
+        for split in SPLITS:
+            kept = getattr(self, split)
+            for name in kept.names if isinstance(kept, Examples) else ():
+                check_name(name)
+        if not isinstance(self.conditions, Mapping):
+            raise InputError(
+                "conditions must map names to the tensors of the splits, got "
+                f"{type(self.conditions).__name__}; use {{'context': [train, validation, test]}}."
+            )
         sizes = [len(self.split(split)) for split in SPLITS]
         for name, parts in self.conditions.items():
             check_condition(self.name, name, parts, sizes)
@@ -181,7 +190,8 @@ class Dataset:
             codec = Affine.of_levels(train.shape[1:], levels, centred)
         else:
             codec = _real(train, standardise)
-        known = {**(conditions or {}), **({} if labels is None else {"label": labels})}
+        known = {} if conditions is None else conditions
+        known = known if labels is None else {**known, "label": labels}
         return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, known)
 
     def _check(self, split: str) -> None:
@@ -373,6 +383,8 @@ class Dataset:
         self, raw: Tensor, told: dict[str, Tensor], split: str, streams: Streams, draw: int
     ) -> Batch:
         """Returns the batch of raw examples that have been read."""
+        if isinstance(self.split(split), DatasetExamples) and self.levels is not None:
+            check_range(raw.cpu().numpy(), self.levels, 0)
         streams = Streams(streams.seed, _on(streams.indices, raw))
         cond = {**told, **self._listed(split, streams.indices)}
         return Batch(self._encoded(raw, split, streams, draw), cond)

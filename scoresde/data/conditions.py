@@ -10,9 +10,19 @@ from scoresde.errors import InputError
 
 # Keywords of losses, samplers and likelihoods, beside which conditions are given.
 _TAKEN = (
-    *("model", "x", "t", "c", "noise", "shape", "latent", "seed", "seeds", "part"),
-    *("progress", "callback"),
+    *("self", "model", "x", "t", "c", "noise", "shape", "latent", "seed", "seeds", "part"),
+    *("progress", "callback", "points", "draws", "combine", "codec", "likelihood", "raw"),
+    *("data", "split", "index", "nfe", "file", "seconds", "log_prob", "examples", "augment"),
 )
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that cannot be a keyword beside others."""
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
+        raise InputError(
+            f"The name of a condition must be free as a keyword, got {name!r}; use another, such "
+            "as context."
+        )
 
 
 def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> None:
@@ -24,10 +34,11 @@ def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Seque
         parts: The condition of the examples of each split.
         sizes: The number of examples of each split.
     """
-    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
+    check_name(name)
+    if isinstance(parts, Tensor) or len(parts) != len(sizes):
         raise InputError(
-            f"The name of a condition must be free as a keyword, got {name!r}; use another, such "
-            "as context."
+            f"{name} must be a list of a tensor for each of the splits of {title}, got "
+            f"{type(parts).__name__} of {len(parts)}."
         )
     tensors = all(isinstance(part, Tensor) for part in parts)
     shapes = [tuple(part.shape) for part in parts] if tensors else []

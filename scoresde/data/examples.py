@@ -16,6 +16,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from scoresde.data.checks import check_integer
 from scoresde.errors import InputError
 
 _CHUNK = 2**23  # bytes that are read together where all are read
@@ -61,8 +62,15 @@ class Examples(ABC):
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         return self.moved(self.read(self._indices(rows))[0])
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the conditions that are kept with the examples."""
+        return tuple(self.read(torch.zeros(1, dtype=torch.int64))[1])
+
     def conditions(self, rows: Tensor | slice) -> dict[str, Tensor]:
         """Reads the conditions that are kept with some examples, by name."""
+        if not self.names:
+            return {}
         told = self.read(self._indices(rows))[1]
         return {name: self.moved(values) for name, values in told.items()}
 
@@ -135,9 +143,10 @@ class MappedExamples(Examples):
 class DatasetExamples(Examples):
     """The items of a map-style ``torch.utils.data.Dataset``, read by its ``DataLoader``.
 
-    An item is an example; or a pair of an example and its class, the condition ``label``; or a
-    mapping of ``x`` to the example and of names to conditions. Examples are tensors or arrays,
-    integers of the type that their levels take or real numbers.
+    An item is an example, alone or as the only one of a tuple; or a pair of an example and its
+    class, the condition ``label``; or a mapping of ``x`` to the example and of names to
+    conditions. Examples are tensors or arrays, integers of the type that their levels take or
+    finite real numbers.
 
     Arguments:
         dataset: The data set.
@@ -155,6 +164,7 @@ class DatasetExamples(Examples):
     def __post_init__(self) -> None:
         sized = isinstance(self.dataset, Sized)
         count = len(self.dataset) if sized else 0  # type: ignore[arg-type]
+        check_integer("workers", self.workers, least=0)
         if count == 0:
             raise InputError(
                 "dataset must be map-style and hold an example, got "
@@ -208,15 +218,47 @@ def _stacked(items: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
             f"its class, got {type(items[0]).__name__} ({' '.join(str(error).split())}); convert "
             "them in its __getitem__."
         ) from error
+    if x.ndim == 1:
+        raise InputError(
+            "The items of a dataset must be tensors or arrays of at least one axis, got numbers; "
+            "return x[None]."
+        )
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise InputError(
+            "The items of a dataset must be finite, got NaN or infinity in "
+            f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} read together; remove or "
+            "replace them."
+        )
+    label = cond.get("label")
+    if label is not None:
+        cond["label"] = _classes(label)
     return x, cond
+
+
+def _classes(label: Tensor) -> Tensor:
+    """Returns classes as int64."""
+    whole = not label.is_floating_point() and label.dtype != torch.bool
+    if label.ndim != 1 or not whole or int(label.long().min()) < -1:
+        raise InputError(
+            f"label must be one class for each item, a whole number, -1 for none, got shape "
+            f"{tuple(label.shape[1:])} of {label.dtype}, such as {label[0].tolist()}."
+        )
+    return label.long()
 
 
 def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
     """Returns the example of an item, and its conditions."""
     if isinstance(item, Mapping):
         return item.get("x"), {name: value for name, value in item.items() if name != "x"}
-    if isinstance(item, tuple | list) and len(item) == 2:
+    if isinstance(item, tuple) and len(item) == 2:
         return item[0], {"label": item[1]}
+    if isinstance(item, tuple) and len(item) == 1:
+        return item[0], {}
+    if isinstance(item, tuple):
+        raise InputError(
+            "The items of a dataset must be examples, or pairs of one and its class, got tuples "
+            f"of {len(item)}; return a mapping such as {{'x': x, 'label': y, 'context': z}}."
+        )
     return item, {}
 
 

@@ -1,17 +1,20 @@
 """Compares the conditions of data with those that a model takes."""
 
-from scoresde.data.base import Dataset
+from collections.abc import Sequence
+
+from scoresde.data.base import SPLITS, Dataset
 from scoresde.errors import InputError
 from scoresde.model import Model
 from scoresde.nn import Conditioning
 
 
-def check_conditions(model: Model, data: Dataset) -> list[str]:
+def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS) -> list[str]:
     """Compares the conditions of data with those that a model was built for.
 
     Arguments:
         model: The model.
         data: The data set.
+        splits: The splits that are used.
 
     Returns:
         A sentence for each condition that the model takes and the data lack; an empty list if
@@ -30,12 +33,12 @@ def check_conditions(model: Model, data: Dataset) -> list[str]:
     """
     if "label" in data.conditions:
         check_classes(model, max(int(part.max()) for part in data.conditions["label"]))
-    given = data.conditions_of("train", slice(1))
+    given = [data.conditions_of(split, slice(1)) for split in splits]
     return [
         f"{name} must be given for the examples of {data.name}, got none: the network counts it "
         "as absent; give the data set conditions, or build the network without."
         for name in needed(model)
-        if name not in given
+        if not all(name in one for one in given)
     ]
 
 
@@ -58,6 +61,6 @@ def check_classes(model: Model, most: int) -> None:
         classes = part.classes.num_embeddings - 1
         if most >= classes:
             raise InputError(
-                f"label must be below classes={classes} of the network, got {most}; build the "
-                f"network with classes={most + 1}."
+                f"label must be below classes={classes} of the network, got {most}; give one of "
+                f"its classes, or train a network with classes={most + 1}."
             )

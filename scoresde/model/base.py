@@ -49,8 +49,9 @@ class Model(nn.Module, ABC):
         return any(isinstance(child, Model) and child.takes(name) for child in self.children())
 
     def select(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns those of the conditions that the model takes, on its device."""
-        return {name: c.to(self.device) for name, c in cond.items() if self.takes(name)}
+        """Returns those of the conditions that the model takes, on its device and in its type."""
+        taken = {name: c.to(self.device) for name, c in cond.items() if self.takes(name)}
+        return {k: c.to(self.dtype) if c.is_floating_point() else c for k, c in taken.items()}
 
     def take(self, rows: Tensor) -> "Model":
         """Returns the model of some examples of its batch.

@@ -214,12 +214,18 @@ class Conditioning(nn.Module):
         none = table.num_embeddings - 1
         if label is None:
             return table.weight[none].to(x.dtype).expand(len(x), -1)
+        if not isinstance(label, Tensor):
+            raise InputError(
+                f"label must be a tensor of whole numbers of shape ({len(x)},), got {label!r}; "
+                f"use torch.full(({len(x)},), CLASS)."
+            )
         whole = not label.is_floating_point() and label.dtype != torch.bool
         if label.shape != x.shape[:1] or not whole:
             raise InputError(
                 f"label must have whole numbers of shape ({len(x)},), got {tuple(label.shape)} of "
                 f"{label.dtype}."
             )
+        label = label.long()
         # On a GPU the host would wait for this at every pass, and a compiled network would be cut
         # in two; there a wrong row is an error of the lookup.
         checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -227,7 +233,8 @@ class Conditioning(nn.Module):
             raise InputError(
                 f"label must be -1 or a class from 0 to {none - 1}, got {label.unique().tolist()}."
             )
-        return table(torch.where(label == -1, none, label)).to(x.dtype)
+        row = torch.where(label < none, label, none + 1)  # what is no class is no row either
+        return table(torch.where(label == -1, none, row)).to(x.dtype)
 
     def _layer(self, name: str, values: Tensor, x: Tensor) -> nn.Module:
         """Returns the layer of a condition ``(B, n)``."""
@@ -247,27 +254,33 @@ class Conditioning(nn.Module):
         return layer
 
 
+class Conditioned(nn.Module):
+    """Base class for networks that take the conditions of their ``conditioning``, if any."""
+
+    conditioning: Conditioning | None
+
+
 def takes(network: Callable[..., Tensor], name: str) -> bool:
     """Returns whether a network takes a condition.
 
-    A network with a :class:`Conditioning` in it takes the conditions of that, and any network
-    those that its ``forward`` names behind the data and the noise label, or all of them by
-    ``**cond``.
+    Its ``forward`` names what it takes behind the data and the noise label, or takes anything by
+    ``**cond``: of the networks of this package that are it or in it, their conditions alone.
 
     Example:
         >>> takes(lambda x, c, label=None: x, "label"), takes(lambda x, c: x, "label")
         (True, False)
     """
-    parts = network.modules() if isinstance(network, nn.Module) else ()
+    parts = list(network.modules()) if isinstance(network, nn.Module) else []
     told = [part.names for part in parts if isinstance(part, Conditioning)]
+    ours = any(isinstance(part, Conditioning | Conditioned) for part in parts)
     call = network.forward if isinstance(network, nn.Module) else network
     try:
         arguments = inspect.signature(call).parameters
     except (TypeError, ValueError):  # a built-in function does not say its arguments
         return False
     anything = any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments.values())
-    inside = any(name in names for names in told) if told else anything
-    return inside or name in list(arguments)[2:]
+    inside = any(name in names for names in told) if ours else True
+    return (anything and inside) or name in list(arguments)[2:]
 
 
 def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
@@ -277,7 +290,7 @@ def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
         InputError: If a name cannot be a keyword, or a width is no positive whole number.
     """
     for name in conditions:
-        taken = name in ("x", "c", "t") or name in dir(nn.ModuleDict)
+        taken = name in ("x", "c", "t", "self", "model") or name in dir(nn.ModuleDict)
         if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or taken:
             raise InputError(
                 f"conditions={dict(conditions)!r}: {name!r} cannot be the name of a condition; "

@@ -20,14 +20,14 @@ from torch.nn.functional import silu
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_dropout, check_whole, check_wholes, initialise
-from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding
+from scoresde.nn.embedding import Conditioned, Conditioning, Embedding, FourierEmbedding
 from scoresde.recipe import describable
 
 _EMBEDDED = 64
 
 
 @describable
-class MLP(nn.Module):
+class MLP(Conditioned):
     """A residual perceptron that starts as the zero function.
 
     Arguments:
@@ -50,6 +50,8 @@ class MLP(nn.Module):
         >>> MLP(2, width=16)(torch.ones(3, 2), torch.zeros(3)).shape
         torch.Size([3, 2])
     """
+
+    conditioning: Conditioning
 
     def __init__(
         self,

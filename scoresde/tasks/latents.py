@@ -60,21 +60,21 @@ def encode_data(
         )
     values = data.split(split)
     rows = rows_of(len(values), examples, parts)
-    known = model.select(data.conditions_of(split, rows))
 
     def compute(piece: range) -> Columns:
         clock = time.perf_counter()
-        raw = values[rows[piece.start : piece.stop].to(values.device)]
+        mine = rows[piece.start : piece.stop]
+        raw = values[mine.to(values.device)]
         x = data.codec.encode(raw.to(model.device))
-        cond = {name: c[piece.start : piece.stop] for name, c in known.items()}
+        cond = model.select(data.conditions_of(split, mine))
         latent = sampler.encode(model, x, **cond)
         seconds = (time.perf_counter() - clock) / len(piece)
         each = torch.full((len(piece),), seconds, dtype=torch.float64)
-        return {"x": latent.x.cpu(), "nfe": latent.nfe.cpu(), "seconds": each}
+        told = {name: values.cpu() for name, values in cond.items()}
+        return {"x": latent.x.cpu(), "nfe": latent.nfe.cpu(), "seconds": each, **told}
 
-    columns = {"index": rows.numpy(), **{name: c.cpu().numpy() for name, c in known.items()}}
     path, count = folder / "latents.npz", len(rows)
-    table = collect(path, parts, count, batch_size, compute, progress, **columns)
+    table = collect(path, parts, count, batch_size, compute, progress, index=rows.numpy())
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
 
 

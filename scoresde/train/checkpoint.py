@@ -101,7 +101,7 @@ class Checkpoint:
         Raises:
             InputError: If there is no such file, or it is not a checkpoint of ours.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         file = file / NAME if (file / NAME).exists() else file
         if file.is_dir() and (file / INDEX).is_file():
             return _load_shards(file, pattern)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -118,7 +119,13 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
     """Returns a data set as it is, and examples in model units as one."""
     if isinstance(data, Dataset):
         return data
-    x, cond = data if isinstance(data, tuple) else (data, {})
+    pair = data if isinstance(data, tuple) else (data, {})
+    if len(pair) != 2 or not isinstance(pair[1], Mapping):
+        raise InputError(
+            "data must be floats and a mapping of conditions, got a tuple of "
+            f"{', '.join(type(part).__name__ for part in pair)}; use (x, {{'label': labels}})."
+        )
+    x, cond = pair
     if not isinstance(x, Tensor):
         raise InputError(
             f"data must be a Dataset, floats (N, *) or floats with conditions, got "
@@ -149,6 +156,8 @@ def _keeper(
     """Returns what writes weights, their averages and the number of updates, if asked for."""
     if folder is None:
         return lambda weights, averages, done: None
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise InputError(f"folder must be the path of a folder, got {folder!r}; use 'runs/mine'.")
     place = Path(folder).expanduser()
     if (place / NAME).exists():
         raise InputError(
@@ -157,9 +166,12 @@ def _keeper(
     recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
     try:
         place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
     except OSError as error:
         raise InputError(
-            f"folder must be one that can be made, got {place} ({error.strerror}); give another."
+            f"folder must be one that can be written, got {place} ({error.strerror}); give "
+            "another."
         ) from error
 
     def keep(weights: dict[str, Any], averages: dict[str, Any], done: int) -> None:
