@@ -193,3 +193,34 @@ def test_samples_that_cannot_be_compared_are_refused():
             sliced_wasserstein(x, other, projections)
     with pytest.raises(InputError, match="cannot be compared"):
         sliced_wasserstein(torch.zeros(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("count", [20, 60, 200])
+def test_a_gaussian_of_few_examples_is_shrunk_and_loses_little(count):
+    dimension = 50
+    stream = torch.Generator().manual_seed(0)
+    std = torch.linspace(0.5, 1.5, dimension)
+    train, test = (std * torch.randn(n, dimension, generator=stream) for n in (count, 2000))
+    exact = torch.distributions.Normal(torch.zeros(dimension), std).log_prob(test).sum(1)
+    found = gaussian_baseline(train, test)
+    loss = float(exact.mean() - found.log_prob.mean())
+    assert 0 < loss < 0.25 * dimension
+    assert found.note == f"covariance shrunk: {count} examples of 50 features"
+    mixture = mixture_baseline(train, train[:10], test, largest=2)
+    assert mixture.log_prob.isfinite().all()
+
+
+def test_a_mixture_stops_growing_when_its_time_is_up():
+    dataset = gaussian_ring(modes=8, count=4000)
+    found = mixture_baseline(*splits(dataset), seconds=0.0)
+    assert found.name == "mixture of 1 Gaussians (full)"
+    assert found.note == "growth stopped after 0 s"
+    whole = mixture_baseline(*splits(dataset), largest=4)
+    assert whole.note == ""
+    assert whole.log_prob.mean() > found.log_prob.mean()
+
+
+def test_a_covariance_of_too_many_features_is_refused():
+    x = torch.zeros(3, 4097)
+    with pytest.raises(InputError, match="at most 4096 features .* got 4097"):
+        gaussian_baseline(x, x)
