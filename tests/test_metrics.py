@@ -222,5 +222,5 @@ def test_a_mixture_stops_growing_when_its_time_is_up():
 
 def test_a_covariance_of_too_many_features_is_refused():
     x = torch.zeros(3, 4097)
-    with pytest.raises(InputError, match="at most 4096 features .* got 4097"):
+    with pytest.raises(InputError, match=r"at most 4096 features .* got 4097"):
         gaussian_baseline(x, x)

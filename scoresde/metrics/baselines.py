@@ -28,7 +28,6 @@ from scoresde.errors import InputError
 from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.estimate import Estimate
 
-
 MOST_FEATURES = 4096  # of which a covariance is fitted: 128 MiB
 _PLENTY = 10  # examples per feature above which the covariance is not shrunk
 _ITERATIONS = 100  # of expectation-maximisation, at most
@@ -183,7 +182,8 @@ class _Growth:
         self, family: CovarianceFamily, train: np.ndarray, validation: np.ndarray, seed: int
     ) -> None:
         self.family, self.train, self.validation, self.seed = family, train, validation, seed
-        self.score, self.name, self.mixture, self.took = -math.inf, "", None, 0.0
+        self.score, self.name, self.took = -math.inf, "", 0.0
+        self.mixture: Any = None
         self.growing = True
 
     def grow(self, components: int, deadline: float) -> bool:
@@ -268,7 +268,8 @@ def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> Tensor
 def _unfit(what: str, rows: np.ndarray, family: CovarianceFamily) -> InputError:
     return InputError(
         f"{what} cannot be fitted to {len(rows)} examples of {rows.shape[1]} features with "
-        f"regularisation={family.regularisation}; use a larger one, such as 1e-3, or more examples."
+        f"regularisation={family.regularisation}; use a larger one, such as 1e-3, or more "
+        "examples."
     )
 
 
@@ -282,6 +283,7 @@ def _rows(*examples: Tensor) -> tuple[np.ndarray, ...]:
     features = math.prod(shapes[0][1:])
     if features > MOST_FEATURES:
         raise InputError(
-            f"Examples must have at most {MOST_FEATURES} features for a covariance, got {features}."
+            f"Examples must have at most {MOST_FEATURES} features for a covariance, got "
+            f"{features}."
         )
     return tuple(x.double().reshape(len(x), -1).cpu().numpy() for x in examples)
