@@ -4,13 +4,15 @@ Both are fitted by scikit-learn to the same examples in the same units as the mo
 if they are integers, and graded on the same test examples. A network that does not beat them has
 learned less than a covariance matrix knows.
 
-Where examples are few, the covariance of the Gaussian is shrunk towards a multiple of the identity
-by the share that Ledoit and Wolf estimate: the plain one is singular for fewer examples than
-features, and far too small in some directions for hardly more.
+Where examples are few, the covariance of the Gaussian is shrunk towards a multiple of the
+identity, :math:`(1 - s) \hat\Sigma + s \, \operatorname{tr}(\hat\Sigma) / D \, I`: the plain one is
+singular for fewer examples than features, and far too small in some directions for hardly more.
+The share :math:`s` is the one under which a fifth of the training examples are most likely, given
+the others.
 
 References:
-    Ledoit and Wolf, *A well-conditioned estimator for large-dimensional covariance matrices*,
-    Journal of Multivariate Analysis 88, 2004.
+    Friedman, *Regularized discriminant analysis*, Journal of the American Statistical Association
+    84, 1989.
 """
 
 import math
@@ -30,6 +32,7 @@ from scoresde.metrics.estimate import Estimate
 
 MOST_FEATURES = 4096  # of which a covariance is fitted: 128 MiB
 _PLENTY = 10  # examples per feature above which the covariance is not shrunk
+_SHARES = (10 ** np.linspace(-6, 0, 13)).tolist()  # by which a covariance may be shrunk
 _ITERATIONS = 100  # of expectation-maximisation, at most
 _BETWEEN = 10  # iterations between two looks at the clock
 
@@ -107,7 +110,7 @@ def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6)
 
     Arguments:
         train: Training examples in model units, dequantised, with shape ``(N, *)``. With fewer
-            than ten for each feature the covariance is shrunk, as Ledoit and Wolf (2004) do.
+            than ten for each feature the covariance is shrunk.
         test: Test examples likewise.
         regularisation: As in :class:`CovarianceFamily`; above 0 it allows constant features.
 
@@ -120,8 +123,9 @@ def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6)
     if len(a) >= _PLENTY * a.shape[1]:
         fitted = _fit(a, CovarianceFamily("full", regularisation), components=1, seed=0)
         return Baseline("Gaussian", torch.from_numpy(fitted.score_samples(c)), shape)
-    note = f"covariance shrunk: {len(a)} examples of {a.shape[1]} features"
-    return Baseline("Gaussian", _shrunk(a, c, regularisation), shape, note)
+    log_prob, share = _shrunk(a, c, regularisation)
+    note = f"covariance shrunk by {share:.2g}: {len(a)} examples of {a.shape[1]} features"
+    return Baseline("Gaussian", torch.from_numpy(log_prob), shape, note)
 
 
 def mixture_baseline(
@@ -247,22 +251,43 @@ def _fit(
     return mixture
 
 
-def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> Tensor:
-    """Returns the log-densities of test examples under a Gaussian of shrunk covariance."""
-    from sklearn.covariance import ledoit_wolf  # slow to import
+class _Spectrum:
+    """The principal variances of some examples, for Gaussians of any shrinkage.
 
-    family = CovarianceFamily("full", regularisation)
-    if len(rows) < 2:
-        raise _unfit("1 Gaussian (full)", rows, family)
-    covariance = torch.from_numpy(ledoit_wolf(rows)[0])
-    covariance.diagonal().add_(regularisation * rows.var(0).mean())
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    if int(info) != 0:
-        raise _unfit("1 Gaussian (full)", rows, family)
-    mean = torch.from_numpy(rows.mean(0))
-    return torch.distributions.MultivariateNormal(mean, scale_tril=factor).log_prob(
-        torch.from_numpy(test)
-    )
+    Arguments:
+        rows: Examples, ``(N, D)``.
+        regularisation: As in :class:`CovarianceFamily`.
+    """
+
+    def __init__(self, rows: np.ndarray, regularisation: float) -> None:
+        self.mean, self.features = rows.mean(0), rows.shape[1]
+        _, widths, self.axes = np.linalg.svd(rows - self.mean, full_matrices=False)
+        self.variances = widths**2 / len(rows)
+        self.level = self.variances.sum() / self.features
+        self.floor = regularisation * self.level
+
+    def log_prob(self, x: np.ndarray, share: float) -> np.ndarray:
+        """Returns log-densities of examples under a covariance shrunk by a share above 0."""
+        centred = x - self.mean
+        along = (centred @ self.axes.T) ** 2
+        inside = (1 - share) * self.variances + share * self.level + self.floor
+        outside = share * self.level + self.floor
+        # Rounding leaves a little of nothing where the axes span everything.
+        spanned = len(self.axes) == self.features
+        beyond = 0.0 if spanned else ((centred**2).sum(1) - along.sum(1)).clip(0) / outside
+        volume = np.log(inside).sum() + (self.features - len(self.axes)) * math.log(outside)
+        squares = (along / inside).sum(1) + beyond
+        return -0.5 * (squares + volume + self.features * math.log(2 * math.pi))
+
+
+def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> tuple[np.ndarray, float]:
+    """Returns the log-densities of test examples under a shrunk covariance, and the share."""
+    held_out = np.arange(len(rows)) % 5 == 0
+    if len(rows) < 3 or not np.ptp(rows[~held_out], axis=0).any():
+        raise _unfit("1 Gaussian (full)", rows, CovarianceFamily("full", regularisation))
+    part, whole = (_Spectrum(r, regularisation) for r in (rows[~held_out], rows))
+    share = max(_SHARES, key=lambda s: part.log_prob(rows[held_out], s).mean())
+    return whole.log_prob(test, share), share
 
 
 def _unfit(what: str, rows: np.ndarray, family: CovarianceFamily) -> InputError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INK, COLOURS = base.INK, base.COLOURS
 View = tuple[float, float]
-_CURVES = 12  # series in a panel
+_CURVES = 5  # series in a panel
 _POINTS = 1000  # points of a set in a panel
 _MARGIN = 0.15  # of the span between the percentiles
 
@@ -102,7 +102,7 @@ def pairs(
     side = max(3.6, 1.4 * len(columns))
     figure, axes = _grid(len(columns), len(columns), (side, side + 0.4))
     colours = [INK, *COLOURS] if len(sets) > 1 else [base.BLUE]
-    for place, x in enumerate(sets.values()):
+    for place, x in reversed(list(enumerate(sets.values()))):  # the first set on top
         colour, picked = colours[place % len(colours)], x[:, list(columns)]
         for i, row in enumerate(axes):
             _outline(row[i], picked[:, i], views[i], colour)
@@ -113,7 +113,8 @@ def pairs(
         for j, one in enumerate(row):
             _edge(one, i, j, names)
     if len(sets) > 1:
-        figure.legend(axes[0][0].patches, list(sets), loc="upper right", frameon=False, fontsize=9)
+        marks = axes[0][0].patches[::-1]
+        figure.legend(marks, list(sets), loc="upper right", frameon=False, fontsize=9)
     return base._save(figure, path)
 
 

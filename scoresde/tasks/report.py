@@ -195,11 +195,12 @@ def _compared(
     """Compares raw samples with data, in tables and pictures."""
     if not raw:
         return [], []
-    data, real = trained.data, trained.held_out[:count]
-    panels = {f"{trained.split} data": real, **raw}
+    data, reference = trained.data, in_memory(trained.data, "train")
+    enough = len(trained.held_out) >= count  # of few held-out examples a picture says little
+    name, real = (trained.split, trained.held_out) if enough else ("training", reference)
+    panels = {f"{name} data": real[:count], **raw}
     picture = view.compare(panels, folder / "comparison.png")
-    figures = [Figure(f"{trained.split.title()} data beside the samples.", picture)]
-    reference = in_memory(data, "train")
+    figures = [Figure(f"{name.title()} data beside the samples.", picture)]
     sets = {"training data": reference, **{name.lower(): x for name, x in raw.items()}}
     tables = [compare(sets, view.feature, folder / "statistics.csv")]
     name, some = next((name, x[:_NEIGHBOURS]) for name, x in raw.items())
