@@ -5,10 +5,13 @@ if they are integers, and graded on the same test examples. A network that does 
 learned less than a covariance matrix knows.
 
 Where examples are few, the covariance of the Gaussian is shrunk towards a multiple of the
-identity, :math:`(1 - s) \hat\Sigma + s \, \operatorname{tr}(\hat\Sigma) / D \, I`: the plain one is
-singular for fewer examples than features, and far too small in some directions for hardly more.
-The share :math:`s` is the one under which a fifth of the training examples are most likely, given
-the others.
+identity:
+
+.. math:: (1 - s) \hat\Sigma + s \, \frac{\operatorname{tr} \hat\Sigma}{D} I .
+
+The plain one is singular for fewer examples than features, and far too small in some directions
+for hardly more. The share :math:`s` is the one under which a fifth of the training examples are
+most likely, given the others.
 
 References:
     Friedman, *Regularized discriminant analysis*, Journal of the American Statistical Association
