@@ -244,6 +244,17 @@ def test_a_mixture_stops_growing_when_its_time_is_up():
     assert whole.log_prob.mean() > found.log_prob.mean()
 
 
+def test_mixtures_of_few_examples_begin_with_the_variances_alone():
+    train, test = noise_rows(20, 200, 0), noise_rows(100, 200, 1)
+    found = mixture_baseline(train, train[:5], test, seconds=0.0)
+    assert found.name == "mixture of 1 Gaussians (diag)"
+    assert found.log_prob.mean() > -1.5 * 200 * 1.42
+
+
+def noise_rows(count, dimension, seed):
+    return torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed))
+
+
 def test_a_covariance_of_too_many_features_is_refused():
     x = torch.zeros(3, 4097)
     with pytest.raises(InputError, match=r"at most 4096 features .* got 4097"):

@@ -164,7 +164,10 @@ def mixture_baseline(
     a, b, c = _rows(train, validation, test)
     if largest < 1:
         raise InputError(f"largest={largest} is no number of components; give 64, say.")
-    growths = [_Growth(family, a, b, seed) for family in families]
+    # Full covariances of few examples are hopeless: they wait for what is sure to be sane.
+    few = len(a) < 2 * a.shape[1]
+    ordered = sorted(families, key=lambda one: few and one.covariance != "diag")
+    growths = [_Growth(family, a, b, seed) for family in ordered]
     if not growths:
         raise InputError("families must hold at least one CovarianceFamily, got none.")
     with threadpool_limits(1):  # ten times faster: the matrices are small

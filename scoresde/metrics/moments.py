@@ -8,7 +8,7 @@ from torch import Tensor
 from scoresde.errors import InputError
 
 LEVELS = (0.05, 0.5, 0.95)
-_ROWS, _FEATURES = 2**20, 1024  # of which moments are taken, the first ones
+_ROWS, _FEATURES = 2**20, 1024  # of which moments are taken, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Moments:
         """Measures the columns of a table, or the channels of images, signals or fields.
 
         Arguments:
-            raw: Examples ``(N, D)`` or ``(N, C, *)``; of very many the first are measured.
+            raw: Examples ``(N, D)`` or ``(N, C, *)``; of very many some are measured.
 
         Raises:
             InputError: If there is no example.
@@ -68,6 +68,18 @@ class Moments:
         return float(off.flatten()[place]), i, j
 
 
+def spread(x: Tensor, count: int) -> Tensor:
+    """Returns at most so many rows, evenly spread: files are often sorted.
+
+    Example:
+        >>> spread(torch.arange(7), 3)
+        tensor([0, 3, 6])
+    """
+    if len(x) <= count:
+        return x
+    return x[torch.linspace(0, len(x) - 1, count, dtype=torch.float64).round().long()]
+
+
 def features(raw: Tensor) -> Tensor:
     """Returns rows of features, float64 ``(M, F)``: columns, or channels at every place.
 
@@ -77,5 +89,5 @@ def features(raw: Tensor) -> Tensor:
     """
     x = raw.reshape(len(raw), -1) if raw.ndim < 3 else raw.flatten(2)
     if x.ndim == 3:
-        x = x[: max(1, _ROWS // x.shape[2])].movedim(1, 2).flatten(0, 1)
-    return x[:_ROWS, :_FEATURES].double()
+        x = spread(x, max(1, _ROWS // x.shape[2])).movedim(1, 2).flatten(0, 1)
+    return spread(x[:, :_FEATURES], _ROWS).double()

@@ -70,8 +70,10 @@ def curves(
         for column, (title, x) in enumerate(sets.items()):
             one = axes[row][column]
             colour = INK if column == 0 and len(sets) > 1 else base.BLUE
-            for series, shade in zip(x[:_CURVES], np.linspace(0.9, 0.35, _CURVES), strict=False):
-                one.plot(series[channel], lw=0.8, alpha=shade, color=colour)
+            # Evenly spread, because files are often sorted.
+            rows = np.unique(np.linspace(0, len(x) - 1, _CURVES).round().astype(int))
+            for i, shade in zip(rows, np.linspace(0.9, 0.35, _CURVES), strict=False):
+                one.plot(x[i, channel], lw=0.8, alpha=shade, color=colour)
             one.set(ylim=view, ylabel=name if column == 0 else "")
             one.tick_params(labelleft=column == 0, labelbottom=row == len(channels) - 1)
             if row == 0:

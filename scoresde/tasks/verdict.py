@@ -49,6 +49,6 @@ def divergence(own: Score, others: Sequence[Score]) -> str:
         return ""
     return (
         f"The model scores {own.value:.3f} {own.unit}, worse than a Gaussian fitted to the same "
-        f"training set ({gaussian.value:.3f}): it has learned less than a covariance matrix; "
-        "train longer (train.steps) or lower the learning rate (optimizer.lr)."
+        f"training set ({gaussian.value:.3f}): it has diverged, overfits, or needs more updates; "
+        "check optimizer.lr, train.steps and the loss on validation data."
     )
