@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,49 @@ SERVES = {
     "compile": (False, _EVERY),
     "channels_last": (True, _EVERY),
 }
+
+
+def run_name(*, _parent_: DictConfig) -> str:
+    """Returns the name of a run that was given none: its data and its SDE, or its checkpoint's.
+
+    Data in a file or a folder are called by it, other data by the function that makes them. It is
+    the resolver ``${run_name:}``.
+    """
+    checkpoint = _parent_.get("checkpoint")
+    if isinstance(checkpoint, str):
+        return _name_of(Path(checkpoint).expanduser())
+    path, made_by = (_value(_parent_, f"data.{key}") for key in ("path", "_target_"))
+    label = _stem(Path(path).expanduser()) if path else made_by.rpartition(".")[2]
+    kind = _value(_parent_, "sde._target_").rpartition(".")[2].removesuffix("SDE")
+    process = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", kind).lower()
+    return "_".join(filter(None, (_for_folder(label), process))) or "run"
+
+
+def _name_of(checkpoint: Path) -> str:
+    """Returns the name of the run that a checkpoint belongs to, without reading its weights."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    try:
+        return str(OmegaConf.load(folder / ".hydra/config.yaml").name)
+    except Exception:  # whatever is wrong with that file, a name must be found
+        return _for_folder(_stem(checkpoint)) or "run"
+
+
+def _stem(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def _for_folder(name: str) -> str:
+    """Returns a name that can be that of a folder on any system."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._-")
+
+
+def _value(config: DictConfig, key: str) -> str:
+    """Returns a value as text, empty where it is missing."""
+    value = OmegaConf.select(config, key, throw_on_missing=False)
+    return "" if value is None else str(value)
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def check(config: DictConfig) -> None:
@@ -169,12 +213,14 @@ def load(config: DictConfig) -> tuple[Any, Any]:
     weights, device = config.weights, device_of(config.device)
     if isinstance(weights, float):
         checkpoint = stored_averages(config).average(weights)
+    elif weights == "best":
+        checkpoint = Checkpoint.load_best(config.checkpoint)
     elif weights in ("average", "raw"):
         checkpoint = Checkpoint.load(config.checkpoint)
     else:
         raise InputError(
-            f"weights={weights} is unknown; give average, raw, or the length of an average such "
-            "as 0.1 (for a training with train.snapshots)."
+            f"weights must be average, raw, best, or the length of an average such as 0.1 (for a "
+            f"training with train.snapshots), got {weights}."
         )
     model = checkpoint.build_model(allowed(config), average=weights != "raw")
     model = place(model, device) if config.channels_last else model.to(device)

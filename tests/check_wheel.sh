@@ -37,6 +37,6 @@ cd "$work/source"
 "$python" -c "
 import runpy, sys
 sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]
-sys.argv = ['scoresde', '--cfg', 'job']
+sys.argv = ['scoresde', '--cfg', 'job', '--resolve']
 runpy.run_module('scoresde.run', run_name='__main__')" | grep -q "name: digits_vp"
 echo "the wheel and the bare checkout work"

@@ -1,13 +1,17 @@
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 from scoresde.data import Dataset, digits, gaussian_ring, two_moons
 from scoresde.errors import InputError
 from scoresde.metrics import (
     CovarianceFamily,
     Estimate,
+    baselines,
     bits_per_dim,
     gaussian_baseline,
     mixture_baseline,
@@ -193,3 +197,65 @@ def test_samples_that_cannot_be_compared_are_refused():
             sliced_wasserstein(x, other, projections)
     with pytest.raises(InputError, match="cannot be compared"):
         sliced_wasserstein(torch.zeros(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("count", [20, 60, 200])
+def test_a_gaussian_of_few_examples_is_shrunk_and_loses_little(count):
+    dimension = 50
+    stream = torch.Generator().manual_seed(0)
+    std = torch.linspace(0.5, 1.5, dimension)
+    train, test = (std * torch.randn(n, dimension, generator=stream) for n in (count, 2000))
+    exact = torch.distributions.Normal(torch.zeros(dimension), std).log_prob(test).sum(1)
+    found = gaussian_baseline(train, test)
+    loss = float(exact.mean() - found.log_prob.mean())
+    assert 0 < loss < 0.25 * dimension
+    assert re.fullmatch(f"covariance shrunk by .*: {count} examples of 50 features", found.note)
+    mixture = mixture_baseline(train, train[:10], test, largest=2)
+    assert mixture.log_prob.isfinite().all()
+
+
+def test_a_shrunk_gaussian_is_that_of_the_shrunk_covariance():
+    rows, test = (np.random.default_rng(i).normal(size=(n, 6)) for i, n in ((0, 40), (1, 9)))
+    for some in (rows, rows[:4]):  # fewer examples than features, too
+        covariance = np.cov(some.T, ddof=0)
+        level = np.trace(covariance) / 6
+        shrunk = 0.7 * covariance + (0.3 + 1e-3) * level * np.eye(6)
+        exact = multivariate_normal(some.mean(0), shrunk).logpdf(test)
+        np.testing.assert_allclose(baselines._Spectrum(some, 1e-3).log_prob(test, 0.3), exact)
+
+
+def test_strong_correlations_are_not_shrunk_away():
+    stream = torch.Generator().manual_seed(0)
+    mixing = torch.eye(40) + 30 * torch.ones(40, 40) / 40
+    train, test = (torch.randn(n, 40, generator=stream) @ mixing for n in (200, 2000))
+    covariance = mixing.T @ mixing
+    exact = torch.distributions.MultivariateNormal(torch.zeros(40), covariance).log_prob(test)
+    found = gaussian_baseline(train, test)
+    assert 0 < float(exact.mean() - found.log_prob.mean()) < 8  # of 40 ln 2 for a factor of 2
+
+
+def test_a_mixture_stops_growing_when_its_time_is_up():
+    dataset = gaussian_ring(modes=8, count=4000)
+    found = mixture_baseline(*splits(dataset), seconds=0.0)
+    assert found.name == "mixture of 1 Gaussians (full)"
+    assert found.note == "growth stopped after 0 s"
+    whole = mixture_baseline(*splits(dataset), largest=4)
+    assert whole.note == ""
+    assert whole.log_prob.mean() > found.log_prob.mean()
+
+
+def test_mixtures_of_few_examples_begin_with_the_variances_alone():
+    train, test = noise_rows(20, 200, 0), noise_rows(100, 200, 1)
+    found = mixture_baseline(train, train[:5], test, seconds=0.0)
+    assert found.name == "mixture of 1 Gaussians (diag)"
+    assert found.log_prob.mean() > -1.5 * 200 * 1.42
+
+
+def noise_rows(count, dimension, seed):
+    return torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_covariance_of_too_many_features_is_refused():
+    x = torch.zeros(3, 4097)
+    with pytest.raises(InputError, match=r"at most 4096 features .* got 4097"):
+        gaussian_baseline(x, x)

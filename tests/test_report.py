@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scoresde.errors import InputError
-from scoresde.report import Figure, Report, SamplerResult, Score, write_report
+from scoresde.report import Figure, Report, SamplerResult, Score, Table, write_report
 from scoresde.report import figures as plots
 
 EVIL = "<script>alert('\"&')</script>"
@@ -101,6 +101,25 @@ def test_shows_costs_and_scores(report, tmp_path):
     assert "± nan" not in text
 
 
+def test_samplers_without_a_picture_still_say_what_they_cost(report, tmp_path):
+    bare = [replace(one, figure=None) for one in report.samplers]
+    text = write(replace(report, samplers=bare, real=None), tmp_path)
+    page = Page(text)
+    assert [t for t in page.texts["td"] if t in ("500", "134", "6.2 s", "1 min 15 s")] == [
+        *("500", "6.2 s", "134", "1 min 15 s")
+    ]
+    assert "cards" not in {attrs.get("class") for _, attrs in page.tags}
+
+
+def test_remarks_stand_at_the_head_and_tables_hold_every_cell(report, tmp_path):
+    table = Table("Numbers", "Of a column.", ("column", "of", "mean"), [("1", "data", "0.5")])
+    text = write(replace(report, remarks=["It overfits."], tables=[table]), tmp_path)
+    assert "It overfits." in text.partition("</header>")[0]
+    page = Page(text)
+    assert "Numbers" in page.texts["h2"]
+    assert page.texts["td"][-3:] == ["1", "data", "0.5"]
+
+
 def test_lowest_score_is_bold(report, tmp_path):
     assert Page(write(report, tmp_path)).texts["b"] == ["mixture", "1.750"]
 
@@ -109,7 +128,7 @@ def test_scores_compete_within_their_unit(report, tmp_path):
     scores = [*report.scores, Score("a", -3.0, 0.1, "nats"), Score("b", 4.0, 0.1, "nats")]
     page = Page(write(replace(report, scores=scores), tmp_path))
     assert page.texts["b"] == ["mixture", "1.750", "a", "-3.000"]
-    assert len(page.all("table")) == 2
+    assert len(page.all("table")) == 2 + 1  # with that of the samplers' costs
     bars = [(float(bar["x"]), float(bar["width"])) for bar in page.all("rect")]
     assert all(x >= 0 and width > 0 and x + width <= 100.01 for x, width in bars)
 
@@ -124,6 +143,8 @@ def test_escapes_every_text(report, tmp_path):
         scores=[Score(EVIL, 1, 0.1, EVIL, EVIL)],
         figures=[Figure(EVIL, report.real.path)],
         configuration=EVIL,
+        remarks=[EVIL],
+        tables=[Table(EVIL, EVIL, [EVIL] * 3, [[EVIL] * 3])],
     )
     text = write(evil, tmp_path)
     page = Page(text)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 
@@ -163,6 +163,68 @@ def test_default_recipe_is_digits_vp() -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose("config") == compose("config", ["+experiment=digits_vp"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (
+            ["data=array", "data.path='/x/My data (v2).npy'", "sde=rectified"],
+            "My_data_v2_rectified_flow",
+        ),
+        (["data=array"], "array_vp"),
+        (["data=folder", "data.path=photos", "sde=subvp"], "photos_subvp"),
+        (["data=custom", "data._target_=mine.weather", "sde=ve"], "weather_ve"),
+        (["data=custom"], "vp"),
+        (["sde=ve"], "digits_ve"),
+        (["data=array", "data.path=wine.npy", "name=mine"], "mine"),
+        (["+experiment=moons_ve", "sde=vp"], "moons_ve"),
+        (["~data"], "vp"),
+        (["task=sample", "checkpoint=/nowhere/x.pth"], "x"),
+    ],
+)
+def test_a_run_is_called_after_its_data_and_its_sde(overrides: list[str], name: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("config", overrides).name == name
+
+
+def test_a_task_is_called_after_the_run_of_its_checkpoint(run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "rain.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    data = ["data=array", "data.path=rain.npy", "network=mlp", "network.width=8"]
+    shown = program(*data, *TINY, cwd=tmp_path)
+    (trained,) = (tmp_path / "runs/rain_vp").iterdir()
+    assert "<h1>rain_vp</h1>" in (trained / "report.html").read_text()
+    program("task=sample", f"checkpoint={trained}", "count=2", "progress=false", cwd=tmp_path)
+    assert len(list((tmp_path / "runs/rain_vp").iterdir())) == 2
+    assert "Training rain_vp: 2 steps" in shown.stdout
+
+
+def test_best_weights_are_those_of_the_least_held_out_loss(run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    last = Checkpoint.load(copied)
+    best = replace(last, ema={k: v + 1 for k, v in last.ema.items()}, step=1)
+    best.save(copied / "best.pt")
+    for path in (copied, copied / "checkpoint.pt", copied / "checkpoints/00000002.pt"):
+        weights = scoresde.load(path, weights="best").model.state_dict()
+        assert all(torch.equal(weights[k], last.ema[k] + 1) for k in last.ema)
+    program(
+        "task=likelihood",
+        "checkpoint=run",
+        "weights=best",
+        *TINY[3:4],
+        "progress=false",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    identity = json.loads((tmp_path / "out/parts/identity.json").read_text())
+    assert identity["checkpoint"].startswith("step 1,")
+    (copied / "best.pt").unlink()
+    sentence = refused("task=sample", "checkpoint=run", "weights=best", cwd=tmp_path)
+    assert "weights=best needs best.pt, got run without one" in sentence
+    assert "weights must be average, raw, best" in refused(
+        "task=sample", "checkpoint=run", "weights=last", cwd=tmp_path
+    )
 
 
 def composed_network(*overrides: str) -> str:
@@ -781,7 +843,11 @@ def test_program_starts_as_a_module_and_as_a_script(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("scoresde")
     for command in ([sys.executable, "-m", "scoresde.run"], [str(script)]):
         shown = subprocess.run(
-            [*command, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [*command, "--cfg", "job", "--resolve"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert shown.returncode == 0, shown.stderr
         assert "name: digits_vp" in shown.stdout

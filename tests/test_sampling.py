@@ -145,7 +145,7 @@ def test_few_levels_become_shades(tmp_path):
 
 
 def test_points_are_no_images(tmp_path):
-    with pytest.raises(InputError, match="images=true needs images"):
+    with pytest.raises(InputError, match=r"images=true requires .*got \(2,\)"):
         stream(tmp_path, what=drawing(POINTS), images=True)
 
 

@@ -2,6 +2,7 @@
 
 from scoresde.metrics.baselines import (
     FAMILIES,
+    MOST_FEATURES,
     Baseline,
     CovarianceFamily,
     gaussian_baseline,
@@ -11,19 +12,26 @@ from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.detection import auroc
 from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
+from scoresde.metrics.moments import Moments, features, spread
+from scoresde.metrics.nearest import nearest
 from scoresde.recipe import renamed
 
 __all__ = [
     "FAMILIES",
+    "MOST_FEATURES",
     "Baseline",
     "CovarianceFamily",
     "Estimate",
+    "Moments",
     "auroc",
     "bits_per_dim",
+    "features",
     "gaussian_baseline",
     "mixture_baseline",
     "nats",
+    "nearest",
     "sliced_wasserstein",
+    "spread",
 ]
 
 __getattr__ = renamed(__name__)

@@ -3,9 +3,23 @@ r"""Classical densities that a deep model has to beat.
 Both are fitted by scikit-learn to the same examples in the same units as the model, dequantised
 if they are integers, and graded on the same test examples. A network that does not beat them has
 learned less than a covariance matrix knows.
+
+Where examples are few, the covariance of the Gaussian is shrunk towards a multiple of the
+identity:
+
+.. math:: (1 - s) \hat\Sigma + s \, \frac{\operatorname{tr} \hat\Sigma}{D} I .
+
+The plain one is singular for fewer examples than features, and far too small in some directions
+for hardly more. The share :math:`s` is the one under which a fifth of the training examples are
+most likely, given the others.
+
+References:
+    Friedman, *Regularized discriminant analysis*, Journal of the American Statistical Association
+    84, 1989.
 """
 
 import math
+import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +32,12 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.estimate import Estimate
+
+MOST_FEATURES = 4096  # of which a covariance is fitted: 128 MiB
+_PLENTY = 10  # examples per feature above which the covariance is not shrunk
+_SHARES = (10 ** np.linspace(-6, 0, 13)).tolist()  # by which a covariance may be shrunk
+_ITERATIONS = 100  # of expectation-maximisation, at most
+_BETWEEN = 10  # iterations between two looks at the clock
 
 
 @dataclass(frozen=True)
@@ -60,11 +80,13 @@ class Baseline:
         name: What was fitted.
         log_prob: Log-densities of the test examples in nats and model units, ``(N,)``, float64.
         shape: The shape of one example.
+        note: What is particular about the fit, if anything.
     """
 
     name: str
     log_prob: Tensor
     shape: tuple[int, ...]
+    note: str = ""
 
     def bits_per_dim(
         self, scale: float | None = None, *, log_det: float | Tensor | None = None
@@ -87,19 +109,26 @@ class Baseline:
 
 
 def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6) -> Baseline:
-    """Fits one Gaussian of full covariance by maximum likelihood.
+    """Fits one Gaussian of full covariance: by maximum likelihood, or shrunk if examples are few.
 
     Arguments:
-        train: Training examples in model units, dequantised, with shape ``(N, *)``.
+        train: Training examples in model units, dequantised, with shape ``(N, *)``. With fewer
+            than ten for each feature the covariance is shrunk.
         test: Test examples likewise.
         regularisation: As in :class:`CovarianceFamily`; above 0 it allows constant features.
 
     Raises:
-        InputError: If the examples cannot be used or the covariance is singular.
+        InputError: If the examples cannot be used, have too many features, or the covariance is
+            singular.
     """
     a, c = _rows(train, test)
-    fitted = _fit(a, CovarianceFamily("full", regularisation), components=1, seed=0)
-    return Baseline("Gaussian", torch.from_numpy(fitted.score_samples(c)), tuple(test.shape[1:]))
+    shape = tuple(test.shape[1:])
+    if len(a) >= _PLENTY * a.shape[1]:
+        fitted = _fit(a, CovarianceFamily("full", regularisation), components=1, seed=0)
+        return Baseline("Gaussian", torch.from_numpy(fitted.score_samples(c)), shape)
+    log_prob, share = _shrunk(a, c, regularisation)
+    note = f"covariance shrunk by {share:.2g}: {len(a)} examples of {a.shape[1]} features"
+    return Baseline("Gaussian", torch.from_numpy(log_prob), shape, note)
 
 
 def mixture_baseline(
@@ -109,6 +138,7 @@ def mixture_baseline(
     families: Iterable[CovarianceFamily] = FAMILIES,
     largest: int = 64,
     seed: int = 0,
+    seconds: float = math.inf,
 ) -> Baseline:
     """Fits Gaussian mixtures and keeps the one that is best on the validation examples.
 
@@ -120,41 +150,88 @@ def mixture_baseline(
         test: Test examples likewise, seen by the chosen mixture only.
         families: The kinds of covariance to try.
         largest: The largest number of components, positive.
-        seed: Names the starts of the fits.
+        seed: Seed of the starts of the fits.
+        seconds: Time after which mixtures do not grow any more; the baseline's note says so. One
+            component of the first family is always fitted.
 
     Raises:
-        InputError: If the examples cannot be used or every covariance is singular.
+        InputError: If the examples cannot be used, have too many features, or every covariance is
+            singular.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn depends on it
 
+    deadline = time.monotonic() + seconds
     a, b, c = _rows(train, validation, test)
     if largest < 1:
         raise InputError(f"largest={largest} is no number of components; give 64, say.")
-    with threadpool_limits(1):  # ten times faster: the matrices are small
-        chosen = [_grow(a, b, family, min(largest, len(a)), seed) for family in families]
-    if not chosen:
+    # Full covariances of few examples are hopeless: they wait for what is sure to be sane.
+    few = len(a) < 2 * a.shape[1]
+    ordered = sorted(families, key=lambda one: few and one.covariance != "diag")
+    growths = [_Growth(family, a, b, seed) for family in ordered]
+    if not growths:
         raise InputError("families must hold at least one CovarianceFamily, got none.")
-    _, name, best = max(chosen, key=lambda one: one[0])
-    return Baseline(name, torch.from_numpy(best.score_samples(c)), tuple(test.shape[1:]))
+    with threadpool_limits(1):  # ten times faster: the matrices are small
+        done = _grow(growths, min(largest, len(a)), deadline)
+    best = max(growths, key=lambda one: one.score)
+    log_prob = torch.from_numpy(best.mixture.score_samples(c))
+    note = "" if done else f"growth stopped after {seconds:.0f} s"
+    return Baseline(best.name, log_prob, tuple(test.shape[1:]), note)
 
 
-def _grow(
-    train: np.ndarray, validation: np.ndarray, family: CovarianceFamily, largest: int, seed: int
-) -> tuple[float, str, Any]:
-    """Doubles the components while validation improves: the grade, the name and the mixture."""
-    best = (-math.inf, "", None)
+class _Growth:
+    """The best mixture of a family so far.
+
+    Arguments:
+        family: The kind of covariance.
+        train: Training examples as rows.
+        validation: Validation examples likewise.
+        seed: Seed of the starts of the fits.
+    """
+
+    def __init__(
+        self, family: CovarianceFamily, train: np.ndarray, validation: np.ndarray, seed: int
+    ) -> None:
+        self.family, self.train, self.validation, self.seed = family, train, validation, seed
+        self.score, self.name, self.took = -math.inf, "", 0.0
+        self.mixture: Any = None
+        self.growing = True
+
+    def grow(self, components: int, deadline: float) -> bool:
+        """Fits a mixture and keeps it if it helps; returns whether there was time for it."""
+        start = time.monotonic()
+        if start + 2 * self.took > deadline:
+            return False
+        fitted = _fit(self.train, self.family, components, self.seed, deadline)
+        if fitted is None:
+            return False
+        score, self.took = fitted.score(self.validation), time.monotonic() - start
+        self.growing = score > self.score
+        if self.growing:
+            self.score, self.mixture = score, fitted
+            self.name = f"mixture of {components} Gaussians ({self.family.covariance})"
+        return True
+
+
+def _grow(growths: list[_Growth], largest: int, deadline: float) -> bool:
+    """Doubles the components of each family while that helps; returns whether time allowed it."""
     components = 1
     while components <= largest:
-        fitted = _fit(train, family, components, seed)
-        grade = fitted.score(validation)
-        if grade <= best[0]:
-            break
-        best = (grade, f"mixture of {components} Gaussians ({family.covariance})", fitted)
+        for one in (one for one in growths if one.growing):
+            limit = math.inf if growths[0].mixture is None else deadline
+            if not one.grow(components, limit):
+                return False
         components *= 2
-    return best
+    return True
 
 
-def _fit(rows: np.ndarray, family: CovarianceFamily, components: int, seed: int) -> Any:
+def _fit(
+    rows: np.ndarray,
+    family: CovarianceFamily,
+    components: int,
+    seed: int,
+    deadline: float = math.inf,
+) -> Any:
+    """Fits a mixture; returns None if the time is up before."""
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.mixture import GaussianMixture
 
@@ -163,19 +240,68 @@ def _fit(rows: np.ndarray, family: CovarianceFamily, components: int, seed: int)
         covariance_type=family.covariance,
         reg_covar=family.regularisation * rows.var(0).mean(),
         random_state=seed,
+        max_iter=_BETWEEN,
+        warm_start=True,
     )
     with warnings.catch_warnings():
         # The validation set judges every fit, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
-            return mixture.fit(rows)
+            for _ in range(_ITERATIONS // _BETWEEN):
+                if time.monotonic() > deadline:
+                    return None
+                if mixture.fit(rows).converged_:
+                    break
         except ValueError as error:
-            raise InputError(
-                f"{components} Gaussians ({family.covariance}) cannot be fitted to {len(rows)} "
-                f"examples of {rows.shape[1]} features with "
-                f"regularisation={family.regularisation}; give a larger one, such as 1e-3, or "
-                "more examples."
-            ) from error
+            raise _unfit(f"{components} Gaussians ({family.covariance})", rows, family) from error
+    return mixture
+
+
+class _Spectrum:
+    """The principal variances of some examples, for Gaussians of any shrinkage.
+
+    Arguments:
+        rows: Examples, ``(N, D)``.
+        regularisation: As in :class:`CovarianceFamily`.
+    """
+
+    def __init__(self, rows: np.ndarray, regularisation: float) -> None:
+        self.mean, self.features = rows.mean(0), rows.shape[1]
+        _, widths, self.axes = np.linalg.svd(rows - self.mean, full_matrices=False)
+        self.variances = widths**2 / len(rows)
+        self.level = self.variances.sum() / self.features
+        self.floor = regularisation * self.level
+
+    def log_prob(self, x: np.ndarray, share: float) -> np.ndarray:
+        """Returns log-densities of examples under a covariance shrunk by a share above 0."""
+        centred = x - self.mean
+        along = (centred @ self.axes.T) ** 2
+        inside = (1 - share) * self.variances + share * self.level + self.floor
+        outside = share * self.level + self.floor
+        # Rounding leaves a little of nothing where the axes span everything.
+        spanned = len(self.axes) == self.features
+        beyond = 0.0 if spanned else ((centred**2).sum(1) - along.sum(1)).clip(0) / outside
+        volume = np.log(inside).sum() + (self.features - len(self.axes)) * math.log(outside)
+        squares = (along / inside).sum(1) + beyond
+        return -0.5 * (squares + volume + self.features * math.log(2 * math.pi))
+
+
+def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> tuple[np.ndarray, float]:
+    """Returns the log-densities of test examples under a shrunk covariance, and the share."""
+    held_out = np.arange(len(rows)) % 5 == 0
+    if len(rows) < 3 or not np.ptp(rows[~held_out], axis=0).any():
+        raise _unfit("1 Gaussian (full)", rows, CovarianceFamily("full", regularisation))
+    part, whole = (_Spectrum(r, regularisation) for r in (rows[~held_out], rows))
+    share = max(_SHARES, key=lambda s: part.log_prob(rows[held_out], s).mean())
+    return whole.log_prob(test, share), share
+
+
+def _unfit(what: str, rows: np.ndarray, family: CovarianceFamily) -> InputError:
+    return InputError(
+        f"{what} cannot be fitted to {len(rows)} examples of {rows.shape[1]} features with "
+        f"regularisation={family.regularisation}; use a larger one, such as 1e-3, or more "
+        "examples."
+    )
 
 
 def _rows(*examples: Tensor) -> tuple[np.ndarray, ...]:
@@ -185,4 +311,10 @@ def _rows(*examples: Tensor) -> tuple[np.ndarray, ...]:
         raise InputError(f"Examples of shapes {shapes} cannot be compared; give (N, *) each.")
     if not all(x.isfinite().all() for x in examples):
         raise InputError("The examples have NaN or infinite values; remove them.")
+    features = math.prod(shapes[0][1:])
+    if features > MOST_FEATURES:
+        raise InputError(
+            f"Examples must have at most {MOST_FEATURES} features for a covariance, got "
+            f"{features}."
+        )
     return tuple(x.double().reshape(len(x), -1).cpu().numpy() for x in examples)

@@ -555,14 +555,19 @@ def _figure(count: int, width: float, height: float) -> "tuple[Figure, list[Axes
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for one in axes:
-        one.set_facecolor("white")
-        one.spines[["top", "right"]].set_visible(False)
-        one.spines[["left", "bottom"]].set_color(GREY)
-        one.tick_params(labelsize=9, color=GREY, labelcolor=INK)
-        one.xaxis.label.set(size=10, color=INK)
-        one.yaxis.label.set(size=10, color=INK)
-        one.locator_params(nbins=6)
+        _dress(one)
     return figure, axes
+
+
+def _dress(axes: "Axes") -> None:
+    """Gives a panel the common look."""
+    axes.set_facecolor("white")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=9, color=GREY, labelcolor=INK)
+    axes.xaxis.label.set(size=10, color=INK)
+    axes.yaxis.label.set(size=10, color=INK)
+    axes.locator_params(nbins=6)
 
 
 def _scale(axes: "Axes", raw: np.ndarray, curves: np.ndarray) -> None:

@@ -44,14 +44,14 @@ class SamplerResult:
         settings: Its hyper-parameters: ``500 steps``.
         nfe: Network passes per sample, the mean if they differ.
         seconds: Wall-clock time of all its samples, in seconds.
-        figure: A PNG file of the samples.
+        figure: A PNG file of the samples, if there is one.
     """
 
     name: str
     settings: str
     nfe: float
     seconds: float
-    figure: Path
+    figure: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,35 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Numbers in rows and columns.
+
+    Arguments:
+        title: What they are.
+        about: What a reader needs to know of them.
+        head: The names of the columns.
+        rows: The cells, as texts; the first two columns of a table are names.
+    """
+
+    title: str
+    about: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report says; a part that is empty leaves no trace.
 
     Arguments:
         title: The name of the recipe.
         subtitle: One sentence below it.
+        remarks: What a reader must know before the numbers, such as that the model overfits.
         facts: What was done, on what, how long: pairs of a name and a value.
         real: Real data, shown beside the samples.
         samplers: What the samplers drew.
         scores: Grades of the model and of its baselines.
+        tables: Other numbers.
         figures: Other pictures.
         configuration: The run's configuration in YAML.
         data_sets: Whether the scores compare data sets, none of them the best, and not models.
@@ -98,6 +117,8 @@ class Report:
     figures: Sequence[Figure] = ()
     configuration: str = ""
     data_sets: bool = False
+    remarks: Sequence[str] = ()
+    tables: Sequence[Table] = ()
 
 
 def write_report(report: Report, path: Path) -> Path:
@@ -129,6 +150,7 @@ def _page(report: Report) -> str:
         _facts(report.facts),
         _samples(report.real, report.samplers),
         _scores(report.scores, report.data_sets),
+        *(_numbers(table) for table in report.tables),
         _figures([*alone, *report.figures]),
         _configuration(report.configuration),
     ]
@@ -138,7 +160,8 @@ def _page(report: Report) -> str:
 
 def _header(report: Report) -> str:
     subtitle = f'\n<p class="subtitle">{escape(report.subtitle)}</p>' if report.subtitle else ""
-    return f"<header>\n<h1>{escape(report.title)}</h1>{subtitle}\n</header>"
+    remarks = "".join(f'\n<p class="remark">{escape(text)}</p>' for text in report.remarks)
+    return f"<header>\n<h1>{escape(report.title)}</h1>{subtitle}{remarks}\n</header>"
 
 
 def _section(title: str, about: Iterable[str], content: str) -> str:
@@ -159,10 +182,40 @@ def _samples(real: Figure | None, samplers: Sequence[SamplerResult]) -> str:
         return ""
     cards = [] if real is None else [_card(real.path, real.caption, "", ["from the data set"])]
     for one in samplers:
-        cost = [f"{one.nfe:,.0f} NFE", _duration(one.seconds)]
-        cards.append(_card(one.figure, one.name, one.settings, cost))
+        if one.figure is not None:
+            cost = [f"{one.nfe:,.0f} NFE", _duration(one.seconds)]
+            cards.append(_card(one.figure, one.name, one.settings, cost))
     about = _ABOUT_SAMPLES + ([_ABOUT_REAL] if real is not None else [])
-    return _section("Samples", about, '<div class="cards">\n' + "\n".join(cards) + "\n</div>")
+    shown = '<div class="cards">\n' + "\n".join(cards) + "\n</div>" if cards else ""
+    return _section("Samples", about, f"{_costs(samplers)}\n{shown}")
+
+
+def _costs(samplers: Sequence[SamplerResult]) -> str:
+    rows = [
+        (one.name, one.settings, f"{one.nfe:,.0f}", _duration(one.seconds)) for one in samplers
+    ]
+    return _cells(("sampler", "settings", "NFE", "seconds"), rows)
+
+
+def _numbers(table: Table) -> str:
+    return _section(escape(table.title), [escape(table.about)], _cells(table.head, table.rows))
+
+
+def _cells(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of texts, of which the first two columns are names."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = ["", "", *[' class="number"'] * (len(cells) - 2)]
+        inner = "".join(
+            f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, cells, strict=True)
+        )
+        return f"<tr>{inner}</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return (
+        f'<table class="plain">\n<thead>{line("th", head)}</thead>\n<tbody>\n{body}\n</tbody>\n'
+        "</table>"
+    )
 
 
 def _card(path: Path, name: str, settings: str, cost: Sequence[str]) -> str:
@@ -344,12 +397,12 @@ _PAGE = """<!DOCTYPE html>
 _STYLE = """
 :root {
   --paper: #ffffff; --ink: #1d1d1f; --quiet: #66676c; --rule: #e4e4e0; --panel: #f5f5f2;
-  --accent: #0072b2; --bar: #c3c8cf;
+  --accent: #0072b2; --bar: #c3c8cf; --warn: #d55e00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #161719; --ink: #e8e8e6; --quiet: #a0a2a8; --rule: #303236; --panel: #1f2124;
-    --accent: #56b4e9; --bar: #565b63;
+    --accent: #56b4e9; --bar: #565b63; --warn: #e69f00;
   }
 }
 * { box-sizing: border-box; }
@@ -363,6 +416,10 @@ h1, h2 { font-family: Charter, "Bitstream Charter", Cambria, Georgia, serif; lin
 h1 { font-size: 2.3rem; margin: 0; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 1.45rem; margin: 0 0 6px; }
 .subtitle { font-size: 1.1rem; color: var(--quiet); margin: 8px 0 0; }
+.remark {
+  max-width: 70ch; margin: 16px 0 0; padding: 10px 14px; background: var(--panel);
+  border-left: 3px solid var(--warn);
+}
 section { margin-top: 36px; padding-top: 28px; border-top: 1px solid var(--rule); }
 .about { color: var(--quiet); max-width: 70ch; margin: 0 0 20px; }
 .facts {
@@ -389,6 +446,8 @@ table { border-collapse: collapse; width: 100%; margin-bottom: 20px; }
 th { font-weight: 400; font-size: 0.82rem; color: var(--quiet); text-align: left; }
 th, td { padding: 10px 24px 10px 0; border-bottom: 1px solid var(--rule); vertical-align: middle; }
 .number { text-align: right; white-space: nowrap; }
+.plain th, .plain td { padding-top: 5px; padding-bottom: 5px; }
+.plain td { font-size: 0.92rem; }
 tbody tr:last-child td { border-bottom: 0; }
 .wide { width: 44%; padding-right: 0; }
 .error { color: var(--quiet); }

@@ -9,10 +9,10 @@ import torch
 from scoresde.data import Dataset, random_rows
 from scoresde.likelihood import VariationalBound
 from scoresde.model import ScoreFunction
-from scoresde.report import figures as plots
 from scoresde.sample import Sampler
 from scoresde.tasks.evaluation import evaluate_likelihood
-from scoresde.tasks.sampling import draw_samples, is_image
+from scoresde.tasks.sampling import draw_samples
+from scoresde.tasks.views import view_of
 from scoresde.train import ProcessGroup
 
 FOLDER = "progress"
@@ -54,12 +54,9 @@ class Inspection:
         )
         path = self.folder / FOLDER / f"{done:08d}.png"
         if ProcessGroup.here().first:
-            if is_image(self.data.codec):
-                plots.image_grid(self.data.to_unit(drawn.x), path)
-            elif self.data.shape == (2,):
-                panels = {"data": self.data.validation[rows.to(self.data.validation.device)].cpu()}
-                panels[f"{done} updates"] = self.data.decode(drawn.x)
-                plots.scatter_comparison(panels, path)
+            real = self.data.validation[rows.to(self.data.validation.device)].cpu()
+            panels = {"validation data": real, f"{done} updates": self.data.decode(drawn.x)}
+            view_of(self.data.codec).compare(panels, path)
         evaluation = evaluate_likelihood(
             model,
             VariationalBound(),

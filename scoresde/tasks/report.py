@@ -1,6 +1,8 @@
 """What a training leaves for a person: samples three ways, likelihoods, figures, a report."""
 
 import json
+import logging
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -13,22 +15,38 @@ from torch import Tensor
 
 import scoresde
 from scoresde.data import Dataset, random_rows
+from scoresde.errors import InputError
 from scoresde.likelihood import Likelihood
-from scoresde.metrics import Estimate, gaussian_baseline, mixture_baseline
+from scoresde.metrics import (
+    MOST_FEATURES,
+    Baseline,
+    Estimate,
+    gaussian_baseline,
+    mixture_baseline,
+    spread,
+)
 from scoresde.model import ScoreFunction, ScoreModel
-from scoresde.report import Figure, Report, SamplerResult, Score, write_report
+from scoresde.report import Figure, Report, SamplerResult, Score, Table, write_report
 from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
+from scoresde.tasks.comparison import Neighbours, compare
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
-from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, frame, is_image, save_samples
+from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, save_samples
+from scoresde.tasks.verdict import divergence, overfitting
+from scoresde.tasks.views import Images, Points, View, view_of
 from scoresde.train import level_curves, read_metrics
+from scoresde.train.checkpoint import BEST
+
+log = logging.getLogger("scoresde")
 
 _BASELINE_SEED = 0
 _PIXELS = 96
 _IN_MEMORY = 2**24  # bytes of examples that are too many to be kept in memory
 _PATHS = 64
+_NEIGHBOURS, _PAIRS = 256, 8  # samples whose nearest training examples are found, and are drawn
+_SHARE, _LEAST = 0.1, 5.0  # of the training's seconds that the baselines take, and at least
 _OWN = "this model"
 
 
@@ -68,13 +86,8 @@ class Trained:
         return in_memory(self.data, self.split)
 
     def rows(self, count: int) -> Tensor:
-        """Returns which of them stand for all in pictures, at random."""
+        """Returns which of them lend their conditions to samples, at random."""
         return random_rows(len(self.data.split(self.split)), count)
-
-    def some(self, count: int) -> Tensor:
-        """Returns the raw examples that stand for all in pictures, on the CPU."""
-        raw = self.data.split(self.split)
-        return raw[self.rows(count).to(raw.device)].cpu()
 
 
 def report_training(
@@ -122,6 +135,7 @@ def report_training(
         if known:
             evaluate()
         return {}
+    view = view_of(data.codec, in_memory(data, "train"))
     drawn = {}
     for name, sampler in samplers.items():
         drawn[name] = draw_samples(
@@ -132,7 +146,7 @@ def report_training(
             cond=data.conditions_of(trained.split, trained.rows(count)),
             **options,
         )
-        save_samples(drawn[name], data.codec, folder, name)
+        save_samples(drawn[name], data.codec, folder, name, view.reference)
     evaluation = evaluate() if known else None
     scores: list[Score] = []
     if evaluation is not None:
@@ -140,7 +154,15 @@ def report_training(
         scores = [_own_score(evaluation), *(_baselines(trained) if baselines else ())]
     scores += _exact(trained)
 
+    raw = {_title(name): data.decode(d.x) for name, d in drawn.items()}
+    tables, pictures = _compared(trained, view, raw, folder, count)
     figures = [
+        *pictures,
+        *(
+            _plane_figures(trained, samplers, view, likelihood, folder)
+            if isinstance(view, Points)
+            else ()
+        ),
         Figure(
             "The loss in training (faint: as recorded) and on validation data.",
             plots.loss_curve(read_metrics(folder), folder / "loss.png"),
@@ -151,27 +173,68 @@ def report_training(
         ),
         *([] if evaluation is None else [_histogram(trained, evaluation, folder)]),
     ]
-    if is_image(data.codec):
-        panels = {f"{trained.split} data": _real_images(trained, count)}
-        panels |= {_title(name): data.to_unit(d.x) for name, d in drawn.items()}
-        picture = plots.comparison(panels, folder / "comparison.png")
-        figures.insert(0, Figure("Real examples beside the samples.", picture))
-    elif data.raw_shape == (2,):
-        figures[:0] = _plane_figures(trained, samplers, drawn, likelihood, folder)
+    remarks = _remarks(folder, scores)
+    for remark in remarks:
+        log.warning("%s", remark)
     write_report(
         Report(
             title=trained.name,
             subtitle=f"{type(model.sde).__name__} on {data.name}",
             facts=_facts(trained),
-            real=_real(trained, folder, count),
+            real=_real(trained, view, folder, count),
             samplers=_sampler_rows(samplers, drawn, folder),
             scores=scores,
             figures=figures,
             configuration=trained.configuration,
+            remarks=remarks,
+            tables=tables,
         ),
         folder / "report.html",
     )
     return _results(trained, drawn, evaluation, scores)
+
+
+def _compared(
+    trained: Trained, view: View, raw: Mapping[str, Tensor], folder: Path, count: int
+) -> tuple[list[Table], list[Figure]]:
+    """Compares raw samples with data, in tables and pictures."""
+    if not raw:
+        return [], []
+    data, reference = trained.data, in_memory(trained.data, "train")
+    enough = len(trained.held_out) >= count  # of few held-out examples a picture says little
+    name, real = (trained.split, trained.held_out) if enough else ("training", reference)
+    panels = {f"{name} data": spread(real, count), **raw}
+    picture = view.compare(panels, folder / "comparison.png")
+    figures = [Figure(f"{name.title()} data beside the samples.", picture)]
+    sets = {"training data": reference, **{name.lower(): x for name, x in raw.items()}}
+    tables = [compare(sets, view.feature, folder / "statistics.csv")]
+    name, some = next((name, x[:_NEIGHBOURS]) for name, x in raw.items())
+    held_out = spread(trained.held_out, _NEIGHBOURS)
+    found = Neighbours.of(data.codec, reference, some, held_out)
+    near = reference[found.rows[:_PAIRS]]
+    rows = [
+        [str(i + 1), f"training example {row}", f"{distance:.3g}"]
+        for i, (row, distance) in enumerate(
+            zip(found.rows[:_PAIRS].tolist(), found.distances.tolist(), strict=False)
+        )
+    ]
+    about = f"{found.sentence} Samples: {name.lower()}."
+    tables.append(
+        Table("Nearest training examples", about, ("sample", "nearest", "distance"), rows)
+    )
+    pairs = view.neighbours(some[:_PAIRS], near, found.distances[:_PAIRS], folder / "nearest.png")
+    if pairs is not None:
+        caption = "Samples above their nearest training examples, with distances in model units."
+        figures.append(Figure(caption, pairs))
+    return tables, figures
+
+
+def _remarks(folder: Path, scores: Sequence[Score]) -> list[str]:
+    """Returns what a reader must know before the numbers."""
+    own = [score for score in scores if score.name == _OWN]
+    said = [overfitting(read_metrics(folder), (folder / BEST).is_file())]
+    said += [divergence(score, scores) for score in own]
+    return [text for text in said if text]
 
 
 def _histogram(trained: Trained, evaluation: Evaluation, folder: Path) -> Figure:
@@ -221,29 +284,49 @@ def _own_score(evaluation: Evaluation) -> Score:
 
 
 def _baselines(trained: Trained) -> list[Score]:
-    """Fits the classical densities to the same training set."""
+    """Fits the classical densities to the same training set, in a share of its time."""
     data = trained.data
+    if (features := math.prod(data.shape)) > MOST_FEATURES:
+        log.info(
+            "No baselines: an example has %d features, and a covariance is fitted to at most %d.",
+            features,
+            MOST_FEATURES,
+        )
+        return []
     train, validation, held_out = (
         data.batch(split, Streams.of(_BASELINE_SEED, batch=len(in_memory(data, split)))).x.cpu()
         for split in ("train", "validation", trained.split)
     )
-    fits = (gaussian_baseline(train, held_out), mixture_baseline(train, validation, held_out))
+    start, budget = time.monotonic(), max(_LEAST, _SHARE * trained.seconds)
+
+    def left() -> float:
+        return max(0.0, budget - (time.monotonic() - start))
+
+    fits = [
+        lambda: gaussian_baseline(train, held_out),
+        lambda: mixture_baseline(train, validation, held_out, seconds=left()),
+    ]
     log_det = data.log_det(trained.held_out, held_out)
     scores = []
     for fit in fits:
-        values, unit, _ = in_units(fit.log_prob, data, log_det)
-        estimate = Estimate.of(values)
-        scores.append(
-            Score(
-                fit.name,
-                estimate.mean,
-                estimate.standard_error,
-                unit,
-                "fitted to the same training set"
-                + (", without conditions" if trained.conditional else ""),
-            )
-        )
+        try:
+            scores.append(_baseline_score(fit(), trained, log_det))
+        except InputError as error:
+            log.info("A baseline is left out: %s", error)
     return scores
+
+
+def _baseline_score(fit: Baseline, trained: Trained, log_det: Tensor | None) -> Score:
+    values, unit, _ = in_units(fit.log_prob, trained.data, log_det)
+    estimate = Estimate.of(values)
+    notes = [
+        "fitted to the same training set",
+        "without conditions" if trained.conditional else "",
+    ]
+    note = ", ".join(filter(None, [*notes, fit.note]))
+    if fit.note:
+        log.info("Baseline %s: %s.", fit.name, fit.note)
+    return Score(fit.name, estimate.mean, estimate.standard_error, unit, note)
 
 
 def _exact(trained: Trained) -> list[Score]:
@@ -271,7 +354,6 @@ def _sampler_rows(
             folder / f"{name}.png",
         )
         for name, d in drawn.items()
-        if (folder / f"{name}.png").exists()
     ]
 
 
@@ -288,15 +370,11 @@ def _settings(sampler: Sampler) -> str:
     return ", ".join(f"{name} {value}" for name, value in plain.items())
 
 
-def _real(trained: Trained, folder: Path, count: int) -> Figure | None:
-    if not is_image(trained.data.codec):
+def _real(trained: Trained, view: View, folder: Path, count: int) -> Figure | None:
+    if not isinstance(view, Images):
         return None
-    picture = plots.image_grid(_real_images(trained, count), folder / "real.png")
+    picture = view.picture(spread(trained.held_out, count), folder / "real.png")
     return Figure(f"Real {trained.split} examples", picture)
-
-
-def _real_images(trained: Trained, count: int) -> Tensor:
-    return trained.data.to_unit(trained.data.codec.encode(trained.some(count)))
 
 
 def _facts(trained: Trained) -> list[tuple[str, str]]:
@@ -326,23 +404,14 @@ def _device(device: torch.device) -> str:
 def _plane_figures(
     trained: Trained,
     samplers: Mapping[str, Sampler],
-    drawn: Mapping[str, Drawn],
+    view: Points,
     likelihood: Likelihood,
     folder: Path,
 ) -> list[Figure]:
     """Draws the density of two-dimensional data and the paths of the deterministic flow."""
-    data = trained.data
-    shown = len(next(iter(drawn.values())).x) if drawn else _PATHS
-    panels = {f"{trained.split} data": trained.some(shown)}
-    panels |= {_title(name): data.decode(d.x) for name, d in drawn.items()}
-    figures = [
-        Figure(
-            f"{trained.split.title()} data beside the samples.",
-            plots.scatter_comparison(panels, folder / "comparison.png", _extent(data)),
-        ),
-    ]
-    if has_density(data) and not trained.conditional:
-        figures.append(_density_figure(trained, likelihood, folder))
+    figures = []
+    if has_density(trained.data) and not trained.conditional:
+        figures.append(_density_figure(trained, view.extent(), likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
         figure = plots.trajectories(times, paths, folder / f"paths_{name}.png")
@@ -350,9 +419,10 @@ def _plane_figures(
     return figures
 
 
-def _density_figure(trained: Trained, likelihood: Likelihood, folder: Path) -> Figure:
+def _density_figure(
+    trained: Trained, extent: plots.Extent, likelihood: Likelihood, folder: Path
+) -> Figure:
     data = trained.data
-    extent = _extent(data)
     x = torch.linspace(extent[0], extent[1], _PIXELS)
     y = torch.linspace(extent[2], extent[3], _PIXELS)
     raw = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -376,15 +446,6 @@ def in_memory(data: Dataset, split: str) -> Tensor:
         return raw.cpu()
     size = raw.numel() // len(raw) * raw.dtype.itemsize
     return raw.cpu()[random_rows(len(raw), max(1, _IN_MEMORY // size))]
-
-
-def _extent(data: Dataset) -> plots.Extent:
-    """Returns what is in view: a square, or a rectangle where columns have their own scales."""
-    if data.codec.scale is not None:
-        return plots.square(in_memory(data, "train"))
-    a, b, c, d = frame(data.codec)
-    x, y = 0.1 * (b - a), 0.1 * (d - c)
-    return (a - x, b + x, c - y, d + y)
 
 
 def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:

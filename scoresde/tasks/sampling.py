@@ -1,9 +1,9 @@
 """Drawing samples of a model, and saving them as they come."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,25 @@ from scoresde.codec import Codec
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
 from scoresde.progress import Progress
-from scoresde.report import figures as plots
-from scoresde.sample import Sampler, Samples, Trajectory, sample_trajectory
+from scoresde.sample import Sampler, Samples, sample_trajectory
 from scoresde.streams import fresh_seed
+from scoresde.tasks.image_files import ImageFiles
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 from scoresde.tasks.tables import collect, first_rows
+from scoresde.tasks.views import is_image, raw_states, view_of
+
+__all__ = [
+    "Drawing",
+    "Drawn",
+    "draw_samples",
+    "is_image",
+    "raw_states",
+    "save_samples",
+    "save_trajectory",
+    "stream_samples",
+]
+
+log = logging.getLogger("scoresde")
 
 _DRAWN = 256  # samples in a picture
 _TRACED = 8  # samples whose way is drawn
@@ -161,16 +175,27 @@ def draw_batches(drawing: Drawing, count: int, size: int, progress: bool) -> lis
     return batches
 
 
-def save_samples(drawn: Drawn, codec: Codec, folder: Path, name: str = "samples") -> None:
+def save_samples(
+    drawn: Drawn,
+    codec: Codec,
+    folder: Path,
+    name: str = "samples",
+    reference: Tensor | None = None,
+) -> None:
     """Saves ``name.npz`` (raw units, NFE, seed, densities) and a picture ``name.png``.
 
-    Images make a grid, two-dimensional data a scatter plot; other data have no picture.
+    Arguments:
+        drawn: The samples.
+        codec: The codec of the data.
+        folder: Where to write.
+        name: The name of the files.
+        reference: Raw real examples ``(N, *)`` that set what of the samples is in view.
     """
     raw = codec.decode(drawn.x)
     path, seed = folder / f"{name}.npz", np.uint64(drawn.seed)
     known: dict[str, Any] = {k: values.numpy() for k, values in drawn.densities.items()}
     np.savez(path, x=raw.numpy(), nfe=drawn.nfe.numpy(), seed=seed, **known)
-    _picture(drawn.x, codec, folder / f"{name}.png")
+    view_of(codec, reference).picture(raw, folder / f"{name}.png")
 
 
 def stream_samples(
@@ -205,25 +230,23 @@ def stream_samples(
             :func:`draw_samples`.
     """
     codec, alone = drawing.codec, count <= batch_size
-    if images and not is_image(codec):
-        raise InputError(
-            f"images=true needs images of one or three channels, and an example has the shape "
-            f"{tuple(codec.raw_shape)}; remove it."
-        )
+    files = ImageFiles(codec) if images else None
 
     def compute(piece: range) -> Columns:
         columns = drawing.batch(piece, progress and alone)
-        if images:
-            _save_images(columns["x"], codec, folder / "images", piece)
-        return {**columns, "x": codec.decode(columns["x"])}
+        raw = codec.decode(columns["x"])
+        if files is not None:
+            files.save(raw, folder / "images", piece)
+        return {**columns, "x": raw}
 
     path, seed = folder / "samples.npz", np.uint64(drawing.seed)
     shown = progress and not alone
     known = {k: c.cpu().numpy() for k, c in drawing.conditions(range(count)).items()}
     table = collect(path, parts, count, batch_size, compute, shown, seed=seed, **known)
     if parts.rank.index == 0:
-        raw = first_rows(path, _DRAWN)
-        _picture(codec.encode(raw), codec, folder / "samples.png")
+        view_of(codec).picture(first_rows(path, _DRAWN), folder / "samples.png")
+        if files is not None and files.note:
+            log.info("%s", files.note)
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
 
 
@@ -231,8 +254,8 @@ def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> 
     """Saves the way of the first samples: ``trajectory.npz`` and ``trajectory.png``.
 
     The file holds times ``t`` ``(T, B)``, and states ``x`` and expected data ``denoised``,
-    ``(T, B, *)``, in model units. Images make strips, two rows for each sample; of two-dimensional
-    data the paths are drawn; other data have no picture.
+    ``(T, B, *)``, in model units. Images make strips, two rows for each sample; of points in the
+    plane the paths are drawn; other data have no picture.
 
     Arguments:
         drawing: What to draw.
@@ -252,29 +275,7 @@ def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> 
     )
     arrays = {name: getattr(way, name).numpy() for name in ("t", "x", "denoised")}
     write_whole(folder / "trajectory.npz", lambda file: np.savez(file, **arrays))
-    path, codec = folder / "trajectory.png", drawing.codec
-    if is_image(codec):
-        strips = _strips(way, model, codec)
-        labels = [text for t in way.t.T for text in (*(f"t {v:.2g}" for v in t), *[""] * len(t))]
-        plots.labelled_grid(strips, labels, path, columns=len(way.t))
-    elif tuple(codec.raw_shape) == (2,):
-        plots.trajectories(way.t, raw_states(codec, way.x), path)
-
-
-def is_image(codec: Codec) -> bool:
-    """Whether examples are images of one or three channels."""
-    return len(codec.raw_shape) == 3 and codec.raw_shape[0] in (1, 3)
-
-
-def _save_images(x: Tensor, codec: Codec, folder: Path, piece: range) -> None:
-    """Writes each sample as a PNG; 8-bit images level by level."""
-    from PIL import Image
-
-    folder.mkdir(exist_ok=True)
-    levels = codec.decode(x) if codec.levels == 256 else (codec.to_unit(x) * 255).round()
-    for i, image in zip(piece, levels.to(torch.uint8).numpy(), strict=True):
-        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-        write_whole(folder / f"{i:08d}.png", partial(picture.save, format="PNG"))
+    view_of(drawing.codec).trajectory(way, model, folder / "trajectory.png")
 
 
 def _check_finite(x: Tensor) -> None:
@@ -284,31 +285,3 @@ def _check_finite(x: Tensor) -> None:
             f"{bad} of {len(x)} samples are not finite: the model or the sampler has diverged; "
             "check the training, or use more steps or a larger eps."
         )
-
-
-def _picture(x: Tensor, codec: Codec, path: Path) -> None:
-    """Draws samples in model units, if there is a way."""
-    if is_image(codec):
-        plots.image_grid(codec.to_unit(x[:_DRAWN]), path)
-    elif tuple(codec.raw_shape) == (2,):
-        plots.scatter_comparison({"": codec.decode(x)}, path, frame(codec))
-
-
-def frame(codec: Codec) -> tuple[float, float, float, float]:
-    """Returns the lowest and highest raw value of each of two columns."""
-    ends = torch.stack([torch.as_tensor(end).expand(2) for end in (codec.low, codec.high)])
-    low, high, other_low, other_high = ends.double().T.flatten().tolist()
-    return low, high, other_low, other_high
-
-
-def raw_states(codec: Codec, x: Tensor) -> Tensor:
-    """Converts states of trajectories, ``(T, B, *)``, to raw units, without rounding."""
-    return codec.decode(x.flatten(0, 1), rounded=False).unflatten(0, x.shape[:2])
-
-
-def _strips(way: Trajectory, model: ScoreFunction, codec: Codec) -> Tensor:
-    """Returns two rows for each sample: the states, as bright at every time, and their data."""
-    size = (model.sde.alpha(way.t) ** 2 + model.sde.sigma(way.t) ** 2).rsqrt().to(way.x)
-    states = way.x * size.reshape(*size.shape, 1, 1, 1)
-    rows = torch.stack([states, way.denoised]).permute(2, 0, 1, 3, 4, 5)
-    return codec.to_unit(rows.flatten(0, 2))

@@ -26,7 +26,7 @@ from scoresde.recipe import brief, build, updated
 from scoresde.tensors import read_tensors
 from scoresde.train.engine import ProcessGroup
 
-NAME, INDEX = "checkpoint.pt", "index.pt"
+NAME, BEST, INDEX = "checkpoint.pt", "best.pt", "index.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
 _PARTS = ("recipe", "model", "ema", "step", "seed", "optimizer", "state")
@@ -131,6 +131,27 @@ class Checkpoint:
             raise InputError(f"{file} is damaged: its numbers are not those that were written.")
         recipe = updated(parts["recipe"])
         return Checkpoint(**{**parts, "recipe": recipe, "source": parts["recipe"]})
+
+    @staticmethod
+    def load_best(path: str | Path) -> "Checkpoint":
+        """Reads the weights of the least held-out loss, which a training keeps as ``best.pt``.
+
+        Arguments:
+            path: The run's folder, or a checkpoint in it.
+
+        Raises:
+            InputError: If the run has none, or as in :meth:`load`.
+        """
+        place = Path(path)
+        folders = [place, *place.parents[:2]]  # checkpoints/00001000.pt is one deeper
+        found = next((f / BEST for f in folders if (f / BEST).is_file()), None)
+        if found is None:
+            raise InputError(
+                f"weights=best needs {BEST}, got {path} without one; train with "
+                "train.keep_best=true and more than one validation (train.validate_every), or "
+                "use weights=average."
+            )
+        return Checkpoint.load(found)
 
     def build_model(self, allow: Iterable[str] = (), average: bool = True) -> Model:
         """Rebuilds the model.

@@ -42,16 +42,16 @@ def load(
 
     Arguments:
         path: The run's folder, or its checkpoint.
-        weights: ``average`` or ``raw``.
+        weights: ``average``; ``raw``; or ``best``, the averaged ones of the least held-out loss.
         device: Where the model is put; by default the CPU.
         allow: Packages besides ``scoresde`` whose classes the checkpoint may name.
 
     Raises:
         InputError: If there is no such checkpoint, or it may not be built.
     """
-    if weights not in ("average", "raw"):
-        raise InputError(f"weights must be average or raw, got {weights}.")
-    checkpoint = Checkpoint.load(path)
-    model = checkpoint.build_model(allow, average=weights == "average")
+    if weights not in ("average", "raw", "best"):
+        raise InputError(f"weights must be average, raw or best, got {weights}.")
+    checkpoint = Checkpoint.load_best(path) if weights == "best" else Checkpoint.load(path)
+    model = checkpoint.build_model(allow, average=weights != "raw")
     codec = checkpoint.build("units", Codec, allow)
     return Run(model.to(device or "cpu"), codec, checkpoint.recipe)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.errors import InputError
-from scoresde.train.checkpoint import NAME, Checkpoint
+from scoresde.train.checkpoint import BEST, NAME, Checkpoint
 from scoresde.train.engine import ProcessGroup, in_parts, whole
 
 log = logging.getLogger("scoresde")
 
-FOLDER, BEST = "checkpoints", "best.pt"
+FOLDER = "checkpoints"
 _MARGIN = 1.1  # of the size of a checkpoint, that has to be free for the next
 
 

@@ -1,0 +1,93 @@
+"""Moments and quantiles of features, by which samples are compared with data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+
+LEVELS = (0.05, 0.5, 0.95)
+_ROWS, _FEATURES = 2**20, 1024  # of which moments are taken, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments and quantiles of each of F features, float64.
+
+    Arguments:
+        mean: The means, ``(F,)``.
+        std: The standard deviations, ``(F,)``; 0 of a single row.
+        quantiles: The 5th, 50th and 95th percentiles, ``(F, 3)``.
+        correlation: The correlations, ``(F, F)``; 0 for a constant feature.
+    """
+
+    mean: Tensor
+    std: Tensor
+    quantiles: Tensor
+    correlation: Tensor
+
+    @staticmethod
+    def of(raw: Tensor) -> "Moments":
+        """Measures the columns of a table, or the channels of images, signals or fields.
+
+        Arguments:
+            raw: Examples ``(N, D)`` or ``(N, C, *)``; of very many some are measured.
+
+        Raises:
+            InputError: If there is no example.
+        """
+        x = features(raw)
+        if not len(x):
+            raise InputError(f"raw must hold an example, got shape {tuple(raw.shape)}.")
+        centred = x - x.mean(0)
+        covariance = centred.T @ centred / len(x)
+        std = covariance.diagonal().sqrt()
+        scale = torch.where(std > 0, std, torch.inf)
+        ordered = x.sort(0).values
+        places = [round(level * (len(x) - 1)) for level in LEVELS]
+        return Moments(x.mean(0), std, ordered[places].T, covariance / scale / scale[:, None])
+
+    def discrepancy(self, other: "Moments") -> Tensor:
+        """Returns how far another set is off in each feature, ``(F,)``.
+
+        It is the largest difference of mean, standard deviation and quantiles, in standard
+        deviations of this set.
+        """
+        rows = [(m.mean[:, None], m.std[:, None], m.quantiles) for m in (self, other)]
+        mine, theirs = (torch.cat(row, dim=1) for row in rows)
+        off = (mine - theirs).abs().amax(1)
+        return off / torch.where(self.std > 0, self.std, 1.0)
+
+    def correlations_off(self, other: "Moments") -> tuple[float, int, int]:
+        """Returns the largest difference of correlations, and the two features it is between."""
+        off = (self.correlation - other.correlation).abs()
+        off.fill_diagonal_(0)
+        place = int(off.argmax())
+        i, j = sorted(divmod(place, len(off)))
+        return float(off.flatten()[place]), i, j
+
+
+def spread(x: Tensor, count: int) -> Tensor:
+    """Returns at most so many rows, evenly spread: files are often sorted.
+
+    Example:
+        >>> spread(torch.arange(7), 3)
+        tensor([0, 3, 6])
+    """
+    if len(x) <= count:
+        return x
+    return x[torch.linspace(0, len(x) - 1, count, dtype=torch.float64).round().long()]
+
+
+def features(raw: Tensor) -> Tensor:
+    """Returns rows of features, float64 ``(M, F)``: columns, or channels at every place.
+
+    Example:
+        >>> features(torch.zeros(5, 13)).shape, features(torch.zeros(5, 3, 8, 8)).shape
+        (torch.Size([5, 13]), torch.Size([320, 3]))
+    """
+    x = raw.reshape(len(raw), -1) if raw.ndim < 3 else raw.flatten(2)
+    if x.ndim == 3:
+        x = spread(x, max(1, _ROWS // x.shape[2])).movedim(1, 2).flatten(0, 1)
+    return spread(x[:, :_FEATURES], _ROWS).double()
