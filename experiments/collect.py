@@ -29,7 +29,6 @@ APART = """
 - what a likelihood loses to its cut-off: [table](likelihood_cutoff/table.md)
   (`likelihood_cutoff.py`)
 - trace estimators at equal cost: [figure](probe_variance/figure.png) (`probe_variance.py`)
-- the default loss of `fit`: `fit_loss.py`
 - the weight and the times of training on seven sets: [tables](training_defaults/README.md)
   (`training_defaults.py`)
 - the cost of a likelihood at equal error: [tables](likelihood_speed/README.md)
@@ -38,6 +37,8 @@ APART = """
   (`sampler_quality.py`)
 - what a sampler costs besides its network: [table](sampler_overhead/README.md)
   (`sampler_overhead.py`)
+- the memory that a training on a 2 GiB array takes: 507 MiB of anonymous memory, 46 s on two
+  CPU cores (`peak_memory.py`)
 - a training killed again and again, held against one left alone: [table](stress_kill/README.md)
   (`stress_kill.py`)
 - training steps, the loop, sampling and checkpoints of the CIFAR-10 network on a CPU:
