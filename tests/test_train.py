@@ -24,13 +24,14 @@ from scoresde import (
 from scoresde.codec import Codec
 from scoresde.data import Dataset, GeometricAugmentation, two_moons
 from scoresde.loss import Loss, LossTerms
-from scoresde.nn import MLP
+from scoresde.nn import MLP, UNet
 from scoresde.recipe import build
 from scoresde.train import (
     EMA,
     Checkpoint,
     ConstantRate,
     CosineRate,
+    Sharded,
     Training,
     Update,
     level_curves,
@@ -635,3 +636,16 @@ def test_a_value_of_a_part_that_an_older_checkpoint_lacks_may_be_given() -> None
     changed = checkpoint.with_value("likelihood", "cutoff._target_", name)
     assert changed.recipe["likelihood"] == {"eps": None, "cutoff": {"_target_": name}}
     assert checkpoint.recipe["likelihood"] == {"eps": None}
+
+
+def test_networks_are_sharded_in_the_layout_that_can_be_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Convolutions on a device are laid out channels-last, which fully_shard refuses."""
+    seen: list[nn.Module] = []
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda m: seen.append(m) or m)
+    network = UNet((1, 8, 8), 8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert not all(p.is_contiguous() for p in network.parameters())
+    Sharded(block=500)._shard(network)
+    assert seen[-1] is network
+    assert all(p.is_contiguous() for p in network.parameters())

@@ -35,13 +35,13 @@ def compare(sets: Mapping[str, Tensor], feature: str, path: Path) -> Table:
         writer = csv.writer(file)
         writer.writerow([feature, "examples", *_HEAD])
         for i in range(count):
-            writer.writerows([i + 1, name, *_numbers(m, i)] for name, m in moments.items())
+            writer.writerows([i, name, *_numbers(m, i)] for name, m in moments.items())
     chosen = list(range(count))
     if count > _MOST and drawn:
         off = torch.stack([real.discrepancy(one) for one in drawn]).amax(0)
         chosen = sorted(off.argsort(descending=True, stable=True)[:_MOST].tolist())
     rows = [
-        [f"{feature} {i + 1}" if first else "", name, *(f"{v:.4g}" for v in _numbers(m, i))]
+        [f"{feature} {i}" if first else "", name, *(f"{v:.4g}" for v in _numbers(m, i))]
         for i in chosen
         for first, (name, m) in zip([True] + [False] * len(drawn), moments.items(), strict=True)
     ]
@@ -62,9 +62,7 @@ def _numbers(moments: Moments, i: int) -> list[float]:
 
 def _correlations(name: str, real: Moments, drawn: Moments, feature: str) -> str:
     off, i, j = real.correlations_off(drawn)
-    return (
-        f"The correlations of {name} differ by at most {off:.2f} ({feature}s {i + 1} and {j + 1})."
-    )
+    return f"The correlations of {name} differ by at most {off:.2f} ({feature}s {i} and {j})."
 
 
 @dataclass(frozen=True, eq=False)

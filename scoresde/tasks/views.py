@@ -82,7 +82,7 @@ class View(ABC):
         return sorted(off.argsort(descending=True, stable=True)[:_MOST].tolist())
 
     def _names(self, chosen: list[int]) -> list[str]:
-        return [f"{self.feature} {i + 1}" for i in chosen]
+        return [f"{self.feature} {i}" for i in chosen]
 
     def _spans(self, panels: Mapping[str, Tensor], chosen: list[int]) -> list[drawings.View]:
         values = features(self._measured(panels)).numpy()

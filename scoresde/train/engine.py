@@ -250,6 +250,8 @@ class Sharded(Engine):
         """Shards blocks from the innermost that are large enough, then what is left."""
         from torch.distributed.fsdp import fully_shard  # slow to import
 
+        # It cuts no other layout.
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for module in reversed(list(network.modules())[1:]):
             left = sum(p.numel() for p in module.parameters() if not in_parts(p))
             if left >= self.block and not isinstance(module, nn.ModuleList | nn.ModuleDict):
