@@ -965,14 +965,14 @@ def data():
         for split in ("train", "validation", "test"):
             yield f"exact/{name}/{split}", one.batch(split, streams, 0).x
             yield f"exact/{name}/{split}/count", torch.tensor(len(one.split(split)))
-        yield f"exact/{name}/encode", one.encode(one.test[:4])
+        yield f"exact/{name}/encode", one.codec.encode(one.test[:4])
         yield f"exact/{name}/decode", one.decode(one.batch("train", streams, 0).x)
         yield f"exact/{name}/log_prob", one.log_prob(one.test[:4])
         yield f"exact/{name}/sigma_data", torch.tensor(one.sigma_data, dtype=torch.float64)
     one = digits(fractions=(0.8, 0.1, 0.1), seed=0)
     for split, draw in itertools.product(("train", "validation", "test"), (0, 1)):
         yield f"exact/digits/{split}/{draw}", one.batch(split, streams, draw).x
-    yield "exact/digits/encode", one.encode(one.test[:2])
+    yield "exact/digits/encode", one.codec.encode(one.test[:2])
     yield "exact/digits/decode", one.decode(one.batch("train", streams, 0).x)
     yield "exact/digits/to_unit", one.to_unit(one.batch("train", streams, 0).x)[:1]
     yield "exact/digits/sigma_data", torch.tensor(one.sigma_data, dtype=torch.float64)

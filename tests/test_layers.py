@@ -14,6 +14,7 @@ FLOORS = {  # the design's table; a room that serves others of its floor stands 
     "recipe": 0.1,  # names rooms by text alone, and imports none
     "shapes": 0.1,
     "passes": 0.1,
+    "progress": 0.1,
     "tensors": 0.1,
     "streams": 0.1,
     "sde": 1,

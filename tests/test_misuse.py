@@ -61,5 +61,5 @@ def test_a_module_is_no_sde() -> None:
 def test_parts_are_objects_and_not_classes() -> None:
     with pytest.raises(InputError, match="corrector="):
         PredictorCorrector(corrector=Langevin)
-    with pytest.raises(InputError, match="weighting="):
+    with pytest.raises(InputError, match="weighting"):
         DenoisingScoreMatching(weighting=NoiseWeighting)

@@ -680,7 +680,7 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["progress=abc"], 2, ["progress=abc"]),
         (["device=null"], 2, ["device=None"]),
         (["sde=null"], 2, ["sde=null"]),
-        (["loss.weighting=null"], 2, ["weighting=None"]),
+        (["loss.weighting=3"], 2, ["weighting", "got 3"]),
         (["loss.eps=abc"], 2, ["eps=abc"]),
         (["train.rate=null"], 2, ["train.rate=None"]),
         (["samplers.predictor_corrector.predictor=null"], 2, ["predictor=None"]),
