@@ -428,7 +428,7 @@ def _told(data: Any, split: str, model: Any) -> dict[str, str]:
 
 
 def _digest(values: Any) -> str:
-    """Returns the fingerprint of raw examples, also of those that do not fit into memory."""
+    """Returns the fingerprint of raw examples, also if they are larger than memory."""
     if isinstance(values, torch.Tensor):
         return fingerprint(values)
     return fingerprint(*(fingerprint(part) for part in values.chunks()))

@@ -260,7 +260,7 @@ def guided(model: Any, config: DictConfig, codec: Any) -> Any:
 
 
 def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
-    """Returns the classes that are asked for, as a condition; none if none are."""
+    """Returns the requested classes as a condition; an empty mapping without any."""
     from scoresde.data import check_classes
 
     if config.label is None:
@@ -285,7 +285,7 @@ def check_told(model: Any, data: Any, split: str) -> None:
     """Checks that the conditions that networks in a model were built for are there.
 
     Raises:
-        InputError: If one is missing: a network that was never told less grades at random.
+        InputError: If one is missing: the network has never seen data without it.
     """
     from scoresde.data import check_conditions
 
@@ -300,7 +300,7 @@ def check_given(model: Any, cond: Mapping[str, Any], trained: Sequence[str] | No
     missing = [name for name in (trained or needed(model)) if name not in cond]
     if "label" in missing:
         raise InputError(
-            "label must be given for a model with classes, got none; give label=3, several in "
+            "label must be given for a model with classes, got none; use label=3, several in "
             "turn such as label=[0,1,2], or label=-1 if it was trained on examples without one."
         )
     if missing:
@@ -372,7 +372,7 @@ def _parameters(plan: Mapping[str, Any]) -> Sequence[str]:
 def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
     """Returns the checkpoint's data, or the data given, with the checkpoint's codec.
 
-    Other data than those of the training are evaluated whole, unless a split is asked for.
+    Other data than those of the training are evaluated whole, unless a split is given.
     """
     from scoresde.codec import Codec
     from scoresde.data import Dataset

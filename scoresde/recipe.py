@@ -356,14 +356,14 @@ def describe(thing: Any) -> Any:
 def describable(kind: type[Kind]) -> type[Kind]:
     """Has the objects of a class keep the arguments they are made of, for :func:`describe`.
 
-    It serves classes that are no dataclasses, such as networks; a subclass asks for itself.
+    It serves classes other than dataclasses, such as networks; a subclass asks for itself.
     """
     original, signature = kind.__init__, inspect.signature(kind)
 
     @functools.wraps(original)
     def init(self: Any, *values: Any, **named: Any) -> None:
         if type(self) is kind:
-            with contextlib.suppress(TypeError):  # what does not fit, the class refuses itself
+            with contextlib.suppress(TypeError):  # the class itself reports wrong arguments
                 vars(self)[_GIVEN] = dict(signature.bind(*values, **named).arguments)
         original(self, *values, **named)
 

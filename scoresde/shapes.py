@@ -54,7 +54,7 @@ def check_output(output: Any) -> Tensor:
     """Returns the output of a network.
 
     Raises:
-        InputError: If it is no tensor.
+        InputError: If it is not a tensor.
     """
     if isinstance(output, Tensor):
         return output

@@ -310,7 +310,7 @@ class Dataset:
     ) -> Tensor:
         """Converts raw examples to model units; integers are dequantised.
 
-        A likelihood needs that: the density of a model at the centres of levels is no
+        A likelihood requires it: the density of a model at the centres of levels is not a
         probability of integers.
 
         Arguments:

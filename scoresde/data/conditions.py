@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 
-# Keywords of losses, samplers and likelihoods, beside which conditions are given.
+# Keywords of losses, samplers and likelihoods; conditions are given with them.
 _TAKEN = (
     *("self", "model", "x", "t", "c", "noise", "shape", "latent", "seed", "seeds", "part"),
     *("progress", "callback", "points", "draws", "combine", "codec", "likelihood", "raw"),
@@ -17,7 +17,7 @@ _TAKEN = (
 
 
 def check_name(name: str) -> None:
-    """Refuses a name that cannot be a keyword beside others."""
+    """Checks that a name can be a keyword among the others."""
     if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
         raise InputError(
             f"The name of a condition must be free as a keyword, got {name!r}; use another, such "

@@ -1,4 +1,4 @@
-"""Examples that are read when they are asked for: data sets larger than memory.
+"""Examples that are read on demand: data sets larger than memory.
 
 An object of these classes stands in the place of a tensor ``(N, *)`` of raw examples: it has a
 length, a shape and a type, and some of its rows are a tensor.
@@ -23,7 +23,7 @@ _CHUNK = 2**23  # bytes that are read together where all are read
 
 
 class Examples(ABC):
-    """Base class for raw examples that are read when they are asked for.
+    """Base class for raw examples that are read on demand.
 
     Subclasses implement :meth:`read` and say ``shape`` and ``dtype``.
 
@@ -75,7 +75,7 @@ class Examples(ABC):
         return {name: self.moved(values) for name, values in told.items()}
 
     def moved(self, values: Tensor) -> Tensor:
-        """Brings what has been read to its device; the host does not wait for pinned memory."""
+        """Moves what has been read to its device; the host does not wait for pinned memory."""
         return values.to(self.device, non_blocking=values.is_pinned())
 
     def chunks(self) -> Iterator[Tensor]:
@@ -168,7 +168,7 @@ class DatasetExamples(Examples):
         if count == 0:
             raise InputError(
                 "dataset must be map-style and hold an example, got "
-                f"{type(self.dataset).__name__} without any; give it __len__ and __getitem__."
+                f"{type(self.dataset).__name__} without any; define __len__ and __getitem__."
             )
 
     def __repr__(self) -> str:

@@ -72,8 +72,8 @@ def make_splits(
 def random_rows(count: int, most: int | None = None) -> Tensor:
     """Returns which of ``count`` examples stand for all: at most so many, drawn at random.
 
-    The draw is always the same, so that models are compared on the same examples, and fewer are
-    the first of more. The order of a file says nothing of it: neighbours are often alike.
+    The draw is always the same: models are compared on the same examples, and a smaller subset is
+    a prefix of a larger one. File order is avoided because neighbours are often alike.
 
     Arguments:
         count: The number of examples.

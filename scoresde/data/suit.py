@@ -36,7 +36,7 @@ def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS
     given = [data.conditions_of(split, slice(1)) for split in splits]
     return [
         f"{name} must be given for the examples of {data.name}, got none: the network counts it "
-        "as absent; give the data set conditions, or build the network without."
+        "as absent; add the condition to the data set, or build the network without it."
         for name in needed(model)
         if not all(name in one for one in given)
     ]
@@ -61,6 +61,6 @@ def check_classes(model: Model, most: int) -> None:
         classes = part.classes.num_embeddings - 1
         if most >= classes:
             raise InputError(
-                f"label must be below classes={classes} of the network, got {most}; give one of "
+                f"label must be below classes={classes} of the network, got {most}; use one of "
                 f"its classes, or train a network with classes={most + 1}."
             )

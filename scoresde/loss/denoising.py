@@ -75,8 +75,8 @@ class DenoisingScoreMatching(Loss):
         if not all(kinds):
             raise InputError(
                 "weighting and times must be a Weighting and a Times, got "
-                f"{self.weighting} and {self.times}; give some such as NoiseWeighting() and "
-                "UniformTimes(), or leave both out."
+                f"{self.weighting} and {self.times}; use objects such as NoiseWeighting() and "
+                "UniformTimes(), or neither."
             )
 
     def terms(

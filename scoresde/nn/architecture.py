@@ -15,7 +15,7 @@ from scoresde.nn.resampling import BoxResampling, Resampling
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the blocks and levels of a U-Net are made; that of DDPM++ by default.
+    """The blocks and levels of a U-Net; those of DDPM++ by default.
 
     Arguments:
         transition: How one level leads to the next.

@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Where a U-Net has attention besides the middle, and the heads of every attention.
+    """The places of attention in a U-Net besides the middle, and the heads of every attention.
 
     Arguments:
         levels: The levels with attention, 0 being the full resolution. A (3, 32, 32) image has its

@@ -233,7 +233,9 @@ class Conditioning(nn.Module):
             raise InputError(
                 f"label must be -1 or a class from 0 to {none - 1}, got {label.unique().tolist()}."
             )
-        row = torch.where(label < none, label, none + 1)  # what is no class is no row either
+        row = torch.where(
+            label < none, label, none + 1
+        )  # an invalid class must stay an invalid row
         return table(torch.where(label == -1, none, row)).to(x.dtype)
 
     def _layer(self, name: str, values: Tensor, x: Tensor) -> nn.Module:

@@ -113,7 +113,7 @@ class _Motion(torchsde.BaseBrownian):
         return_U: bool = False,
         return_A: bool = False,
     ) -> Answer:
-        """Returns the increment over an interval, and its time integral if asked for."""
+        """Returns the increment over an interval, and its time integral if requested."""
         assert tb is not None  # a method names both ends
         w, u = self.moved(float(ta), float(tb), return_U)
         none = torch.zeros((), dtype=w.dtype, device=w.device)

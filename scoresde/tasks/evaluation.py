@@ -201,7 +201,7 @@ def evaluate_likelihood(
 def rows_of(count: int, examples: int | None, parts: Parts | None) -> Tensor:
     """Returns which of ``count`` examples are evaluated, int64.
 
-    Work that an earlier release has begun goes on with the first ones.
+    Work that an earlier release has begun continues with the first ones.
     """
     if examples is None:
         return torch.arange(count)

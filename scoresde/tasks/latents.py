@@ -31,7 +31,7 @@ def encode_data(
     batch_size: int = 256,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Brings data to their latents, and writes ``latents.npz``.
+    """Computes the latents of data, and writes ``latents.npz``.
 
     It holds ``x`` in model units, ``nfe``, the ``index`` of each example, and its conditions.
     Integers lie at the centres of their levels, so that decoding gives them back.
@@ -104,7 +104,7 @@ def read_latents(path: Path, codec: Codec) -> Batch:
     if odd:
         raise InputError(
             f"{odd[0]} of latents={path} must have a row for each of {len(latents)} latents, got "
-            f"shape {tuple(cond[odd[0]].shape)}; give latents.npz of task=encode."
+            f"shape {tuple(cond[odd[0]].shape)}; use latents.npz of task=encode."
         )
     return Batch(latents.float(), cond)
 
@@ -162,7 +162,7 @@ def _of_pairs(drawing: Drawing, count: int) -> dict[str, Tensor]:
     for name, values in ends.items():
         if not torch.equal(values[::2], values[1::2]):
             raise InputError(
-                f"{name} must be the same for both ends of a pair of latents; give one, such as "
+                f"{name} must be the same for both ends of a pair of latents; set one, such as "
                 "label=3."
             )
     return {name: values[::2] for name, values in ends.items()}

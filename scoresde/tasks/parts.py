@@ -76,7 +76,7 @@ class Parts:
             write_whole(path, lambda file: file.write(_json(texts).encode()))
         # Also what was just written: another process may have come between.
         there = _identity(path)
-        # What an earlier release has begun goes on as it would there.
+        # Work begun by an earlier release continues as it would there.
         first = SUBSET in identity and SUBSET not in there
         kept = {k: v for k, v in identity.items() if k != SUBSET or not first}
         _compare(there, kept, self.folder)

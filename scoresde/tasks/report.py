@@ -77,7 +77,7 @@ class Trained:
 
     @property
     def conditional(self) -> bool:
-        """Whether the model is told conditions of the data."""
+        """True if the model takes conditions of the data."""
         return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
 
     @property

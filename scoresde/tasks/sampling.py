@@ -211,7 +211,7 @@ def stream_samples(
     """Draws any number of samples, each saved with its batch, in the memory of one batch.
 
     At the end ``samples.npz`` holds them all, as :func:`save_samples` writes them, and their
-    conditions, beside ``samples.png``.
+    conditions; ``samples.png`` shows some of them.
 
     Arguments:
         drawing: What to draw.

@@ -106,7 +106,7 @@ class LogNormalTimes(Times):
     Arguments:
         mean: The mean of the logarithm.
         std: Its standard deviation, positive.
-        tail: The share of times in the tail, in [0, 1); the publication has none.
+        tail: The share of times in the tail, in [0, 1); 0 in the published version.
     """
 
     mean: float = -1.2

@@ -153,7 +153,7 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
 def _keeper(
     model: Model, data: Dataset, folder: str | Path | None, seed: int
 ) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
-    """Returns what writes weights, their averages and the number of updates, if asked for."""
+    """Returns what writes weights, their averages and the number of updates, if requested."""
     if folder is None:
         return lambda weights, averages, done: None
     if not isinstance(folder, str | Path) or not str(folder):
@@ -161,7 +161,7 @@ def _keeper(
     place = Path(folder).expanduser()
     if (place / NAME).exists():
         raise InputError(
-            f"folder must hold no checkpoint, got {place}, which has {NAME}; give another one."
+            f"folder must hold no checkpoint, got {place}, which has {NAME}; choose another one."
         )
     recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
     try:
