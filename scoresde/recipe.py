@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import numbers
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -326,8 +327,9 @@ def describe(thing: Any) -> Any:
     It names what differs from the defaults.
 
     Arguments:
-        thing: A frozen dataclass of this package, an object of a :func:`describable` class, a
-            plain value, or a list, tuple or mapping of them.
+        thing: A frozen dataclass of this package, an object of a :func:`describable` class, an
+            activation of torch with its default arguments, a plain value, or a list, tuple or
+            mapping of them.
 
     Raises:
         InputError: If it is something else.
@@ -338,7 +340,11 @@ def describe(thing: Any) -> Any:
         return [describe(value) for value in thing]
     if isinstance(thing, Mapping) and "_target_" not in thing:
         return {key: describe(value) for key, value in thing.items()}
+    if isinstance(thing, numbers.Integral):  # such as those of NumPy
+        return int(thing)
     kind, parameters = type(thing), getattr(thing, "__dataclass_params__", None)
+    if kind.__module__ in _ACTIVATIONS and repr(thing) == repr(kind()):
+        return {"_target_": f"torch.nn.{kind.__name__}"}
     kept = getattr(thing, _GIVEN, None) is not None
     known = kept or (parameters is not None and parameters.frozen)
     name = _public(kind) if known else None

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,7 +187,7 @@ class Mine:
 @pytest.mark.parametrize(
     "thing",
     [
-        *(Mine(), torch.zeros(2), torch.nn.SiLU(), math.sin, VPSDE, {1, 2}, 1j),
+        *(Mine(), torch.zeros(2), torch.nn.LeakyReLU(0.5), math.sin, VPSDE, {1, 2}, 1j),
         {"_target_": "os.system"},
         functools.partial(VPSDE, 1.0),
         sample.DDIM(constraint=lambda x, t, noise: x),
@@ -204,6 +205,7 @@ MODULES = [
     nn.MLP(3, width=8, classes=2, conditions={"context": 4}),
     nn.MLP((2, 3), embedding=nn.PositionalEmbedding(8, scale=100.0)),
     nn.UNet((1, 8, 8), 8, attention=[0], dropout=0.1, centre=True),
+    nn.UNet((1, 8, 8), np.int64(8), architecture=nn.Architecture(activation=torch.nn.ReLU())),
     nn.UNet(
         (1, 8, 8),
         8,
