@@ -295,9 +295,9 @@ def check_told(model: Any, data: Any, split: str) -> None:
 
 def check_given(model: Any, cond: Mapping[str, Any], trained: Sequence[str] | None) -> None:
     """Checks that the conditions that a model was trained with are given for samples of it."""
-    from scoresde.data import needed
+    from scoresde.data import required_conditions
 
-    missing = [name for name in (trained or needed(model)) if name not in cond]
+    missing = [name for name in (trained or required_conditions(model)) if name not in cond]
     if "label" in missing:
         raise InputError(
             "label must be given for a model with classes, got none; use label=3, several in "

@@ -7,14 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import VPSDE, GaussianMixtureModel, GaussianModel, Likelihood
+from scoresde import (
+    VPSDE,
+    DenoisingScoreMatching,
+    GaussianMixtureModel,
+    GaussianModel,
+    Likelihood,
+)
 from scoresde.data import Dataset, array, folder, random_rows
 from scoresde.metrics import bits_per_dim
 from scoresde.sample import ProbabilityFlow
 from scoresde.tasks.evaluation import evaluate_likelihood
 from scoresde.tasks.likelihood_report import Evaluated, report_likelihood
 from scoresde.tasks.sampling import draw_samples
-from scoresde.train.validation import EXAMPLES
+from scoresde.train.validation import EXAMPLES, validation_loss
 from tests.small_sets import write_pictures
 from tests.test_run import TINY, program, refused
 
@@ -43,9 +49,26 @@ def test_examples_of_a_sorted_file_stand_for_all_of_it():
     torch.testing.assert_close(some.values, whole.values[some.rows], atol=1e-5, rtol=0)
 
 
+class Recording(DenoisingScoreMatching):
+    """Keeps the examples that it is given."""
+
+    def terms(self, model, x, *values, **options):
+        seen.append(x[:, 0])
+        return super().terms(model, x, *values, **options)
+
+
+seen: list[torch.Tensor] = []
+
+
 def test_validation_takes_a_random_subset_too():
-    assert len(random_rows(5000, EXAMPLES)) == EXAMPLES
-    assert int(random_rows(5000, EXAMPLES).max()) > 4000
+    """Of 4000 sorted values, whose first 1024 have a mean of -2.2; four standard errors."""
+    values = torch.linspace(-3, 3, 4000)[:, None]
+    data = Dataset.of("year", [values] * 3, standardise=False)
+    seen.clear()
+    validation_loss(GaussianModel(torch.zeros(1), 1.0, VPSDE()), data, Recording(), seed=0)
+    x = torch.cat(seen)
+    assert len(x) == EXAMPLES
+    assert abs(float(x.mean())) < 4 * float(values.std()) / math.sqrt(EXAMPLES)
 
 
 def test_the_natural_encoding_of_integers_gives_a_likelihood():

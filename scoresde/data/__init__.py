@@ -12,10 +12,10 @@ from scoresde.data.dequantisation import (
 from scoresde.data.examples import DatasetExamples, Examples, MappedExamples
 from scoresde.data.files import array
 from scoresde.data.images import folder
+from scoresde.data.model_conditions import check_classes, check_conditions, required_conditions
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, random_rows, split_indices
-from scoresde.data.suit import check_classes, check_conditions, needed
 from scoresde.data.toy import (
     Checkerboard,
     Density,
@@ -61,8 +61,8 @@ __all__ = [
     "gaussian_ring",
     "make_splits",
     "mnist",
-    "needed",
     "random_rows",
+    "required_conditions",
     "spirals",
     "split_indices",
     "two_moons",

@@ -215,7 +215,9 @@ class Dataset:
                 f"{' or '.join(map(str, needed))} (quantised data is integer and has levels, "
                 "real-valued data is float32 or float64)."
             )
-        if isinstance(raw, Examples):  # whoever maps an array has looked at it
+        if isinstance(
+            raw, Examples
+        ):  # values are checked when an array is mapped or items are read
             return
         if self.levels is None:
             check_finite(raw)

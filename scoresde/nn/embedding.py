@@ -256,7 +256,7 @@ class Conditioning(nn.Module):
         return layer
 
 
-class Conditioned(nn.Module):
+class ConditionalNetwork(nn.Module):
     """Base class for networks that take the conditions of their ``conditioning``, if any."""
 
     conditioning: Conditioning | None
@@ -274,7 +274,7 @@ def takes(network: Callable[..., Tensor], name: str) -> bool:
     """
     parts = list(network.modules()) if isinstance(network, nn.Module) else []
     told = [part.names for part in parts if isinstance(part, Conditioning)]
-    ours = any(isinstance(part, Conditioning | Conditioned) for part in parts)
+    ours = any(isinstance(part, Conditioning | ConditionalNetwork) for part in parts)
     call = network.forward if isinstance(network, nn.Module) else network
     try:
         arguments = inspect.signature(call).parameters

@@ -20,14 +20,14 @@ from torch.nn.functional import silu
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_dropout, check_whole, check_wholes, initialise
-from scoresde.nn.embedding import Conditioned, Conditioning, Embedding, FourierEmbedding
+from scoresde.nn.embedding import ConditionalNetwork, Conditioning, Embedding, FourierEmbedding
 from scoresde.recipe import describable
 
 _EMBEDDED = 64
 
 
 @describable
-class MLP(Conditioned):
+class MLP(ConditionalNetwork):
     """A residual perceptron that starts as the zero function.
 
     Arguments:

@@ -50,7 +50,7 @@ from scoresde.errors import InputError
 from scoresde.nn.architecture import Architecture
 from scoresde.nn.basics import check_flag, check_whole, check_wholes
 from scoresde.nn.blocks import AttentionLayout, Parts, Transition, conv3x3
-from scoresde.nn.embedding import Conditioned, Conditioning, Embedding, FourierEmbedding
+from scoresde.nn.embedding import ConditionalNetwork, Conditioning, Embedding, FourierEmbedding
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
 from scoresde.recipe import accepts_moved, describable
 
@@ -59,7 +59,7 @@ _LEAST_WIDTH = 4
 
 @accepts_moved
 @describable
-class UNet(Conditioned):
+class UNet(ConditionalNetwork):
     """A U-Net that starts as the zero function.
 
     Data may have one, two or three axes besides the channels. A network of L levels halves them

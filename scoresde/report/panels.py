@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, COLOURS = base.INK, base.COLOURS
-Interval = tuple[float, float]
+Span = tuple[float, float]
 _CURVES = 5  # series in a panel
 _POINTS = 1000  # points of a set in a panel
 _MARGIN = 0.15  # of the span between the percentiles
 
 
-def span(values: np.ndarray) -> Interval:
+def span(values: np.ndarray) -> Span:
     """Returns what of some values is in view: the 1st to the 99th percentile, with a margin.
 
     Arguments:
@@ -49,7 +49,7 @@ def curves(
     path: Path,
     channels: Sequence[int],
     names: Sequence[str],
-    views: Sequence[Interval],
+    views: Sequence[Span],
 ) -> Path:
     """Draws series: a column for each set, a row for each channel.
 
@@ -86,7 +86,7 @@ def pairs(
     path: Path,
     columns: Sequence[int],
     names: Sequence[str],
-    views: Sequence[Interval],
+    views: Sequence[Span],
 ) -> Path:
     """Draws columns of tables against each other, all sets in one picture, and their histograms.
 
@@ -120,7 +120,7 @@ def pairs(
     return base._save(figure, path)
 
 
-def _outline(axes: "Axes", x: np.ndarray, view: Interval, colour: str) -> None:
+def _outline(axes: "Axes", x: np.ndarray, view: Span, colour: str) -> None:
     """Draws the outline of a histogram of what is in view, as shares of all."""
     bins = int(np.clip(np.sqrt(len(x)), 8, 40))
     counts, edges = np.histogram(x[np.isfinite(x)], bins, view)

@@ -84,7 +84,7 @@ class View(ABC):
     def _names(self, chosen: list[int]) -> list[str]:
         return [f"{self.feature} {i}" for i in chosen]
 
-    def _spans(self, panels: Mapping[str, Tensor], chosen: list[int]) -> list[drawings.Interval]:
+    def _spans(self, panels: Mapping[str, Tensor], chosen: list[int]) -> list[drawings.Span]:
         values = features(self._measured(panels)).numpy()
         return [drawings.span(values[:, i]) for i in chosen]
 

@@ -37,12 +37,12 @@ def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS
     return [
         f"{name} must be given for the examples of {data.name}, got none: the network counts it "
         "as absent; add the condition to the data set, or build the network without it."
-        for name in needed(model)
+        for name in required_conditions(model)
         if not all(name in one for one in given)
     ]
 
 
-def needed(model: Model) -> tuple[str, ...]:
+def required_conditions(model: Model) -> tuple[str, ...]:
     """Returns the conditions that networks in a model were built for, but for augmentations."""
     parts = (part for part in model.modules() if isinstance(part, Conditioning))
     names = dict.fromkeys(name for part in parts for name in part.names)
