@@ -15,7 +15,7 @@ from scoresde.data.images import folder
 from scoresde.data.model_conditions import check_classes, check_conditions, required_conditions
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
-from scoresde.data.splits import make_splits, random_rows, split_indices
+from scoresde.data.splits import make_splits, split_indices
 from scoresde.data.toy import (
     Checkerboard,
     Density,
@@ -29,6 +29,7 @@ from scoresde.data.toy import (
     two_moons,
 )
 from scoresde.recipe import renamed
+from scoresde.streams import random_rows
 
 __all__ = [
     "SPLITS",

@@ -23,9 +23,8 @@ from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
 from scoresde.data.conditions import check_condition, check_name
 from scoresde.data.examples import DatasetExamples, Examples, as_examples, paired
-from scoresde.data.splits import random_rows
 from scoresde.errors import InputError
-from scoresde.streams import Purpose, Streams
+from scoresde.streams import Purpose, Streams, random_rows
 
 SPLITS = ("train", "validation", "test")
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from scoresde.data.base import Dataset
-from scoresde.data.splits import random_rows
 from scoresde.sde import SDE
-from scoresde.streams import Streams
+from scoresde.streams import Streams, random_rows
 
 _EXAMPLES = 4096
 _NUMBERS = 2**21  # the most that are looked at

@@ -11,7 +11,6 @@ from scoresde.streams import Purpose, Streams
 
 FRACTIONS = (0.8, 0.1, 0.1)
 _DRAW = 2**32 - 1  # apart from the draws that make toy data of the same seed
-_SUBSET = 2**32 - 2
 
 
 def split_indices(
@@ -67,29 +66,6 @@ def make_splits(
     if raw.is_floating_point():
         check_finite(raw)
     return tuple(raw[indices.to(raw.device)] for indices in split_indices(raw, fractions, seed))
-
-
-def random_rows(count: int, most: int | None = None) -> Tensor:
-    """Returns which of ``count`` examples stand for all: at most so many, drawn at random.
-
-    The draw is always the same: models are compared on the same examples, and a smaller subset is
-    a prefix of a larger one. File order is avoided because neighbours are often alike.
-
-    Arguments:
-        count: The number of examples.
-        most: How many to take, positive; None takes all.
-
-    Returns:
-        Their indices, int64: in random order, or in ascending order where all are taken.
-
-    Example:
-        >>> random_rows(4), random_rows(100, 2) == random_rows(100, 4)[:2]
-        (tensor([0, 1, 2, 3]), tensor([True, True]))
-    """
-    if most is None or most >= count:
-        return torch.arange(count)
-    keys = Streams.of(0, batch=count).uniform((), Purpose.DATA, _SUBSET, torch.float64)
-    return keys.argsort(stable=True)[:most]
 
 
 def check_fractions(fractions: Sequence[float], parts: int | None = None) -> tuple[float, ...]:

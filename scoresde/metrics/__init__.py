@@ -12,7 +12,7 @@ from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.detection import auroc
 from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
-from scoresde.metrics.moments import Moments, features, spread
+from scoresde.metrics.moments import Moments, features, subset
 from scoresde.metrics.nearest import nearest
 from scoresde.recipe import renamed
 
@@ -31,7 +31,7 @@ __all__ = [
     "nats",
     "nearest",
     "sliced_wasserstein",
-    "spread",
+    "subset",
 ]
 
 __getattr__ = renamed(__name__)

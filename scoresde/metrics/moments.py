@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.streams import random_rows
 
 LEVELS = (0.05, 0.5, 0.95)
 _ROWS, _FEATURES = 2**20, 1024  # of which moments are taken, at most
@@ -68,16 +69,14 @@ class Moments:
         return float(off.flatten()[place]), i, j
 
 
-def spread(x: Tensor, count: int) -> Tensor:
-    """Returns at most so many rows, evenly spread: files are often sorted.
+def subset(x: Tensor, count: int) -> Tensor:
+    """Returns at most so many rows, drawn at random: neighbours in a file are often alike.
 
     Example:
-        >>> spread(torch.arange(7), 3)
-        tensor([0, 3, 6])
+        >>> subset(torch.arange(3), 3), len(subset(torch.arange(7), 3))
+        (tensor([0, 1, 2]), 3)
     """
-    if len(x) <= count:
-        return x
-    return x[torch.linspace(0, len(x) - 1, count, dtype=torch.float64).round().long()]
+    return x if len(x) <= count else x[random_rows(len(x), count).to(x.device)]
 
 
 def features(raw: Tensor) -> Tensor:
@@ -89,5 +88,5 @@ def features(raw: Tensor) -> Tensor:
     """
     x = raw.reshape(len(raw), -1) if raw.ndim < 3 else raw.flatten(2)
     if x.ndim == 3:
-        x = spread(x, max(1, _ROWS // x.shape[2])).movedim(1, 2).flatten(0, 1)
-    return spread(x[:, :_FEATURES], _ROWS).double()
+        x = subset(x, max(1, _ROWS // x.shape[2])).movedim(1, 2).flatten(0, 1)
+    return subset(x[:, :_FEATURES], _ROWS).double()

@@ -23,7 +23,7 @@ from scoresde.metrics import (
     Estimate,
     gaussian_baseline,
     mixture_baseline,
-    spread,
+    subset,
 )
 from scoresde.model import ScoreFunction, ScoreModel
 from scoresde.report import Figure, Report, SamplerResult, Score, Table, write_report
@@ -203,13 +203,13 @@ def _compared(
     data, reference = trained.data, in_memory(trained.data, "train")
     enough = len(trained.held_out) >= count  # of few held-out examples a picture says little
     name, real = (trained.split, trained.held_out) if enough else ("training", reference)
-    panels = {f"{name} data": spread(real, count), **raw}
+    panels = {f"{name} data": subset(real, count), **raw}
     picture = view.compare(panels, folder / "comparison.png")
     figures = [Figure(f"{name.title()} data beside the samples.", picture)]
     sets = {"training data": reference, **{name.lower(): x for name, x in raw.items()}}
     tables = [compare(sets, view.feature, folder / "statistics.csv")]
     name, some = next((name, x[:_NEIGHBOURS]) for name, x in raw.items())
-    held_out = spread(trained.held_out, _NEIGHBOURS)
+    held_out = subset(trained.held_out, _NEIGHBOURS)
     found = Neighbours.of(data.codec, reference, some, held_out)
     near = reference[found.rows[:_PAIRS]]
     rows = [
@@ -373,7 +373,7 @@ def _settings(sampler: Sampler) -> str:
 def _real(trained: Trained, view: View, folder: Path, count: int) -> Figure | None:
     if not isinstance(view, Images):
         return None
-    picture = view.picture(spread(trained.held_out, count), folder / "real.png")
+    picture = view.picture(subset(trained.held_out, count), folder / "real.png")
     return Figure(f"Real {trained.split} examples", picture)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.codec import Codec
-from scoresde.metrics import Moments, features, spread
+from scoresde.metrics import Moments, features, subset
 from scoresde.model import ScoreFunction
 from scoresde.report import figures as plots
 from scoresde.report import panels as drawings
@@ -68,7 +68,7 @@ class View(ABC):
     def _measured(self, panels: Mapping[str, Tensor]) -> Tensor:
         """Returns the examples that set what is in view."""
         first = self.reference if self.reference is not None else next(iter(panels.values()))
-        return spread(first, _VALUES)
+        return subset(first, _VALUES)
 
     def _chosen(self, panels: Mapping[str, Tensor]) -> list[int]:
         """Returns the features to draw: all, or those in which the sets differ most."""
@@ -175,7 +175,7 @@ class Images(View):
         """
         if self.codec.levels is not None and self.codec.levels <= 256:
             return 0.0, 1.0
-        values = self._unit(spread(self._measured(panels), _TILES)).numpy()
+        values = self._unit(subset(self._measured(panels), _TILES)).numpy()
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [0.01, 0.99]).tolist() if values.size else (0.0, 1.0)
         return (low, high) if high > low else (0.0, 1.0)
