@@ -1,6 +1,6 @@
-"""How far a long computation is: a bar on a terminal, and elsewhere a few lines of the log.
+"""Progress of long computations: a bar on a terminal, and elsewhere a few lines of the log.
 
-A bar draws itself anew several times a second, which fills a file with copies of it. The lines go
+A bar redraws itself several times a second, which would fill a log file with copies. The lines go
 to the logger ``scoresde`` with level INFO; the program prints them, and a script has them printed
 by ``logging.basicConfig(level="INFO")``.
 """
@@ -32,7 +32,7 @@ def silent(on: bool = True) -> Iterator[None]:
 
 
 def on_terminal() -> bool:
-    """Whether a bar can draw itself where it is: in a terminal, or in a notebook."""
+    """Returns whether a bar can be drawn: in a terminal or a notebook."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return terminal or "ipykernel" in sys.modules
 
@@ -41,7 +41,7 @@ class Progress:
     """The progress of a computation.
 
     Arguments:
-        total: How many units it has; ``None``: unknown.
+        total: The number of units, or None if it is unknown.
         label: Its name.
         unit: The name of a unit.
         shown: Whether to show it.
@@ -104,7 +104,7 @@ class Progress:
             self.say(f"{self._written(self.done)}{of}{self._unit}")
 
     def note(self, text: str) -> None:
-        """Shows numbers beside the bar."""
+        """Shows numbers at the end of the bar."""
         self.bar.set_postfix_str(text, refresh=False)
 
     def say(self, text: str) -> None:

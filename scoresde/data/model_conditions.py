@@ -18,7 +18,7 @@ def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS
 
     Returns:
         A sentence for each condition that the model takes and the data lack; an empty list if
-        there is none.
+        nothing is missing.
 
     Raises:
         InputError: If there are more classes than the network was built for.

@@ -50,7 +50,7 @@ def channels_last(network: nn.Module) -> torch.memory_format:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` works for a device; if not, the log says why.
+    """Returns whether ``torch.compile`` works for a device; if not, the log says why.
 
     It is tried on a function of our own: what a network raises later is the network's.
     """

@@ -71,7 +71,7 @@ class Neighbours:
 
     Arguments:
         distances: The distance of each sample in model units, ``(M,)``.
-        held_out: Those of held-out examples, ``(K,)``.
+        held_out: The distances of held-out examples, ``(K,)``.
         rows: The index of the nearest training example of each sample, ``(M,)``.
     """
 
@@ -88,7 +88,7 @@ class Neighbours:
 
     @property
     def sentence(self) -> str:
-        """What the distances say, in a line."""
+        """The distances in one sentence."""
         mine, other = (float(d.median()) for d in (self.distances, self.held_out))
         copies = int((self.distances == 0).sum())
         told = f"; {copies} of {len(self.distances)} are exact copies" if copies else ""

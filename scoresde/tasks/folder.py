@@ -74,7 +74,7 @@ def _locked(folder: Path, shared: bool) -> IO[bytes]:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process works in a folder, of this machine or another."""
+    """Returns whether a process of this machine or another works in a folder."""
     own = f"{_SIGN}{socket.gethostname()}"
     signs = [path for path in folder.glob(f"{_SIGN}*") if _age(path) < _SILENCE]
     locked = _is_locked(folder / _LOCK)
@@ -83,7 +83,7 @@ def held(folder: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether a process holds a lock; ``None`` where nobody can say."""
+    """Returns whether a process holds a lock, or None if that is unknown."""
     try:
         import fcntl  # not everywhere
 

@@ -1,4 +1,4 @@
-"""What a reader of a training's results must be told: overfitting, divergence, copies."""
+"""Warnings in the report of a run: overfitting and divergence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ _RISE = 0.05  # of the least held-out loss, above which it has clearly risen
 def overfitting(records: Sequence[Mapping[str, float | None]], kept: bool) -> str:
     """Says that the held-out loss has clearly risen since its least value, or nothing.
 
-    The loss is measured with the same noise each time, so that a rise is not chance.
+    The loss is measured with the same noise each time, which rules out chance.
 
     Arguments:
         records: The records of ``metrics.jsonl``; of several of a step the last counts.
@@ -39,7 +39,7 @@ def divergence(own: Score, others: Sequence[Score]) -> str:
 
     Arguments:
         own: The score of the model.
-        others: Those of the baselines.
+        others: The scores of the baselines.
     """
     gaussian = next((s for s in others if s.name == "Gaussian" and s.unit == own.unit), None)
     if gaussian is None or not math.isfinite(gaussian.value):

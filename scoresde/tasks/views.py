@@ -1,4 +1,4 @@
-"""How each kind of data is drawn: real examples next to samples, on the same axes.
+"""Pictures of each kind of data: real examples next to samples, on the same axes.
 
 A view is chosen by the shape of an example: points in the plane, tables, series, images, volumes.
 It takes raw examples. What is in view is set by real data, if the view has any as a reference, and

@@ -181,7 +181,7 @@ def _keeper(
 
 
 def _warn(data: Dataset, model: Model, loss: Loss) -> None:
-    """Says what of the data does not suit the model."""
+    """Warns of conditions and scales of the data that do not suit the model."""
     found = check_conditions(model, data)
     if isinstance(model, ScoreFunction):
         found += check_scales(data, model.sde, loss.first_time(model.sde))

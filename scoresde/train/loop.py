@@ -93,7 +93,7 @@ def train(
     If the folder holds a checkpoint of the same training, it goes on after that one, and ends with
     the weights of a training that was never interrupted: batches, times and noise are functions
     of the seed and the step, and the rest is in the checkpoint. SIGINT and SIGTERM end it after
-    the step at hand, with a checkpoint, unless the process ignores them.
+    the current step, with a checkpoint, unless the process ignores them.
 
     Several processes that torchrun has started (see :func:`scoresde.train.process_group`) share
     the batches, and end with the weights of one alone up to rounding.
