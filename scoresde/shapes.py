@@ -50,6 +50,15 @@ def one_or_each(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, 1).to(x.device)
 
 
+def none_like(values: Tensor) -> Tensor:
+    """Returns a condition that says "none" for every example: -1 for classes, else NaN.
+
+    Arguments:
+        values: A condition, with shape ``(B, *)``.
+    """
+    return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
+
+
 def check_output(output: Any) -> Tensor:
     """Returns the output of a network.
 

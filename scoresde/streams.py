@@ -55,6 +55,11 @@ class Purpose(IntEnum):
     BROWNIAN = 13
     CONSTRAINT = 14
     FIRST_STEP = 15
+    DROP = 16
+    RESAMPLING = 17
+    JUMP = 18
+    SOURCE = 19
+    MEASUREMENT = 20
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -1,0 +1,1 @@
+"""Inverse problems: models of the examples that agree with an observation."""

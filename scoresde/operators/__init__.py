@@ -1,0 +1,1 @@
+"""Operators that measure examples, and observations made with them."""
