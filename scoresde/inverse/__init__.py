@@ -1,5 +1,6 @@
 """Inverse problems: models of the examples that agree with an observation."""
 
+from scoresde.inverse.steps import DDNM, DPSStep, Replacement, SDEdit
 from scoresde.operators import (
     Blur,
     Downsampling,
@@ -15,7 +16,9 @@ from scoresde.operators import (
 )
 
 __all__ = [
+    "DDNM",
     "Blur",
+    "DPSStep",
     "Downsampling",
     "Fourier",
     "Grey",
@@ -26,4 +29,6 @@ __all__ = [
     "Observation",
     "Operator",
     "RandomProjection",
+    "Replacement",
+    "SDEdit",
 ]
