@@ -1,11 +1,15 @@
 """Inverse problems: models of the examples that agree with an observation."""
 
+from scoresde.inverse.methods import DPS, MMPS, TMPD, PiGDM
+from scoresde.inverse.posterior import Local, Posterior
+from scoresde.inverse.solver import solve
 from scoresde.operators import (
     Blur,
     Downsampling,
     Fourier,
     Grey,
     Linear,
+    Linearised,
     LinearOperator,
     Masking,
     NonLinear,
@@ -15,15 +19,23 @@ from scoresde.operators import (
 )
 
 __all__ = [
+    "DPS",
+    "MMPS",
+    "TMPD",
     "Blur",
     "Downsampling",
     "Fourier",
     "Grey",
     "Linear",
     "LinearOperator",
+    "Linearised",
+    "Local",
     "Masking",
     "NonLinear",
     "Observation",
     "Operator",
+    "PiGDM",
+    "Posterior",
     "RandomProjection",
+    "solve",
 ]
