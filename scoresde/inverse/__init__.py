@@ -1,5 +1,8 @@
 """Inverse problems: models of the examples that agree with an observation."""
 
+from scoresde.inverse.methods import DPS, MMPS, TMPD, PiGDM
+from scoresde.inverse.posterior import Local, Posterior
+from scoresde.inverse.solver import solve
 from scoresde.inverse.steps import DDNM, DPSStep, Replacement, SDEdit
 from scoresde.operators import (
     Blur,
@@ -7,6 +10,7 @@ from scoresde.operators import (
     Fourier,
     Grey,
     Linear,
+    Linearised,
     LinearOperator,
     Masking,
     NonLinear,
@@ -17,6 +21,9 @@ from scoresde.operators import (
 
 __all__ = [
     "DDNM",
+    "DPS",
+    "MMPS",
+    "TMPD",
     "Blur",
     "DPSStep",
     "Downsampling",
@@ -24,11 +31,16 @@ __all__ = [
     "Grey",
     "Linear",
     "LinearOperator",
+    "Linearised",
+    "Local",
     "Masking",
     "NonLinear",
     "Observation",
     "Operator",
+    "PiGDM",
+    "Posterior",
     "RandomProjection",
     "Replacement",
     "SDEdit",
+    "solve",
 ]

@@ -397,7 +397,7 @@ class SDEdit(Sampler):
         seeds: Iterable[int] | None = None,
         callback: Callable[[Step], object] | None = None,
         progress: bool = False,
-        **cond: Tensor,
+        **cond: Any,
     ) -> Samples:
         """Draws one variation of each source.
 
@@ -408,7 +408,7 @@ class SDEdit(Sampler):
             seeds: The index of each sample's stream.
             callback: Called after every step.
             progress: Whether to show the progress.
-            **cond: Conditions, each with shape ``(B, *)``.
+            **cond: Conditions, tensors ``(B, *)``.
 
         Raises:
             InputError: If the arguments do not fit each other, the sampler or the model.

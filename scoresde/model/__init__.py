@@ -21,6 +21,7 @@ References:
 """
 
 from scoresde.model.base import Conditioned, Model, ScoreFunction, check_model, evaluating
+from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -46,6 +47,7 @@ __all__ = [
     "ChainIndex",
     "Conditioned",
     "DataParametrisation",
+    "FullMixtureModel",
     "GaussianMixtureModel",
     "GaussianModel",
     "Model",

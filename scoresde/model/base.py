@@ -44,6 +44,12 @@ class Model(nn.Module, ABC):
         """The shape of one example, or None if it is unknown."""
         return None
 
+    @property
+    def data_std(self) -> float | None:
+        """The standard deviation of the data, the mean over their values, or None if unknown."""
+        parts = (child.data_std for child in self.children() if isinstance(child, Model))
+        return next(parts, None)
+
     def takes(self, name: str) -> bool:
         """Returns whether it takes a condition; a model of models takes theirs."""
         return any(isinstance(child, Model) and child.takes(name) for child in self.children())

@@ -79,9 +79,11 @@ class Observation:
                 f"operator must be an Operator, got {type(self.operator).__name__}; wrap a "
                 "function: Linear(function) or NonLinear(function)."
             )
+        if self.rows is not None:  # of one that was checked
+            return
         object.__setattr__(self, "y", self._floats())
         self._check_values()
-        if self.codec is not None and self.rows is None:
+        if self.codec is not None:
             self.check(self.codec.shape)
 
     @property
@@ -98,6 +100,11 @@ class Observation:
     def take(self, rows: Tensor) -> "Observation":
         """Returns the observation of some examples, int64 ``(n,)``, in any order and number."""
         return replace(self, operator=self.operator.take(rows), rows=chosen(self.rows, rows))
+
+    def to(self, device: torch.device) -> "Observation":
+        """Returns the observation on a device."""
+        std = self.std.to(device) if isinstance(self.std, Tensor) else self.std
+        return replace(self, y=self.y.to(device), std=std)
 
     def decode(self, x: Tensor) -> Tensor:
         """Converts examples in model units ``(B, *)`` to what the operator acts on."""
@@ -184,27 +191,24 @@ class Observation:
         return x + self.lift(self.residual(x), x.shape[1:]).to(x)
 
     def linearise(self, x: Tensor) -> Linearised:
-        """Returns the observation near examples in model units ``(B, *)``, which is exact if it
-        is linear."""
+        """Returns the observation near examples in model units ``(B, *)``, in their data type.
+
+        It is exact if the observation is linear.
+        """
         if self.linear:
-            r, shape = self.residual(x), x.shape[1:]
-            return Linearised(
-                r,
-                self.variance(r),
-                lambda v: self.push(v.to(r)),
-                lambda u: self.pull(u, shape).to(x),
-            )
+            r = self.residual(x).to(x)
+            return Linearised(r, self.variance(r), self.push, lambda u: self.pull(u, x.shape[1:]))
         z, pull = torch.func.vjp(self.forward, x)  # type: ignore[misc]
-        r = self._compare(z)
+        r = self._compare(z).to(x)
         return Linearised(
             r,
             self.variance(r),
-            lambda v: torch.func.jvp(self.forward, (x,), (v,))[1],
+            lambda v: torch.func.jvp(self.forward, (x,), (v,))[1].to(x),
             lambda u: pull(u.to(z))[0],
         )
 
     def matrix(self, shape: Sequence[int]) -> Tensor:
-        """Returns the linear part as a matrix ``(B or 1, n, D)``, float64, for small examples.
+        """Returns the linear part as a matrix ``(B or 1, n, D)``, for small examples.
 
         Arguments:
             shape: The shape of one example in model units.
@@ -212,7 +216,7 @@ class Observation:
         Raises:
             InputError: If it is not linear.
         """
-        eye = torch.eye(math.prod(shape), dtype=torch.float64, device=self.y.device)
+        eye = torch.eye(math.prod(shape), dtype=self.y.dtype, device=self.y.device)
         count = self.operator.batch(self._raw(shape))
         units = (e.reshape(1, *shape).expand(count, *shape) for e in eye)
         return torch.stack([self.push(e).flatten(1) for e in units], 2)
@@ -228,12 +232,26 @@ class Observation:
             raise InputError(
                 f"codec must be of examples {tuple(shape)}, got {tuple(self.codec.shape)}."
             )
-        raw = self._raw(shape)
-        self.operator.check(raw, self.y)
+        self.operator.check(self._raw(shape), self.y)
         with torch.no_grad():
-            z = self.operator(self.y.new_zeros(self.operator.batch(raw), *raw))
-            each = len(z) == 1 and self.y.ndim == z.ndim
-            self._compare(z.expand(len(self._own(z)), *z.shape[1:]) if each else z)
+            z = self._at_zero(shape)
+            self._compare(z.expand(self.count(shape), *z.shape[1:]) if len(z) == 1 else z)
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Returns how many examples it is of; 1 if all examples share it.
+
+        Arguments:
+            shape: The shape of one example in model units.
+        """
+        z = self._at_zero(shape)
+        parts = self.y, torch.as_tensor(self.std)
+        own = (select(part, self.rows, z.ndim) for part in parts if part.ndim == z.ndim)
+        return max([len(z), *map(len, own)])
+
+    def _at_zero(self, shape: Sequence[int]) -> Tensor:
+        """Returns what it measures of zeros in raw units, for as many examples as it has masks."""
+        raw = self._raw(shape)
+        return self.operator(self.y.new_zeros(self.operator.batch(raw), *raw))
 
     def _own(self, z: Tensor) -> Tensor:
         """Returns y of the examples that are left, for measurements ``(B, ...)``."""
