@@ -26,6 +26,7 @@ References:
     quality in diffusion models*, 2024, https://arxiv.org/abs/2404.07724.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -92,14 +93,19 @@ class PairGuidance(Guided):
         """Returns which examples have nothing to be guided by, bool ``(B,)``; None: no example."""
         return None
 
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """The times at which the guidance begins and ends, and those of its parts."""
+        log_snr = [-2 * math.log(end) for end in self.interval or () if 0 < end < math.inf]
+        own = self.sde.time(torch.tensor(log_snr, dtype=torch.float64)).tolist()
+        return tuple(sorted({*super().jumps, *own}))
+
     def combine(self, view: View, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         strong, weak, weight = self.pair(view, x, t, cond)
         # Exactly the one at 0 and the other at 1.
-        return torch.lerp(weak, strong, expand(weight, x))
+        return torch.lerp(weak, strong, expand(weight.to(x.device), x))
 
-    def pair(
-        self, view: View, x: Tensor, t: Tensor, cond: Cond
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def pair(self, view: View, x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
         """Returns a view of the strong and of the weak model, and the weight, ``()`` or ``(B,)``.
 
         If no example needs one of them, the other takes its place, and there is one pass. Where a

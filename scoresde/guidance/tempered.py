@@ -74,7 +74,7 @@ class ChangedGuidance(ChangedData):
         self, view: View, x: Tensor, t: Tensor, cond: dict[str, Tensor]
     ) -> tuple[list[Tensor], Callable[..., Tensor]]:
         strong, weak, weight = self.model.pair(view, x, t, cond)
-        return [strong, weak], lambda s, u: self.mix(s, u, expand(weight, x))
+        return [strong, weak], lambda s, u: self.mix(s, u, expand(weight.to(x.device), x))
 
 
 class Rescaled(ChangedGuidance):
