@@ -3,6 +3,7 @@
 The values must be those of the CPU, and the results must be where the model is.
 """
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -55,7 +56,14 @@ from scoresde.divergence import (
     Sphere,
     Trace,
 )
-from scoresde.guidance import Clipped, DynamicThreshold
+from scoresde.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Clipped,
+    DynamicThreshold,
+    Projected,
+)
 from scoresde.likelihood.clock import NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
 from scoresde.nn import MLP, UNet
@@ -671,6 +679,32 @@ def test_guidance(change: Callable[..., ScoreFunction], make: Callable) -> None:
         return [*found, DDIM(steps=3)(model, (3, 2), seed=0).x]
 
     check(compute)
+
+
+@pytest.mark.parametrize("kind", ["free", "classifier", "auto", "projected"])
+def test_guidance_by_two(kind: str) -> None:
+    """With a scale, a time and a class of each example's own, two of them without guidance."""
+    scale, label = torch.tensor([2.0, 0.5, 3.0]), torch.tensor([0, -1, 1])
+    mixture = GaussianMixtureModel([0.5, 0.5], torch.eye(2), [0.3, 0.6], VPSDE(), labels=[0, 1])
+
+    def compute(device: torch.device) -> list[Any]:
+        exact, net = copy.deepcopy(mixture).to(device), perceptron(VPSDE(), classes=2).to(device)
+        free = ClassifierFreeGuidance(net, scale, (0.2, 5.0))
+        model = {
+            "free": lambda: free,
+            "classifier": lambda: ClassifierGuidance(net, exact.class_log_prob, scale),
+            "auto": lambda: Autoguidance(net, exact, scale, (0.2, 5.0)),
+            "projected": lambda: Projected(free, 0.3, norm=0.5),
+        }[kind]().to(device)
+        cond = {"label": label.to(device)}
+        times = (torch.tensor(0.5, dtype=torch.float64), torch.full((3,), 0.4, device=device))
+        views = (model.score, model.noise, model.denoise, model.velocity)
+        found: list[Any] = [view(points(device), t, **cond) for view in views for t in times]
+        samplers = DDIM(steps=3), ProbabilityFlow(rtol=0.5, atol=0.5)
+        found += [sampler(model, (3, 2), seed=0, **cond) for sampler in samplers]
+        return [*found, Likelihood(1, rtol=0.1, atol=0.1)(model, points(device), seed=0, **cond)]
+
+    check(compute, rtol=1e-3)
 
 
 def test_conditions() -> None:

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.model import Conditioned, Model, ScoreFunction, check_model
+from scoresde.guidance.base import Around
+from scoresde.model import Conditioned, Model, ScoreFunction
 from scoresde.operators import Observation
 from scoresde.passes import count_products
 from scoresde.sample import DDIM, GridSampler, Samples
@@ -43,7 +44,7 @@ from scoresde.streams import Purpose, Streams
 from scoresde.times import LogSNRGrid
 
 
-class Observed(ScoreFunction):
+class Observed(Around):
     """A model together with an observation of each example of its batch.
 
     Arguments:
@@ -52,25 +53,13 @@ class Observed(ScoreFunction):
     """
 
     def __init__(self, model: ScoreFunction, observed: Observation) -> None:
-        super().__init__()
-        check_model(model)
+        super().__init__(model)
         if not isinstance(observed, Observation):
             raise InputError(
                 f"observed must be an Observation, got {type(observed).__name__}; use "
                 "Observation(operator, y, std)."
             )
-        self.model = model
-        self.observed = observed
-
-    @property
-    def sde(self) -> SDE:  # type: ignore[override]
-        """The forward process."""
-        return self.model.sde
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, or None if it is unknown."""
-        return self.model.shape
+        self.observed = observed.to(model.device)
 
     def take(self, rows: Tensor) -> "Observed":
         return Observed(cast(ScoreFunction, self.model.take(rows)), self.observed.take(rows))

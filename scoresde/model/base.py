@@ -50,6 +50,12 @@ class Model(nn.Module, ABC):
         parts = (child.data_std for child in self.children() if isinstance(child, Model))
         return next(parts, None)
 
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """The times in (0, 1) at which its views jump, where adaptive solvers start anew."""
+        parts = (child for child in self.children() if isinstance(child, Model))
+        return tuple(sorted({t for part in parts for t in part.jumps}))
+
     def takes(self, name: str) -> bool:
         """Returns whether it takes a condition; a model of models takes theirs."""
         return any(isinstance(child, Model) and child.takes(name) for child in self.children())
