@@ -1,6 +1,8 @@
 """Inverse problems: models of the examples that agree with an observation."""
 
+from scoresde.inverse.kernels import CovarianceKernel, IsotropicKernel, Kernel
 from scoresde.inverse.methods import DPS, MMPS, TMPD, PiGDM
+from scoresde.inverse.particles import Particles, Twisted
 from scoresde.inverse.posterior import Local, Posterior
 from scoresde.inverse.solver import solve
 from scoresde.inverse.steps import DDNM, DPSStep, Replacement, SDEdit
@@ -25,10 +27,13 @@ __all__ = [
     "MMPS",
     "TMPD",
     "Blur",
+    "CovarianceKernel",
     "DPSStep",
     "Downsampling",
     "Fourier",
     "Grey",
+    "IsotropicKernel",
+    "Kernel",
     "Linear",
     "LinearOperator",
     "Linearised",
@@ -37,10 +42,12 @@ __all__ = [
     "NonLinear",
     "Observation",
     "Operator",
+    "Particles",
     "PiGDM",
     "Posterior",
     "RandomProjection",
     "Replacement",
     "SDEdit",
+    "Twisted",
     "solve",
 ]
