@@ -47,7 +47,7 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.guidance import ClassifierFreeGuidance
 from scoresde.inverse.kernels import CovarianceKernel, IsotropicKernel, Kernel
-from scoresde.inverse.posterior import Posterior, require_noise
+from scoresde.inverse.posterior import Posterior, require_noise, with_signal
 from scoresde.model import ScoreFunction, evaluating
 from scoresde.operators import Linearised, Observation
 from scoresde.passes import count_products, counting, owned_by
@@ -190,6 +190,7 @@ class _Tilted(Target):
 
     def at(self, model: ScoreFunction, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Rows:
         assert isinstance(model, ClassifierFreeGuidance)
+        x, t = with_signal(model.sde, x, t)
         with torch.set_grad_enabled(isinstance(self.kernel, CovarianceKernel)):
             leaf = x.detach().requires_grad_(torch.is_grad_enabled())
             strong, weak, weight = model.pair("denoise", leaf, t, cond)

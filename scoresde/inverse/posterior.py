@@ -1,8 +1,8 @@
 r"""Posteriors: models of the examples that agree with an observation.
 
 Given :math:`y = A x_0 + n`, :math:`n \sim N(0, \Sigma)`, the score of :math:`p_t(x \mid y)` is
-that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here has a Gaussian in place of
-:math:`p(y \mid x_t)`, which comes to weights :math:`u` of the measurements,
+that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here has a Gaussian in place
+of :math:`p(y \mid x_t)`, which comes to weights :math:`u` of the measurements,
 
 .. math:: D_g = D + \mathrm{Cov}\, A^T u, \qquad
           \mathrm{Cov} = \mathrm{Cov}[x_0 \mid x_t] = \frac{\sigma^2}{\alpha} J^T, \qquad
@@ -133,7 +133,7 @@ class Posterior(ScoreFunction):
         It keeps its own graph only, unless x requires a gradient.
         """
         graph = torch.is_grad_enabled() and x.requires_grad
-        x, t = self._with_signal(x, as_time(t))
+        x, t = with_signal(self.sde, x, as_time(t))
         with torch.enable_grad(), _twice(graph):
             leaf = x if graph else x.detach().requires_grad_()
             data = self.model.denoise(leaf, t, **cond)
@@ -160,13 +160,14 @@ class Posterior(ScoreFunction):
         mean = data if graph else data.detach()
         return Local(t, mean, self.observed.linearise(mean), covariance)
 
-    def _with_signal(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns states and times, moved to where a signal is left."""
-        if not self.sde.zero_snr:
-            return x, t
-        last = self.sde.time(torch.tensor(_LEAST_LOG_SNR, dtype=t.dtype, device=t.device))
-        s = torch.minimum(t, last)
-        return x * expand(self.sde.sigma(s) / self.sde.sigma(t), x), s
+
+def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns states and times, moved to where a signal is left."""
+    if not sde.zero_snr:
+        return x, t
+    last = sde.time(torch.tensor(_LEAST_LOG_SNR, dtype=t.dtype, device=t.device))
+    s = torch.minimum(t, last)
+    return x * expand(sde.sigma(s) / sde.sigma(t), x), s
 
 
 def _twice(needed: bool) -> AbstractContextManager[Any]:
