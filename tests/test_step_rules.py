@@ -123,9 +123,9 @@ def test_stochastic_rules_have_the_law_of_their_recursion(sde, sampler, law_of):
         (DDNM(100), law_of_ddnm, 0.746, 0.361),
         (DDNM(100, eta=0.85), law_of_ddnm, 0.737, 0.284),
         (DDNM(1000), law_of_ddnm, 0.784, 0.361),
-        (Replacement(100, resamplings=1), law_of_replacement, 0.490, 0.457),
-        (Replacement(100, resamplings=5), law_of_replacement, 0.728, 0.316),
-        (Replacement(100, resamplings=20), law_of_replacement, 0.781, 0.258),
+        (Replacement(100, UniformGrid(), resamplings=1), law_of_replacement, 0.490, 0.457),
+        (Replacement(100, UniformGrid(), resamplings=5), law_of_replacement, 0.728, 0.316),
+        (Replacement(100, UniformGrid(), resamplings=20), law_of_replacement, 0.781, 0.258),
     ],
     ids=repr,
 )

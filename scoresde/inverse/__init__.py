@@ -5,7 +5,7 @@ from scoresde.inverse.methods import DPS, MMPS, TMPD, PiGDM
 from scoresde.inverse.particles import Particles, Twisted
 from scoresde.inverse.posterior import Local, Posterior
 from scoresde.inverse.solver import solve
-from scoresde.inverse.steps import DDNM, DPSStep, Replacement, SDEdit
+from scoresde.inverse.steps import DDNM, DPSStep, Replacement, SDEdit, StepRule
 from scoresde.operators import (
     Blur,
     Downsampling,
@@ -19,6 +19,8 @@ from scoresde.operators import (
     Observation,
     Operator,
     RandomProjection,
+    hole,
+    random_mask,
 )
 
 __all__ = [
@@ -48,6 +50,9 @@ __all__ = [
     "RandomProjection",
     "Replacement",
     "SDEdit",
+    "StepRule",
     "Twisted",
+    "hole",
+    "random_mask",
     "solve",
 ]

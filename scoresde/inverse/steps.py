@@ -41,7 +41,7 @@ from scoresde.sample.predictors import AncestralPredictor, Interval
 from scoresde.sde import SDE
 from scoresde.shapes import check_data, expand, sum_features
 from scoresde.streams import Purpose, Streams
-from scoresde.times import LogSNRGrid
+from scoresde.times import Grid, LogSNRGrid
 
 
 class Observed(Around):
@@ -221,6 +221,7 @@ class Replacement(ProjectedSampler):
     """
 
     steps: int = 100
+    grid: Grid = field(default_factory=LogSNRGrid)
     resamplings: int = 10
     jump: int = 1
 

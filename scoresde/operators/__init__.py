@@ -9,7 +9,7 @@ its noise, and the codec, if :math:`y` is in raw units.
 from scoresde.operators.base import LinearOperator, Operator
 from scoresde.operators.functions import Linear, NonLinear, RandomProjection
 from scoresde.operators.observation import Linearised, Observation
-from scoresde.operators.pixels import Downsampling, Grey, Masking
+from scoresde.operators.pixels import Downsampling, Grey, Masking, hole, random_mask
 from scoresde.operators.spectrum import Blur, Fourier
 
 __all__ = [
@@ -25,4 +25,6 @@ __all__ = [
     "Observation",
     "Operator",
     "RandomProjection",
+    "hole",
+    "random_mask",
 ]

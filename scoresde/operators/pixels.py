@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.operators.base import LinearOperator, check_mask, chosen, fitted, select
+from scoresde.streams import Purpose, Streams
 
 
 @final
@@ -59,6 +60,63 @@ class Masking(LinearOperator):
 
     def measured(self, y: Tensor) -> Tensor:
         return fitted(self.mask, self.rows, y.shape).to(y.device).expand(y.shape)
+
+
+def hole(
+    shape: Sequence[int], size: int | Sequence[int], at: Sequence[int] | None = None
+) -> Masking:
+    """Returns the mask of a rectangular hole in the last axes of examples.
+
+    Arguments:
+        shape: The shape of one example, with an axis for channels.
+        size: The side of the hole, positive, or its sides along the axes after the channels.
+        at: Where it begins; None: in the middle.
+
+    Raises:
+        InputError: If the hole does not lie in the example, or is all of it.
+
+    Example:
+        >>> hole((1, 4, 4), 2).mask[0, 1]
+        tensor([ True, False, False,  True])
+    """
+    axes = tuple(shape)[1:]
+    sides = [size] * len(axes) if isinstance(size, int) else list(size)
+    first = [(n - k) // 2 for n, k in zip(axes, sides, strict=False)] if at is None else list(at)
+    fits = axes and len(sides) == len(first) == len(axes)
+    inside = fits and all(
+        f >= 0 and k > 0 and f + k <= n for f, k, n in zip(first, sides, axes, strict=True)
+    )
+    if not inside or list(sides) == list(axes):
+        raise InputError(
+            f"size must be a hole inside of the axes {axes} of an example, got {size} at {first}."
+        )
+    mask = torch.ones(tuple(shape), dtype=torch.bool)
+    mask[(slice(None), *(slice(f, f + k) for f, k in zip(first, sides, strict=True)))] = False
+    return Masking(mask)
+
+
+def random_mask(shape: Sequence[int], share: float, seed: int = 0) -> Masking:
+    """Returns a mask of single positions, seen at random in all channels together.
+
+    Arguments:
+        shape: The shape of one example; the first of several axes is that of channels.
+        share: The share of positions that are seen, in (0, 1).
+        seed: Seed of the positions.
+
+    Raises:
+        InputError: If the share is outside (0, 1).
+
+    Example:
+        >>> float(random_mask((1, 100, 100), 0.25).mask.float().mean())
+        0.25
+    """
+    if not 0 < share < 1:
+        raise InputError(f"share must be in (0, 1), got {share}; 0.5 is half of the positions.")
+    axes = tuple(shape)[1:] or tuple(shape)
+    u = Streams.of(seed, batch=1).uniform(axes, Purpose.MEASUREMENT)[0].flatten()
+    seen = torch.zeros(len(u), dtype=torch.bool)
+    seen[u.argsort(stable=True)[: round(share * len(u))]] = True
+    return Masking(seen.reshape(axes).expand(tuple(shape)).clone())
 
 
 @final
