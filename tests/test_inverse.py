@@ -280,6 +280,17 @@ def test_the_views_of_a_full_mixture_are_one_function(sde):
     torch.testing.assert_close(guide.velocity(x, t), rate)
 
 
+def test_draws_of_a_full_mixture_have_its_moments():
+    guide = MIXTURE.exact_guide(SEEN)
+    x = guide.sample(DRAWS, seed=0)
+    assert ((x.mean(0) - guide.mean).abs() < 4 * (guide.covariance.diag() / DRAWS).sqrt()).all()
+    # The fourth moments of these modes are below that of a Gaussian.
+    torch.testing.assert_close(x.T.cov(), guide.covariance, rtol=0, atol=4 * 2.5 / DRAWS**0.5)
+    each = MIXTURE.exact_guide(EACH["several y"]).take(torch.arange(3).repeat(DRAWS // 4))
+    y = each.sample(3 * (DRAWS // 4), seed=0).reshape(-1, 3, 4).mean(0)
+    torch.testing.assert_close(y, each.mean[:3], rtol=0, atol=4 * 1.5 / (DRAWS // 4) ** 0.5)
+
+
 def test_labels_select_components_of_the_posterior():
     guide, label = MIXTURE.exact_guide(SEEN), torch.tensor([0, 1, -1])
     x, members = MIXTURE.sample(3, seed=3), torch.tensor([0, 2])
