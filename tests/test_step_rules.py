@@ -27,6 +27,10 @@ def observed(std=0.0):
     return Observation(Masking(torch.tensor([True, False])), Y, std)
 
 
+def name(value):
+    return getattr(value, "__name__", repr(value))
+
+
 def number(value):
     return float(value)
 
@@ -110,7 +114,7 @@ def test_ddnm_is_its_recursion_to_the_last_digits(sde, grid):
         (Replacement(40, resamplings=1), law_of_replacement),
         (Replacement(24, resamplings=3, jump=4), law_of_replacement),
     ],
-    ids=repr,
+    ids=name,
 )
 def test_stochastic_rules_have_the_law_of_their_recursion(sde, sampler, law_of):
     x = sampler(exact(sde), (4000, 2), observed=observed(), seed=1).x
@@ -127,7 +131,7 @@ def test_stochastic_rules_have_the_law_of_their_recursion(sde, sampler, law_of):
         (Replacement(100, UniformGrid(), resamplings=5), law_of_replacement, 0.728, 0.316),
         (Replacement(100, UniformGrid(), resamplings=20), law_of_replacement, 0.781, 0.258),
     ],
-    ids=repr,
+    ids=name,
 )
 def test_the_table_of_the_docstring(sampler, law_of, mean, variance):
     law = law_of(VPSDE(), sampler)

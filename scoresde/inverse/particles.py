@@ -49,7 +49,7 @@ from scoresde.guidance import ClassifierFreeGuidance
 from scoresde.inverse.kernels import CovarianceKernel, IsotropicKernel, Kernel
 from scoresde.inverse.posterior import Posterior, require_noise, with_signal
 from scoresde.model import ScoreFunction, evaluating
-from scoresde.operators import Linearised, Observation
+from scoresde.operators import Linearised
 from scoresde.passes import count_products, counting, owned_by
 from scoresde.progress import Progress
 from scoresde.sde import SDE
@@ -525,17 +525,8 @@ def _populations(
     """Returns the number B of observations or rows of conditions, and whether it is one alone."""
     sizes = {len(values) for values in cond.values()}
     if isinstance(model, Posterior):
-        sizes |= _observations(model.observed, shape)
+        sizes.add(model.observed.count(shape))
     several = sizes - {1}
     if len(several) > 1:
         raise InputError(f"y and the conditions must have as many rows, got {sorted(several)}.")
     return (several.pop(), False) if several else (1, True)
-
-
-def _observations(observed: Observation, shape: Sequence[int]) -> set[int]:
-    """Returns how many observations there are; an empty set if all examples share one."""
-    y = observed.y
-    one = observed.take(torch.zeros(1, dtype=torch.int64, device=y.device))
-    z = one.forward(torch.zeros(1, *shape, dtype=y.dtype, device=y.device))
-    raw = shape if observed.codec is None else observed.codec.shape
-    return {observed.operator.batch(raw)} | ({len(y)} if y.ndim == z.ndim else set())

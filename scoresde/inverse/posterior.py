@@ -1,8 +1,8 @@
 r"""Posteriors: models of the examples that agree with an observation.
 
 Given :math:`y = A x_0 + n`, :math:`n \sim N(0, \Sigma)`, the score of :math:`p_t(x \mid y)` is
-that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here has a Gaussian in place
-of :math:`p(y \mid x_t)`, which comes to weights :math:`u` of the measurements,
+that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here has a Gaussian in
+place of :math:`p(y \mid x_t)`, which comes to weights :math:`u` of the measurements,
 
 .. math:: D_g = D + \mathrm{Cov}\, A^T u, \qquad
           \mathrm{Cov} = \mathrm{Cov}[x_0 \mid x_t] = \frac{\sigma^2}{\alpha} J^T, \qquad

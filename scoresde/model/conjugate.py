@@ -48,9 +48,9 @@ def condition(
     gain = torch.cholesky_solve(h @ c, factor).mT
     given = c - gain @ h @ c
     log_density = _log_normal(torch.linalg.solve_triangular(factor, r, upper=False), factor)
-    unmeasured = 0.5 * math.log(2 * math.pi) * (~_measured(observed, shape)).sum(1, keepdim=True)
+    absent = (~_measured(observed, shape)).double().sum(1, keepdim=True)
     return (
-        log_density + unmeasured,
+        log_density + 0.5 * math.log(2 * math.pi) * absent,
         (m + gain @ r)[..., 0].unflatten(2, shape),
         0.5 * (given + given.mT),
     )

@@ -120,7 +120,7 @@ class FullMixtureModel(Mixture):
             one_or_each(rate(t), x).to(x) for rate in (self.sde.alpha_dot, self.sde.sigma_dot)
         )
         rates = (signal * alpha)[..., None] * self.variances.to(x) + (noise * sigma)[..., None]
-        means = expand(signal[:, 0], x) * self._means(responsibilities, x)
+        means = expand(self.sde.alpha_dot(t), x) * self._means(responsibilities, x)
         return means + self._mix(responsibilities, rates / v * deviations, x)
 
     def sample(
