@@ -296,7 +296,7 @@ def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:
     from scoresde.tasks.sources import read_source
 
     raw = tuple(codec.raw_shape)
-    if config.operator is not None and config.operator.get("mask") == "nan":
+    if (config.get("operator") or {}).get("mask") == "nan":
         y = read_source(config.source, raw, codec)
         return _operator(config, codec, y), y.nan_to_num(0.0)
     operator = _operator(config, codec, torch.empty(0))
@@ -309,7 +309,7 @@ def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
     from scoresde.operators import Masking, Operator
     from scoresde.tasks.sources import read_mask
 
-    if config.operator is None:
+    if config.get("operator") is None:
         raise InputError(
             "operator must say what was observed; use operator=hole, random_mask, masking "
             "operator.mask=FILE, missing, downsampling, blur or grey."

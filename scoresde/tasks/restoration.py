@@ -58,6 +58,17 @@ class Restoration:
     seed: int
     cond: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Refuses what the method cannot serve, before the first batch.
+
+        Raises:
+            InputError: If it cannot.
+        """
+        if isinstance(self.method, StepRule):
+            self.method.check_observation(self.observed, tuple(self.codec.shape))
+        else:
+            self.sampler.check(self.method(self.model, self.observed))
+
     def batch(self, piece: range) -> Columns:
         """Draws rows, counted example by example; on the CPU and in raw units."""
         clock = time.perf_counter()
@@ -142,6 +153,7 @@ def restore(
     Returns:
         The results in numbers; of several processes the first alone has all.
     """
+    restoration.check()
     n, k = restoration.count, restoration.draws
     path, y = folder / "restored.npz", restoration.observed.y.cpu()
     more: dict[str, Any] = {"y": y.numpy(), "seed": np.uint64(restoration.seed), "draws": k}
@@ -318,7 +330,7 @@ def _seen(restoration: Restoration, count: int) -> Tensor | None:
     if not isinstance(operator, LinearOperator):
         return None
     y = restoration.observed.y
-    z = operator(torch.zeros(1, *shape, dtype=y.dtype, device=y.device))
+    z = operator(torch.zeros(count, *shape, dtype=y.dtype, device=y.device))
     own = (y[:count] if y.ndim == z.ndim else y.expand(count, *y.shape)).to(y.device)
     try:
         return operator.pseudo_inverse(own, shape).double().cpu()
