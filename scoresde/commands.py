@@ -195,11 +195,11 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples of a checkpoint, each batch kept as it comes."""
     from scoresde.tasks.sampling import save_trajectory, stream_samples
 
-    checkpoint, drawing = _drawing(config)
+    checkpoint, drawing, guidance = _drawing(config)
     count = config.count
     if drawing.latents is not None:
         count = _count(config, len(drawing.latents))
-    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, config)}
+    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, guidance)}
     parts = Parts(folder / PARTS, rank_of()).claim(identity)
     results: dict[str, Any] = stream_samples(
         drawing,
@@ -210,6 +210,8 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
         images=config.images,
         progress=config.progress and rank_of().index == 0,
     )
+    if guidance is not None and rank_of().index == 0:
+        _save_guidance(guidance, folder)
     if config.trajectory is not None and rank_of().index == 0:
         save_trajectory(drawing, config.trajectory, count, folder)
     log.info("%d samples in %.1f s: %s", count, results["seconds"], folder)
@@ -220,7 +222,7 @@ def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples between pairs of latents."""
     from scoresde.tasks.latents import interpolate_latents
 
-    _, drawing = _drawing(config)
+    _, drawing, guidance = _drawing(config)
     count = config.count
     if drawing.latents is not None:
         count = _count(config, len(drawing.latents) // 2)
@@ -232,6 +234,8 @@ def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
         batch_size=config.batch_size,
         progress=config.progress,
     )
+    if guidance is not None:
+        _save_guidance(guidance, folder)
     log.info("%d pairs of samples, %d points each: %s", count, config.points, folder)
     return {"count": count, **results}
 
@@ -265,8 +269,8 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def _drawing(config: DictConfig) -> tuple[Any, Any]:
-    """Returns the checkpoint, and what samples are drawn from and how."""
+def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
+    """Returns the checkpoint, what samples are drawn from and how, and its guidance."""
     from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
@@ -277,13 +281,18 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+    model, told = guided(model, config, codec)
     latents, cond = None, labels_of(config, model)
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}
     check_given(model, cond, checkpoint.recipe.get("conditions"))
-    model = guided(model, config, codec)
-    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
+    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond), told
+
+
+def _save_guidance(guidance: Any, folder: Path) -> None:
+    """Writes ``guidance.json``: what guided the samples, other models by their fingerprints."""
+    (folder / "guidance.json").write_text(json.dumps(guidance, indent=1) + "\n")
 
 
 def _count(config: DictConfig, there: int) -> int:
@@ -295,8 +304,7 @@ def _count(config: DictConfig, there: int) -> int:
     return config.count
 
 
-def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, Any]:
-    guidance = OmegaConf.to_container(config.guidance) if config.get("guidance") else None
+def _drawn_from(drawing: Any, guidance: Any) -> dict[str, Any]:
     latents = "drawn" if drawing.latents is None else fingerprint(drawing.latents)
     told = {name: fingerprint(values) for name, values in drawing.cond.items()}
     return {"sampler": drawing.sampler, "guidance": guidance, "latents": latents, **told}
