@@ -278,9 +278,7 @@ def guided(model: Any, config: DictConfig, codec: Any) -> tuple[Any, Any]:
                 plan[name] = value
         guidance = instantiate(plan, "guidance")
         if not callable(guidance):
-            raise InputError(
-                f"guidance must map a model to one, got a {type(guidance).__name__}."
-            )
+            raise InputError(f"guidance must map a model to one, got a {type(guidance).__name__}.")
         model = guidance(model, **others)
     return model, (told[0] if len(told) == 1 else told or None)
 

@@ -20,7 +20,14 @@ References:
     Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
 """
 
-from scoresde.model.base import Conditioned, Model, ScoreFunction, check_model, evaluating
+from scoresde.model.base import (
+    Conditioned,
+    Model,
+    ScoreFunction,
+    Trainable,
+    check_model,
+    evaluating,
+)
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -60,6 +67,7 @@ __all__ = [
     "ScoreModel",
     "ScoreParametrisation",
     "Sigma",
+    "Trainable",
     "VParametrisation",
     "check_model",
     "evaluating",
