@@ -53,6 +53,7 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.model import Classifier
     from scoresde.tasks.inspection import Inspection
     from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
@@ -74,7 +75,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
-    for tool in (*samplers.values(), exact, quick):
+    classifying = isinstance(model, Classifier)
+    if classifying and training.inspect_every is not None:
+        raise InputError(
+            f"train.inspect_every must be null for a classifier, which draws no samples, got "
+            f"{training.inspect_every}."
+        )
+    for tool in () if classifying else (*samplers.values(), exact, quick):
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
@@ -91,7 +98,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         seed=config.seed,
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
-        inspect=Inspection(
+        inspect=None
+        if classifying
+        else Inspection(
             data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
         ),
         trackers=list(_each(plan, "trackers").values()),
@@ -102,6 +111,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     facts = [("training", f"{training.steps} steps of {training.batch_size} examples")]
     seconds = time.perf_counter() - clock
     trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
+    if classifying:
+        return _report_classifier(config, folder, trained) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -175,6 +186,30 @@ def _report(
     if first:
         log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
         log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _report_classifier(
+    config: DictConfig, folder: Path, trained: tuple[Any, Any, float, list[tuple[str, str]], str]
+) -> dict[str, Any]:
+    """Evaluates a trained classifier at all noise levels, and writes its report."""
+    from scoresde.tasks.classifier_report import report_classifier
+
+    classifier, data, _, facts, configuration = trained
+    results = report_classifier(
+        classifier,
+        data,
+        config.split,
+        folder,
+        title=config.name,
+        facts=facts,
+        configuration=configuration,
+        examples=config.examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
     return results
 
 

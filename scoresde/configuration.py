@@ -17,7 +17,17 @@ from scoresde.errors import InputError, check_count
 from scoresde.recipe import build, complete
 
 GROUPS = (
-    *("data", "sde", "network", "parametrisation", "noise_label", "loss", "optimizer", "train"),
+    *(
+        "data",
+        "sde",
+        "model",
+        "network",
+        "parametrisation",
+        "noise_label",
+        "loss",
+        "optimizer",
+        "train",
+    ),
     *("likelihood", "sampler", "dequantisation", "distributed"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
@@ -157,10 +167,12 @@ def measured(plan: Any, data: Any) -> Any:
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
-    parts = ("network", "sde", "parametrisation", "noise_label")
+    # A classifier, for one, has no parametrisation.
+    known = inspect.signature(hydra.utils.get_class(plan["model"]["_target_"])).parameters
+    parts = [k for k in ("network", "sde", "parametrisation", "noise_label") if k in known]
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
     return {
-        "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
+        "model": {**plan["model"], **{key: plan[key] for key in parts}},
         "units": data.codec.describe(),
         **{key: plan.get(key) for key in kept},
     }
@@ -226,12 +238,13 @@ def load(config: DictConfig) -> tuple[Any, Any]:
 
 def _prepared(model: Any, config: DictConfig) -> Any:
     """Returns a model on its device, with the requested precision, compiled if requested."""
-    from scoresde.model import ScoreModel
+    from scoresde.model import Classifier, ScoreModel
     from scoresde.nn.speed import accelerated
 
     device = device_of(config.device)
     model = place(model, device) if config.channels_last else model.to(device)
-    if isinstance(model, ScoreModel) and isinstance(model.network, torch.nn.Module):
+    learned = isinstance(model, ScoreModel | Classifier)
+    if learned and isinstance(model.network, torch.nn.Module):
         mode = {True: "default", False: None}.get(config.compile, config.compile)
         model.network = accelerated(model.network, config.precision, mode)
     elif config.precision != "float32" or config.compile:
@@ -485,13 +498,15 @@ def device_of(name: str) -> torch.device:
 @torch.no_grad()
 def try_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
+    from scoresde.model import Classifier
     from scoresde.streams import Streams
 
     batch = data.batch("test", Streams.of(0, batch=1)).to(model.device)
     x, cond = batch.x, model.select(batch.cond)
     cond |= {"augment": x.new_zeros(1, labels)} if labels else {}
+    t = torch.full((1,), 0.5, device=x.device)
     try:
-        model.noise(x, torch.full((1,), 0.5, device=x.device), **cond)
+        model(x, t) if isinstance(model, Classifier) else model.noise(x, t, **cond)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
             f"The network cannot take data of shape {tuple(data.shape)}: "

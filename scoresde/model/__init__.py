@@ -28,6 +28,7 @@ from scoresde.model.base import (
     check_model,
     evaluating,
 )
+from scoresde.model.classifier import Classifier
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -51,6 +52,7 @@ from scoresde.recipe import renamed
 
 __all__ = [
     "ChainIndex",
+    "Classifier",
     "Conditioned",
     "DataParametrisation",
     "GaussianMixtureModel",
