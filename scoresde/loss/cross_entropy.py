@@ -9,18 +9,19 @@ from scoresde.errors import InputError
 from scoresde.loss.base import Loss, LossTerms, draw
 from scoresde.model import Classifier, Trainable, check_model
 from scoresde.sde import Interpolant
-from scoresde.times import Times, UniformTimes
+from scoresde.times import LogNormalTimes, Times
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
     r"""The cross entropy of the class, :math:`-\log p(c \mid x_t)`, at noised data.
 
-    Every noise level has the weight 1 and is drawn as often as ``times`` says. Examples without
-    a class (label -1) have the loss 0.
+    Every time has the weight 1 and is drawn as often as ``times`` says: the density decides which
+    noise levels matter. Examples without a class (label -1) have the loss 0.
 
     Arguments:
-        times: The density of training times.
+        times: The density of training times; by default wide enough that the largest
+            noise, where the classifier must say nothing, is learned too.
         eps: The smallest time, in [0, 1); None takes the default of the SDE.
 
     References:
@@ -36,7 +37,7 @@ class CrossEntropy(Loss):
         tensor([1.0986, 0.0000])
     """
 
-    times: Times = field(default_factory=UniformTimes)
+    times: Times = field(default_factory=lambda: LogNormalTimes(0.0, 2.0, tail=0.1))
     eps: float | None = None
 
     def terms(
