@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -251,6 +252,145 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
         save_trajectory(drawing, config.trajectory, count, folder)
     log.info("%d samples in %.1f s: %s", count, results["seconds"], folder)
     return {"count": count, **results}
+
+
+def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Draws examples that agree with what was observed of them, and reports."""
+    from scoresde.tasks.restoration import restore as run
+
+    checkpoint, restoration, truth, title = _restoration(config)
+    identity = {
+        **_identity(checkpoint, config),
+        "operator": OmegaConf.to_yaml(config.operator),
+        "method": restoration.method,
+        "sampler": restoration.sampler,
+        "std": str(config.std),
+        "draws": str(restoration.draws),
+        "y": fingerprint(restoration.observed.y),
+        **{name: fingerprint(values) for name, values in restoration.cond.items()},
+    }
+    results = run(
+        restoration,
+        folder,
+        Parts(folder / PARTS, rank_of()).claim(identity),
+        truth=truth,
+        batch_size=config.batch_size,
+        images=config.images,
+        progress=config.progress and rank_of().index == 0,
+        title=title,
+        facts=[("operator", str(restoration.observed.operator)), ("std", str(config.std))],
+        configuration=OmegaConf.to_yaml(config),
+    )
+    if rank_of().index == 0:
+        log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+        log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str]:
+    """Returns the checkpoint, what is restored and how, the truth if known, and a title."""
+    from scoresde.codec import Codec
+    from scoresde.inverse import Observation
+    from scoresde.streams import random_rows
+    from scoresde.tasks.restoration import Restoration, simulate
+    from scoresde.tasks.sources import read_source
+
+    checkpoint, model = load(config)
+    codec = checkpoint.build("units", Codec, allowed(config))
+    method, sampler = _method(config)
+    std = config.std
+    if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
+        raise InputError(f"std must be the noise of the observation in raw units, got {std}.")
+    cond, truth = labels_of(config, model), None
+    if config.source is None:
+        if config.truth is not None:
+            raise InputError("truth requires source, the observed examples; give source=PATH.")
+        data = evaluated_data(checkpoint, config)
+        values = data.split(config.split)
+        rows = random_rows(len(values), 16 if config.examples is None else config.examples)
+        cond = {**model.select(data.conditions_of(config.split, rows)), **cond}
+        truth, title = values[rows].cpu(), f"{data.name} ({config.split})"
+        operator = _operator(config, codec, truth)
+        y = simulate(operator, truth, codec, std, config.seed)
+    else:
+        operator, y = _observed(config, codec)
+        title = Path(config.source).stem
+        if config.truth is not None:
+            truth = read_source(config.truth, codec.raw_shape, codec)
+            if len(truth) != len(y):
+                raise InputError(f"truth must have {len(y)} examples as source, got {len(truth)}.")
+    check_given(model, cond, checkpoint.recipe.get("conditions"))
+    observed = Observation(operator, y.to(model.device), float(std), codec)
+    draws = config.draws if given("draws") else 8
+    restoration = Restoration(
+        *(model, method, sampler, observed, codec, len(y), draws, config.seed, cond)
+    )
+    return checkpoint, restoration, truth, title
+
+
+def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:
+    """Returns the operator, and what was observed with it, from the source."""
+    from scoresde.tasks.sources import read_source
+
+    raw = tuple(codec.raw_shape)
+    if config.operator is not None and config.operator.get("mask") == "nan":
+        y = read_source(config.source, raw, codec)
+        return _operator(config, codec, y), y.nan_to_num(0.0)
+    operator = _operator(config, codec, torch.empty(0))
+    shape = operator(torch.zeros(1, *raw)).shape[1:]
+    return operator, read_source(config.source, shape, codec)
+
+
+def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
+    """Builds the operator; a mask is read from its file, or from what is NaN in the source."""
+    from scoresde.operators import Masking, Operator
+    from scoresde.tasks.sources import read_mask
+
+    if config.operator is None:
+        raise InputError(
+            "operator must say what was observed; use operator=hole, random_mask, masking "
+            "operator.mask=FILE, missing, downsampling, blur or grey."
+        )
+    plan: Any = OmegaConf.to_container(config.operator, resolve=True)
+    if plan.get("mask") == "nan":
+        if not source.is_floating_point() or not bool(source.isnan().any()):
+            raise InputError(
+                "operator=missing requires NaN in the source, got none; use operator=masking with "
+                "a mask."
+            )
+        return Masking(~source.isnan())
+    if isinstance(plan.get("mask"), str):
+        plan["mask"] = read_mask(plan["mask"], codec.raw_shape)
+        return Masking(plan["mask"])
+    if "shape" in plan and plan["shape"] is None:
+        plan["shape"] = list(codec.raw_shape)
+    operator = instantiate(plan, "operator")
+    if not isinstance(operator, Operator):
+        raise InputError(
+            f"operator must be an Operator, got {type(operator).__name__}; see scoresde.operators."
+        )
+    return operator
+
+
+def _method(config: DictConfig) -> tuple[Any, Any]:
+    """Returns the method, and the sampler that serves it if it is a model."""
+    from scoresde.inverse import StepRule
+    from scoresde.sample import Sampler
+
+    method = instantiate(config.method, "method")
+    rule = isinstance(method, StepRule)
+    if rule and given("sampler"):
+        raise InputError(
+            f"sampler has no effect on method={type(method).__name__}, which is a sampler itself; "
+            "leave it out, and give its steps as method.steps."
+        )
+    if not rule and not callable(method):
+        raise InputError(f"method must be a posterior or a step rule, got {method}.")
+    chosen = config.sampler if given("sampler") else config.restore.sampler
+    sampler = instantiate(chosen, "sampler")
+    if not isinstance(sampler, Sampler):
+        raise InputError(f"sampler must be a Sampler, got {type(sampler).__name__}.")
+    return method, sampler
 
 
 def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -608,6 +748,7 @@ def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
 TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "train": train,
     "sample": sample,
+    "restore": restore,
     "interpolate": interpolate,
     "encode": encode,
     "likelihood": likelihood,
@@ -617,4 +758,4 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.
-RESUMED = ("sample", "encode", "likelihood", "search")
+RESUMED = ("sample", "restore", "encode", "likelihood", "search")

@@ -34,6 +34,7 @@ GROUPS = (
 USED = {
     "sample": ("sampler", "guidance"),
     "interpolate": ("sampler", "guidance"),
+    "restore": ("sampler", "data"),
     "encode": ("sampler", "data"),
     "likelihood": ("data", "likelihood", "dequantisation"),
     "import": ("data", "likelihood"),
@@ -42,14 +43,17 @@ USED = {
 
 
 # The tasks that a value serves, and what it is where it serves none.
-_EVERY = ("sample", "likelihood", "encode", "interpolate", "ema")
+_EVERY = ("sample", "restore", "likelihood", "encode", "interpolate", "ema")
 SERVES = {
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
     "guidance": (None, ("sample", "interpolate")),
     "latents": (None, ("sample", "interpolate")),
-    "label": (None, ("sample", "interpolate")),
-    "images": (False, ("sample",)),
+    "label": (None, ("sample", "restore", "interpolate")),
+    "images": (False, ("sample", "restore")),
+    "operator": (None, ("restore",)),
+    "source": (None, ("restore",)),
+    "truth": (None, ("restore",)),
     "trajectory": (None, ("sample",)),
     "lengths": (None, ("ema",)),
     "precision": ("float32", _EVERY),

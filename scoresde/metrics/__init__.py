@@ -14,6 +14,7 @@ from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
 from scoresde.metrics.moments import Moments, features, subset
 from scoresde.metrics.nearest import nearest
+from scoresde.metrics.restoration import psnr, ranks, spread_ratio, ssim
 from scoresde.recipe import renamed
 
 __all__ = [
@@ -30,7 +31,11 @@ __all__ = [
     "mixture_baseline",
     "nats",
     "nearest",
+    "psnr",
+    "ranks",
     "sliced_wasserstein",
+    "spread_ratio",
+    "ssim",
     "subset",
 ]
 

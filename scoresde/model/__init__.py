@@ -29,6 +29,7 @@ from scoresde.model.base import (
     evaluating,
 )
 from scoresde.model.classifier import Classifier
+from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -55,6 +56,7 @@ __all__ = [
     "Classifier",
     "Conditioned",
     "DataParametrisation",
+    "FullMixtureModel",
     "GaussianMixtureModel",
     "GaussianModel",
     "Model",

@@ -81,6 +81,12 @@ class Model(Trainable):
         r"""Returns the velocity :math:`E[d x_t / dt \mid x_t = x]`."""
 
     @property
+    def data_std(self) -> float | None:
+        """The standard deviation of the data, the mean over their values, or None if unknown."""
+        parts = (child.data_std for child in self.children() if isinstance(child, Model))
+        return next(parts, None)
+
+    @property
     def jumps(self) -> tuple[float, ...]:
         """The times in (0, 1) at which its views jump, where adaptive solvers start anew."""
         parts = (child for child in self.children() if isinstance(child, Model))
