@@ -54,6 +54,7 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.model import Classifier
     from scoresde.tasks.inspection import Inspection
     from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
@@ -75,7 +76,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
-    for tool in (*samplers.values(), exact, quick):
+    classifying = isinstance(model, Classifier)
+    if classifying and training.inspect_every is not None:
+        raise InputError(
+            f"train.inspect_every must be null for a classifier, which draws no samples, got "
+            f"{training.inspect_every}."
+        )
+    for tool in () if classifying else (*samplers.values(), exact, quick):
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
@@ -92,7 +99,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         seed=config.seed,
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
-        inspect=Inspection(
+        inspect=None
+        if classifying
+        else Inspection(
             data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
         ),
         trackers=list(_each(plan, "trackers").values()),
@@ -103,6 +112,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     facts = [("training", f"{training.steps} steps of {training.batch_size} examples")]
     seconds = time.perf_counter() - clock
     trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
+    if classifying:
+        return _report_classifier(config, folder, trained) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -179,6 +190,30 @@ def _report(
     return results
 
 
+def _report_classifier(
+    config: DictConfig, folder: Path, trained: tuple[Any, Any, float, list[tuple[str, str]], str]
+) -> dict[str, Any]:
+    """Evaluates a trained classifier at all noise levels, and writes its report."""
+    from scoresde.tasks.classifier_report import report_classifier
+
+    classifier, data, _, facts, configuration = trained
+    results = report_classifier(
+        classifier,
+        data,
+        config.split,
+        folder,
+        title=config.name,
+        facts=facts,
+        configuration=configuration,
+        examples=config.examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
 def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]:
     """Returns a trained model that each process holds whole, and where they evaluate it."""
     from scoresde.train import Checkpoint, ProcessGroup
@@ -196,11 +231,11 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples of a checkpoint, each batch kept as it comes."""
     from scoresde.tasks.sampling import save_trajectory, stream_samples
 
-    checkpoint, drawing = _drawing(config)
+    checkpoint, drawing, guidance = _drawing(config)
     count = config.count
     if drawing.latents is not None:
         count = _count(config, len(drawing.latents))
-    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, config)}
+    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, guidance)}
     parts = Parts(folder / PARTS, rank_of()).claim(identity)
     results: dict[str, Any] = stream_samples(
         drawing,
@@ -211,6 +246,8 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
         images=config.images,
         progress=config.progress and rank_of().index == 0,
     )
+    if guidance is not None and rank_of().index == 0:
+        _save_guidance(guidance, folder)
     if config.trajectory is not None and rank_of().index == 0:
         save_trajectory(drawing, config.trajectory, count, folder)
     log.info("%d samples in %.1f s: %s", count, results["seconds"], folder)
@@ -360,7 +397,7 @@ def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples between pairs of latents."""
     from scoresde.tasks.latents import interpolate_latents
 
-    _, drawing = _drawing(config)
+    _, drawing, guidance = _drawing(config)
     count = config.count
     if drawing.latents is not None:
         count = _count(config, len(drawing.latents) // 2)
@@ -372,6 +409,8 @@ def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
         batch_size=config.batch_size,
         progress=config.progress,
     )
+    if guidance is not None:
+        _save_guidance(guidance, folder)
     log.info("%d pairs of samples, %d points each: %s", count, config.points, folder)
     return {"count": count, **results}
 
@@ -405,8 +444,8 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def _drawing(config: DictConfig) -> tuple[Any, Any]:
-    """Returns the checkpoint, and what samples are drawn from and how."""
+def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
+    """Returns the checkpoint, what samples are drawn from and how, and its guidance."""
     from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
@@ -417,13 +456,18 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+    model, told = guided(model, config, codec)
     latents, cond = None, labels_of(config, model)
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}
     check_given(model, cond, checkpoint.recipe.get("conditions"))
-    model = guided(model, config, codec)
-    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
+    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond), told
+
+
+def _save_guidance(guidance: Any, folder: Path) -> None:
+    """Writes ``guidance.json``: what guided the samples, other models by their fingerprints."""
+    (folder / "guidance.json").write_text(json.dumps(guidance, indent=1) + "\n")
 
 
 def _count(config: DictConfig, there: int) -> int:
@@ -435,8 +479,7 @@ def _count(config: DictConfig, there: int) -> int:
     return config.count
 
 
-def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, Any]:
-    guidance = OmegaConf.to_container(config.guidance) if config.get("guidance") else None
+def _drawn_from(drawing: Any, guidance: Any) -> dict[str, Any]:
     latents = "drawn" if drawing.latents is None else fingerprint(drawing.latents)
     told = {name: fingerprint(values) for name, values in drawing.cond.items()}
     return {"sampler": drawing.sampler, "guidance": guidance, "latents": latents, **told}

@@ -198,6 +198,18 @@ def test_a_constraint_holds_under_guidance():
         assert float((x[:, :2] - known).abs().max()) < 5 * float(end)
 
 
+def test_a_callback_is_told_the_times_across_an_interval():
+    times, guided = [], ClassifierFreeGuidance(mixture(), 2.0, (0.2, 5.0))
+    out = ProbabilityFlow(1e-4, 1e-4)(
+        guided, (1, 4), seed=0, label=LABELS[:1], callback=lambda step: times.append(float(step.t))
+    )
+    assert times == sorted(times, reverse=True)  # a rejected step repeats its time
+    assert (times[0], times[-1]) == (1.0, 1e-3)
+    assert len(guided.jumps) == 2
+    assert set(guided.jumps) <= set(times)
+    assert int(out.nfe) > 0
+
+
 def test_several_conditions_are_dropped_together_or_alone():
     model = network(conditions={"context": 2})
     x, t, context = normal(4, 4), at(0.3), normal(4, 2, seed=1)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.errors import InputError
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.nn import Conditioning
 
 
-def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS) -> list[str]:
+def check_conditions(model: Trainable, data: Dataset, splits: Sequence[str] = SPLITS) -> list[str]:
     """Compares the conditions of data with those that a model was built for.
 
     Arguments:
@@ -42,14 +42,14 @@ def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS
     ]
 
 
-def required_conditions(model: Model) -> tuple[str, ...]:
+def required_conditions(model: Trainable) -> tuple[str, ...]:
     """Returns the conditions that networks in a model were built for, but for augmentations."""
     parts = (part for part in model.modules() if isinstance(part, Conditioning))
     names = dict.fromkeys(name for part in parts for name in part.names)
     return tuple(name for name in names if name != "augment")
 
 
-def check_classes(model: Model, most: int) -> None:
+def check_classes(model: Trainable, most: int) -> None:
     """Checks that networks in a model know all classes up to one.
 
     Raises:

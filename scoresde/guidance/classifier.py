@@ -120,11 +120,11 @@ class ClassifierGuidance(Guided):
             found = self._log_probs(y, t, label)
             return torch.where(guided.to(found.device), found, 0.0).sum()
 
-        with counted(guided.to(x.device)):
-            count_products(len(x))
         # Of the sum, so that an example's gradient does not depend on the batch; also where the
         # caller keeps no gradients, and differentiable where the caller differentiates.
-        gradient = torch.func.grad(total)(x)
+        with counted(guided.to(x.device)):
+            count_products(len(x))
+            gradient = torch.func.grad(total)(x)
         return expand(self.sde.sigma(t) ** 2 / self.sde.alpha(t), x) * gradient
 
     def _log_probs(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:

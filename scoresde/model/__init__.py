@@ -20,7 +20,15 @@ References:
     Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
 """
 
-from scoresde.model.base import Conditioned, Model, ScoreFunction, check_model, evaluating
+from scoresde.model.base import (
+    Conditioned,
+    Model,
+    ScoreFunction,
+    Trainable,
+    check_model,
+    evaluating,
+)
+from scoresde.model.classifier import Classifier
 from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
@@ -45,6 +53,7 @@ from scoresde.recipe import renamed
 
 __all__ = [
     "ChainIndex",
+    "Classifier",
     "Conditioned",
     "DataParametrisation",
     "FullMixtureModel",
@@ -62,6 +71,7 @@ __all__ = [
     "ScoreModel",
     "ScoreParametrisation",
     "Sigma",
+    "Trainable",
     "VParametrisation",
     "check_model",
     "evaluating",
