@@ -258,9 +258,10 @@ def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws examples that agree with what was observed of them, and reports."""
     from scoresde.tasks.restoration import restore as run
 
-    checkpoint, restoration, truth, title = _restoration(config)
+    checkpoint, restoration, truth, title, guidance = _restoration(config)
     identity = {
         **_identity(checkpoint, config),
+        "guidance": guidance,
         "operator": OmegaConf.to_yaml(config.operator),
         "method": restoration.method,
         "sampler": restoration.sampler,
@@ -287,8 +288,8 @@ def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
     return results
 
 
-def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str]:
-    """Returns the checkpoint, what is restored and how, the truth if known, and a title."""
+def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
+    """Returns the checkpoint, what is restored and how, the truth if known, a title, guidance."""
     from scoresde.codec import Codec
     from scoresde.inverse import Observation
     from scoresde.streams import random_rows
@@ -297,6 +298,7 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str]:
 
     checkpoint, model = load(config)
     codec = checkpoint.build("units", Codec, allowed(config))
+    model, guidance = guided(model, config, codec)
     method, sampler = _method(config)
     std = config.std
     if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
@@ -325,7 +327,7 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str]:
     restoration = Restoration(
         *(model, method, sampler, observed, codec, len(y), draws, config.seed, cond)
     )
-    return checkpoint, restoration, truth, title
+    return checkpoint, restoration, truth, title, guidance
 
 
 def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:

@@ -34,7 +34,7 @@ GROUPS = (
 USED = {
     "sample": ("sampler", "guidance"),
     "interpolate": ("sampler", "guidance"),
-    "restore": ("sampler", "data"),
+    "restore": ("sampler", "guidance", "data"),
     "encode": ("sampler", "data"),
     "likelihood": ("data", "likelihood", "dequantisation"),
     "import": ("data", "likelihood"),
@@ -47,7 +47,7 @@ _EVERY = ("sample", "restore", "likelihood", "encode", "interpolate", "ema")
 SERVES = {
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
-    "guidance": (None, ("sample", "interpolate")),
+    "guidance": (None, ("sample", "restore", "interpolate")),
     "latents": (None, ("sample", "interpolate")),
     "label": (None, ("sample", "restore", "interpolate")),
     "images": (False, ("sample", "restore")),
