@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from scoresde.sample import UniPC
 from scoresde.tasks.parts import Parts
 from scoresde.tasks.restoration import Restoration, grades, restore, simulate
 from scoresde.times import LogSNRGrid
-from tests.test_run import TINY, program, refused
+from tests.test_run import ROOT, TINY, program, refused
 
 # Two features of a table in units of their own, the first of them observed.
 WIDTH, SHIFT = torch.tensor([100.0, 0.01]), torch.tensor([2000.0, -3.0])
@@ -251,3 +252,26 @@ def test_what_cannot_be_restored_is_one_sentence(digits, arguments, message):
     np.save(digits / "other.npy", np.zeros((2, 1, 5, 5), np.float32))
     said = refused(*FAST, *arguments, "examples=2", "draws=1", cwd=digits)
     assert re.search(message, said)
+
+
+def test_the_commands_of_the_page_run(digits):
+    page = (ROOT / "docs/inverse.md").read_text(encoding="utf-8")
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines()
+    generator = np.random.default_rng(0)
+    for name in ("photos", "originals"):
+        (digits / name).mkdir()
+        for i in range(2):
+            pixels = generator.integers(0, 256, (8, 8)).astype(np.uint8)
+            Image.fromarray(pixels).save(digits / name / f"{i}.png")
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).save(digits / "mask.png")
+    gaps = np.full((2, 8, 8), 5.5, np.float32)
+    gaps[:, 0] = np.nan
+    np.save(digits / "gaps.npy", gaps)
+    assert len(lines) == 4
+    for i, line in enumerate(lines):
+        words = shlex.split(line.replace("checkpoint=RUN", "checkpoint=run"))[3:]
+        quick = ["method.steps=3"] if "method=ddnm" in words else ["restore.sampler.steps=3"]
+        few = [] if "draws=4" in words else ["draws=2"]
+        quick += [*few, "examples=2", "progress=false", f"hydra.run.dir=page{i}"]
+        program(*words, *quick, cwd=digits)
+        assert (digits / f"page{i}" / "restored.png").exists()
