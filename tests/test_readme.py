@@ -93,7 +93,9 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
         if "task=encode" in text:
             small += ["examples=4"]
         if "task=restore" in text:
-            small += ["examples=2", "draws=2", "restore.sampler.steps=3"]
+            program(*TINY, "hydra.run.dir=DIGITS", cwd=place)
+            command = [word.replace("checkpoint=RUN", "checkpoint=DIGITS") for word in command]
+            small = ["examples=2", "draws=2", "restore.sampler.steps=3", "progress=false"]
         if "latents=" in text:  # of the command before, which another process may have run
             before = next(c for c in commands() if "task=encode" in c)
             program(*before, "examples=4", "progress=false", "allow=my_parts", cwd=place)
