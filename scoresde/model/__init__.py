@@ -21,6 +21,7 @@ References:
 """
 
 from scoresde.model.base import Conditioned, Model, ScoreFunction, check_model, evaluating
+from scoresde.model.classes import classes_of
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -62,6 +63,7 @@ __all__ = [
     "Sigma",
     "VParametrisation",
     "check_model",
+    "classes_of",
     "evaluating",
 ]
 
