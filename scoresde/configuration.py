@@ -45,6 +45,8 @@ SERVES = {
     "trajectory": (None, ("sample",)),
     "lengths": (None, ("ema",)),
     "prior": (None, ("classify",)),
+    "draws": (1, ("likelihood",)),
+    "weighted": (False, ("likelihood",)),
     "precision": ("float32", _EVERY),
     "compile": (False, _EVERY),
     "channels_last": (True, _EVERY),

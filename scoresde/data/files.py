@@ -86,11 +86,11 @@ def array(
         raise InputError(
             f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
         )
-    splits = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
     known = None
     if classes is not None:
         raw = next(iter(raws.values()))[0]
         known = _as_dealt(_check_labels(classes, len(raw), path), raw, fractions, seed)
+    splits = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
     data = Dataset.of(path.stem, splits, kinds.pop(), flip, standardise, labels=known)
     return replace(data, undivided=fractions is None and len(raws) == 1)
 

@@ -126,7 +126,9 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> Reliabilit
     check_count("bins", bins)
     p = confidence.double()
     if not bool(((p >= 0) & (p <= 1)).all()):
-        raise InputError(f"confidence must be in [0, 1], got {float(p.min())} to {float(p.max())}.")
+        raise InputError(
+            f"confidence must be in [0, 1], got {float(p.min())} to {float(p.max())}."
+        )
     place = (p * bins).long().clamp(max=bins - 1)
     parts = [(p[place == b], right[place == b].double()) for b in range(bins)]
     count = torch.bincount(place, minlength=bins)

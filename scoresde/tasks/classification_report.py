@@ -217,10 +217,15 @@ def _errors(data: Dataset, one: Classified, folder: Path, split: str) -> list[Fi
     rows = wrong[order]
     raw = data.split(split)[one.rows[rows].to(data.train.device)].cpu()
     images = data.to_unit(data.codec.encode(raw))
-    texts = [f"{one.truth[i]}→{one.label[i]} {one.confidence[i]:.2f}" for i in rows]
+    texts = [f"{one.truth[i]}→{one.label[i]} {_short(float(one.confidence[i]))}" for i in rows]
     caption = (
         f"The {len(rows)} most confident of {len(wrong)} errors: true class → predicted class, "
         "and the confidence."
     )
     path = folder / "errors.png"
     return [Figure(caption, plots.labelled_grid(images, texts, path))]
+
+
+def _short(share: float) -> str:
+    """Writes a share in three letters: .93, 1.0."""
+    return f"{share:.2f}"[1:] if share < 0.995 else "1.0"
