@@ -6,13 +6,13 @@
 The models are exact mixtures with classes, so the truth is known: three classes of four isotropic
 Gaussians of std 0.4 each. The means of the components are standard normal; each class moves them
 along a random direction of its own, all three orthogonal, so that any two classes are a given
-distance apart, the shift. Points are drawn from all classes. Their log-likelihoods under each class
-are estimated under the VP probability flow, by one probe at a time: with the same probes for every
-class, and with probes of its own for each. The table has the standard deviations over probes of one
-log-likelihood and of the difference of two classes, and how often the most likely class is the
-one from which the point comes. The variance of an estimate falls with the number of probes, so the
-ratio of the variances is the factor by which probes are saved. It depends on the directions: the
-table has the ratio of the mean variances over random problems, and its range over problems.
+distance apart, the shift. Points are drawn from all classes. Their log-likelihoods under each
+class are estimated under the VP probability flow, by one probe at a time: with the same probes for
+every class, and with probes of its own for each. The table has the standard deviations over probes
+of one log-likelihood and of the difference of two classes, and how often the most likely class is
+the one from which the point comes. The variance of an estimate falls with the number of probes, so
+the ratio of the variances is the factor by which probes are saved. It depends on the directions:
+the table has the ratio of the mean variances over random problems, and its range over problems.
 """
 
 import argparse

@@ -17,7 +17,6 @@ from scoresde import (
     VariationalBound,
 )
 from scoresde.data import check_classes
-from scoresde.divergence import ExactTrace
 from scoresde.guidance import Clipped
 from scoresde.likelihood import GenerativeClassifier
 from scoresde.model import classes_of

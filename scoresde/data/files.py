@@ -75,8 +75,8 @@ def array(
         return replace(data, undivided=fractions is None)
     if classes is not None and len(arrays) > 1:
         raise InputError(
-            f"labels must go with one array of examples, got {', '.join(arrays)} of {path}; choose "
-            "one with key=NAME."
+            f"labels must go with one array of examples, got {', '.join(arrays)} of {path}; "
+            "choose one with key=NAME."
         )
     raws = {
         name: as_raw(_arrange(values, channels_last), levels) for name, values in arrays.items()
@@ -174,8 +174,9 @@ def _check_labels(values: np.ndarray, count: int, path: Path) -> Tensor:
     if not whole or int(values.min()) < -1:
         least = f", least {values.min()}" if values.dtype.kind in "iu" and values.size else ""
         raise InputError(
-            f"labels must be {count} whole numbers from 0, or -1 for unknown, one for each example "
-            f"of {path}, got shape {values.shape} of {values.dtype}{least}; number the classes."
+            f"labels must be {count} whole numbers from 0, or -1 for unknown, one for each "
+            f"example of {path}, got shape {values.shape} of {values.dtype}{least}; "
+            "number the classes."
         )
     return torch.from_numpy(values.astype(np.int64))
 

@@ -1,4 +1,4 @@
-"""Everything about log p: the flow and its clocks, cut-offs, exact likelihoods, the bound, and classes."""
+"""Everything about log p: flow, clocks, cut-offs, exact likelihoods, the bound, classification."""
 
 from scoresde.likelihood.bound import BoundResult, VariationalBound
 from scoresde.likelihood.classifier import Classification, GenerativeClassifier

@@ -87,7 +87,7 @@ def margins(values: Mapping[str, Tensor], path: Path, typical_error: float | Non
     figure, (axes,) = base._figure(1, width=6.4, height=3.6)
     finite = {name: base._array(x)[np.isfinite(base._array(x))] for name, x in values.items()}
     top = max((float(x.max()) for x in finite.values() if len(x)), default=1.0)
-    edges = np.sinh(np.linspace(0, np.arcsinh(max(top, 1.0)), _BINS + 1))
+    edges = np.sinh(np.linspace(0, np.arcsinh(max(top, 1.0)), _BINS + 1)).tolist()
     for (name, x), colour in zip(finite.items(), base.COLOURS, strict=False):
         axes.hist(x, edges, color=colour, alpha=0.5, lw=0, label=f"{name}: {len(x)}")
     if typical_error:

@@ -131,7 +131,9 @@ class Classified:
 
     def save(self, folder: Path) -> None:
         """Saves the table of all examples, ``classes.npz``."""
-        arrays = {name: self.columns[name].numpy() for name in (*_KEPT, "total_log_prob", "nfe")}
+        arrays: dict[str, Any] = {
+            name: self.columns[name].numpy() for name in (*_KEPT, "total_log_prob", "nfe")
+        }
         if self.truth is not None:
             arrays["truth"] = self.truth.numpy()
         arrays["index"] = self.rows.numpy()
