@@ -45,6 +45,8 @@ APART = """
   [table](benchmark/README.md) (`task=benchmark`)
 - the length of the average of the weights, chosen after the training:
   [figure](average_lengths/README.md) (`task=ema`)
+- what the scale of guidance buys and costs, on the digits:
+  [figure](guidance_scale/README.md) (`guidance_scale.py`)
 """
 WAITING = """
 

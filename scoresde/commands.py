@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.model import Classifier
     from scoresde.tasks.inspection import Inspection
     from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
@@ -75,7 +77,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
-    for tool in (*samplers.values(), exact, quick):
+    classifying = isinstance(model, Classifier)
+    if classifying and training.inspect_every is not None:
+        raise InputError(
+            f"train.inspect_every must be null for a classifier, which draws no samples, got "
+            f"{training.inspect_every}."
+        )
+    for tool in () if classifying else (*samplers.values(), exact, quick):
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
@@ -92,7 +100,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         seed=config.seed,
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
-        inspect=Inspection(
+        inspect=None
+        if classifying
+        else Inspection(
             data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
         ),
         trackers=list(_each(plan, "trackers").values()),
@@ -103,6 +113,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     facts = [("training", f"{training.steps} steps of {training.batch_size} examples")]
     seconds = time.perf_counter() - clock
     trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
+    if classifying:
+        return _report_classifier(config, folder, trained) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -179,6 +191,30 @@ def _report(
     return results
 
 
+def _report_classifier(
+    config: DictConfig, folder: Path, trained: tuple[Any, Any, float, list[tuple[str, str]], str]
+) -> dict[str, Any]:
+    """Evaluates a trained classifier at all noise levels, and writes its report."""
+    from scoresde.tasks.classifier_report import report_classifier
+
+    classifier, data, _, facts, configuration = trained
+    results = report_classifier(
+        classifier,
+        data,
+        config.split,
+        folder,
+        title=config.name,
+        facts=facts,
+        configuration=configuration,
+        examples=config.examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
 def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]:
     """Returns a trained model that each process holds whole, and where they evaluate it."""
     from scoresde.train import Checkpoint, ProcessGroup
@@ -196,11 +232,11 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples of a checkpoint, each batch kept as it comes."""
     from scoresde.tasks.sampling import save_trajectory, stream_samples
 
-    checkpoint, drawing = _drawing(config)
+    checkpoint, drawing, guidance = _drawing(config)
     count = config.count
     if drawing.latents is not None:
         count = _count(config, len(drawing.latents))
-    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, config)}
+    identity = {**_identity(checkpoint, config), **_drawn_from(drawing, guidance)}
     parts = Parts(folder / PARTS, rank_of()).claim(identity)
     results: dict[str, Any] = stream_samples(
         drawing,
@@ -211,17 +247,160 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
         images=config.images,
         progress=config.progress and rank_of().index == 0,
     )
+    if guidance is not None and rank_of().index == 0:
+        _save_guidance(guidance, folder)
     if config.trajectory is not None and rank_of().index == 0:
         save_trajectory(drawing, config.trajectory, count, folder)
     log.info("%d samples in %.1f s: %s", count, results["seconds"], folder)
     return {"count": count, **results}
 
 
+def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Draws examples that agree with what was observed of them, and reports."""
+    from scoresde.tasks.restoration import restore as run
+
+    checkpoint, restoration, truth, title, guidance = _restoration(config)
+    identity = {
+        **_identity(checkpoint, config),
+        "guidance": guidance,
+        "operator": OmegaConf.to_yaml(config.operator),
+        "method": restoration.method,
+        "sampler": restoration.sampler,
+        "std": str(config.std),
+        "draws": str(restoration.draws),
+        "y": fingerprint(restoration.observed.y),
+        **{name: fingerprint(values) for name, values in restoration.cond.items()},
+    }
+    results = run(
+        restoration,
+        folder,
+        Parts(folder / PARTS, rank_of()).claim(identity),
+        truth=truth,
+        batch_size=config.batch_size,
+        images=config.images,
+        progress=config.progress and rank_of().index == 0,
+        title=title,
+        facts=[("operator", str(restoration.observed.operator)), ("std", str(config.std))],
+        configuration=OmegaConf.to_yaml(config),
+    )
+    if rank_of().index == 0:
+        log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+        log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
+    """Returns the checkpoint, what is restored and how, the truth if known, a title, guidance."""
+    from scoresde.codec import Codec
+    from scoresde.inverse import Observation
+    from scoresde.streams import random_rows
+    from scoresde.tasks.restoration import Restoration, simulate
+    from scoresde.tasks.sources import read_source
+
+    checkpoint, model = load(config)
+    codec = checkpoint.build("units", Codec, allowed(config))
+    model, guidance = guided(model, config, codec)
+    method, sampler = _method(config)
+    std = config.std
+    if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
+        raise InputError(f"std must be the noise of the observation in raw units, got {std}.")
+    cond, truth = labels_of(config, model), None
+    if config.source is None:
+        if config.truth is not None:
+            raise InputError("truth requires source, the observed examples; give source=PATH.")
+        data = evaluated_data(checkpoint, config)
+        values = data.split(config.split)
+        rows = random_rows(len(values), 16 if config.examples is None else config.examples)
+        cond = {**model.select(data.conditions_of(config.split, rows)), **cond}
+        truth, title = values[rows].cpu(), f"{data.name} ({config.split})"
+        operator = _operator(config, codec, truth)
+        y = simulate(operator, truth, codec, std, config.seed)
+    else:
+        operator, y = _observed(config, codec)
+        title = Path(config.source).stem
+        if config.truth is not None:
+            truth = read_source(config.truth, codec.raw_shape, codec)
+            if len(truth) != len(y):
+                raise InputError(f"truth must have {len(y)} examples as source, got {len(truth)}.")
+    check_given(model, cond, checkpoint.recipe.get("conditions"))
+    observed = Observation(operator, y.to(model.device), float(std), codec)
+    draws = config.draws if given("draws") else 8
+    restoration = Restoration(
+        *(model, method, sampler, observed, codec, len(y), draws, config.seed, cond)
+    )
+    return checkpoint, restoration, truth, title, guidance
+
+
+def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:
+    """Returns the operator, and what was observed with it, from the source."""
+    from scoresde.tasks.sources import read_source
+
+    raw = tuple(codec.raw_shape)
+    if (config.get("operator") or {}).get("mask") == "nan":
+        y = read_source(config.source, raw, codec)
+        return _operator(config, codec, y), y.nan_to_num(0.0)
+    operator = _operator(config, codec, torch.empty(0))
+    shape = operator(torch.zeros(1, *raw)).shape[1:]
+    return operator, read_source(config.source, shape, codec)
+
+
+def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
+    """Builds the operator; a mask is read from its file, or from what is NaN in the source."""
+    from scoresde.operators import Masking, Operator
+    from scoresde.tasks.sources import read_mask
+
+    if config.get("operator") is None:
+        raise InputError(
+            "operator must say what was observed; use operator=hole, random_mask, masking "
+            "operator.mask=FILE, missing, downsampling, blur or grey."
+        )
+    plan: Any = OmegaConf.to_container(config.operator, resolve=True)
+    if plan.get("mask") == "nan":
+        if not source.is_floating_point() or not bool(source.isnan().any()):
+            raise InputError(
+                "operator=missing requires NaN in the source, got none; use operator=masking with "
+                "a mask."
+            )
+        return Masking(~source.isnan())
+    if isinstance(plan.get("mask"), str):
+        plan["mask"] = read_mask(plan["mask"], codec.raw_shape)
+        return Masking(plan["mask"])
+    if "shape" in plan and plan["shape"] is None:
+        plan["shape"] = list(codec.raw_shape)
+    operator = instantiate(plan, "operator")
+    if not isinstance(operator, Operator):
+        raise InputError(
+            f"operator must be an Operator, got {type(operator).__name__}; see scoresde.operators."
+        )
+    return operator
+
+
+def _method(config: DictConfig) -> tuple[Any, Any]:
+    """Returns the method, and the sampler that serves it if it is a model."""
+    from scoresde.inverse import StepRule
+    from scoresde.sample import Sampler
+
+    method = instantiate(config.method, "method")
+    rule = isinstance(method, StepRule)
+    if rule and given("sampler"):
+        raise InputError(
+            f"sampler has no effect on method={type(method).__name__}, which is a sampler itself; "
+            "leave it out, and give its steps as method.steps."
+        )
+    if not rule and not callable(method):
+        raise InputError(f"method must be a posterior or a step rule, got {method}.")
+    chosen = config.sampler if given("sampler") else config.restore.sampler
+    sampler = instantiate(chosen, "sampler")
+    if not isinstance(sampler, Sampler):
+        raise InputError(f"sampler must be a Sampler, got {type(sampler).__name__}.")
+    return method, sampler
+
+
 def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws samples between pairs of latents."""
     from scoresde.tasks.latents import interpolate_latents
 
-    _, drawing = _drawing(config)
+    _, drawing, guidance = _drawing(config)
     count = config.count
     if drawing.latents is not None:
         count = _count(config, len(drawing.latents) // 2)
@@ -233,6 +412,8 @@ def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
         batch_size=config.batch_size,
         progress=config.progress,
     )
+    if guidance is not None:
+        _save_guidance(guidance, folder)
     log.info("%d pairs of samples, %d points each: %s", count, config.points, folder)
     return {"count": count, **results}
 
@@ -266,8 +447,8 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def _drawing(config: DictConfig) -> tuple[Any, Any]:
-    """Returns the checkpoint, and what samples are drawn from and how."""
+def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
+    """Returns the checkpoint, what samples are drawn from and how, and its guidance."""
     from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
@@ -278,13 +459,18 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+    model, told = guided(model, config, codec)
     latents, cond = None, labels_of(config, model)
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}
     check_given(model, cond, checkpoint.recipe.get("conditions"))
-    model = guided(model, config, codec)
-    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
+    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond), told
+
+
+def _save_guidance(guidance: Any, folder: Path) -> None:
+    """Writes ``guidance.json``: what guided the samples, other models by their fingerprints."""
+    (folder / "guidance.json").write_text(json.dumps(guidance, indent=1) + "\n")
 
 
 def _count(config: DictConfig, there: int) -> int:
@@ -296,8 +482,7 @@ def _count(config: DictConfig, there: int) -> int:
     return config.count
 
 
-def _drawn_from(drawing: Any, config: DictConfig) -> dict[str, Any]:
-    guidance = OmegaConf.to_container(config.guidance) if config.get("guidance") else None
+def _drawn_from(drawing: Any, guidance: Any) -> dict[str, Any]:
     latents = "drawn" if drawing.latents is None else fingerprint(drawing.latents)
     told = {name: fingerprint(values) for name, values in drawing.cond.items()}
     return {"sampler": drawing.sampler, "guidance": guidance, "latents": latents, **told}
@@ -406,8 +591,9 @@ def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
 def _classifier(model: Any, exact: Any, config: DictConfig) -> Any:
     """Returns the classifier of a model whose number of classes is known."""
     from scoresde.likelihood import GenerativeClassifier
-    from scoresde.model import classes_of
+    from scoresde.model import check_model, classes_of
 
+    check_model(model)  # and not a classifier of noisy data
     classes = classes_of(model)
     if not model.takes("label"):
         raise InputError(
@@ -654,6 +840,7 @@ def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
 TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "train": train,
     "sample": sample,
+    "restore": restore,
     "interpolate": interpolate,
     "encode": encode,
     "likelihood": likelihood,
@@ -664,4 +851,4 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.
-RESUMED = ("sample", "encode", "likelihood", "classify", "search")
+RESUMED = ("sample", "restore", "encode", "likelihood", "classify", "search")

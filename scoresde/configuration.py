@@ -18,13 +18,24 @@ from scoresde.errors import InputError, check_count
 from scoresde.recipe import build, complete
 
 GROUPS = (
-    *("data", "sde", "network", "parametrisation", "noise_label", "loss", "optimizer", "train"),
+    *(
+        "data",
+        "sde",
+        "model",
+        "network",
+        "parametrisation",
+        "noise_label",
+        "loss",
+        "optimizer",
+        "train",
+    ),
     *("likelihood", "sampler", "dequantisation", "distributed"),
 )
 # What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
 USED = {
     "sample": ("sampler", "guidance"),
     "interpolate": ("sampler", "guidance"),
+    "restore": ("sampler", "guidance", "data"),
     "encode": ("sampler", "data"),
     "likelihood": ("data", "likelihood", "dequantisation"),
     "classify": ("data", "likelihood"),
@@ -34,18 +45,21 @@ USED = {
 
 
 # The tasks that a value serves, and what it is where it serves none.
-_EVERY = ("sample", "likelihood", "classify", "encode", "interpolate", "ema")
+_EVERY = ("sample", "restore", "likelihood", "classify", "encode", "interpolate", "ema")
 SERVES = {
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
-    "guidance": (None, ("sample", "interpolate")),
+    "guidance": (None, ("sample", "restore", "interpolate")),
     "latents": (None, ("sample", "interpolate")),
-    "label": (None, ("sample", "interpolate")),
-    "images": (False, ("sample",)),
+    "label": (None, ("sample", "restore", "interpolate")),
+    "images": (False, ("sample", "restore")),
+    "operator": (None, ("restore",)),
+    "source": (None, ("restore",)),
+    "truth": (None, ("restore",)),
     "trajectory": (None, ("sample",)),
     "lengths": (None, ("ema",)),
     "prior": (None, ("classify",)),
-    "draws": (1, ("likelihood",)),
+    "draws": (1, ("likelihood", "restore")),
     "weighted": (False, ("likelihood",)),
     "precision": ("float32", _EVERY),
     "compile": (False, _EVERY),
@@ -162,10 +176,12 @@ def measured(plan: Any, data: Any) -> Any:
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
-    parts = ("network", "sde", "parametrisation", "noise_label")
+    # A classifier, for one, has no parametrisation.
+    known = inspect.signature(hydra.utils.get_class(plan["model"]["_target_"])).parameters
+    parts = [k for k in ("network", "sde", "parametrisation", "noise_label") if k in known]
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
     return {
-        "model": {"_target_": "scoresde.ScoreModel", **{key: plan[key] for key in parts}},
+        "model": {**plan["model"], **{key: plan[key] for key in parts}},
         "units": data.codec.describe(),
         **{key: plan.get(key) for key in kept},
     }
@@ -209,13 +225,11 @@ def random_data(shape: Sequence[int]) -> Any:
 
 def load(config: DictConfig) -> tuple[Any, Any]:
     """Reads the checkpoint and rebuilds its model."""
-    from scoresde.model import ScoreModel
-    from scoresde.nn.speed import accelerated
     from scoresde.train import Checkpoint
 
     if config.checkpoint is None:
         raise InputError(f"task={config.task} needs checkpoint=RUN_FOLDER_OR_FILE.")
-    weights, device = config.weights, device_of(config.device)
+    weights = config.weights
     if isinstance(weights, float):
         checkpoint = stored_averages(config).average(weights)
     elif weights == "best":
@@ -228,8 +242,18 @@ def load(config: DictConfig) -> tuple[Any, Any]:
             f"training with train.snapshots), got {weights}."
         )
     model = checkpoint.build_model(allowed(config), average=weights != "raw")
+    return checkpoint, _prepared(model, config)
+
+
+def _prepared(model: Any, config: DictConfig) -> Any:
+    """Returns a model on its device, with the requested precision, compiled if requested."""
+    from scoresde.model import Classifier, ScoreModel
+    from scoresde.nn.speed import accelerated
+
+    device = device_of(config.device)
     model = place(model, device) if config.channels_last else model.to(device)
-    if isinstance(model, ScoreModel) and isinstance(model.network, torch.nn.Module):
+    learned = isinstance(model, ScoreModel | Classifier)
+    if learned and isinstance(model.network, torch.nn.Module):
         mode = {True: "default", False: None}.get(config.compile, config.compile)
         model.network = accelerated(model.network, config.precision, mode)
     elif config.precision != "float32" or config.compile:
@@ -237,7 +261,7 @@ def load(config: DictConfig) -> tuple[Any, Any]:
             "precision and compile are for networks, and the checkpoint holds none; leave them "
             "out."
         )
-    return checkpoint, model
+    return model
 
 
 def stored_averages(config: DictConfig) -> Any:
@@ -248,20 +272,66 @@ def stored_averages(config: DictConfig) -> Any:
     return Snapshots.of(path if path.is_dir() else path.parent)
 
 
-def guided(model: Any, config: DictConfig, codec: Any) -> Any:
-    """Returns a model under the guidance that is asked for, if any."""
+def guidance_of(config: DictConfig) -> list[dict[str, Any]]:
+    """Returns the recipes of the requested guidance, in the order in which it is applied.
+
+    An option of the group keeps its recipe under ``stages``, so that several options, as in
+    ``guidance=[cfg,clip]``, share their values by name and keep their order.
+    """
     section = config.get("guidance")
-    if section is None:
-        return model
-    values = OmegaConf.to_container(section, resolve=True)
-    assert isinstance(values, dict)
-    for name, value in zip(("low", "high"), codec.range, strict=True):
-        if values.get(name, 0) is None:
-            values[name] = value
-    guidance = instantiate(values, "guidance")
-    if not callable(guidance):
-        raise InputError(f"guidance is a {type(guidance).__name__}; it must map a model to one.")
-    return guidance(model)
+    values: Any = {} if section is None else OmegaConf.to_container(section, resolve=True)
+    stages = {"own": values} if "_target_" in values else values.get("stages", {})
+    return list(stages.values())
+
+
+def guided(model: Any, config: DictConfig, codec: Any) -> tuple[Any, Any]:
+    """Returns a model under the requested guidance, and what identifies that guidance.
+
+    Models that a guidance needs are read from their checkpoints; they are identified by their
+    weights, and clipping to the range of the data as such.
+    """
+    told = []
+    for recipe in guidance_of(config):
+        others = {key: _other(key, recipe[key], config) for key in _OTHERS if key in recipe}
+        told.append({**recipe, **{key: _print(other) for key, other in others.items()}})
+        plan = {key: value for key, value in recipe.items() if key not in others}
+        for name, value in zip(("low", "high"), codec.range, strict=True):
+            if plan.get(name, 0) is None:
+                plan[name] = value
+        guidance = instantiate(plan, "guidance")
+        if not callable(guidance):
+            raise InputError(f"guidance must map a model to one, got a {type(guidance).__name__}.")
+        model = guidance(model, **others)
+    return model, (told[0] if len(told) == 1 else told or None)
+
+
+# What of a guidance is another model, and what else than a run it may be.
+_OTHERS = {
+    "weak": "; or the length of an average, such as 0.02, of a training with train.snapshots",
+    "classifier": "",
+}
+
+
+def _other(key: str, value: Any, config: DictConfig) -> Any:
+    """Returns the other model that a guidance needs, with averaged weights."""
+    from scoresde.train import Checkpoint
+
+    if key == "weak" and isinstance(value, float):
+        checkpoint = stored_averages(config).average(value)
+    elif isinstance(value, str):
+        checkpoint = Checkpoint.load(value)
+    else:
+        raise InputError(
+            f"guidance.{key} must be the folder of a run or its checkpoint, got {value}; use "
+            f"guidance.{key}=RUN{_OTHERS[key]}."
+        )
+    return _prepared(checkpoint.build_model(allowed(config)), config)
+
+
+def _print(model: Any) -> str:
+    from scoresde.tasks.identity import fingerprint
+
+    return fingerprint(*(part for pair in sorted(model.state_dict().items()) for part in pair))
 
 
 def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
@@ -457,13 +527,15 @@ def device_of(name: str) -> torch.device:
 @torch.no_grad()
 def try_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
+    from scoresde.model import Classifier
     from scoresde.streams import Streams
 
     batch = data.batch("test", Streams.of(0, batch=1)).to(model.device)
     x, cond = batch.x, model.select(batch.cond)
     cond |= {"augment": x.new_zeros(1, labels)} if labels else {}
+    t = torch.full((1,), 0.5, device=x.device)
     try:
-        model.noise(x, torch.full((1,), 0.5, device=x.device), **cond)
+        model(x, t) if isinstance(model, Classifier) else model.noise(x, t, **cond)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
             f"The network cannot take data of shape {tuple(data.shape)}: "

@@ -15,7 +15,7 @@ Example:
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -38,6 +38,7 @@ class Passes:
         # Evaluations of the present rows that are not yet among the counts: plain numbers, since
         # a model may run inside of a transform that forbids writing into tensors.
         self._pending = [0, 0]
+        self._earlier: list[tuple[Tensor | None, list[int]]] = []  # of the rows before
 
     @property
     def network(self) -> Tensor:
@@ -67,9 +68,20 @@ class Passes:
 
     def exchange(self, owners: Tensor | None) -> Tensor | None:
         """Sets the owners of the rows that follow; returns those of the rows before."""
-        self._settle()
-        before, self._owners = self._owners, owners
+        self._earlier.append((self._owners, self._pending))
+        before, self._owners, self._pending = self._owners, owners, [0, 0]
+        if before is None or owners is None:  # between two rows of a solver, not inside of one
+            self._settle()
         return before
+
+    def among(self, wanted: Tensor) -> Tensor:
+        """Returns the indices of present rows that are wanted, bool ``(n,)``; -1 for the others.
+
+        The rows of a batch that is repeated as a whole have its indices.
+        """
+        size = self._counts.shape[1] if self._owners is None else len(self._owners)
+        rows = torch.arange(len(wanted), device=wanted.device) % size
+        return torch.where(wanted, rows, -1)
 
     def within(self, rows: Tensor) -> Tensor:
         """Returns the owners of some of the present rows."""
@@ -78,12 +90,13 @@ class Passes:
         return torch.where(rows >= 0, self._owners[rows.clamp(min=0)], rows)
 
     def _settle(self) -> None:
-        for counts, pending in zip(self._counts, self._pending, strict=True):
-            if pending and self._owners is None:
-                counts += pending
-            elif pending and self._owners is not None:
-                counts.index_add_(0, self._owners.clamp(min=0), pending * (self._owners >= 0))
-        self._pending = [0, 0]
+        for owners, numbers in (*self._earlier, (self._owners, self._pending)):
+            for counts, pending in zip(self._counts, numbers, strict=True):
+                if pending and owners is None:
+                    counts += pending
+                elif pending and owners is not None:
+                    counts.index_add_(0, owners.clamp(min=0), pending * (owners >= 0))
+        self._earlier, self._pending = [], [0, 0]
 
 
 _NETWORK, _PRODUCTS = range(2)
@@ -117,6 +130,18 @@ def owned_by(rows: Tensor) -> Iterator[None]:
         yield
     finally:
         passes.exchange(before)
+
+
+@contextmanager
+def counted(wanted: Tensor) -> Iterator[None]:
+    """Says which rows of the present batch, or of repetitions of it, count for their owners.
+
+    Arguments:
+        wanted: Whether each counts, bool ``(n,)``; the others belong to nobody.
+    """
+    passes = _passes.get()
+    with nullcontext() if passes is None else owned_by(passes.among(wanted)):
+        yield
 
 
 def count_pass(rows: int) -> None:

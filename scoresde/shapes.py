@@ -59,6 +59,13 @@ def none_like(values: Tensor) -> Tensor:
     return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
 
 
+def is_none(values: Tensor) -> Tensor:
+    """Returns for which examples a condition ``(B, *)`` says "none", bool ``(B,)``."""
+    if values.is_floating_point():
+        return values.reshape(len(values), -1).isnan().all(1)
+    return (values.reshape(len(values), -1) == -1).all(1)
+
+
 def check_output(output: Any) -> Tensor:
     """Returns the output of a network.
 

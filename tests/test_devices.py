@@ -3,9 +3,11 @@
 The values must be those of the CPU, and the results must be where the model is.
 """
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +57,27 @@ from scoresde.divergence import (
     Sphere,
     Trace,
 )
-from scoresde.guidance import Clipped, DynamicThreshold
+from scoresde.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Clipped,
+    DynamicThreshold,
+    Projected,
+)
+from scoresde.inverse import (
+    DDNM,
+    MMPS,
+    CovarianceKernel,
+    DPSStep,
+    IsotropicKernel,
+    Kernel,
+    Masking,
+    Observation,
+    Replacement,
+    SDEdit,
+    Twisted,
+)
 from scoresde.likelihood.clock import NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
 from scoresde.nn import MLP, UNet
@@ -671,6 +693,64 @@ def test_guidance(change: Callable[..., ScoreFunction], make: Callable) -> None:
         return [*found, DDIM(steps=3)(model, (3, 2), seed=0).x]
 
     check(compute)
+
+
+@pytest.mark.parametrize("kind", ["free", "classifier", "auto", "projected"])
+def test_guidance_by_two(kind: str) -> None:
+    """With a scale, a time and a class of each example's own, two of them without guidance."""
+    scale, label = torch.tensor([2.0, 0.5, 3.0]), torch.tensor([0, -1, 1])
+    mixture = GaussianMixtureModel([0.5, 0.5], torch.eye(2), [0.3, 0.6], VPSDE(), labels=[0, 1])
+
+    def compute(device: torch.device) -> list[Any]:
+        exact, net = copy.deepcopy(mixture).to(device), perceptron(VPSDE(), classes=2).to(device)
+        free = ClassifierFreeGuidance(net, scale, (0.2, 5.0))
+        model = {
+            "free": lambda: free,
+            "classifier": lambda: ClassifierGuidance(net, exact.class_log_prob, scale),
+            "auto": lambda: Autoguidance(net, exact, scale, (0.2, 5.0)),
+            "projected": lambda: Projected(free, 0.3, norm=0.5),
+        }[kind]().to(device)
+        cond = {"label": label.to(device)}
+        times = (torch.tensor(0.5, dtype=torch.float64), torch.full((3,), 0.4, device=device))
+        views = (model.score, model.noise, model.denoise, model.velocity)
+        found: list[Any] = [view(points(device), t, **cond) for view in views for t in times]
+        samplers = DDIM(steps=3), ProbabilityFlow(rtol=0.5, atol=0.5)
+        found += [sampler(model, (3, 2), seed=0, **cond) for sampler in samplers]
+        return [*found, Likelihood(1, rtol=0.1, atol=0.1)(model, points(device), seed=0, **cond)]
+
+    check(compute, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", MODELS)
+@by_name("rule", [DDNM(3, eta=0.5), Replacement(3, resamplings=2), DPSStep(3), SDEdit(0.5)])
+def test_rules_for_observations(rule: Any, make: Callable[[SDE], ScoreFunction]) -> None:
+    """An observation whose mask and measurements are on the CPU comes to the model."""
+    mask, y = torch.tensor([True, False]), torch.tensor([0.3, 0.0])
+    seen = Observation(Masking(mask), y, 0.5 if isinstance(rule, DPSStep) else 0.0)
+
+    def compute(device: torch.device) -> Any:
+        model = make(VPSDE()).to(device)
+        if isinstance(rule, SDEdit):
+            return replace(rule, sampler=DDIM(6, eta=1.0))(model, source=points(device), seed=0)
+        return rule(model, (3, 2), observed=seen, seed=0)
+
+    check(compute, rtol=1e-3)
+
+
+@by_name("kernel", [CovarianceKernel(), IsotropicKernel()])
+@by_name("sde", [VPSDE(), RectifiedFlow()])
+def test_particles(kernel: Kernel, sde: SDE) -> None:
+    seen = Observation(Masking(torch.tensor([True, False])), torch.tensor([0.3, 0.0]), 0.5)
+    run = Twisted(particles=16, steps=4, groups=2, threshold=0.9, kernel=kernel)
+
+    def compute(device: torch.device) -> list[Any]:
+        free = ClassifierFreeGuidance(perceptron(sde, classes=2), 0.5).to(device)
+        of_law = run(MMPS(gaussian(sde).to(device), seen), seed=0)
+        # Networks have Jacobians of any sign, so the tilted law is asked for without them.
+        plain = replace(run, kernel=IsotropicKernel())
+        return [of_law, plain(free, seed=0, label=torch.tensor([0, 1]))]
+
+    check(compute, rtol=1e-3)
 
 
 def test_conditions() -> None:

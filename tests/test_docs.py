@@ -1,12 +1,13 @@
 """What the pages of docs/ say works: the program of each page runs, and so do its commands."""
 
 import functools
+import json
 import math
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from types import ModuleType
 
@@ -23,10 +24,12 @@ from scoresde.likelihood import GenerativeClassifier
 from scoresde.metrics import nats
 from scoresde.nn import MLP
 from scoresde.recipe import describable
+from scoresde.train import Checkpoint, Training
 from tests.test_run import ROOT, TINY, program
 
 DATA = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 CLASSIFY = (ROOT / "docs/classify.md").read_text(encoding="utf-8")
+GUIDANCE = (ROOT / "docs/guidance.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
 
@@ -132,3 +135,50 @@ def test_the_commands_of_extending_run(tmp_path):
     train, draw = (shlex.split(line)[3:] for line in lines)
     program(*train, *TINY, "data.count=400", "hydra.run.dir=RUN", cwd=tmp_path)
     program(*draw, "count=4", "progress=false", cwd=tmp_path)
+
+
+def test_the_program_of_the_page_on_guidance_runs():
+    module = ModuleType("guidance_page")
+    module.__dict__["torch"] = torch
+    for part in blocks(GUIDANCE, "python"):
+        exec(part, module.__dict__)
+    nfe = module.__dict__["samples"].nfe.tolist()
+    assert nfe[3] == 20
+    assert 20 < nfe[0] == nfe[1] == nfe[2] < 40
+
+
+def learn_none(run):
+    """Has a network of two updates answer something without a class, as if it had been trained."""
+    for name in ("checkpoint.pt", *(p.relative_to(run) for p in run.glob("snapshots/*.pt"))):
+        checkpoint = Checkpoint.load(run / name)
+        for weights in (checkpoint.model, checkpoint.ema):
+            for key in (key for key in weights if key.endswith("classes.weight")):
+                weights[key][-1] = 0.01
+        checkpoint.save(run / name)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_commands_of_the_page_on_guidance_run(tmp_path):
+    lines = filter(None, "\n".join(blocks(GUIDANCE, "sh")).splitlines())
+    train, *draw, classify, last = (shlex.split(line)[3:] for line in lines)
+    known = {f"train.{field.name}" for field in fields(Training)}
+    train = [w for w in train if not w.startswith("train.") or w.partition("=")[0] in known]
+    small = ["network.width=8", "network.blocks=1"]
+    program(*train, *TINY, *small, "train.steps=8", "hydra.run.dir=RUN", cwd=tmp_path)
+    learn_none(tmp_path / "RUN")
+    program(*classify, *TINY, *small, "hydra.run.dir=CLASSIFIER", cwd=tmp_path)
+    for i, words in enumerate((*draw, last)):
+        quick = ["sampler=ddim", "sampler.steps=2", "count=3", "progress=false", "device=cpu"]
+        sweep = "--multirun" in words
+        place = f"hydra.{'sweep' if sweep else 'run'}.dir=out{i}"
+        said = program(*words, *quick, place, cwd=tmp_path).stdout
+        one = tmp_path / f"out{i}" / ("3" if sweep else "")
+        with np.load(one / "samples.npz") as file:
+            inside = "guidance.interval=[0.2,5]" in words  # where one of the two steps is
+            assert file["nfe"].tolist() == [3 if inside else 4] * 3
+        guidance = json.loads((one / "guidance.json").read_text())
+        assert "scoresde.guidance." in str(guidance)
+        if sweep:
+            assert all(str(scale) in said for scale in (0, 1, 2, 4))
+            with np.load(tmp_path / f"out{i}/1/samples.npz") as file:
+                assert file["nfe"].tolist() == [2] * 3

@@ -5,6 +5,7 @@ place, all that is left is the error of the solver.
 """
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import RescaledCutoff, VariationalCutoff
 from scoresde.model import Conditioned
+from scoresde.nn import MLP
 from scoresde.sample import ProbabilityFlow
 from scoresde.solvers import DormandPrince, TorchDiffEq
 from scoresde.streams import Streams
@@ -188,6 +190,21 @@ def test_a_gradient_that_will_be_missing_is_told():
     assert len(silent.log_prob.numpy()) == 3  # which a graph would forbid
     Likelihood(rtol=0.1, differentiable=True)(exact, x, seed=0).log_prob.sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_weights_in_training_mode_are_told_too():
+    """Torch alone would say that a result does not require grad, and name no remedy."""
+    model, x = ScoreModel(MLP((2,), width=8), VPSDE()), torch.zeros(3, 2)
+    with pytest.warns(UserWarning, match=r"model requires a gradient.*differentiable=True"):
+        silent = Likelihood(rtol=0.1)(model, x, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            assert torch.equal(Likelihood(rtol=0.1)(model, x, seed=0).log_prob, silent.log_prob)
+        Likelihood(rtol=0.1)(model.eval(), x, seed=0)
+        model.train()
+        Likelihood(rtol=0.1, differentiable=True)(model, x, seed=0).log_prob.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_conditions_reach_the_network():

@@ -18,7 +18,7 @@ from scoresde.divergence import ColourProbing, Hutchinson
 from scoresde.guidance import Clipped
 from scoresde.model import Conditioned
 from scoresde.nn import MLP
-from scoresde.passes import count_pass, count_products, counting, owned_by
+from scoresde.passes import count_pass, count_products, counted, counting, owned_by
 from scoresde.sample import (
     DDIM,
     EulerMaruyama,
@@ -99,6 +99,20 @@ def test_a_batch_repeated_as_a_whole_has_the_same_owners():
         with owned_by(torch.tensor([1, 2])):
             count_pass(4)
     assert passes.network.tolist() == [2, 4, 4]
+
+
+def test_rows_that_are_not_wanted_count_for_nobody():
+    """Also of repetitions of a batch, and of rows that have other owners."""
+    wanted = torch.tensor([True, False, True, False, True, True])
+    with counting(3) as passes:
+        with counted(wanted):
+            count_pass(6)
+        with owned_by(torch.tensor([1, 2])), counted(wanted[:4]):
+            count_pass(4)
+            count_products(4)
+        count_pass(3)
+    assert passes.network.tolist() == [1 + 1, 1 + 2 + 1, 2 + 1]
+    assert passes.products.tolist() == [0, 2, 0]
 
 
 def test_rows_of_unknown_owners_are_refused():

@@ -92,6 +92,8 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
         small += [] if "allow=" in text else ["allow=my_parts"]
         if "task=encode" in text:
             small += ["examples=4"]
+        if "task=restore" in text:
+            small += ["examples=2", "draws=2", "restore.sampler.steps=3"]
         if "latents=" in text:  # of the command before, which another process may have run
             before = next(c for c in commands() if "task=encode" in c)
             program(*before, "examples=4", "progress=false", "allow=my_parts", cwd=place)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scoresde import VPSDE, GaussianModel, Likelihood, ScoreFunction
-from scoresde.guidance import Clipped, DynamicThreshold
+from scoresde.guidance import Autoguidance, Clipped, DynamicThreshold
 from scoresde.passes import count_pass
 from scoresde.sample import GottaGoFast, ProbabilityFlow
 
@@ -48,6 +48,8 @@ WRAPPED = {
     "plain": lambda model: model,
     "clipped": lambda model: Clipped(model, -100.0, 100.0),
     "threshold": lambda model: DynamicThreshold(Clipped(model, -100.0, 100.0), 1.0, -90.0, 90.0),
+    "guided": lambda model: Autoguidance(model, model, 2.0),
+    "guided each": lambda model: Autoguidance(model, model, torch.arange(6).double()),
 }
 
 

@@ -10,8 +10,8 @@ from scoresde.data.dequantisation import (
     UniformDequantisation,
 )
 from scoresde.data.examples import DatasetExamples, Examples, MappedExamples
-from scoresde.data.files import array
-from scoresde.data.images import folder
+from scoresde.data.files import array, load_array
+from scoresde.data.images import folder, image_files
 from scoresde.data.model_conditions import check_classes, check_conditions, required_conditions
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
@@ -60,6 +60,8 @@ __all__ = [
     "folder",
     "gaussian_mixture",
     "gaussian_ring",
+    "image_files",
+    "load_array",
     "make_splits",
     "mnist",
     "random_rows",

@@ -89,7 +89,7 @@ def folder(
     base = Path(path).expanduser().resolve()
     decode = _Decode(_height_width(size), mode, crop)
     shares = None if fractions is None else check_fractions(fractions, parts=3)
-    files = _image_files(base)
+    files = image_files(base)
     key = _key(base, files, asdict(decode), shares, seed, skip_damaged)
     target = _cache.make(_cache.folder("folder")) / f"{key}.npy"
     images, note = _load(target) or _build(target, files, decode, shares, seed, skip_damaged)
@@ -114,10 +114,10 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _image_files(base: Path) -> list[Path]:
+def image_files(base: Path, name: str = "data.path") -> list[Path]:
     """Returns the images below a folder, in the order of their names on every machine."""
     if not base.is_dir():
-        raise InputError(f"data.path={base} is no folder; give one with images in it.")
+        raise InputError(f"{name}={base} is no folder; give one with images in it.")
     names = {
         file.relative_to(base).as_posix(): file
         for file in base.rglob("*")
@@ -126,7 +126,7 @@ def _image_files(base: Path) -> list[Path]:
     files = [names[name] for name in sorted(names) if "/." not in f"/{name}"]
     if not files:
         raise InputError(
-            f"data.path={base} has no image in it or below (files named {', '.join(_SUFFIXES)})."
+            f"{name}={base} has no image in it or below (files named {', '.join(_SUFFIXES)})."
         )
     return files
 

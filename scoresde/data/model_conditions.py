@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.errors import InputError
-from scoresde.model import Model, classes_of
+from scoresde.model import Trainable, classes_of
 from scoresde.nn import Conditioning
 
 
 def check_conditions(
-    model: Model, data: Dataset, splits: Sequence[str] = SPLITS, optional: Sequence[str] = ()
+    model: Trainable, data: Dataset, splits: Sequence[str] = SPLITS, optional: Sequence[str] = ()
 ) -> list[str]:
     """Compares the conditions of data with those that a model was built for.
 
@@ -45,14 +45,14 @@ def check_conditions(
     ]
 
 
-def required_conditions(model: Model) -> tuple[str, ...]:
+def required_conditions(model: Trainable) -> tuple[str, ...]:
     """Returns the conditions that networks in a model were built for, but for augmentations."""
     parts = (part for part in model.modules() if isinstance(part, Conditioning))
     names = dict.fromkeys(name for part in parts for name in part.names)
     return tuple(name for name in names if name != "augment")
 
 
-def check_classes(model: Model, most: int) -> None:
+def check_classes(model: Trainable, most: int) -> None:
     """Checks that a model knows all classes up to one.
 
     Raises:

@@ -19,37 +19,24 @@ References:
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction, check_model
-from scoresde.sde import SDE, as_time
+from scoresde.guidance.base import Around, View, ask
+from scoresde.model import ScoreFunction
+from scoresde.sde import as_time
 from scoresde.shapes import expand
 
 
-class ChangedData(ScoreFunction):
+class ChangedData(Around):
     """Base class for models whose denoised estimate is changed.
 
     Arguments:
         model: The score function to change.
     """
-
-    def __init__(self, model: ScoreFunction) -> None:
-        super().__init__()
-        check_model(model)
-        self.model = model
-
-    @property
-    def sde(self) -> SDE:  # type: ignore[override]
-        """The forward process."""
-        return self.model.sde
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, or None if it is unknown."""
-        return self.model.shape
 
     @abstractmethod
     def change(self, data: Tensor) -> Tensor:
@@ -59,22 +46,32 @@ class ChangedData(ScoreFunction):
     def around(self, model: ScoreFunction) -> "ChangedData":
         """Returns the same change of another model."""
 
+    def parts(
+        self, view: View, x: Tensor, t: Tensor, cond: dict[str, Tensor]
+    ) -> tuple[list[Tensor], Callable[..., Tensor]]:
+        """Returns a view of what is changed, and what maps the denoised estimates of it to one.
+
+        It may be a view of several models: the first is the one that is changed.
+        """
+        return [ask(self.model, view, x, t, cond)], self.change
+
     def take(self, rows: Tensor) -> ScoreFunction:
         model = self.model.take(rows)
         assert isinstance(model, ScoreFunction)
         return self if model is self.model else self.around(model)
 
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return self.change(self.model.denoise(x, t, **cond))
+        data, change = self.parts("denoise", x, as_time(t), cond)
+        return change(*data)
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         t = as_time(t)
         alpha, sigma = (expand(part, x) for part in (self.sde.alpha(t), self.sde.sigma(t)))
         if self.sde.zero_snr:
             return (x - alpha * self.denoise(x, t, **cond)) / sigma
-        noise = self.model.noise(x, t, **cond)
-        data = (x - sigma * noise) / alpha
-        return noise + alpha / sigma * (data - self.change(data))
+        noises, change = self.parts("noise", x, t, cond)
+        data = [(x - sigma * noise) / alpha for noise in noises]
+        return noises[0] + alpha / sigma * (data[0] - change(*data))
 
     def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -self.noise(x, t, **cond) / expand(self.sde.sigma(as_time(t)), x)

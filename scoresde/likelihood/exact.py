@@ -33,7 +33,7 @@ from scoresde.errors import InputError, check_count
 from scoresde.likelihood.clock import Clock, NoiseClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
-from scoresde.model import Conditioned, ScoreFunction, check_model, evaluating
+from scoresde.model import Conditioned, Model, ScoreFunction, check_model, evaluating
 from scoresde.passes import Passes, counting, owned_by
 from scoresde.shapes import check_data
 from scoresde.solvers import AdaptiveODE, Method
@@ -99,7 +99,8 @@ class Likelihood:
             flagged while the others go on.
         differentiable: Whether the result keeps its graph to the data, the conditions and the
             model's parameters (see :mod:`scoresde.likelihood.flow`). If False, ``log_prob`` has no
-            gradient, and ``backward()`` says that it "does not require grad".
+            gradient; a warning says so where data, a condition or a model in training mode
+            requires one.
 
     Raises:
         InputError: If an argument is out of range.
@@ -168,7 +169,7 @@ class Likelihood:
         streams = Streams.of(seed, seeds, len(x), model.device)
         frozen = not self.differentiable
         if frozen:
-            _warn_of_gradients({"x": x, **cond})
+            _warn_of_gradients(model, {"x": x, **cond})
         with (
             torch.set_grad_enabled(self.differentiable),
             evaluating(model, frozen),
@@ -255,14 +256,22 @@ class Likelihood:
         return model.sde.check_eps(model.sde.cutoffs.likelihood if self.eps is None else self.eps)
 
 
-def _warn_of_gradients(given: Mapping[str, object]) -> None:
-    """Says that a gradient for which the caller has asked will be missing."""
+def _warn_of_gradients(model: Model, given: Mapping[str, object]) -> None:
+    """Says that a gradient for which the caller has asked will be missing.
+
+    Weights in training mode count as asked for; those of an evaluation are in ``model.eval()``.
+    """
+    if not torch.is_grad_enabled():
+        return
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     asked = [name for name, value in tensors.items() if value.requires_grad]
-    if asked and torch.is_grad_enabled():
+    if model.training and any(p.requires_grad for p in model.parameters()):
+        asked.append("model")
+    if asked:
         warnings.warn(
             f"{asked[0]} requires a gradient, and log_prob has none; use "
-            "Likelihood(differentiable=True), or torch.no_grad() if none is needed.",
+            "Likelihood(differentiable=True), or torch.no_grad() or model.eval() if none is "
+            "needed.",
             stacklevel=3,
         )
 

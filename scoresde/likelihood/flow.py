@@ -34,6 +34,7 @@ References:
 """
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ from scoresde.shapes import expand
 from scoresde.solvers import AdaptiveODE, Solution
 from scoresde.solvers.base import Callback, Constraint, State
 from scoresde.solvers.runge_kutta import RungeKutta
+
+_HAIR = 1e-9  # of a time: the side of a jump on which a model is evaluated
 
 
 def as_trace(probes: int | str | Trace) -> Trace:
@@ -157,18 +160,33 @@ class Flow:
         Raises:
             SolverError: If the solver fails.
         """
-        low, high = sorted((start, end))
-        flow = replace(self, interval=(low, high))
         n = 0 if self.trace is None else self.trace.estimates
         state: State = (x,) if n == 0 else (x, x.new_zeros(len(x), n))
-        with torch.no_grad():
-            solution = flow._solve(state, (start, end), solver, callback, constrain)
-        final = solution.state
-        if self.graph:
-            assert solution.grid is not None
-            final = flow._replay(state, solver.replays, solution.grid)
+        final, failed = state, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        calls = _Calls(callback, constrain)
+        for first, last in self._legs(start, end):
+            flow = replace(self, interval=_between(first, last, (start, end)))
+            calls.again()
+            with torch.no_grad():
+                solution = flow._solve(
+                    state, (first, last), solver, calls.callback, calls.constrain
+                )
+            if self.graph:
+                assert solution.grid is not None
+                final = flow._replay(final, solver.replays, solution.grid)
+            state, failed = solution.state, failed | solution.failed
+        final = final if self.graph else state
         log_dets = final[1] * x[0].numel() if n else x.new_zeros(len(x), 0)
-        return FlowSolution(final[0], log_dets, solution.failed)
+        return FlowSolution(final[0], log_dets, failed)
+
+    def _legs(self, start: float, end: float) -> list[tuple[float, float]]:
+        """Returns the ends of the intervals in which the model does not jump, in their order.
+
+        A solver's estimate of its error is far too small for a step across a jump.
+        """
+        low, high = sorted((start, end))
+        times = [low, *(t for t in self.model.jumps if low < t < high), high]
+        return list(pairwise(times if start <= end else reversed(times)))
 
     def _solve(
         self,
@@ -205,6 +223,47 @@ class Flow:
         sources = [*self.model.parameters(), *self.model.buffers(), *self.cond.values()]
         leaves = [tensor for tensor in sources if tensor.requires_grad]
         return _Replay.apply(self, method, grid, len(state), *state, *leaves)
+
+
+class _Calls:
+    """A callback and a constraint across solutions that follow each other."""
+
+    def __init__(self, callback: Callback | None, constrain: Constraint | None) -> None:
+        self._callback, self._constrain = callback, constrain
+        self._known = False  # whether the first state of the next solution has been reported
+        self._skip = False
+        self._count = 0
+
+    def again(self) -> None:
+        """Begins the next solution: its first state is the last one of the solution before."""
+        self._skip, self._known = self._known, True
+
+    @property
+    def callback(self) -> Callback | None:
+        """The callback of the next solution."""
+        return None if self._callback is None else self._report
+
+    @property
+    def constrain(self) -> Constraint | None:
+        """The constraint of the next solution."""
+        return None if self._constrain is None else self._number
+
+    def _report(self, t: Tensor, state: State) -> None:
+        assert self._callback is not None
+        if not self._skip:
+            self._callback(t, state)
+        self._skip = False
+
+    def _number(self, t: Tensor, state: State, i: int) -> State:
+        assert self._constrain is not None
+        self._count += 1  # of the attempted steps of all solutions, from 1 here
+        return self._constrain(t, state, self._count - 1)
+
+
+def _between(first: float, last: float, ends: tuple[float, float]) -> tuple[float, float]:
+    """Returns the times at which a model is evaluated between two, not on a jump itself."""
+    low, high = sorted((first, last))
+    return low if low in ends else low * (1 + _HAIR), high if high in ends else high * (1 - _HAIR)
 
 
 class _Replay(torch.autograd.Function):

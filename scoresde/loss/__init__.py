@@ -1,6 +1,7 @@
 """Losses: one value per example, from a model and clean data."""
 
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
+from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.weighting import (
     EDMWeighting,
@@ -10,6 +11,7 @@ from scoresde.loss.weighting import (
 )
 
 __all__ = [
+    "CrossEntropy",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",

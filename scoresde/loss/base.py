@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.model import Model, check_model
+from scoresde.model import Trainable, check_model
 from scoresde.sde import Interpolant, as_time
 from scoresde.shapes import check_batch
 from scoresde.streams import Purpose, Streams
@@ -40,7 +40,7 @@ class Loss(ABC):
     @abstractmethod
     def terms(
         self,
-        model: Model,
+        model: Trainable,
         x: Tensor,
         t: Tensor | None = None,
         noise: Tensor | None = None,
@@ -66,7 +66,7 @@ class Loss(ABC):
 
     def __call__(
         self,
-        model: Model,
+        model: Trainable,
         x: Tensor,
         t: Tensor | None = None,
         noise: Tensor | None = None,
@@ -85,13 +85,13 @@ class Loss(ABC):
         """Returns the smallest time at which the loss evaluates a model of a process."""
         return process.cutoffs.training
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Trainable) -> None:
         """Checks that the loss can be computed for a model.
 
         Raises:
             InputError: If not.
         """
-        check_model(model, Model)
+        check_model(model, Trainable)
 
 
 @dataclass(frozen=True)

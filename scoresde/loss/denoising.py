@@ -31,7 +31,7 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.loss.base import Loss, LossTerms, draw
 from scoresde.loss.weighting import EDMWeighting, NoiseWeighting, Weighting
-from scoresde.model import Model, ScoreFunction, ScoreModel, check_model
+from scoresde.model import ScoreFunction, ScoreModel, Trainable, check_model
 from scoresde.sde import Interpolant
 from scoresde.times import LogNormalTimes, Times, UniformTimes
 
@@ -81,7 +81,7 @@ class DenoisingScoreMatching(Loss):
 
     def terms(
         self,
-        model: Model,
+        model: Trainable,
         x: Tensor,
         t: Tensor | None = None,
         noise: Tensor | None = None,
@@ -112,7 +112,7 @@ class DenoisingScoreMatching(Loss):
         weight = (drawn.weight * weighting(sde, drawn.t)).to(x)
         return LossTerms(weight * size, {"noise_error": mean.detach()})
 
-    def pair(self, model: Model) -> tuple[Weighting, Times]:
+    def pair(self, model: Trainable) -> tuple[Weighting, Times]:
         """Returns the weighting and the times that a model is trained with."""
         neither = self.weighting is None and self.times is None
         # The networks of these say what the data are, however large the noise is.
@@ -122,7 +122,7 @@ class DenoisingScoreMatching(Loss):
             return EDMWeighting(), LogNormalTimes(tail=0.1)
         return self.weighting or NoiseWeighting(), self.times or UniformTimes()
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Trainable) -> None:
         check_model(model)
         self.first_time(model.process)
 

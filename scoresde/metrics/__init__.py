@@ -22,6 +22,7 @@ from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
 from scoresde.metrics.moments import Moments, features, subset
 from scoresde.metrics.nearest import nearest
+from scoresde.metrics.restoration import psnr, ranks, spread_ratio, ssim
 from scoresde.recipe import renamed
 
 __all__ = [
@@ -42,8 +43,12 @@ __all__ = [
     "mixture_baseline",
     "nats",
     "nearest",
+    "psnr",
+    "ranks",
     "reliability",
     "sliced_wasserstein",
+    "spread_ratio",
+    "ssim",
     "subset",
 ]
 

@@ -20,8 +20,17 @@ References:
     Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
 """
 
-from scoresde.model.base import Conditioned, Model, ScoreFunction, check_model, evaluating
+from scoresde.model.base import (
+    Conditioned,
+    Model,
+    ScoreFunction,
+    Trainable,
+    check_model,
+    evaluating,
+)
 from scoresde.model.classes import classes_of
+from scoresde.model.classifier import Classifier
+from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
@@ -45,8 +54,10 @@ from scoresde.recipe import renamed
 
 __all__ = [
     "ChainIndex",
+    "Classifier",
     "Conditioned",
     "DataParametrisation",
+    "FullMixtureModel",
     "GaussianMixtureModel",
     "GaussianModel",
     "Model",
@@ -61,6 +72,7 @@ __all__ = [
     "ScoreModel",
     "ScoreParametrisation",
     "Sigma",
+    "Trainable",
     "VParametrisation",
     "check_model",
     "classes_of",

@@ -15,21 +15,62 @@ from scoresde.sde import SDE, Interpolant, as_time
 from scoresde.shapes import expand
 
 
-class Model(nn.Module, ABC):
-    """Base class for models of a process.
+class Trainable(nn.Module, ABC):
+    """Base class for what is trained on noised examples: of a model or a classifier.
 
-    In every method ``x`` has the shape ``(B, *)``, ``t`` the shape ``()`` or ``(B,)`` with values
-    in [0, 1], and the result has the shape and the data type of ``x``. Further keywords are
-    conditions, each with shape ``(B, *)``.
-
-    A model that runs a network reports it (:func:`scoresde.passes.count_pass`); one that is made
-    of other models leaves that to them.
+    One that runs a network reports it (:func:`scoresde.passes.count_pass`); one that is made of
+    others leaves that to them.
     """
 
     @property
     @abstractmethod
     def process(self) -> Interpolant:
-        """The process that it is a model of."""
+        """The process whose states it is a function of."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one example, or None if it is unknown."""
+        return None
+
+    def takes(self, name: str) -> bool:
+        """Returns whether it takes a condition; a model of models takes theirs."""
+        return any(isinstance(child, Trainable) and child.takes(name) for child in self.children())
+
+    def select(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns those of the conditions that it takes, on its device and in its type."""
+        taken = {name: c.to(self.device) for name, c in cond.items() if self.takes(name)}
+        return {k: c.to(self.dtype) if c.is_floating_point() else c for k, c in taken.items()}
+
+    def _float(self) -> Tensor | None:
+        """Returns the first array of floats that it holds, if any."""
+        arrays = itertools.chain(self.parameters(), self.buffers())
+        return next((a for a in arrays if a.is_floating_point()), None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type that it computes in (torch's default if it holds no numbers)."""
+        array = self._float()
+        return torch.get_default_dtype() if array is None else array.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it is on."""
+        array = self._float()
+        return torch.get_default_device() if array is None else array.device
+
+    def state(self, x: Tensor) -> Tensor:
+        """Returns data as a state around it: no narrower than float32 nor its own type."""
+        dtype = torch.promote_types(torch.promote_types(torch.float32, self.dtype), x.dtype)
+        return x.to(self.device, dtype)
+
+
+class Model(Trainable):
+    """Base class for models of a process.
+
+    In every method ``x`` has the shape ``(B, *)``, ``t`` the shape ``()`` or ``(B,)`` with values
+    in [0, 1], and the result has the shape and the data type of ``x``. Further keywords are
+    conditions, each with shape ``(B, *)``.
+    """
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -40,18 +81,16 @@ class Model(nn.Module, ABC):
         r"""Returns the velocity :math:`E[d x_t / dt \mid x_t = x]`."""
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, or None if it is unknown."""
-        return None
+    def data_std(self) -> float | None:
+        """The standard deviation of the data, the mean over their values, or None if unknown."""
+        parts = (child.data_std for child in self.children() if isinstance(child, Model))
+        return next(parts, None)
 
-    def takes(self, name: str) -> bool:
-        """Returns whether it takes a condition; a model of models takes theirs."""
-        return any(isinstance(child, Model) and child.takes(name) for child in self.children())
-
-    def select(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns those of the conditions that the model takes, on its device and in its type."""
-        taken = {name: c.to(self.device) for name, c in cond.items() if self.takes(name)}
-        return {k: c.to(self.dtype) if c.is_floating_point() else c for k, c in taken.items()}
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """The times in (0, 1) at which its views jump, where adaptive solvers start anew."""
+        parts = (child for child in self.children() if isinstance(child, Model))
+        return tuple(sorted({t for part in parts for t in part.jumps}))
 
     def take(self, rows: Tensor) -> "Model":
         """Returns the model of some examples of its batch.
@@ -63,28 +102,6 @@ class Model(nn.Module, ABC):
             rows: The indices of the examples, int64 ``(n,)``.
         """
         return self
-
-    def _float(self) -> Tensor | None:
-        """Returns the first array of floats that the model holds, if any."""
-        arrays = itertools.chain(self.parameters(), self.buffers())
-        return next((a for a in arrays if a.is_floating_point()), None)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The data type that the model computes in (torch's default if it holds no numbers)."""
-        array = self._float()
-        return torch.get_default_dtype() if array is None else array.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the model is on."""
-        array = self._float()
-        return torch.get_default_device() if array is None else array.device
-
-    def state(self, x: Tensor) -> Tensor:
-        """Returns data as a state around the model: no narrower than float32 nor the model."""
-        dtype = torch.promote_types(torch.promote_types(torch.float32, self.dtype), x.dtype)
-        return x.to(self.device, dtype)
 
 
 class ScoreFunction(Model):
@@ -179,7 +196,7 @@ class Conditioned:
         return Conditioned(cast(ScoreFunction, self.model.take(rows)), cond)
 
 
-def check_model(model: Model, kind: type = ScoreFunction) -> None:
+def check_model(model: Trainable, kind: type = ScoreFunction) -> None:
     """Checks a model.
 
     Arguments:
@@ -197,7 +214,7 @@ def check_model(model: Model, kind: type = ScoreFunction) -> None:
 
 
 @contextmanager
-def evaluating(model: Model, frozen: bool = False) -> Iterator[None]:
+def evaluating(model: Trainable, frozen: bool = False) -> Iterator[None]:
     """Switches dropout off for a while: a solver needs the same field at every call.
 
     Arguments:

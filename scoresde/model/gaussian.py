@@ -1,5 +1,6 @@
 """The exact model of Gaussian data."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,7 +8,10 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model.base import ScoreFunction
+from scoresde.model.conjugate import condition
 from scoresde.model.exact import check_shape, floats
+from scoresde.model.full_mixture import FullMixtureModel
+from scoresde.operators import Observation
 from scoresde.passes import count_pass
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand, one_or_each
@@ -104,6 +108,36 @@ class GaussianModel(ScoreFunction):
         alpha, _, w = self._variances(as_time(s), x)
         moved = self._back(y * torch.sqrt(w / v)) + alpha * self.mean.flatten().to(x)
         return moved.reshape(x.shape)
+
+    @property
+    def data_std(self) -> float:
+        """The root of the mean variance of the values of an example."""
+        return math.sqrt(float(self.variances.mean()))
+
+    def exact_guide(self, observed: Observation) -> FullMixtureModel:
+        r"""Returns the exact model of the data given an observation, a mixture of one component.
+
+        .. math:: N(m + K (y - A m), C - K A C), \qquad K = C A^T (A C A^T + \Sigma)^{-1}
+
+        Arguments:
+            observed: A linear observation of one example, or of each of B examples.
+
+        Raises:
+            InputError: If it is not linear, or its noiseless measurements depend on each other.
+        """
+        log_density, means, covariances = self._condition(observed)
+        means, covariances = means.to(self.mean), covariances.to(self.mean)
+        return FullMixtureModel(torch.ones_like(log_density), means, covariances, self.sde)
+
+    def log_evidence(self, observed: Observation) -> Tensor:
+        """Returns log p(y) in nats, ``(B,)``, or ``(1,)`` for one y; arguments as above."""
+        return self._condition(observed)[0][:, 0]
+
+    def _condition(self, observed: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        covariance = torch.diag(self.variances)
+        if self.basis is not None:
+            covariance = self.basis @ covariance @ self.basis.T
+        return condition(observed, self.mean[None], covariance[None])
 
     def _variances(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns alpha, sigma ``(B or 1, 1)``, and the eigenvalues of V ``(B or 1, D)``."""

@@ -1,20 +1,23 @@
 """The exact model of a mixture of Gaussians."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, check_count
-from scoresde.model.base import ScoreFunction
+from scoresde.model.components import Mixture, check_labels
+from scoresde.model.conjugate import condition
 from scoresde.model.exact import check_shape, floats
-from scoresde.passes import count_pass
+from scoresde.model.full_mixture import FullMixtureModel
+from scoresde.operators import Observation
 from scoresde.sde import SDE, as_time
 from scoresde.shapes import expand, one_or_each
 from scoresde.streams import Purpose, Streams
 
 
-class GaussianMixtureModel(ScoreFunction):
+class GaussianMixtureModel(Mixture):
     r"""The exact model of a mixture of isotropic Gaussians :math:`\sum_k w_k N(m_k, s_k^2 I)`.
 
     The marginal is the mixture of :math:`N(\alpha m_k, v_k I)`, :math:`v_k = \alpha^2 s_k^2 +
@@ -44,10 +47,8 @@ class GaussianMixtureModel(ScoreFunction):
         tensor([[1., 0.]])
     """
 
-    log_weights: Tensor
     means: Tensor
     stds: Tensor
-    labels: Tensor | None
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class GaussianMixtureModel(ScoreFunction):
         self.register_buffer("log_weights", torch.log(weights / weights.sum()))
         self.register_buffer("means", means)
         self.register_buffer("stds", stds)
-        known = None if labels is None else _check_labels(torch.as_tensor(labels), len(means))
+        known = None if labels is None else check_labels(torch.as_tensor(labels), len(means))
         self.register_buffer("labels", known, persistent=known is not None)
 
     def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -103,35 +104,38 @@ class GaussianMixtureModel(ScoreFunction):
         """The shape of one example."""
         return tuple(self.means.shape[1:])
 
-    def takes(self, name: str) -> bool:
-        return name == "label" and self.labels is not None
-
     @property
-    def classes(self) -> int:
-        """The number of classes; 0 if the components have none."""
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+    def data_std(self) -> float:
+        """The root of the mean variance of the values of an example."""
+        weights, means = self.log_weights.exp()[:, None], self.means.flatten(1)
+        spread = (weights * (means - (weights * means).sum(0)) ** 2).sum(0).mean()
+        return math.sqrt(float(spread + (weights[:, 0] * self.stds**2).sum()))
 
-    def log_prob(self, x: Tensor, t: Tensor | float = 0.0, label: Tensor | None = None) -> Tensor:
-        """Returns the log-density of the marginal at ``t`` in nats: ``(B, *)`` to ``(B,)``.
+    def exact_guide(self, observed: Observation) -> FullMixtureModel:
+        r"""Returns the exact model of the data given an observation.
+
+        The posterior of :math:`N(m_k, s_k^2 I)` is Gaussian, and the weights become
+        :math:`\propto w_k \, p(y \mid k)`. Labels select components as before.
 
         Arguments:
-            x: States, with shape ``(B, *)``.
-            t: Their time, or one for each.
-            label: The class of each, int64 ``(B,)``; -1, or None, for the whole mixture.
-        """
-        _, joint, _, _, _ = self._components(x, as_time(t), label)
-        return torch.logsumexp(joint, 1)
-
-    def class_log_prob(self, x: Tensor, t: Tensor | float = 0.0) -> Tensor:
-        r"""Returns :math:`\log p(c \mid x_t)` of every class, ``(B, C)``, in nats.
+            observed: A linear observation of one example, or of each of B examples.
 
         Raises:
-            InputError: If the components have no classes.
+            InputError: If it is not linear, or its noiseless measurements depend on each other.
         """
-        _, joint, _, _, _ = self._components(x, as_time(t), None)
-        members = self._members(torch.arange(self.classes, device=self.means.device))
-        within = joint[:, None] + torch.where(members, 0.0, -torch.inf).to(joint)
-        return torch.logsumexp(within, 2) - torch.logsumexp(joint, 1, keepdim=True)
+        log_density, means, covariances = self._condition(observed)
+        weights = torch.softmax(self.log_weights.double() + log_density, 1)
+        weights, means, covariances = (p.to(self.means) for p in (weights, means, covariances))
+        return FullMixtureModel(weights, means, covariances, self.sde, self.labels)
+
+    def log_evidence(self, observed: Observation) -> Tensor:
+        """Returns log p(y) in nats, ``(B,)``, or ``(1,)`` for one y; arguments as above."""
+        log_density, _, _ = self._condition(observed)
+        return torch.logsumexp(self.log_weights.double() + log_density, 1)
+
+    def _condition(self, observed: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        variances = self.stds[:, None].expand(-1, self.means[0].numel()) ** 2
+        return condition(observed, self.means, torch.diag_embed(variances))
 
     def sample(
         self,
@@ -161,29 +165,6 @@ class GaussianMixtureModel(ScoreFunction):
         std = torch.sqrt(alpha**2 * self.stds[k] ** 2 + sigma**2)
         return expand(alpha, z) * self.means[k] + expand(std, z) * z
 
-    def _members(self, label: Tensor) -> Tensor:
-        """Returns which components a class has, bool ``(B, K)``; all of them for -1."""
-        if self.labels is None:
-            raise InputError("label requires classes; build the mixture with labels=.")
-        if label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
-            raise InputError(
-                f"label must have whole numbers of shape (B,), got {tuple(label.shape)} of "
-                f"{label.dtype}."
-            )
-        return (label[:, None] == self.labels) | (label[:, None] == -1)
-
-    def _log_weights(self, label: Tensor) -> Tensor:
-        """Returns the logarithms of the weights within each example's class, ``(B, K)``."""
-        members = self._members(label.to(self.means.device))
-        # On a GPU the host would wait for this at every pass; there a class without components
-        # gives values that are not finite.
-        if label.device.type == "cpu" and not bool(members.any(1).all()):
-            raise InputError(
-                f"label must be -1 or a class from 0 to {self.classes - 1}, got "
-                f"{label.unique().tolist()}."
-            )
-        return torch.log_softmax(self.log_weights.masked_fill(~members, -torch.inf), 1)
-
     def _components(
         self, x: Tensor, t: Tensor, label: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -199,28 +180,6 @@ class GaussianMixtureModel(ScoreFunction):
         log_weights = self.log_weights if label is None else self._log_weights(label)
         return deviations, log_weights.to(x) + log_normals, alpha, sigma, v
 
-    def _posterior(
-        self, x: Tensor, t: Tensor, cond: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns what :meth:`_components` does, with responsibilities: this is one pass."""
-        count_pass(len(x))
-        parts = self._components(x, as_time(t), cond.get("label"))
-        deviations, joint, alpha, sigma, v = parts
-        return deviations, torch.softmax(joint, 1), alpha, sigma, v
-
     @staticmethod
     def _mix(weights: Tensor, deviations: Tensor, x: Tensor) -> Tensor:
         return torch.einsum("bk,bkd->bd", weights, deviations).reshape(x.shape)
-
-
-def _check_labels(labels: Tensor, count: int) -> Tensor:
-    whole = not labels.is_floating_point() and labels.dtype != torch.bool
-    if labels.shape != (count,) or not whole or int(labels.min()) < 0:
-        raise InputError(
-            f"labels must be {count} whole numbers from 0, one for each component, got "
-            f"{labels.tolist()}."
-        )
-    classes = torch.arange(int(labels.max()) + 1)
-    if not bool(torch.isin(classes, labels.cpu()).all()):
-        raise InputError(f"labels must use every class up to the largest, got {labels.tolist()}.")
-    return labels.to(torch.int64)

@@ -85,6 +85,11 @@ class ScoreModel(ScoreFunction):
         shape = getattr(self.network, "shape", None)
         return None if shape is None else tuple(shape)
 
+    @property
+    def data_std(self) -> float | None:
+        """The standard deviation of the data that the parametrisation scales its input by."""
+        return self.parametrisation.sigma_data
+
     def _read(
         self,
         reading: Callable[[Tensor, Tensor], Pair],
@@ -107,8 +112,9 @@ class ScoreModel(ScoreFunction):
             )
         if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             raise InputError(
-                "The network's output carries no gradient of its input, which a likelihood needs; "
-                "remove torch.no_grad, detach or NumPy from it (to a constant, add 0 * x)."
+                "The network's output carries no gradient of its input, which a likelihood or a "
+                "posterior needs; remove torch.no_grad, detach or NumPy from it (to a constant, "
+                "add 0 * x)."
             )
         a, b = reading(alpha, sigma)
         return expand(a, x) * x + expand(b, x) * output.to(x.dtype)

@@ -16,6 +16,7 @@ from scoresde.nn.blocks import (
     Transition,
 )
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding, PositionalEmbedding
+from scoresde.nn.encoder import Encoder
 from scoresde.nn.mlp import MLP
 from scoresde.nn.pyramids import (
     Combination,
@@ -51,6 +52,7 @@ __all__ = [
     "DDPMTransition",
     "Downsample",
     "Embedding",
+    "Encoder",
     "FIRResampling",
     "FourierEmbedding",
     "GeometricSigmas",

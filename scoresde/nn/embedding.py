@@ -285,6 +285,18 @@ def takes(network: Callable[..., Tensor], name: str) -> bool:
     return (anything and inside) or name in list(arguments)[2:]
 
 
+def learned_none(network: Callable[..., Tensor], name: str) -> bool:
+    """Returns whether a network has learned what it predicts without a condition, or may have.
+
+    The rows of a class table start at zero, and a row that no example has used is still zero. Of a
+    network without such a table nothing is known: then it may have.
+    """
+    parts = list(network.modules()) if isinstance(network, nn.Module) else []
+    tables = [part.classes for part in parts if isinstance(part, Conditioning)]
+    weights = [table.weight for table in tables if table is not None and name == "label"]
+    return all(bool(weight[-1].any()) or not bool(weight.any()) for weight in weights)
+
+
 def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
     """Returns names and widths of conditions as a dictionary.
 

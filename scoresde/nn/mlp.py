@@ -41,6 +41,8 @@ class MLP(ConditionalNetwork):
             ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
             0 takes no label.
+        outputs: The number of outputs ``(B, outputs)``, such as that of the classes of a
+            classifier; None: an output of the shape of the data.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -62,8 +64,10 @@ class MLP(ConditionalNetwork):
         embedding: Embedding | None = None,
         conditions: Mapping[str, int] | None = None,
         classes: int = 0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
+        self.outputs = None if outputs is None else check_whole("outputs", outputs)
         self.shape = check_wholes("shape", [shape] if isinstance(shape, int) else shape)
         check_whole("width", width)
         check_whole("depth", depth)
@@ -73,10 +77,10 @@ class MLP(ConditionalNetwork):
         self.linear_in = initialise(nn.Linear(size, width))
         self.blocks = nn.ModuleList(PerceptronBlock(width, width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
-        self.linear_out = initialise(nn.Linear(width, size), scale=0.0)
+        self.linear_out = initialise(nn.Linear(width, outputs or size), scale=0.0)
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output with the shape ``(B, *)`` of the data, for labels ``(B,)``."""
+        """Returns an output for labels ``(B,)``: with the shape of the data, or the outputs."""
         if x.shape[1:] != self.shape:
             raise InputError(
                 f"The examples have the shape {tuple(x.shape[1:])}, and the network was built for "
@@ -86,7 +90,8 @@ class MLP(ConditionalNetwork):
         h = self.linear_in(x.reshape(-1, self.linear_in.in_features))
         for block in self.blocks:
             h = block(h, features)
-        return self.linear_out(silu(self.norm_out(h))).reshape(x.shape)
+        out = self.linear_out(silu(self.norm_out(h)))
+        return out if self.outputs else out.reshape(x.shape)
 
 
 class PerceptronBlock(nn.Module):

@@ -169,7 +169,7 @@ class UNet(ConditionalNetwork):
         """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
         self._check_input(x)
         features = self._features(x, c, conditions)
-        image = self._padded(2 * x - 1 if self.centre else x)
+        image = padded(2 * x - 1 if self.centre else x, self.levels)
         skips = [self.conv_in(image)]
         for level in self.down:
             states, image = level(skips[-1], image, features)
@@ -179,14 +179,6 @@ class UNet(ConditionalNetwork):
             h, image = level(h, image, skips, features)
         out = image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
         return out if out.shape == x.shape else out[tuple(slice(n) for n in x.shape)]
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """Adds zeros behind the end of each axis that does not halve as often as needed."""
-        divisor = 2 ** (self.levels - 1)
-        missing = [-n % divisor for n in x.shape[2:]]
-        if not any(missing):
-            return x
-        return nn.functional.pad(x, [n for end in reversed(missing) for n in (0, end)])
 
     def _features(self, x: Tensor, c: Tensor, conditions: dict[str, Tensor]) -> Tensor | None:
         if self.conditioning is not None:
@@ -389,6 +381,15 @@ class _Plan:
             )
             below = channels
         return levels
+
+
+def padded(x: Tensor, levels: int) -> Tensor:
+    """Adds zeros behind the end of each axis that does not halve as often as levels need."""
+    divisor = 2 ** (levels - 1)
+    missing = [-n % divisor for n in x.shape[2:]]
+    if not any(missing):
+        return x
+    return nn.functional.pad(x, [n for end in reversed(missing) for n in (0, end)])
 
 
 def _nothing(channels: int) -> nn.Module:

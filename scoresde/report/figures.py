@@ -425,6 +425,30 @@ def histogram(values: Mapping[str, Tensor], path: Path, label: str) -> Path:
     return _save(figure, path)
 
 
+def ranks(values: Tensor, draws: int, path: Path) -> Path:
+    """Draws how often a true value has each rank among draws, beside the uniform share.
+
+    Arguments:
+        values: Ranks from 0 to ``draws``, whole numbers of any shape.
+        draws: The number of draws, positive.
+        path: Where to write.
+
+    Raises:
+        InputError: If there are none.
+    """
+    if not values.numel():
+        raise InputError("ranks must have a value, got none.")
+    counts = np.bincount(_array(values).ravel().astype(int), minlength=draws + 1)
+    figure, (axes,) = _figure(1, width=6.4, height=3.0)
+    axes.set(xlabel="rank of the truth among the draws", ylabel="share (%)")
+    share = 100 * counts / counts.sum()
+    axes.bar(range(draws + 1), share, color=COLOURS[0], alpha=0.5, width=0.9)
+    axes.axhline(100 / (draws + 1), color=INK, ls="--", lw=1.0, label="uniform")
+    axes.locator_params(axis="x", integer=True)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1))
+    return _save(figure, path)
+
+
 # ---- images ------------------------------------------------------------------------------------
 
 

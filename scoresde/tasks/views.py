@@ -168,6 +168,10 @@ class Images(View):
         tiles = self._tiles(raw, 0.0, 1.0)
         return plots.labelled_grid(tiles, labels, path, columns=len(way.t))
 
+    def tiles(self, raw: Tensor) -> Tensor:
+        """Returns raw examples, of any type, as floats in [0, 1] ``(N, C, H, W)`` to be drawn."""
+        return self._tiles(raw, *self._range({"": raw}))
+
     def _range(self, panels: Mapping[str, Tensor]) -> tuple[float, float]:
         """Returns what of the data's range is drawn from black to white.
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from scoresde.errors import InputError
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.recipe import brief, build, updated
 from scoresde.tensors import read_tensors
 from scoresde.train.engine import ProcessGroup
@@ -153,7 +153,7 @@ class Checkpoint:
             )
         return Checkpoint.load(found)
 
-    def build_model(self, allow: Iterable[str] = (), average: bool = True) -> Model:
+    def build_model(self, allow: Iterable[str] = (), average: bool = True) -> Trainable:
         """Rebuilds the model.
 
         Arguments:
@@ -165,7 +165,7 @@ class Checkpoint:
         """
         weights = self.ema if average else self.model
         with _no_larger_than(sum(getattr(v, "numel", int)() for v in weights.values())):
-            model = self.build("model", Model, allow)
+            model = self.build("model", Trainable, allow)
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scoresde.errors import InputError
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.train.engine import own
 
 LONGEST = 1 / math.sqrt(12)  # the length of the plain mean
@@ -29,7 +29,7 @@ class Average(ABC):
         model: The model to follow.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Trainable) -> None:
         self.updates = 0
         self.source = model
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -62,7 +62,7 @@ class EMA(Average):
         decay: The decay, in [0, 1).
     """
 
-    def __init__(self, model: Model, decay: float = 0.999) -> None:
+    def __init__(self, model: Trainable, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise InputError(
                 f"ema={decay} is outside [0, 1); the published values are .999 to .9999."
@@ -94,7 +94,7 @@ class PowerEMA(Average):
         length: The length, in :math:`(0, 1/\sqrt{12}]`.
     """
 
-    def __init__(self, model: Model, length: float = 0.1) -> None:
+    def __init__(self, model: Trainable, length: float = 0.1) -> None:
         super().__init__(model)
         self.length = length
         self.power = power_of_length(length)
@@ -126,5 +126,5 @@ def power_of_length(length: float) -> float:
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 
 
-def _parameters(model: Model) -> list[Tensor]:
+def _parameters(model: Trainable) -> list[Tensor]:
     return [own(p.data) for p in model.parameters()]

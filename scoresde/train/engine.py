@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.loss import Loss
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.sde import Interpolant
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class ModelLoss(nn.Module):
         loss: The loss.
     """
 
-    def __init__(self, model: Model, loss: Loss) -> None:
+    def __init__(self, model: Trainable, loss: Loss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
@@ -184,7 +184,7 @@ def networks(model: nn.Module) -> list[nn.Module]:
         if isinstance(child, Interpolant):
             continue
         # The default of a module that has no forward of its own.
-        asked = isinstance(child, Model) or type(child).forward is nn.Module.forward
+        asked = isinstance(child, Trainable) or type(child).forward is nn.Module.forward
         found |= dict.fromkeys(networks(child) if asked else [child])
     return list(found)
 
@@ -196,7 +196,7 @@ class Engine(ABC):
     """Base class for parallelism strategies: how a group shares the training of a model."""
 
     @abstractmethod
-    def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
+    def share(self, terms: ModelLoss, averages: Sequence[Trainable]) -> SharedLoss:
         """Returns the loss whose gradients are those of the whole batch.
 
         Arguments:
@@ -215,7 +215,7 @@ class Replicated(Engine):
 
     unused: bool = False
 
-    def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
+    def share(self, terms: ModelLoss, averages: Sequence[Trainable]) -> SharedLoss:
         if ProcessGroup.here().size == 1:
             return SharedLoss(terms)
         parallel = DistributedDataParallel(terms, find_unused_parameters=self.unused)
@@ -236,7 +236,7 @@ class Sharded(Engine):
 
     block: int = 1_000_000
 
-    def share(self, terms: ModelLoss, averages: Sequence[Model]) -> SharedLoss:
+    def share(self, terms: ModelLoss, averages: Sequence[Trainable]) -> SharedLoss:
         if ProcessGroup.here().size == 1:
             return SharedLoss(terms)
         # Nothing writes into what a network returns.

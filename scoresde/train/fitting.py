@@ -16,7 +16,7 @@ from torch import Tensor
 from scoresde.data import Dataset, check_conditions, check_scales, split_indices
 from scoresde.errors import InputError
 from scoresde.loss import DenoisingScoreMatching, Loss
-from scoresde.model import Model, ScoreFunction, check_model
+from scoresde.model import ScoreFunction, Trainable, check_model
 from scoresde.progress import Progress
 from scoresde.recipe import describe
 from scoresde.shapes import check_data
@@ -26,7 +26,7 @@ from scoresde.train.training import Training
 from scoresde.train.update import Update
 from scoresde.train.validation import validation_loss
 
-Kind = TypeVar("Kind", bound=Model)
+Kind = TypeVar("Kind", bound=Trainable)
 Data = Dataset | Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
 _CHECKS = 20  # times at which the held-out loss is measured, at least every 500 updates
@@ -80,7 +80,7 @@ def fit(
         >>> x = torch.randn(100, 2)
         >>> model = fit(ScoreModel(MLP(2, width=8), VPSDE()), x, steps=2, progress=False)
     """
-    check_model(model, Model)
+    check_model(model, Trainable)
     loss = DenoisingScoreMatching() if loss is None else loss
     loss.check(model)
     model = model if device is None else model.to(device)
@@ -151,7 +151,7 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
 
 
 def _keeper(
-    model: Model, data: Dataset, folder: str | Path | None, seed: int
+    model: Trainable, data: Dataset, folder: str | Path | None, seed: int
 ) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
     """Returns what writes weights, their averages and the number of updates, if requested."""
     if folder is None:
@@ -180,7 +180,7 @@ def _keeper(
     return keep
 
 
-def _warn(data: Dataset, model: Model, loss: Loss) -> None:
+def _warn(data: Dataset, model: Trainable, loss: Loss) -> None:
     """Warns of conditions and scales of the data that do not suit the model."""
     found = check_conditions(model, data)
     if isinstance(model, ScoreFunction):

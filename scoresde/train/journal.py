@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde.data import Dataset
 from scoresde.loss import Loss
-from scoresde.model import Model, ScoreFunction
+from scoresde.model import ScoreFunction, Trainable
 from scoresde.progress import Progress
 from scoresde.train.engine import ProcessGroup
 from scoresde.train.state import State
@@ -140,7 +140,7 @@ class Journal:
         loss, norm, _ = values[i].tolist()
         return Bad(done - len(values) + i, loss, norm)
 
-    def validate(self, done: int, model: Model, data: Dataset, loss: Loss) -> float:
+    def validate(self, done: int, model: Trainable, data: Dataset, loss: Loss) -> float:
         """Measures and records the validation loss, and the error at each noise level if any."""
         errors: dict[str, float] = {}
         seed, size = self.state.seed, self.training.batch_size

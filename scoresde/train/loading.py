@@ -9,7 +9,7 @@ import torch
 
 from scoresde.codec import Codec
 from scoresde.errors import InputError
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.train.checkpoint import Checkpoint
 
 
@@ -23,7 +23,7 @@ class Run:
         recipe: Plain values that describe the run.
     """
 
-    model: Model
+    model: Trainable
     codec: Codec
     recipe: dict[str, Any]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.data import Augmentation, Batch, Dataset
 from scoresde.errors import InputError
 from scoresde.loss import Loss
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.streams import Purpose, Streams
 from scoresde.train.checkpoint import NAME
 from scoresde.train.engine import Engine, ProcessGroup
@@ -26,7 +26,7 @@ from scoresde.train.update import Update
 
 BAD_BATCH = "bad_batch.pt"  # what the last update was that could not be made
 
-Kind = TypeVar("Kind", bound=Model)
+Kind = TypeVar("Kind", bound=Trainable)
 Inspection = Callable[[int, Kind], Mapping[str, float | Path]]
 
 

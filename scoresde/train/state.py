@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError, OtherRunError
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.recipe import complete, updated
 from scoresde.train.checkpoint import Checkpoint
 from scoresde.train.ema import Average
@@ -47,7 +47,7 @@ class State:
         best: The least validation loss so far.
     """
 
-    model: Model
+    model: Trainable
     averages: list[Average]
     optimiser: torch.optim.Optimizer
     scale: LossScale

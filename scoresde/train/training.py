@@ -6,7 +6,7 @@ import torch
 
 from scoresde.data import Augmentation
 from scoresde.errors import InputError, check_count
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.nn.speed import MODES, PRECISIONS, can_compile
 from scoresde.train.ema import EMA, Average, PowerEMA, power_of_length
 from scoresde.train.engine import networks
@@ -107,7 +107,7 @@ class Training:
         dtype = PRECISIONS[self.precision_on(device)]
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-    def prepare(self, model: Model) -> None:
+    def prepare(self, model: Trainable) -> None:
         """Has the kernels of its networks made, if they are to be; weights keep their names."""
         on = model.device.type == "cuda" if self.compile is None else self.compile
         found = networks(model)
@@ -116,7 +116,7 @@ class Training:
         for network in found if on and can_compile(model.device) else ():
             network.compile(mode="default" if on is True else on)
 
-    def averages(self, model: Model) -> list[Average]:
+    def averages(self, model: Trainable) -> list[Average]:
         """Returns the averages of a model: the one that counts, and those that are stored."""
         powers = [PowerEMA(model, length) for length in self.lengths] if self.snapshots else []
         return [EMA(model, self.ema), *powers]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.loss import Loss
-from scoresde.model import Model
+from scoresde.model import Trainable
 from scoresde.train.engine import (
     Engine,
     ModelLoss,
@@ -40,7 +40,7 @@ class Update:
 
     def __init__(
         self,
-        model: Model,
+        model: Trainable,
         loss: Loss,
         training: Training,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
@@ -116,7 +116,7 @@ class Update:
 
 
 def _optimiser(
-    make: Callable[[Iterable[Any]], torch.optim.Optimizer], model: Model
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer], model: Trainable
 ) -> torch.optim.Optimizer:
     """Makes the optimiser of a model's weights: those of its networks, then the others.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.data import Dataset, random_rows
 from scoresde.loss import Loss
-from scoresde.model import Model, ScoreFunction
+from scoresde.model import ScoreFunction, Trainable
 from scoresde.sde import SDE
 from scoresde.streams import Purpose, Streams
 from scoresde.train.engine import ProcessGroup
@@ -21,7 +21,7 @@ _PREFIX = "noise_error/"
 
 @torch.no_grad()
 def validation_loss(
-    model: Model,
+    model: Trainable,
     data: Dataset,
     loss: Loss,
     seed: int,
@@ -83,7 +83,7 @@ def error_by_level(
     return {f"{_PREFIX}{level:+.2f}": value for level, value in named if math.isfinite(value)}
 
 
-def _batch(model: Model, data: Dataset, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
+def _batch(model: Trainable, data: Dataset, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns validation examples as the model takes them, and their conditions."""
     batch = data.batch("validation", streams)
     return model.state(batch.x.to(model.device)), model.select(batch.cond)

@@ -1,0 +1,196 @@
+r"""How the steps of a reverse chain spread around their means.
+
+A step from t to s has the mean of :math:`q(x_s \mid x_t, x_0)` at :math:`x_0 = D`. Given
+:math:`x_t` alone, :math:`x_0` varies about D with :math:`\mathrm{Cov} = (\sigma^2 / \alpha) J`, so
+that the exact step has, to second order, the covariance
+
+.. math:: v I + c^2 \, \mathrm{Cov}[x_0 \mid x_t],
+
+with the variance :math:`v` of q and the factor :math:`c` of :math:`x_0` in its mean.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.shapes import expand, sum_features
+
+Covariance = Callable[[Tensor], Tensor]
+
+
+class Spread(ABC):
+    """The noise of one step, of each example."""
+
+    @abstractmethod
+    def color(self, z: Tensor) -> Tensor:
+        """Turns standard normal noise ``(B, *)`` into that of the step."""
+
+    @abstractmethod
+    def whiten(self, v: Tensor) -> Tensor:
+        """Turns differences ``(B, *)`` into those of unit noise."""
+
+
+@dataclass(frozen=True)
+class Isotropic(Spread):
+    """Noise of one standard deviation, which broadcasts to ``(B, *)``."""
+
+    std: Tensor
+
+    def color(self, z: Tensor) -> Tensor:
+        return self.std * z
+
+    def whiten(self, v: Tensor) -> Tensor:
+        return v / self.std
+
+
+@dataclass(frozen=True)
+class Correlated(Spread):
+    """Noise with eigenvectors ``(B, D, D)`` and standard deviations ``(B, D)`` along them."""
+
+    basis: Tensor
+    stds: Tensor
+
+    def color(self, z: Tensor) -> Tensor:
+        return _times(self.basis, self.stds * z.flatten(1)).reshape(z.shape)
+
+    def whiten(self, v: Tensor) -> Tensor:
+        return (_times(self.basis.mT, v.flatten(1)) / self.stds).reshape(v.shape)
+
+
+class Kernel(ABC):
+    """Base class for the steps of a chain."""
+
+    @abstractmethod
+    def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
+        """Returns what a step must know of Cov[x_0 | x_t], under a name, if anything.
+
+        Arguments:
+            name: The name.
+            data: The denoised estimate, with shape ``(B, *)``.
+            covariance: The product with the covariance.
+        """
+
+    @abstractmethod
+    def spread(self, covariance: Tensor | None, gain: Tensor, std: Tensor) -> Spread:
+        """Returns the noise of a step.
+
+        Arguments:
+            covariance: What :meth:`moments` found.
+            gain: The factor c of the denoised estimate.
+            std: The standard deviation of q(x_s | x_t, x_0).
+        """
+
+    @abstractmethod
+    def tilt(
+        self,
+        weak: Tensor,
+        change: Tensor,
+        w: Tensor,
+        covariances: tuple[Tensor | None, Tensor | None],
+        gain: Tensor,
+        std: Tensor,
+        z: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws from :math:`p_u^{1 - w} p_c^w / Z` of two steps.
+
+        Arguments:
+            weak: The mean of the step :math:`p_u`, with shape ``(B, *)``.
+            change: The mean of the step :math:`p_c` less that.
+            w: The scale of each example, ``(B,)``.
+            covariances: What :meth:`moments` found for the one and the other.
+            gain: The factor c of the denoised estimates.
+            std: The standard deviation of q(x_s | x_t, x_0).
+            z: Standard normal noise.
+
+        Returns:
+            The draws, and :math:`\log Z`, ``(B,)``.
+        """
+
+
+@dataclass(frozen=True)
+class IsotropicKernel(Kernel):
+    """The chain of DDPM: q(x_s | x_t, x_0 = D), whose law errs by O(1 / steps)."""
+
+    def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
+        return {}
+
+    def spread(self, covariance: Tensor | None, gain: Tensor, std: Tensor) -> Spread:
+        return Isotropic(std)
+
+    def tilt(
+        self,
+        weak: Tensor,
+        change: Tensor,
+        w: Tensor,
+        covariances: tuple[Tensor | None, Tensor | None],
+        gain: Tensor,
+        std: Tensor,
+        z: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x = weak + expand(w, change) * change + std * z
+        return x, 0.5 * w * (w - 1) * sum_features((change / std) ** 2)
+
+
+@dataclass(frozen=True)
+class CovarianceKernel(Kernel):
+    """The chain with the covariance of x_0, for a product of the Jacobian per dimension.
+
+    It is exact for Gaussian data at any number of steps.
+    """
+
+    def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
+        flat = data.flatten(1)
+        units = torch.eye(flat.shape[1], dtype=data.dtype, device=data.device)
+        columns = [covariance(u.expand_as(flat).reshape(data.shape)).flatten(1) for u in units]
+        dense = torch.stack(columns, 2)
+        return {name: 0.5 * (dense + dense.mT)}
+
+    def spread(self, covariance: Tensor | None, gain: Tensor, std: Tensor) -> Spread:
+        assert covariance is not None
+        values, basis = torch.linalg.eigh(covariance)
+        return Correlated(basis, torch.sqrt(gain**2 * values.clamp(min=0) + std**2))
+
+    def tilt(
+        self,
+        weak: Tensor,
+        change: Tensor,
+        w: Tensor,
+        covariances: tuple[Tensor | None, Tensor | None],
+        gain: Tensor,
+        std: Tensor,
+        z: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        steps = [self.spread(covariance, gain, std) for covariance in covariances]
+        (inverse_u, log_u), (inverse_c, log_c) = (_precision(step) for step in steps)
+        d, w1 = change.flatten(1), w[:, None]
+        precision = (1 - w1[:, :, None]) * inverse_u + w1[:, :, None] * inverse_c
+        values, basis = torch.linalg.eigh(precision)
+        if values.device.type == "cpu" and not bool((values > 0).all()):
+            raise InputError(
+                f"scale must leave a normalisable law, got {float(w.max()):.4g}: the conditional "
+                "law is wider than the unconditional one; use a smaller scale, or "
+                "kernel=IsotropicKernel()."
+            )
+        pushed = w1 * _times(inverse_c, d)  # the information about x - weak
+        along = _times(basis.mT, pushed) / values.sqrt()
+        mean = _times(basis, along / values.sqrt())
+        noise = _times(basis, z.flatten(1) / values.sqrt())
+        log_z = 0.5 * ((along**2).sum(1) - w * (d * _times(inverse_c, d)).sum(1))
+        log_z = log_z - 0.5 * (values.log().sum(1) + (1 - w) * log_u + w * log_c)
+        return weak + (mean + noise).reshape(weak.shape), log_z
+
+
+def _precision(spread: Spread) -> tuple[Tensor, Tensor]:
+    """Returns the inverse of a covariance, ``(B, D, D)``, and its log-determinant, ``(B,)``."""
+    assert isinstance(spread, Correlated)
+    scaled = spread.basis / spread.stds[:, None, :]
+    return scaled @ scaled.mT, 2 * spread.stds.log().sum(1)
+
+
+def _times(matrix: Tensor, v: Tensor) -> Tensor:
+    """Multiplies ``(B, D, D)`` and ``(B, D)``."""
+    return (matrix @ v.unsqueeze(2)).squeeze(2)

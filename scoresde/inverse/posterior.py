@@ -1,0 +1,187 @@
+r"""Posteriors: models of the examples that agree with an observation.
+
+Given :math:`y = A x_0 + n`, :math:`n \sim N(0, \Sigma)`, the score of :math:`p_t(x \mid y)` is
+that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here has a Gaussian in
+place of :math:`p(y \mid x_t)`, which comes to weights :math:`u` of the measurements,
+
+.. math:: D_g = D + \mathrm{Cov}\, A^T u, \qquad
+          \mathrm{Cov} = \mathrm{Cov}[x_0 \mid x_t] = \frac{\sigma^2}{\alpha} J^T, \qquad
+          \hat z_g = \frac{x - \alpha D_g}{\sigma} = \hat z - \sigma J^T A^T u,
+
+with the Jacobian :math:`J` of the denoised estimate :math:`D`. An evaluation costs one pass of the
+model, one product with :math:`J^T`, and those that the weights need.
+
+**No signal.** At t = 1 of a process with zero SNR, :math:`J = 0` and the covariance is 0/0; there
+it is that of the time at which :math:`\alpha / \sigma = 10^{-3}`.
+
+A posterior is a model: it serves every sampler, and a likelihood, which differentiates it once
+more. Its parameters get no gradients.
+
+References:
+    Song et al., *Pseudoinverse-guided diffusion models for inverse problems*, ICLR 2023.
+    Rozet et al., *Learning diffusion priors from observations by expectation maximization*, 2024,
+    https://arxiv.org/abs/2405.13712.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scoresde.errors import InputError
+from scoresde.model import ScoreFunction, check_model
+from scoresde.operators import Linearised, Observation
+from scoresde.passes import count_products
+from scoresde.sde import SDE, as_time
+from scoresde.shapes import expand
+
+_LEAST_LOG_SNR = 2 * math.log(1e-3)
+
+
+@dataclass(frozen=True)
+class Local:
+    r"""What a method sees at one state: the Gaussian :math:`N(D, \mathrm{Cov})` and y near D.
+
+    Arguments:
+        t: The time, ``()`` or ``(B,)``.
+        mean: The denoised estimate D of the model, with shape ``(B, *)``.
+        near: The observation, linearised at D.
+        covariance: The product with :math:`(\sigma^2 / \alpha) J^T`, from ``(B, *)`` to
+            ``(B, *)``; each call is one product with a transposed Jacobian.
+    """
+
+    t: Tensor
+    mean: Tensor
+    near: Linearised
+    covariance: Callable[[Tensor], Tensor]
+
+
+class Posterior(ScoreFunction):
+    """Base class for posteriors; subclasses implement :meth:`weights` and :meth:`around`.
+
+    Arguments:
+        model: The score function of the prior.
+        observed: What was measured.
+
+    Raises:
+        InputError: If the observation is not of examples of the model.
+    """
+
+    def __init__(self, model: ScoreFunction, observed: Observation) -> None:
+        super().__init__()
+        check_model(model)
+        if not isinstance(observed, Observation):
+            raise InputError(
+                f"observed must be an Observation, got {type(observed).__name__}; use "
+                "Observation(operator, y, std)."
+            )
+        self.model = model
+        self.observed = observed.to(model.device)
+        if model.shape is not None and observed.rows is None:
+            self.observed.check(model.shape)
+
+    @abstractmethod
+    def weights(self, local: Local) -> Tensor:
+        """Returns the weights u of the measurements, with shape ``(B, ...)``."""
+
+    @abstractmethod
+    def around(self, model: ScoreFunction, observed: Observation) -> "Posterior":
+        """Returns the same method for another model and observation."""
+
+    @property
+    def sde(self) -> SDE:  # type: ignore[override]
+        """The forward process."""
+        return self.model.sde
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one example, or None if it is unknown."""
+        return self.model.shape
+
+    def take(self, rows: Tensor) -> "Posterior":
+        return self.around(cast(ScoreFunction, self.model.take(rows)), self.observed.take(rows))
+
+    def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        local = self.at(x, t, **cond)
+        pulled = local.near.pull(self.weights(local))
+        shift = local.covariance(pulled)
+        # On a GPU the host would wait for this at every pass.
+        if shift.device.type == "cpu" and not bool(shift.any()) and bool(pulled.any()):
+            raise InputError(
+                "model must have a Jacobian, got a product that is exactly 0; remove detach or "
+                "torch.no_grad from the network, and clip the posterior instead of the model."
+            )
+        return local.mean + shift
+
+    def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        t = as_time(t)
+        alpha, sigma = (expand(part, x) for part in (self.sde.alpha(t), self.sde.sigma(t)))
+        return (x - alpha * self.denoise(x, t, **cond)) / sigma
+
+    def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return -self.noise(x, t, **cond) / expand(self.sde.sigma(as_time(t)), x)
+
+    def at(self, x: Tensor, t: Tensor, **cond: Tensor) -> Local:
+        """Evaluates the model at states ``(B, *)`` and linearises the observation there.
+
+        It keeps its own graph only, unless x requires a gradient.
+        """
+        graph = torch.is_grad_enabled() and x.requires_grad
+        x, t = with_signal(self.sde, x, as_time(t))
+        with torch.enable_grad(), _twice(graph):
+            leaf = x if graph else x.detach().requires_grad_()
+            data = self.model.denoise(leaf, t, **cond)
+        if not data.requires_grad:
+            raise InputError(
+                f"model must return a gradient of its input, got none from "
+                f"{type(self.model).__name__}; remove detach or torch.no_grad from it."
+            )
+        gain = self.sde.sigma(t) ** 2 / self.sde.alpha(t)
+
+        def covariance(v: Tensor) -> Tensor:
+            count_products(len(v))
+            with _twice(graph):
+                (product,) = torch.autograd.grad(
+                    data,
+                    leaf,
+                    v.to(data),
+                    retain_graph=True,
+                    create_graph=graph,
+                    materialize_grads=True,
+                )
+            return expand(gain, product) * product
+
+        mean = data if graph else data.detach()
+        return Local(t, mean, self.observed.linearise(mean), covariance)
+
+
+def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns states and times, moved to where a signal is left."""
+    if not sde.zero_snr:
+        return x, t
+    last = sde.time(torch.tensor(_LEAST_LOG_SNR, dtype=t.dtype, device=t.device))
+    s = torch.minimum(t, last)
+    return x * expand(sde.sigma(s) / sde.sigma(t), x), s
+
+
+def _twice(needed: bool) -> AbstractContextManager[Any]:
+    """Makes attention differentiable twice, which torch's fused kernels are not."""
+    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+
+
+def require_noise(observed: Observation, method: str) -> None:
+    """Checks that every measurement has noise.
+
+    Raises:
+        InputError: If a std is 0.
+    """
+    if observed.rows is None and observed.noiseless:
+        raise InputError(
+            f"std must be positive for {method}, got {observed.std}; use MMPS or PiGDM."
+        )
