@@ -28,6 +28,7 @@ from scoresde.configuration import (
     instantiate,
     labels_of,
     load,
+    log_prior_of,
     measured,
     merged,
     place,
@@ -543,6 +544,95 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     return {**results, "likelihood": str(exact)}
 
 
+def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Classifies examples of a split by the likelihoods of a model under each class."""
+    from scoresde.tasks.classification import classify_examples
+    from scoresde.tasks.classification_report import report_classes
+
+    checkpoint, model = load(config)
+    exact = _likelihood(checkpoint, config)
+    classifier = _classifier(model, exact, config)
+    data = evaluated_data(checkpoint, config).to(model.device)
+    check_told(model, data, config.split, optional=["label"])
+    try_model(model, data)
+    identity = {
+        **_identity(checkpoint, config),
+        **_data_identity(data, config, model),
+        "classifier": classifier,
+    }
+    first = rank_of().index == 0
+    one = classify_examples(
+        model,
+        classifier,
+        data,
+        config.split,
+        examples=config.examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        parts=Parts(folder / PARTS, rank_of()).claim(identity),
+        progress=config.progress and first,
+    )
+    if not first:
+        return {}
+    results = report_classes(
+        data,
+        one,
+        folder,
+        title=checkpoint.recipe.get("name", "a model"),
+        split=config.split,
+        baseline=config.baselines,
+        facts=[("likelihood", str(exact)), ("SDE", str(model.sde))],
+        configuration=OmegaConf.to_yaml(config),
+    )
+    _say_classes(results, folder)
+    return {**results, "likelihood": str(exact)}
+
+
+def _classifier(model: Any, exact: Any, config: DictConfig) -> Any:
+    """Returns the classifier of a model whose number of classes is known."""
+    from scoresde.likelihood import GenerativeClassifier
+    from scoresde.model import check_model, classes_of
+
+    check_model(model)  # and not a classifier of noisy data
+    classes = classes_of(model)
+    if not model.takes("label"):
+        raise InputError(
+            "checkpoint must hold a model with classes for task=classify, got one without; train "
+            "it with network.classes=C on data with labels."
+        )
+    if classes is None:
+        raise InputError(
+            "The number of classes must be known from a Conditioning(classes=C) in the network, "
+            "got a network without; from Python: "
+            "scoresde.likelihood.GenerativeClassifier(Likelihood(), C)(load(RUN).model, x)."
+        )
+    return GenerativeClassifier(exact, classes, log_prior_of(config, classes))
+
+
+def _say_classes(results: dict[str, Any], folder: Path) -> None:
+    quality = "their true classes are unknown"
+    if "accuracy" in results:
+        quality = f"accuracy {_estimate(results, 'accuracy')}"
+    if "logistic_regression_accuracy" in results:
+        linear = _estimate(results, "logistic_regression_accuracy")
+        quality += f", logistic regression {linear}"
+    log.info(
+        "%s: %s (%d examples, %d classes, NFE %.0f, %.1f s): %s",
+        results["split"],
+        quality,
+        results["count"],
+        results["classes"],
+        results["nfe"],
+        results["seconds"],
+        folder / "classify.json",
+    )
+    log.info("Report: %s", folder / "report.html")
+
+
+def _estimate(results: dict[str, Any], name: str) -> str:
+    return f"{results[name]:.4f} ± {results[f'{name}_standard_error']:.4f}"
+
+
 def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
     from scoresde.likelihood import Likelihood, VariationalBound
 
@@ -754,10 +844,11 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "interpolate": interpolate,
     "encode": encode,
     "likelihood": likelihood,
+    "classify": classify,
     "ema": ema,
     "benchmark": benchmark,
     "search": search,
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.
-RESUMED = ("sample", "restore", "encode", "likelihood", "search")
+RESUMED = ("sample", "restore", "encode", "likelihood", "classify", "search")

@@ -1,6 +1,7 @@
 """What a configuration means: the checks of its values, and the objects that it names."""
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -37,13 +38,14 @@ USED = {
     "restore": ("sampler", "guidance", "data"),
     "encode": ("sampler", "data"),
     "likelihood": ("data", "likelihood", "dequantisation"),
+    "classify": ("data", "likelihood"),
     "import": ("data", "likelihood"),
     "ema": ("data", "likelihood"),
 }
 
 
 # The tasks that a value serves, and what it is where it serves none.
-_EVERY = ("sample", "restore", "likelihood", "encode", "interpolate", "ema")
+_EVERY = ("sample", "restore", "likelihood", "classify", "encode", "interpolate", "ema")
 SERVES = {
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
@@ -56,6 +58,9 @@ SERVES = {
     "truth": (None, ("restore",)),
     "trajectory": (None, ("sample",)),
     "lengths": (None, ("ema",)),
+    "prior": (None, ("classify",)),
+    "draws": (1, ("likelihood", "restore")),
+    "weighted": (False, ("likelihood",)),
     "precision": ("float32", _EVERY),
     "compile": (False, _EVERY),
     "channels_last": (True, _EVERY),
@@ -351,15 +356,35 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     return {"label": torch.tensor(labels)}
 
 
-def check_told(model: Any, data: Any, split: str) -> None:
+def log_prior_of(config: DictConfig, classes: int) -> list[float] | None:
+    """Returns the log-probabilities of the classes, or None if they are equal."""
+    if config.prior is None:
+        return None
+    shares = list(config.prior) if isinstance(config.prior, ListConfig) else []
+    numbers = all(isinstance(p, int | float) and not isinstance(p, bool) for p in shares)
+    if len(shares) != classes or not numbers or not min(shares) > 0 or abs(sum(shares) - 1) > 1e-6:
+        raise InputError(
+            f"prior must be the {classes} probabilities of the classes, positive and adding up to "
+            f"1, got {config.prior}; for equal ones use prior=null."
+        )
+    return [math.log(p) for p in shares]
+
+
+def check_told(model: Any, data: Any, split: str, optional: Sequence[str] = ()) -> None:
     """Checks that the conditions that networks in a model were built for are there.
+
+    Arguments:
+        model: The model.
+        data: The data set.
+        split: The split that is used.
+        optional: Conditions that may be missing.
 
     Raises:
         InputError: If one is missing: the network has never seen data without it.
     """
     from scoresde.data import check_conditions
 
-    for sentence in check_conditions(model, data, [split]):
+    for sentence in check_conditions(model, data, [split], optional):
         raise InputError(sentence)
 
 

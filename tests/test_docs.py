@@ -20,6 +20,7 @@ import scoresde
 import scoresde.nn as nn_room
 from scoresde import codec, fit, loss, sample, times
 from scoresde.data import Dataset
+from scoresde.likelihood import GenerativeClassifier
 from scoresde.metrics import nats
 from scoresde.nn import MLP
 from scoresde.recipe import describable
@@ -27,6 +28,7 @@ from scoresde.train import Checkpoint, Training
 from tests.test_run import ROOT, TINY, program
 
 DATA = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+CLASSIFY = (ROOT / "docs/classify.md").read_text(encoding="utf-8")
 GUIDANCE = (ROOT / "docs/guidance.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
@@ -98,6 +100,33 @@ def test_the_commands_of_the_page_on_data_run(tmp_path):
     for words in others:
         quick = ["sampler.rtol=0.1"] if "task=sample" in words else ["examples=4"]
         program(*words, *quick, "progress=false", "batch_size=4", cwd=tmp_path)
+
+
+def test_the_program_of_the_page_on_classes_runs():
+    space = {**names(), "GenerativeClassifier": GenerativeClassifier}
+    for part in blocks(CLASSIFY, "python"):
+        exec(part, space)
+    # Diagonal Jacobians in one class: no probe noise, but the prior's mismatch.
+    assert float(space["error"]) < 0.1
+    assert float(space["sure"]) > 0.8
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_commands_of_the_page_on_classes_run(tmp_path):
+    y = torch.arange(60) % 3
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + y[:, None]
+    np.savez(tmp_path / "table.npz", x=x.numpy(), y=y.numpy())
+    np.save(tmp_path / "new.npy", x[:5].numpy())
+    groups = blocks(CLASSIFY, "sh")
+    assert len(groups) == 2
+    for run, text in zip(("DIGITS", "TABLE"), groups, strict=True):
+        first, *others = (shlex.split(line)[3:] for line in text.splitlines())
+        program(*first, *TINY, f"hydra.run.dir={run}", cwd=tmp_path)
+        for words in others:
+            words = [word.replace("checkpoint=RUN", f"checkpoint={run}") for word in words]
+            quick = ("examples=3", "batch_size=3", "progress=false", "baselines=false")
+            kept = [word for word in words if not word.startswith("examples=")]
+            program(*kept, *quick, cwd=tmp_path)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -32,6 +32,7 @@ def array(
     standardise: bool | Standardisation = True,
     fractions: Sequence[float] | None = FRACTIONS,
     seed: int = 0,
+    labels: str | None = None,
 ) -> Dataset:
     """Loads examples from a ``.npy`` or ``.npz`` file.
 
@@ -56,18 +57,27 @@ def array(
         fractions: The shares of training, validation and test examples; None leaves the examples
             of a file together in its order, in each of the splits, to be evaluated.
         seed: Names the splits.
+        labels: The array of a ``.npz`` file with the class of each example: whole numbers from 0,
+            -1 where it is unknown, with shape ``(N,)``. It goes with one array, ``key``, that is
+            split here. None: no classes.
 
     Raises:
         InputError: If the file is missing, damaged, pickled or no file of NumPy, or its array
             cannot be used as data.
     """
     path = Path(path).expanduser()
-    arrays = _load(path, key)
+    classes = None if labels is None else _labels(path, key, labels)
+    arrays = _load(path, key, () if labels is None else (labels,))
     mapped = arrays.get("")
     if isinstance(mapped, np.memmap):
         parts, kind = _mapped(mapped, _Convert(levels, channels_last), fractions, seed)
         data = Dataset.of(path.stem, parts, kind, flip, standardise)
         return replace(data, undivided=fractions is None)
+    if classes is not None and len(arrays) > 1:
+        raise InputError(
+            f"labels must go with one array of examples, got {', '.join(arrays)} of {path}; "
+            "choose one with key=NAME."
+        )
     raws = {
         name: as_raw(_arrange(values, channels_last), levels) for name, values in arrays.items()
     }
@@ -76,8 +86,12 @@ def array(
         raise InputError(
             f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
         )
+    known = None
+    if classes is not None:
+        raw = next(iter(raws.values()))[0]
+        known = _as_dealt(_check_labels(classes, len(raw), path), raw, fractions, seed)
     splits = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
-    data = Dataset.of(path.stem, splits, kinds.pop(), flip, standardise)
+    data = Dataset.of(path.stem, splits, kinds.pop(), flip, standardise, labels=known)
     return replace(data, undivided=fractions is None and len(raws) == 1)
 
 
@@ -90,8 +104,14 @@ def load_array(path: str | Path) -> np.ndarray:
     return next(iter(_load(Path(path).expanduser(), None).values()))
 
 
-def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
-    """Reads the arrays that are asked for; that of a ``.npy`` file is called ''."""
+def _load(path: Path, key: str | None, aside: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Reads the arrays that are asked for; that of a ``.npy`` file is called ''.
+
+    Arguments:
+        path: The file.
+        key: The name of the one array; None for all that hold examples.
+        aside: Arrays that hold none.
+    """
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path} is no {' or '.join(_SUFFIXES)} file; save it with numpy.save.")
     if not path.is_file():
@@ -100,7 +120,8 @@ def _load(path: Path, key: str | None) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             loaded: Any = _arrays.load(file)  # a large array is mapped
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else loaded
-            return {name: np.asanyarray(arrays[name]) for name in _choose(list(arrays), key, path)}
+            names = [name for name in arrays if name not in aside]
+            return {name: np.asanyarray(arrays[name]) for name in _choose(names, key, path)}
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any parser below
@@ -130,6 +151,43 @@ def _choose(names: list[str], key: str | None, path: Path) -> list[str]:
             "train, validation and test."
         )
     return names
+
+
+def _labels(path: Path, key: str | None, name: str) -> np.ndarray:
+    """Reads the array of the classes of the examples."""
+    if path.suffix == ".npy":
+        raise InputError(
+            f"labels must be an array of a .npz file, got labels={name} of {path}; save both by "
+            "numpy.savez(FILE, x=x, y=y), or use labels=null for examples without classes."
+        )
+    try:
+        return next(iter(_load(path, name).values()))
+    except InputError as error:
+        raise InputError(
+            f"labels={name}: {error} For examples without classes use labels=null."
+        ) from error
+
+
+def _check_labels(values: np.ndarray, count: int, path: Path) -> Tensor:
+    """Returns classes as int64 ``(N,)``."""
+    whole = values.dtype.kind in "iu" and values.shape == (count,)
+    if not whole or int(values.min()) < -1:
+        least = f", least {values.min()}" if values.dtype.kind in "iu" and values.size else ""
+        raise InputError(
+            f"labels must be {count} whole numbers from 0, or -1 for unknown, one for each "
+            f"example of {path}, got shape {values.shape} of {values.dtype}{least}; "
+            "number the classes."
+        )
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _as_dealt(
+    labels: Tensor, raw: Tensor, fractions: Sequence[float] | None, seed: int
+) -> list[Tensor]:
+    """Returns the classes of the training, validation and test examples."""
+    if fractions is None:
+        return [labels] * 3
+    return [labels[part] for part in split_indices(raw, fractions, seed)]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,20 @@ from collections.abc import Sequence
 
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.errors import InputError
-from scoresde.model import Trainable
+from scoresde.model import Trainable, classes_of
 from scoresde.nn import Conditioning
 
 
-def check_conditions(model: Trainable, data: Dataset, splits: Sequence[str] = SPLITS) -> list[str]:
+def check_conditions(
+    model: Trainable, data: Dataset, splits: Sequence[str] = SPLITS, optional: Sequence[str] = ()
+) -> list[str]:
     """Compares the conditions of data with those that a model was built for.
 
     Arguments:
         model: The model.
         data: The data set.
         splits: The splits that are used.
+        optional: Conditions that the data may lack.
 
     Returns:
         A sentence for each condition that the model takes and the data lack; an empty list if
@@ -38,7 +41,7 @@ def check_conditions(model: Trainable, data: Dataset, splits: Sequence[str] = SP
         f"{name} must be given for the examples of {data.name}, got none: the network counts it "
         "as absent; add the condition to the data set, or build the network without it."
         for name in required_conditions(model)
-        if not all(name in one for one in given)
+        if name not in optional and not all(name in one for one in given)
     ]
 
 
@@ -50,17 +53,14 @@ def required_conditions(model: Trainable) -> tuple[str, ...]:
 
 
 def check_classes(model: Trainable, most: int) -> None:
-    """Checks that networks in a model know all classes up to one.
+    """Checks that a model knows all classes up to one.
 
     Raises:
-        InputError: If one does not.
+        InputError: If it does not.
     """
-    for part in model.modules():
-        if not isinstance(part, Conditioning) or part.classes is None:
-            continue
-        classes = part.classes.num_embeddings - 1
-        if most >= classes:
-            raise InputError(
-                f"label must be below classes={classes} of the network, got {most}; use one of "
-                f"its classes, or train a network with classes={most + 1}."
-            )
+    classes = classes_of(model)
+    if classes is not None and most >= classes:
+        raise InputError(
+            f"label must be below classes={classes} of the network, got {most}; use one of its "
+            f"classes, or train a network with classes={most + 1}."
+        )

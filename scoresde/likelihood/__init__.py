@@ -1,6 +1,7 @@
-"""Everything about log p: the flow and its clocks, cut-offs, exact likelihoods and the bound."""
+"""Everything about log p: flow, clocks, cut-offs, exact likelihoods, the bound, classification."""
 
 from scoresde.likelihood.bound import BoundResult, VariationalBound
+from scoresde.likelihood.classifier import Classification, GenerativeClassifier
 from scoresde.likelihood.clock import Clock, NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff, RescaledCutoff, VariationalCutoff
 from scoresde.likelihood.exact import Likelihood, LogLikelihood
@@ -9,10 +10,12 @@ from scoresde.likelihood.prior import prior_kl, prior_mismatch, spectrum
 
 __all__ = [
     "BoundResult",
+    "Classification",
     "Clock",
     "Cutoff",
     "Flow",
     "FlowSolution",
+    "GenerativeClassifier",
     "Likelihood",
     "LogLikelihood",
     "NoiseClock",

@@ -88,6 +88,7 @@ class BoundResult:
         standard_error: That of ``log_prob`` over the replicates, ``(B,)``; NaN for a single one.
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
+        estimates: The bound by each replicate, ``(B, R)``; ``log_prob`` is their mean.
     """
 
     log_prob: Tensor
@@ -97,6 +98,7 @@ class BoundResult:
     standard_error: Tensor
     nfe: Tensor
     seed: int
+    estimates: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,16 @@ class VariationalBound:
             standard_error=_standard_error(reconstruction - diffusion),
             nfe=passes.network,
             seed=streams.seed,
+            estimates=reconstruction - diffusion - prior[:, None],
         )
+
+    def error_of(self, estimates: Tensor) -> Tensor:
+        """Returns the standard error of the mean of estimates, ``(B, R)`` to ``(B,)``.
+
+        Arguments:
+            estimates: Those of a result, or their differences between two results of one seed.
+        """
+        return _standard_error(estimates)
 
     def check(self, model: ScoreFunction) -> float:
         """Returns the cut-off for a model.

@@ -56,6 +56,8 @@ class LogLikelihood:
         seed: The seed that was used.
         failed: Which examples could not be solved, bool ``(B,)``; their values are NaN.
         vjps: The products with a transposed Jacobian of each example, int64 ``(B,)``.
+        estimates: Uncorrelated estimates of ``log_prob``, from one set of probes, ``(B, n)``;
+            ``log_prob`` is their mean, unless ``target_error`` has added further sets.
     """
 
     log_prob: Tensor
@@ -67,6 +69,7 @@ class LogLikelihood:
     seed: int
     failed: Tensor
     vjps: Tensor | None = None
+    estimates: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,14 @@ class Likelihood:
         ):
             return self._evaluate(Conditioned(model, cond), x, eps, streams, passes)
 
+    def error_of(self, estimates: Tensor) -> Tensor:
+        """Returns the standard error of the mean of estimates, ``(B, n)`` to ``(B,)``.
+
+        Arguments:
+            estimates: Those of a result, or their differences between two results of one seed.
+        """
+        return self._trace().standard_error(estimates)
+
     def _evaluate(
         self, field: Conditioned, x: Tensor, eps: float, streams: Streams, passes: Passes
     ) -> LogLikelihood:
@@ -194,6 +205,7 @@ class Likelihood:
             seed=streams.seed,
             failed=solution.failed,
             vjps=passes.products,
+            estimates=(prior + extra)[:, None] + solution.log_dets,
         )
 
     def _integrate(

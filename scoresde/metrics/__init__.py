@@ -1,4 +1,5 @@
-"""Figures of merit: bits per dimension, classical densities to beat, distances of samples."""
+"""Figures of merit: bits per dimension, classical densities to beat, distances of samples,
+classification."""
 
 from scoresde.metrics.baselines import (
     FAMILIES,
@@ -9,6 +10,13 @@ from scoresde.metrics.baselines import (
     mixture_baseline,
 )
 from scoresde.metrics.bits import bits_per_dim, nats
+from scoresde.metrics.classification import (
+    Reliability,
+    accuracy,
+    confusion,
+    logistic_regression,
+    reliability,
+)
 from scoresde.metrics.detection import auroc
 from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
@@ -24,15 +32,20 @@ __all__ = [
     "CovarianceFamily",
     "Estimate",
     "Moments",
+    "Reliability",
+    "accuracy",
     "auroc",
     "bits_per_dim",
+    "confusion",
     "features",
     "gaussian_baseline",
+    "logistic_regression",
     "mixture_baseline",
     "nats",
     "nearest",
     "psnr",
     "ranks",
+    "reliability",
     "sliced_wasserstein",
     "spread_ratio",
     "ssim",

@@ -28,6 +28,7 @@ from scoresde.model.base import (
     check_model,
     evaluating,
 )
+from scoresde.model.classes import classes_of
 from scoresde.model.classifier import Classifier
 from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
@@ -74,6 +75,7 @@ __all__ = [
     "Trainable",
     "VParametrisation",
     "check_model",
+    "classes_of",
     "evaluating",
 ]
 

@@ -225,7 +225,7 @@ def evaluate_batch(
         batch = data.batch(split, streams).to(model.device)
         cond = model.select(batch.cond)
         result = likelihood(model, batch.x, seed=streams.seed, seeds=seeds, **cond)
-        log_prob, log_det = result.log_prob.double(), _log_det(data, split, streams, batch.x)
+        log_prob, log_det = result.log_prob.double(), codec_log_det(data, split, streams, batch.x)
     else:
         result = _probability(model, likelihood, data, split, streams, draws)
         # The columns hold densities in model units, whatever they come from.
@@ -240,8 +240,8 @@ def evaluate_batch(
     }
 
 
-def _log_det(data: Dataset, split: str, streams: Streams, x: Tensor) -> Columns:
-    """Returns what the codec adds to each log-density, unless one scale says it."""
+def codec_log_det(data: Dataset, split: str, streams: Streams, x: Tensor) -> Columns:
+    """Returns the column ``log_det``, what the codec adds, unless one scale says it."""
     if data.codec.scale is not None:
         return {}
     log_det = data.log_det(_raw(data, split, streams), x)

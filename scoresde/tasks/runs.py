@@ -11,7 +11,7 @@ from scoresde.tasks.folder import held
 from scoresde.tasks.summary import format_table
 from scoresde.train import read_metrics
 
-_METRICS = ("bits_per_dim", "nats")
+_METRICS = ("bits_per_dim", "nats", "accuracy")
 _RESULT, _CONFIG = "result.json", ".hydra/config.yaml"
 
 
