@@ -14,6 +14,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import OmegaConf
 
 import scoresde.run
@@ -321,6 +322,32 @@ def test_every_grid_can_be_chosen_for_a_sampler(name: str) -> None:
         config = compose("config", ["sampler=ddim", f"grid@sampler.grid={name}", *more])
     sampler = instantiate(config.sampler, _convert_="all")
     assert len(sampler.times(VPSDE(), 0.1)) == 3
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        f"{group}={path.stem}"
+        for group in ("method", "operator")
+        for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+    ],
+)
+def test_methods_and_operators_have_the_defaults_of_their_classes(option: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        section = compose("config", [option])[option.partition("=")[0]]
+    plan: Any = OmegaConf.to_container(section)
+    made = get_object(plan.pop("_target_"))
+    plan.pop("_partial_", None)
+    # A blur without std needs a kernel, which has no place in a configuration.
+    required = {"std"} if option == "operator=blur" else set()
+    for name, value in plan.items():
+        parameter = signature(made).parameters[name]
+        if parameter.default is parameter.empty or name in required:
+            continue
+        # The default of a field with a factory is what an instance has.
+        default = getattr(made(), name) if isinstance(value, dict) else parameter.default
+        assert (instantiate(value) if isinstance(value, dict) else value) == default, name
 
 
 # --- Tasks ---------------------------------------------------------------------------------------

@@ -35,12 +35,12 @@ class MMPS(Posterior):
     Arguments:
         model: The score function of the prior.
         observed: What was measured; the noise may be 0.
-        tolerance: The relative residual of the solver, of each example, positive.
+        tolerance: The relative residual of the solver, of each example, in (0, 1).
         iterations: Its largest number of iterations; if None, the dimension of y, at most 50.
 
     Raises:
-        InputError: If the observation is not of examples of the model, or a number is not
-            positive.
+        InputError: If the observation is not of examples of the model, or a number is out of
+            range.
 
     References:
         Rozet et al., *Learning diffusion priors from observations by expectation maximization*,
@@ -63,7 +63,7 @@ class MMPS(Posterior):
         iterations: int | None = None,
     ) -> None:
         super().__init__(model, observed)
-        self.tolerance = _positive("tolerance", tolerance)
+        self.tolerance = _below_one("tolerance", tolerance)
         self.iterations = None if iterations is None else check_count("iterations", iterations)
 
     def around(self, model: ScoreFunction, observed: Observation) -> "MMPS":
@@ -96,12 +96,13 @@ class PiGDM(Posterior):
         data_std: The standard deviation s of the data in model units, positive; if None, the
             model's (``model.data_std``: an exact model computes it, a :class:`ScoreModel` has
             ``sigma_data`` of its parametrisation), and 1 if the model has none.
-        tolerance: The relative residual of the solver, which needs no product with the Jacobian.
+        tolerance: The relative residual of the solver, in (0, 1); it needs no product with the
+            Jacobian.
         iterations: Its largest number of iterations; if None, the dimension of y, at most 50.
 
     Raises:
-        InputError: If the observation is not of examples of the model, or a number is not
-            positive.
+        InputError: If the observation is not of examples of the model, or a number is out of
+            range.
 
     References:
         Song et al., *Pseudoinverse-guided diffusion models for inverse problems*, ICLR 2023
@@ -119,7 +120,7 @@ class PiGDM(Posterior):
         super().__init__(model, observed)
         known = model.data_std if data_std is None else data_std
         self._data_std = _positive("data_std", 1.0 if known is None else known)
-        self.tolerance = _positive("tolerance", tolerance)
+        self.tolerance = _below_one("tolerance", tolerance)
         self.iterations = None if iterations is None else check_count("iterations", iterations)
 
     @property
@@ -226,6 +227,13 @@ class DPS(Posterior):
 
     def weights(self, local: Local) -> Tensor:
         return local.near.residual / local.near.variance
+
+
+def _below_one(name: str, value: float) -> float:
+    """Checks a relative residual: from 1 on, the solver would return 0, and the prior."""
+    if not 0 < value < 1:
+        raise InputError(f"{name} must be in (0, 1), got {value}; 1e-4 is usual.")
+    return float(value)
 
 
 def _positive(name: str, value: float) -> float:
