@@ -8,6 +8,7 @@
 - ``azula``: another library's methods on the same denoisers (``pip install azula``).
 - ``hole``, ``exact_hole``, ``downsampling``: digits of the test split, of which the middle is
   missing, or means of blocks were measured. RUN is a training run of ``+experiment=digits_vp``.
+- ``far``: the covariance of a network where noise is large, and what a limit of its use changes.
 - ``calibration``: the ranks of all test digits, for the methods that are worth it.
 
 Each part leaves ``PART.json``; the page and the figures are made of the parts that are there.
@@ -15,6 +16,7 @@ Each part leaves ``PART.json``; the page and the figures are made of the parts t
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import subprocess
@@ -40,8 +42,10 @@ from scoresde.inverse import (
     Downsampling,
     DPSStep,
     Linear,
+    Local,
     Observation,
     PiGDM,
+    Posterior,
     Replacement,
     StepRule,
     Twisted,
@@ -56,7 +60,7 @@ from scoresde.train import Checkpoint
 
 MIXTURES = ("mixtures", "noiseless", "particles", "azula")
 DIGITS = ("hole", "exact_hole", "downsampling")
-PARTS = (*MIXTURES, *DIGITS, "calibration")
+PARTS = (*MIXTURES, *DIGITS, "far", "calibration")
 COLOURS = ("#2a6f97", "#c8553d", "#3a7d44", "#8e6c8a", "#e0a030", "#4a4e69", "#00a6a6", "#b5179e")
 Row = dict[str, Any]
 
@@ -472,18 +476,80 @@ def restore_digits(part: str, options: argparse.Namespace) -> Iterator[Row]:
         yield {"method": name, "sampler": label, "steps": steps, "count": count, **row}
 
 
+class Far(Posterior):
+    r"""A method that takes the covariance for that of data N(m, s^2 I) where noise is large.
+
+    There a network's Jacobian is all error, and :math:`\sigma^2 / \alpha` amplifies it.
+
+    Arguments:
+        kind: The method.
+        limit: The relative noise :math:`\sigma / \alpha` from which on.
+        model: The model.
+        observed: The observation.
+    """
+
+    def __init__(self, kind: Any, limit: float, model: Any, observed: Observation) -> None:
+        super().__init__(model, observed)
+        self.kind, self.limit, self.method = kind, limit, kind(model, observed)
+
+    def around(self, model: Any, observed: Observation) -> "Far":
+        return Far(self.kind, self.limit, model, observed)
+
+    def weights(self, local: Local) -> Tensor:
+        return self.method.weights(local)
+
+    def at(self, x: Tensor, t: Tensor, **cond: Tensor) -> Local:
+        noise = float(self.sde.sigma(t) / self.sde.alpha(t))
+        if noise <= self.limit:
+            return super().at(x, t, **cond)
+        mean = self.model.denoise(x, t, **cond)
+        variance = 1 / (1 / self.model.data_std**2 + 1 / noise**2)
+        return Local(t, mean, self.observed.linearise(mean), lambda v: variance * v)
+
+
+def far(part: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Row sums of the covariance by the noise, and what a limit of its use changes."""
+    yield from row_sums(options)
+    quick = functools.partial(MMPS, tolerance=1e-2, iterations=5)
+    kinds = {"PiGDM": PiGDM, "TMPD": TMPD, "MMPS 1e-2, at most 5": quick}
+    for name in ("hole", "downsampling"):
+        problem = digits_problem(options.checkpoint, name, max(2, options.digits // 4), 8)
+        for method, label in itertools.product(kinds, ("UniPC", "DPM-Solver++ SDE")):
+            for limit in (math.inf, 10.0, 5.0, 2.5):
+                kind = functools.partial(Far, kinds[method], limit)
+                row = problem.restore(kind, SAMPLERS[label](25))
+                where = {"problem": name, "method": method, "sampler": label, "limit": limit}
+                yield {**where, "count": len(problem.truth), **row}
+
+
+def row_sums(options: argparse.Namespace) -> Iterator[Row]:
+    """The row sums of A Cov A^T of means of 2 x 2 pixels, on test digits with noise."""
+    problem = digits_problem(options.checkpoint, "downsampling", 16, 8)
+    y = simulate(problem.operator, problem.truth, problem.codec, problem.std, seed=0)
+    method = MMPS(problem.model, Observation(problem.operator, y, problem.std, problem.codec))
+    clean = problem.codec.encode(problem.truth)
+    blocks = problem.operator(problem.near.float()).flatten(1)
+    yield {"rows": "of the data", "median": float(blocks.T.cov().sum(1).median())}
+    z = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for t in map(torch.tensor, (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)):
+        local = method.at(method.sde.perturb(clean, t, z), t)
+        ones = torch.ones_like(local.near.residual)
+        sums = local.near.push(local.covariance(local.near.pull(ones)))
+        noise = float(method.sde.sigma(t) / method.sde.alpha(t))
+        below = float((sums <= 0).double().mean())
+        yield {"rows": float(t), "noise": noise, "median": float(sums.median()), "below": below}
+
+
 def calibration(part: str, options: argparse.Namespace) -> Iterator[Row]:
-    """All test digits by the default sampler, so that ranks say more."""
+    """Twice the digits by the default sampler, so that ranks say more."""
     for name in DIGITS:
-        problem = digits_problem(options.checkpoint, name, 10**6, 8)
+        problem = digits_problem(options.checkpoint, name, 2 * options.digits, 8)
         yield {"problem": name, "method": "8 nearest training digits", **problem.nearest()}
         methods: dict[str, Any] = {"PiGDM": PiGDM, "MMPS": MMPS}
-        methods |= {"TMPD": TMPD} if problem.std else {"DDNM": DDNM(50, GRID, eta=1.0)}
-        methods |= {} if problem.std else {"Replacement": Replacement(50, GRID)}
+        methods |= {} if problem.std else {"DDNM eta=0.85": DDNM(100, GRID, eta=0.85)}
         for method, kind in methods.items():
             row = problem.restore(kind, DEFAULT(50))
-            where = {"problem": name, "method": method, "steps": 50}
-            yield {**where, "count": len(problem.truth), **row}
+            yield {"problem": name, "method": method, "count": len(problem.truth), **row}
 
 
 def own_name(sampler: Any) -> str:
@@ -817,7 +883,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     makers = {"mixtures": mixtures, "noiseless": noiseless, "particles": particles, "azula": azula}
-    makers |= {"calibration": calibration}
+    makers |= {"calibration": calibration, "far": far}
     for part in options.part:
         write(part, makers.get(part, restore_digits)(part, options), options.out)
     if options.checkpoint:
