@@ -511,7 +511,7 @@ def far(part: str, options: argparse.Namespace) -> Iterator[Row]:
     """Row sums of the covariance by the noise, and what a limit of its use changes."""
     yield from row_sums(options)
     quick = functools.partial(MMPS, tolerance=1e-2, iterations=5)
-    kinds = {"PiGDM": PiGDM, "TMPD": TMPD, "MMPS 1e-2, at most 5": quick}
+    kinds = {"PiGDM": PiGDM, "TMPD": TMPD, "MMPS 0.01, at most 5": quick}
     for name in ("hole", "downsampling"):
         problem = digits_problem(options.checkpoint, name, max(2, options.digits // 4), 8)
         for method, label in itertools.product(kinds, ("UniPC", "DPM-Solver++ SDE")):
@@ -582,7 +582,7 @@ def plan(part: str, few: int) -> Iterator[tuple[int | None, str, Any, Any, int]]
         yield few, "DPSStep zeta=0.3", DPSStep(1000), None, 1000
         quick = functools.partial(MMPS, tolerance=1e-2, iterations=5)
         for make in (ode, sde):
-            yield from ((None, "MMPS 1e-2, at most 5", quick, make, n) for n in (25, 50))
+            yield from ((None, "MMPS 0.01, at most 5", quick, make, n) for n in (25, 50))
     for tolerance, most in (
         (1e-4, None),
         (1e-2, None),
@@ -592,7 +592,7 @@ def plan(part: str, few: int) -> Iterator[tuple[int | None, str, Any, Any, int]]
         (1e-2, 1),
     ):
         method = functools.partial(MMPS, tolerance=tolerance, iterations=most)
-        name = f"MMPS {tolerance:.0e}" + ("" if most is None else f", at most {most}")
+        name = f"MMPS {tolerance:g}" + ("" if most is None else f", at most {most}")
         yield from ((few, name, method, make, 50) for make in (ode, sde))
     yield from ((few, "PiGDM", PiGDM, make, 50) for make in (ode, sde))
 
@@ -740,6 +740,54 @@ def scored(row: Row, reference: Row) -> str:
     return f"{text} ({float(gap.mean()):+.3f} ± {float(gap.std() / len(gap) ** 0.5):.3f})"
 
 
+def far_tables(rows: list[Row]) -> list[str]:
+    """Row sums by the noise; the energy score by the limit."""
+    sums = [row for row in rows if "rows" in row]
+    body = [
+        [
+            "of the data" if row["rows"] == "of the data" else f"t = {row['rows']:.1f}",
+            f"{row['noise']:.2f}" if "noise" in row else "–",
+            f"{row['median']:.1f}",
+            f"{100 * row['below']:.0f} %" if "below" in row else "–",
+        ]
+        for row in sums
+    ]
+    lines = ["## The Jacobian of a network where noise is large", ""]
+    lines += table(["covariance", "sigma / alpha", "median row sum", "not positive"], body)
+    limited = [row for row in rows if "limit" in row]
+    limits = list(dict.fromkeys(row["limit"] for row in limited))
+    body = []
+    for key in dict.fromkeys((r["problem"], r["method"], r["sampler"]) for r in limited):
+        own = [r for r in limited if (r["problem"], r["method"], r["sampler"]) == key]
+        scores = [f"{sum(r['energy']) / len(r['energy']):.3f}" for r in own]
+        products = "/".join(whole(r, "vjps") for r in own)
+        body.append([key[0], f"`{key[1]}`", key[2], *scores, products])
+    head = ["problem", "method", "sampler"]
+    head += ["no limit" if math.isinf(n) else f"above {n:g}" for n in limits]
+    return [*lines, *table([*head, "products"], body)]
+
+
+def calibration_table(rows: list[Row]) -> list[str]:
+    head = ["problem", "method", "digits", "energy score", "error / spread", "p of ranks"]
+    head += ["outside", "ranks 0 to 8, per cent"]
+    body = []
+    for row in rows:
+        total = sum(row["ranks"])
+        body.append(
+            [
+                row["problem"],
+                row["method"] if "nearest" in row["method"] else f"`{row['method']}`",
+                str(len(row["energy"])),
+                f"{sum(row['energy']) / len(row['energy']):.3f}",
+                number(row, "spread", 2),
+                f"{row['p_value']:.2g}",
+                number(row, "outside", 2),
+                " ".join(f"{100 * n / total:.0f}" for n in row["ranks"]),
+            ]
+        )
+    return ["## Calibration", "", *table(head, body)]
+
+
 TITLES = {
     "hole": "Digits: a hole of 4 x 4, noise of 0.25 levels",
     "exact_hole": "Digits: the hole without noise",
@@ -759,6 +807,8 @@ def page(out: Path) -> None:
         "noiseless": functools.partial(mixture_tables, "Mixtures without noise"),
         "particles": particle_table,
         "azula": peer_tables,
+        "far": far_tables,
+        "calibration": calibration_table,
         **{part: functools.partial(digit_table, title) for part, title in TITLES.items()},
     }
     lines = [line for part, data in found.items() for line in makers[part](data["rows"])]
@@ -793,6 +843,9 @@ def draw_mixtures(rows: list[Row], path: Path) -> None:
                 )
             axes.axhline(floor["sliced"][0], color="#999999", lw=1, ls="--", label="exact draws")
             axes.set(xscale="log", yscale="log", title=f"{name}, {sampler}")
+            steps = sorted({row["steps"] for row in own if row.get("sampler") == sampler})
+            axes.set_xticks(steps, [str(n) for n in steps])
+            axes.minorticks_off()
             axes.grid(alpha=0.25, which="both")
             axes.set_ylim(top=2.0)
         line[0].set_ylabel("sliced Wasserstein distance")
@@ -805,7 +858,7 @@ def draw_mixtures(rows: list[Row], path: Path) -> None:
 
 def draw_digits(parts: dict[str, list[Row]], path: Path) -> None:
     """The energy score by cost, of the methods that saw all digits."""
-    figure = Figure(figsize=(5.2 * len(parts), 4.8), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(parts), 5.6), layout="constrained")
     panels = figure.subplots(1, len(parts), squeeze=False)[0]
     for axes, (part, rows) in zip(panels, parts.items(), strict=True):
         nearest = rows[0]["energy"]
@@ -820,10 +873,18 @@ def draw_digits(parts: dict[str, list[Row]], path: Path) -> None:
                 **{"color": COLOURS[i % 8], "ls": ("-", ":")[i // 8], "marker": "os"[i // 8]},
                 **{"ms": 3.5, "lw": 1.2, "label": f"{method}, {sampler}".rstrip(", ")},
             )
-        axes.set(xscale="log", title=TITLES[part].removeprefix("Digits: "))
+        axes.set(xscale="log", yscale="log", title=TITLES[part].removeprefix("Digits: "))
         axes.set(xlabel="passes and products a draw", ylabel="energy score, levels")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="both", labelsize=7)
+        axes.set_xticks([30, 50, 100, 200, 300, 500, 1000], minor=False)
+        axes.set_xticks([], minor=True)
+        costs = [row["nfe"] + row["vjps"] for row in every]
+        axes.set_xlim(0.9 * min(costs), 1.1 * max(costs))
         axes.grid(alpha=0.25, which="both")
-        axes.legend(fontsize=6.5)
+        axes.legend(fontsize=6.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.savefig(path, dpi=110)
 
 
@@ -834,7 +895,7 @@ def draw_restored(problem: Digits, out: Path, count: int = 6) -> None:
         "PiGDM, UniPC": (PiGDM, SAMPLERS["UniPC"](50)),
         "PiGDM, SDE": (PiGDM, SAMPLERS["DPM-Solver++ SDE"](50)),
         "MMPS, SDE": (quick, SAMPLERS["DPM-Solver++ SDE"](50)),
-        "DDNM": (DDNM(50, GRID, eta=1.0), UniPC()),
+        "DDNM, 0.85": (DDNM(100, GRID, eta=0.85), UniPC()),
         "Replacement": (Replacement(50, GRID), UniPC()),
     }
     y = simulate(problem.operator, problem.truth[:count], problem.codec, problem.std, seed=0)
@@ -857,12 +918,12 @@ def draw_restored(problem: Digits, out: Path, count: int = 6) -> None:
 
 def write(part: str, rows: Iterator[Row], out: Path) -> None:
     """Writes the rows of a part, as they come."""
-    found = []
+    found, head = [], {"commit": commit(), "torch": torch.__version__}
     for row in rows:
         found.append({key: value for key, value in row.items() if key != "x"})
         shown = {k: v for k, v in found[-1].items() if not isinstance(v, list)}
         print(part, json.dumps(shown), flush=True)
-        result = {"commit": commit(), "torch": torch.__version__, "rows": found}
+        result = {**head, "rows": found}
         (out / f"{part}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

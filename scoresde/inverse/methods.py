@@ -32,8 +32,8 @@ class MMPS(Posterior):
     It samples the posterior of a Gaussian prior exactly, if its equation is solved. Each iteration
     of the solver costs one product with the transposed Jacobian; as many as there are measurements
     solve it. The Jacobian of a network has errors, to which further iterations fit the weights: on
-    digits 5 iterations are better than 50 (``experiments/inverse_problems``). A non-linear operator
-    is linearised at D.
+    digits 5 iterations are better than 50 (``experiments/inverse_problems``). A non-linear
+    operator is linearised at D.
 
     Arguments:
         model: The score function of the prior.

@@ -209,7 +209,8 @@ class Replacement(ProjectedSampler):
         2022, https://arxiv.org/abs/2201.09865 (algorithm 1; 250 steps, 10 and 10).
 
     Arguments:
-        steps: The number of intervals, positive.
+        steps: The number of intervals, positive; on digits 100 are no better than 50
+            (``experiments/inverse_problems``).
         grid: How they are spaced.
         resamplings: How many times each piece of the grid is walked, positive.
         jump: The number of steps in a piece, positive.
@@ -220,7 +221,7 @@ class Replacement(ProjectedSampler):
             no pseudo-inverse.
     """
 
-    steps: int = 100
+    steps: int = 50
     grid: Grid = field(default_factory=LogSNRGrid)
     resamplings: int = 10
     jump: int = 1
