@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.errors import InputError
 from scoresde.model import Model
-from scoresde.nn import Conditioning
+from scoresde.nn import Conditioning, Conditions
 
 
 def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS) -> list[str]:
@@ -44,7 +44,7 @@ def check_conditions(model: Model, data: Dataset, splits: Sequence[str] = SPLITS
 
 def required_conditions(model: Model) -> tuple[str, ...]:
     """Returns the conditions that networks in a model were built for, but for augmentations."""
-    parts = (part for part in model.modules() if isinstance(part, Conditioning))
+    parts = (part for part in model.modules() if isinstance(part, Conditions))
     names = dict.fromkeys(name for part in parts for name in part.names)
     return tuple(name for name in names if name != "augment")
 

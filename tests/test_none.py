@@ -1,0 +1,228 @@
+"""What stands for "none" of a condition: learned, asked for by NaN or -1, dropped."""
+
+import math
+import re
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from scoresde import VPSDE, InputError, ScoreModel
+from scoresde.data import Dataset, check_conditions
+from scoresde.nn import MLP, UNet
+from scoresde.nn.embedding import learned_none, takes
+from scoresde.shapes import none_like
+from scoresde.train import Checkpoint
+
+
+def trained(network, seed=0):
+    """The network with weights that are all different from zero, what is "none" included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+def told():
+    return MLP(2, width=8, depth=1, classes=3, conditions={"context": 2, "augment": 2})
+
+
+X, C = torch.ones(4, 2), torch.zeros(4)
+
+# --- What it means -------------------------------------------------------------------------------
+
+
+def test_a_row_of_nan_is_what_is_not_given():
+    network, context = trained(told()), torch.tensor([[1.0, 2.0]]).repeat(4, 1)
+    some = context.clone()
+    some[1::2] = torch.nan
+    given, absent, mixed = (
+        network(X, C, **cond).detach() for cond in ({"context": context}, {}, {"context": some})
+    )
+    torch.testing.assert_close(mixed[1::2], absent[1::2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed[::2], given[::2], rtol=0, atol=1e-6)
+    assert float((absent - given).abs().max()) > 1e-3
+
+
+def test_none_is_not_zeros():
+    network = trained(told())
+    gap = (network(X, C) - network(X, C, context=torch.zeros(4, 2))).detach()
+    assert float(gap.abs().min()) > 1e-2
+    label = network(X, C, label=none_like(torch.zeros(4, dtype=torch.int64)))
+    torch.testing.assert_close(label, network(X, C))
+
+
+def test_gradients_pass_nan_by():
+    """The matrix learns of what is given alone, the vector of what is not."""
+    network, context = trained(told()), torch.full((4, 2), torch.nan)
+    layer = network.conditioning.conditions["context"]
+    network(X, C, context=context).sum().backward()
+    assert float(layer.weight.grad.abs().max()) == 0
+    assert float(layer.none.grad.abs().max()) > 0
+    network.zero_grad()
+    network(X, C, context=torch.ones(4, 2)).sum().backward()
+    assert float(layer.weight.grad.abs().max()) > 0
+    assert float(layer.none.grad.abs().max()) == 0
+
+
+def test_weights_of_an_older_release_load_and_mean_the_same():
+    """There, a condition that is not given counted as zeros."""
+    network = trained(told())
+    old = OrderedDict((k, v) for k, v in network.state_dict().items() if not k.endswith("none"))
+    assert len(old) == len(network.state_dict()) - 1
+    loaded = told()
+    loaded.load_state_dict(old)
+    assert torch.equal(loaded(X, C), loaded(X, C, context=torch.zeros(4, 2)))
+    context = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded(X, C, context=context), network(X, C, context=context))
+    assert len(old) == len(network.state_dict()) - 1  # the user's own is left as it was
+
+
+def test_a_checkpoint_of_an_older_release_loads(tmp_path):
+    from scoresde.recipe import describe
+
+    model = ScoreModel(trained(told()), VPSDE())
+    old = {k: v for k, v in model.state_dict().items() if not k.endswith("none")}
+    Checkpoint({"model": describe(model)}, old, old, 1, 0).save(tmp_path / "checkpoint.pt")
+    loaded = Checkpoint.load(tmp_path).build_model()
+    assert not learned_none(loaded.network, "context")
+    assert float(loaded.network.conditioning.conditions["context"].none.abs().max()) == 0
+
+
+def test_what_has_been_augmented_has_no_none():
+    names = [name for name, _ in told().named_parameters() if name.endswith("none")]
+    assert names == ["conditioning.conditions.context.none"]
+
+
+# --- Images --------------------------------------------------------------------------------------
+
+
+def shown(**options):
+    torch.manual_seed(0)
+    return UNet((1, 6, 6), width=8, blocks=1, multipliers=(1, 2), **options)
+
+
+def image(seed=0, shape=(4, 3, 6, 6)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+PICTURES, TIMES = image(9, (4, 1, 6, 6)), torch.zeros(4)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 6), [3, 6, 6]])
+def test_a_network_begins_as_one_without_the_image(shape):
+    plain, network = shown(), shown(conditions={"image": shape})
+    weights = network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
+    assert float(weights["images.layers.image.weight"].abs().max()) == 0
+    assert takes(network, "image")
+    assert not takes(plain, "image")
+    sentences = check_conditions(ScoreModel(network, VPSDE()), Dataset.of("plain", [PICTURES] * 3))
+    assert [s.split()[0] for s in sentences] == ["image"]
+
+
+def test_an_image_is_seen_where_it_is():
+    """A change of one corner changes the output there the most, and "none" is not black."""
+    network, seen = trained(shown(conditions={"image": (3, 6, 6), "context": 2})), image()
+    base = network(PICTURES, TIMES, image=seen)
+    other = seen.clone()
+    other[2] = torch.nan
+    some = network(PICTURES, TIMES, image=other)
+    torch.testing.assert_close(some[[0, 1, 3]], base[[0, 1, 3]])
+    torch.testing.assert_close(some[2], network(PICTURES, TIMES)[2])
+    black = network(PICTURES, TIMES, image=torch.zeros_like(seen))
+    assert float((black[2] - some[2]).detach().abs().max()) > 1e-2
+
+
+def test_a_convolution_of_both_is_the_sum_of_two():
+    """Against one layer on the channels of the input and of the image together."""
+    network = trained(shown(conditions={"image": (3, 6, 6)}))
+    found = []
+    network.down[0].blocks[0].register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    seen = image()
+    network(PICTURES, TIMES, image=seen)
+    joined = network.images.layers["image"]
+    weight = torch.cat((network.conv_in.weight, joined.weight[:, :-1]), 1)
+    bias = network.conv_in.bias + joined.bias
+    both = torch.cat((PICTURES, seen), 1)
+    torch.testing.assert_close(found[0], nn.functional.conv2d(both, weight, bias, padding=1))
+
+
+def test_volumes_and_sizes_that_are_padded_take_images_too():
+    network = UNet((1, 5, 3, 6), width=8, blocks=1, conditions={"image": (2, 5, 3, 6)})
+    seen = image(shape=(2, 2, 5, 3, 6))
+    assert network(image(shape=(2, 1, 5, 3, 6)), torch.zeros(2), image=seen).shape[1:] == (
+        *(1, 5, 3, 6),
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: shown(conditions={"image": (3, 6, 5)}), r"conditions.image .*6, 6.*\(3, 6, 5\)"),
+        (lambda: shown(conditions={"label": (3, 6, 6)}), r"conditions.label .*\(3, 6, 6\)"),
+        (lambda: shown(conditions={"image": (0, 6, 6)}), r"conditions.image.*0"),
+        (lambda: shown(conditions={"image": "big"}), r"conditions.image.*big"),
+        (lambda: MLP(2, conditions={"image": (3, 6, 6)}), r"conditions.image .*\(3, 6, 6\).*108"),
+        (
+            lambda: shown(conditions={"image": (3, 6, 6)})(PICTURES, TIMES, image=PICTURES),
+            r"image .*\(4, 1, 6, 6\).*\(4, 3, 6, 6\)",
+        ),
+    ],
+)
+def test_images_of_another_size_are_refused(make, message):
+    with pytest.raises(InputError) as error:
+        make()
+    assert re.search(message, str(error.value))
+
+
+# --- Whether it was learned ----------------------------------------------------------------------
+
+
+def test_an_untrained_none_is_found_out():
+    network = trained(shown(classes=3, conditions={"context": 2, "image": (3, 6, 6)}))
+    names = ("label", "context", "image")
+    assert all(learned_none(network, name) for name in names)
+    with torch.no_grad():
+        network.conditioning.classes.weight[-1] = 0
+        network.conditioning.conditions["context"].none.zero_()
+        network.images.layers["image"].weight[:, -1] = 0
+    assert not any(learned_none(network, name) for name in names)
+    assert not any(learned_none(nn.Sequential(network), name) for name in names)
+    # Nothing has been learned at all: nothing can be said.
+    assert all(learned_none(shown(classes=3, conditions={"context": 2}), n) for n in names)
+    assert learned_none(nn.Linear(2, 2), "label")
+    assert learned_none(lambda x, c, label=None: x, "label")
+
+
+# --- Data that say none --------------------------------------------------------------------------
+
+
+def rows(*values):
+    return Dataset.of(
+        "d", [torch.randn(3, 2)] * 3, conditions={"context": [torch.tensor(values)] * 3}
+    )
+
+
+def test_data_may_say_none_of_whole_rows_alone():
+    nan = math.nan
+    assert bool(rows([1.0, 2.0], [nan, nan], [0.0, 0.0]).conditions["context"][0][1].isnan().all())
+    for bad in ([nan, 2.0], [math.inf, 0.0]):
+        with pytest.raises(InputError, match=r"context .*1 .*(nan|inf)"):
+            rows([1.0, 2.0], bad, [0.0, 0.0])
+    item = {"x": torch.zeros(2), "context": torch.tensor([nan, 1.0])}
+    with pytest.raises(InputError, match="context"):
+        Dataset.of("items", [Items(item)] * 3)
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return self.item
