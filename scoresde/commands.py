@@ -71,6 +71,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     told = sorted(model.select(data.conditions_of("train", slice(1))))
     recipe |= {"conditions": told} if told else {}
+    if "label" in told and data.class_names:
+        recipe["class_names"] = list(data.class_names)
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
@@ -281,7 +283,7 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}
-    check_given(model, cond, checkpoint.recipe.get("conditions"))
+    check_given(model, cond, checkpoint.recipe)
     model = guided(model, config, codec)
     return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
 
@@ -318,7 +320,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     if config.get("ood") is not None:
         given_ood = OmegaConf.to_container(config.ood, resolve=True)
         other = build_data(undivided(given_ood, "ood", data.codec))
-        other = replace(other.to(model.device), codec=data.codec)
+        other = replace(other.to(model.device), codec=data.codec).renamed(data.class_names)
         check_comparable(data, other)
         check_told(model, other, config.split)
         sets["parts_ood"] = other

@@ -14,6 +14,7 @@ from scoresde.loss import Loss
 from scoresde.model import Model
 from scoresde.streams import Purpose, Streams
 from scoresde.train.checkpoint import NAME
+from scoresde.train.dropout import check_dropout
 from scoresde.train.engine import Engine, ProcessGroup
 from scoresde.train.journal import Bad, Journal
 from scoresde.train.saving import CheckpointManager
@@ -130,6 +131,7 @@ def train(
             f"{training.augment}; build the network with conditions={{augment: "
             f"{training.augment.width}}}."
         )
+    check_dropout(model, data, training.condition_dropout)
     update = Update(model, loss, training, optimizer, engine, seed)
     state = State(
         model, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
