@@ -54,6 +54,7 @@ def rank_of() -> Rank:
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
     from scoresde.tasks.inspection import Inspection
+    from scoresde.tasks.report import Trained
     from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
 
@@ -103,7 +104,18 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         average, parts = _shared(average, folder, config)
     facts = [("training", f"{training.steps} steps of {training.batch_size} examples")]
     seconds = time.perf_counter() - clock
-    trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
+    trained = Trained(
+        name=config.name,
+        model=average,
+        data=data,
+        seconds=seconds,
+        seed=config.seed,
+        facts=facts,
+        configuration=OmegaConf.to_yaml(plan),
+        split=config.split,
+        loss=loss,
+        none=training.condition_dropout > 0,
+    )
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -142,28 +154,18 @@ def _each(plan: dict[str, Any], section: str) -> dict[str, Any]:
 def _report(
     config: DictConfig,
     folder: Path,
-    trained: tuple[Any, Any, float, list[tuple[str, str]], str],
+    trained: Any,
     samplers: dict[str, Any],
     exact: Any,
     parts: Parts | None,
 ) -> dict[str, Any]:
     """Samples and evaluates a trained model, and writes its report."""
-    from scoresde.tasks.report import Trained, report_training
+    from scoresde.tasks.report import report_training
     from scoresde.train import ProcessGroup
 
-    model, data, seconds, facts, configuration = trained
     first = ProcessGroup.here().first
     results = report_training(
-        Trained(
-            name=config.name,
-            model=model,
-            data=data,
-            seconds=seconds,
-            seed=config.seed,
-            facts=facts,
-            configuration=configuration,
-            split=config.split,
-        ),
+        trained,
         samplers,
         exact,
         folder,
@@ -285,7 +287,8 @@ def _drawing(config: DictConfig) -> tuple[Any, Any]:
         latents, cond = there.x, {**model.select(there.cond), **cond}
     check_given(model, cond, checkpoint.recipe)
     model = guided(model, config, codec)
-    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond)
+    names = checkpoint.recipe.get("class_names", ())
+    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond, names)
 
 
 def _count(config: DictConfig, there: int) -> int:

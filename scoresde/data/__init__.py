@@ -12,7 +12,12 @@ from scoresde.data.dequantisation import (
 from scoresde.data.examples import DatasetExamples, Examples, MappedExamples
 from scoresde.data.files import array
 from scoresde.data.images import folder
-from scoresde.data.model_conditions import check_classes, check_conditions, required_conditions
+from scoresde.data.model_conditions import (
+    check_classes,
+    check_conditions,
+    class_count,
+    required_conditions,
+)
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
@@ -55,6 +60,7 @@ __all__ = [
     "check_scales",
     "checkerboard",
     "cifar10",
+    "class_count",
     "digits",
     "fashion_mnist",
     "folder",

@@ -89,16 +89,16 @@ def array(
         raise InputError(
             f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
         )
-    parts = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
+    dealt = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
     names, known = _told(path, arrays, beside, labels)
     data = Dataset.of(
         path.stem,
-        [raws[name][0][rows] for name, rows in parts],
+        [raws[name][0][rows] for name, rows in dealt],
         kinds.pop(),
         flip,
         standardise,
         conditions={
-            name: [values[part][rows] for part, rows in parts] for name, values in known.items()
+            name: [values[part][rows] for part, rows in dealt] for name, values in known.items()
         },
         class_names=names,
     )

@@ -64,3 +64,12 @@ def check_classes(model: Model, most: int) -> None:
                 f"label must be below classes={classes} of the network, got {most}; use one of "
                 f"its classes, or train a network with classes={most + 1}."
             )
+
+
+def class_count(model: Model, data: Dataset) -> int:
+    """Returns how many classes a model has: those of its networks, or else those of its data."""
+    parts = [part for part in model.modules() if isinstance(part, Conditioning)]
+    known = [part.classes.num_embeddings - 1 for part in parts if part.classes is not None]
+    if known:
+        return max(known)
+    return 1 + max(int(part.max()) for part in data.labels) if data.labels else 0

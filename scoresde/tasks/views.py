@@ -57,6 +57,10 @@ class View(ABC):
         """Draws one set of raw examples."""
         return self.compare({"": raw}, path)
 
+    def by_class(self, sets: Mapping[str, Tensor], path: Path) -> Path:
+        """Draws raw examples under the titles of their classes, in their order."""
+        return self.compare(dict(list(sets.items())[:_MOST]), path)
+
     def trajectory(self, way: Trajectory, model: ScoreFunction, path: Path) -> Path | None:
         """Draws trajectories from noise to data; here nothing."""
         return None
@@ -155,6 +159,11 @@ class Images(View):
         if len(shown) == 1:
             return plots.image_grid(next(iter(shown.values())), path)
         return plots.comparison(shown, path)
+
+    def by_class(self, sets: Mapping[str, Tensor], path: Path) -> Path:
+        low, high = self._range(sets)
+        rows = {title: self._tiles(x[:_TILES], low, high) for title, x in sets.items()}
+        return plots.image_rows(rows, path)
 
     def neighbours(self, raw: Tensor, near: Tensor, distances: Tensor, path: Path) -> Path | None:
         both = {"": torch.cat([raw, near])}
