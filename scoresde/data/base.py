@@ -108,6 +108,8 @@ class Dataset:
             int64 ``(N,)``, -1 for none; other conditions are floats.
         undivided: Whether the splits are one and the same: data to evaluate, not to train on.
         class_names: What the classes 0, 1, ... are called, if they have names.
+        conditional_log_prob: The exact log-density as ``log_prob``, but given the conditions, by
+            their names, if it is known.
 
     Raises:
         InputError: If the splits or their conditions do not agree, one is empty, a value is out
@@ -133,6 +135,7 @@ class Dataset:
     conditions: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     undivided: bool = False
     class_names: Sequence[str] = ()
+    conditional_log_prob: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:

@@ -374,11 +374,15 @@ def _baseline_score(fit: Baseline, trained: Trained, log_det: Tensor | None) -> 
 def _exact(trained: Trained) -> list[Score]:
     """Scores the data's own density, where it is known: no model can be better.
 
-    A model that is told conditions can be: its density is another.
+    A model that is told conditions can be: its density is another, given them.
     """
-    if trained.data.log_prob is None or trained.conditional:
+    data = trained.data
+    known = data.conditional_log_prob if trained.conditional else data.log_prob
+    if known is None:
         return []
-    estimate = Estimate.of(-trained.data.log_prob(trained.held_out))
+    cond = data.conditions_of(trained.split) if trained.conditional else {}
+    values = known(trained.held_out, **{name: values.cpu() for name, values in cond.items()})
+    estimate = Estimate.of(-values)
     return [
         Score("exact density", estimate.mean, estimate.standard_error, "nats", "the best possible")
     ]
