@@ -262,6 +262,8 @@ def guided(model: Any, config: DictConfig, codec: Any) -> Any:
 def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     """Returns the requested classes as a condition; an empty mapping without any."""
     from scoresde.data import check_classes
+    from scoresde.model import ScoreModel
+    from scoresde.nn.embedding import learned_none
 
     if config.label is None:
         return {}
@@ -278,6 +280,11 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
             "(network.classes)."
         )
     check_classes(model, max(labels))
+    if -1 in labels and isinstance(model, ScoreModel) and not learned_none(model.network, "label"):
+        raise InputError(
+            "label must be a class, got -1: the model was trained on examples with a class alone, "
+            "and does not know what none is; train with train.condition_dropout=0.1 for that."
+        )
     return {"label": torch.tensor(labels)}
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import InputError
-from scoresde.data import SPLITS, Dataset, array, folder
+from scoresde import VPSDE, DenoisingScoreMatching, InputError, ScoreModel
+from scoresde.data import SPLITS, Dataset, GeometricAugmentation, array, folder
+from scoresde.nn import UNet
 from scoresde.streams import Streams
+from scoresde.train import Training, train
 
 NAMES = ["ape", "bear", "cow"]
 
@@ -161,6 +163,16 @@ def test_labels_of_another_length_or_type_are_left_alone(tmp_path):
     for other in (Y[:9], Y + 0.5, np.stack((Y, Y), 1)):
         np.savez(tmp_path / "d.npz", x=X, labels=other)
         assert array(tmp_path / "d.npz").labels is None
+
+
+def test_an_augmentation_that_leaves_the_image_behind_is_refused(tmp_path):
+    x, seen = torch.zeros(20, 1, 4, 4, dtype=torch.uint8), torch.zeros(20, 2, 4, 4)
+    data = Dataset.of("d", [x] * 3, levels=256, conditions={"seen": [seen] * 3})
+    network = UNet((1, 4, 4), 8, conditions={"seen": (2, 4, 4), "augment": 9})
+    plan = Training(steps=1, batch_size=4, augment=GeometricAugmentation())
+    given = (ScoreModel(network, VPSDE()), data, DenoisingScoreMatching(), plan)
+    with pytest.raises(InputError, match=r"train.augment .*seen.*data.flip=true"):
+        train(*given, torch.optim.Adam, tmp_path, progress=False)
 
 
 def test_images_that_are_conditions_are_mirrored_with_their_examples():

@@ -1,24 +1,45 @@
 """What stands for "none" of a condition: learned, asked for by NaN or -1, dropped."""
 
 import functools
+import json
 import math
 import re
 from collections import OrderedDict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scoresde import VPSDE, DenoisingScoreMatching, InputError, ScoreModel, fit, load
-from scoresde.data import Dataset, check_conditions, two_moons
+from scoresde import VPSDE, DenoisingScoreMatching, InputError, Likelihood, ScoreModel, fit, load
+from scoresde.data import (
+    Dataset,
+    MoonHeights,
+    check_conditions,
+    digits,
+    moon_heights,
+    two_moons,
+)
+from scoresde.metrics import nats
 from scoresde.nn import MLP, UNet
 from scoresde.nn.embedding import learned_none, takes
+from scoresde.sample import UniPC
 from scoresde.shapes import none_like
 from scoresde.streams import Streams
-from scoresde.train import Checkpoint, Replicated, Training, train
+from scoresde.tasks.classes import by_class, class_title
+from scoresde.times import LogSNRGrid
+from scoresde.train import (
+    Checkpoint,
+    Replicated,
+    Training,
+    train,
+    validation_loss,
+    validation_losses,
+)
 from scoresde.train.dropout import drop_conditions
 from scoresde.train.update import Update
+from tests.test_run import TINY, program, refused
 
 
 def trained(network, seed=0):
@@ -416,3 +437,141 @@ class Masked(nn.Linear):
 
     def forward(self, x, c, mask):
         return super().forward(x)
+
+
+# --- The program ---------------------------------------------------------------------------------
+
+SAMPLE = ("task=sample", "sampler=unipc", "sampler.steps=2", "progress=false", "device=cpu")
+
+
+def two_classes():
+    return ScoreModel(MLP(2, width=8, depth=1, classes=2), VPSDE())
+
+
+def test_samples_of_no_class_need_a_model_that_has_learned_it(tmp_path):
+    for name, rate in (("without", 0.0), ("with", 0.3)):
+        data = two_moons(count=100)
+        fit(
+            two_classes(), data, 30, condition_dropout=rate, folder=tmp_path / name, progress=False
+        )
+    words = (*SAMPLE, "count=3", "hydra.run.dir=out")
+    said = refused(*words, "checkpoint=without", cwd=tmp_path)
+    assert "label must be given" in said
+    assert "train.condition_dropout" in said
+    said = refused(*words, "checkpoint=without", "label=[0,-1]", cwd=tmp_path)
+    assert re.search(r"label .*-1.*condition_dropout=0\.1", said.replace("\n", " "))
+    program(*words, "checkpoint=with", cwd=tmp_path)
+    program(*SAMPLE, "count=3", "hydra.run.dir=b", "checkpoint=with", "label=-1", cwd=tmp_path)
+    with (
+        np.load(tmp_path / "out/samples.npz") as free,
+        np.load(tmp_path / "b/samples.npz") as none,
+    ):
+        assert np.array_equal(free["x"], none["x"])
+        assert none["label"].tolist() == [-1] * 3
+        assert "label" not in free
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A run whose report has classes."""
+    folder = tmp_path_factory.mktemp("reported")
+    small = (*TINY, "network.width=8", "network.multipliers=[1]", "network.attention=[]")
+    own = ("examples=60", "network.classes=10", "train.condition_dropout=0.5")
+    program(*small, *own, "hydra.run.dir=run", cwd=folder)
+    return folder / "run"
+
+
+def test_a_likelihood_says_how_each_class_fares(reported):
+    """The means of the classes, by their counts, are the mean of all; names and errors by hand."""
+    found = json.loads((reported / "likelihood.json").read_text())
+    with np.load(reported / "likelihood.npz") as table:
+        label, value, index = table["label"], table["value"], table["index"]
+    assert label.tolist() == digits().labels[2][index].tolist()
+    assert sum(c["count"] for c in found["classes"]) == 60
+    total = sum(c["count"] * c["mean"] for c in found["classes"]) / 60
+    assert total == pytest.approx(found["mean"])
+    for c in found["classes"]:
+        own = value[label == c["label"]]
+        assert (c["name"], c["count"]) == (f"class {c['label']}", len(own))
+        assert c["mean"] == pytest.approx(own.mean())
+        assert c["standard_error"] == pytest.approx(own.std(ddof=1) / math.sqrt(len(own)))
+
+
+def test_a_report_shows_each_class(reported):
+    page = (reported / "report.html").read_text()
+    assert all(text in page for text in ("Samples of each class", "loss, validation", "class 7"))
+    assert (reported / "classes.png").stat().st_size > 1000
+
+
+def test_the_loss_of_each_validation_example_is_what_the_loss_is_the_mean_of():
+    data, loss, one = moons(), DenoisingScoreMatching(), model()
+    rows, values = validation_losses(one, data, loss, seed=3, batch_size=7)
+    assert float(values.mean()) == pytest.approx(validation_loss(one, data, loss, 3), rel=1e-6)
+    assert rows.tolist() == list(range(20))
+
+
+def test_classes_are_averaged_apart_and_called_by_their_names():
+    values, labels = torch.tensor([1.0, 3.0, 7.0, math.nan]), torch.tensor([0, 0, -1, 1])
+    found = by_class(values, labels)
+    assert {c: (e.mean, e.count) for c, e in found.items()} == {-1: (7.0, 1), 0: (2.0, 2)}
+    titles = [class_title(c, ("ape", "bear")) for c in (-1, 0, 1, 2)]
+    assert titles == ["no class", "ape", "bear", "class 2"]
+
+
+# --- A continuous condition whose answer is known ------------------------------------------------
+
+
+def test_the_height_of_the_moons_given_the_place_integrates_to_one_and_is_the_joint_density():
+    from scoresde.data import Moons
+
+    heights, grid = MoonHeights(), torch.linspace(-3, 3, 6001, dtype=torch.float64)[:, None]
+    for place in (-1.0, 0.5, 1.9):
+        at = torch.full_like(grid, place)
+        p = heights.log_prob_given(grid, at).exp()
+        assert float(p.sum() * 1e-3) == pytest.approx(1, abs=1e-6)
+        joint = Moons().log_prob(torch.cat((at, grid), 1)).exp()
+        assert float(joint.sum() * 1e-3) == pytest.approx(
+            float(Moons().marginal(0).log_prob(at[:1]).exp()), rel=1e-6
+        )
+
+
+@pytest.fixture(scope="module")
+def heights():
+    data = moon_heights()
+    torch.manual_seed(0)
+    network = MLP(1, width=64, depth=2, conditions={"context": 1})
+    options = {"condition_dropout": 0.1, "progress": False}
+    return data, fit(ScoreModel(network, VPSDE()), data, 1500, **options)
+
+
+def test_conditional_densities_are_those_of_the_moons(heights):
+    """Above the exact negative log-density by a tenth of a nat at most, within three errors."""
+    data, fitted = heights
+    raw, context = data.test[:400], data.conditions["context"][2][:400]
+    x = data.encode(raw)
+    ours = nats(Likelihood("exact")(fitted, x, context=context).log_prob, data.shape, data.scale)
+    excess = ours + data.conditional_log_prob(raw, context=context)
+    error = float(excess.std()) / math.sqrt(400)
+    assert -3 * error < float(excess.mean()) < 0.1 + 3 * error
+    # Without the condition it is the density of all heights, which costs more.
+    plain = nats(Likelihood("exact")(fitted, x).log_prob, data.shape, data.scale)
+    excess = plain + data.log_prob(raw)
+    error = float(excess.std()) / math.sqrt(400)
+    assert -3 * error < float(excess.mean()) < 0.1 + 3 * error
+    assert float((plain - ours).mean()) > 0.2
+
+
+@pytest.mark.parametrize("place", [-0.5, 0.5, 1.5])
+def test_conditional_samples_have_the_law_of_the_closed_form(heights, place):
+    """The distribution function at every height, within 0.06 and the bound of Kolmogorov at 1e-4.
+
+    At 0.5 the moons overlap, and the law has two modes.
+    """
+    data, fitted = heights
+    context = torch.full((2000, 1), place)
+    raw = data.decode(UniPC(30, LogSNRGrid())(fitted, (2000, 1), seed=1, context=context).x)
+    grid = torch.linspace(-3, 3, 6001, dtype=torch.float64)[:, None]
+    exact = MoonHeights().log_prob_given(grid, torch.full_like(grid, place)).exp().cumsum(0) * 1e-3
+    ours = torch.searchsorted(raw[:, 0].double().sort().values, grid[:, 0]) / 2000
+    bound = math.sqrt(math.log(2 / 1e-4) / (2 * 2000))
+    assert float((ours - exact).abs().max()) < 0.06 + bound
