@@ -14,7 +14,6 @@ from scoresde.report import Figure, Table
 from scoresde.tasks.views import View
 
 NONE = "no class"
-_EACH = 8  # samples of a class in a picture
 _MOST = 16  # classes in a picture
 _LISTED = 100  # classes in a table
 _ROWS = 4096  # labels that are read together
@@ -96,16 +95,17 @@ def class_table(columns: Mapping[str, Mapping[int, Estimate]], names: Sequence[s
     return Table("Classes", about, head, rows)
 
 
-def each_class(model: Model, data: Dataset, none: bool) -> Tensor:
-    """Returns the labels of samples of each class in turn, eight together, int64.
+def each_class(model: Model, data: Dataset, none: bool, each: int) -> Tensor:
+    """Returns the labels of samples of each class in turn, int64.
 
     Arguments:
         model: The model.
         data: The data that it was trained on.
         none: Whether the model knows what no class means; it comes last then.
+        each: The number of samples of a class.
     """
     classes = [*range(class_count(model, data))[:_MOST]]
-    return torch.tensor([*classes, *([-1] if none else [])]).repeat_interleave(_EACH)
+    return torch.tensor([*classes, *([-1] if none else [])]).repeat_interleave(each)
 
 
 def class_figure(

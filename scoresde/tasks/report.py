@@ -250,7 +250,7 @@ def _class_pictures(
     if not drawn or "label" not in model.select(data.conditions_of(trained.split, slice(1))):
         return []
     name = min(drawn, key=lambda name: float(drawn[name].nfe.double().mean()))
-    labels = each_class(model, data, trained.none)
+    labels = each_class(model, data, trained.none, view.each)
     cond = {**data.conditions_of(trained.split, trained.rows(len(labels))), "label": labels}
     found = draw_samples(model, samplers[name], data.codec, len(labels), cond=cond, **options)
     raw, path = data.decode(found.x), folder / "classes.png"

@@ -38,11 +38,13 @@ class View(ABC):
 
     Attributes:
         feature: What the numbers of an example are called: columns or channels.
+        each: How many examples of a class a picture shows.
     """
 
     codec: Codec
     reference: Tensor | None = None
     feature: ClassVar[str] = "channel"
+    each: ClassVar[int] = 250
 
     @staticmethod
     @abstractmethod
@@ -59,7 +61,8 @@ class View(ABC):
 
     def by_class(self, sets: Mapping[str, Tensor], path: Path) -> Path:
         """Draws raw examples under the titles of their classes, in their order."""
-        return self.compare(dict(list(sets.items())[:_MOST]), path)
+        known = {} if self.reference is None else {"training data": subset(self.reference, 1000)}
+        return self.compare({**known, **dict(list(sets.items())[:_MOST])}, path)
 
     def trajectory(self, way: Trajectory, model: ScoreFunction, path: Path) -> Path | None:
         """Draws trajectories from noise to data; here nothing."""
@@ -148,6 +151,8 @@ class Series(View):
 
 class Images(View):
     """Images: grey, coloured, with transparency, or the channels side by side."""
+
+    each = 8
 
     @staticmethod
     def fits(shape: tuple[int, ...]) -> bool:
