@@ -26,13 +26,13 @@ from scoresde.configuration import (
     given,
     guided,
     instantiate,
-    labels_of,
     load,
     log_prior_of,
     measured,
     merged,
     place,
     random_data,
+    requested,
     stored_averages,
     try_model,
     undivided,
@@ -305,7 +305,7 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
     std = config.std
     if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
         raise InputError(f"std must be the noise of the observation in raw units, got {std}.")
-    cond, truth = labels_of(config, model), None
+    cond, truth = requested(config, model), None
     if config.source is None:
         if config.truth is not None:
             raise InputError("truth requires source, the observed examples; give source=PATH.")
@@ -461,7 +461,7 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
     model, told = guided(model, config, codec)
-    latents, cond = None, labels_of(config, model)
+    latents, cond = None, requested(config, model)
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}

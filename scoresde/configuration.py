@@ -53,6 +53,7 @@ SERVES = {
     "latents": (None, ("sample", "interpolate")),
     "label": (None, ("sample", "restore", "interpolate")),
     "images": (False, ("sample", "restore")),
+    "conditions": (None, ("sample", "restore", "interpolate")),
     "operator": (None, ("restore",)),
     "source": (None, ("restore",)),
     "truth": (None, ("restore",)),
@@ -334,6 +335,18 @@ def _print(model: Any) -> str:
     return fingerprint(*(part for pair in sorted(model.state_dict().items()) for part in pair))
 
 
+def requested(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
+    """Returns the requested conditions of samples, taken in turn: classes, and those of a file."""
+    from scoresde.tasks.sources import read_conditions
+
+    labels = labels_of(config, model)
+    if config.conditions is None:
+        return labels
+    if not isinstance(config.conditions, str):
+        raise InputError(f"conditions must be a .npz file, got {config.conditions}.")
+    return {**read_conditions(config.conditions, model), **labels}
+
+
 def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     """Returns the requested classes as a condition; an empty mapping without any."""
     from scoresde.data import check_classes
@@ -413,8 +426,8 @@ def check_given(model: Any, cond: Mapping[str, Any], recipe: Mapping[str, Any]) 
             "(train.condition_dropout=0.1 trains that)."
         )
     raise InputError(
-        f"{missing[0]} must be given for samples of this model, and the command line cannot "
-        f"say it; from Python: sampler(load(RUN).model, shape, {missing[0]}=...)."
+        f"{missing[0]} must be given for samples of this model, got none; use "
+        f"conditions=FILE.npz with an array {missing[0]}, whose rows are taken in turn."
     )
 
 

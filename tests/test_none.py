@@ -471,6 +471,32 @@ def test_samples_of_no_class_need_a_model_that_has_learned_it(tmp_path):
         assert "label" not in free
 
 
+def test_samples_take_the_rows_of_a_file_of_conditions_in_turn(tmp_path):
+    """Each is what the library draws under its row; without a file the model is not sampled."""
+    torch.manual_seed(0)
+    x, context = torch.randn(60, 2), torch.randn(60, 1)
+    network = ScoreModel(MLP(2, width=8, depth=1, conditions={"context": 1}), VPSDE())
+    data = (x, {"context": context})
+    trained_one = fit(network, data, 20, seed=0, folder=tmp_path / "run", progress=False)
+    rows = np.array([[0.5], [-2.0]])
+    np.savez(tmp_path / "rows.npz", context=rows)
+    words = (*SAMPLE, "checkpoint=run", "count=3", "hydra.run.dir=out")
+    assert "conditions=FILE.npz" in refused(*words, cwd=tmp_path)
+    program(*words, "conditions=rows.npz", cwd=tmp_path)
+    told_rows = torch.tensor([[0.5], [-2.0], [0.5]])
+    sampler = UniPC(2, LogSNRGrid(), final_denoise=True)
+    ours = sampler(trained_one, (3, 2), seed=0, context=told_rows).x
+    with np.load(tmp_path / "out/samples.npz") as file:
+        drawn = torch.from_numpy(file["x"])
+        assert file["context"].tolist() == told_rows.tolist()
+    raw = load(tmp_path / "run").codec.decode(ours)
+    torch.testing.assert_close(drawn, raw, rtol=1e-4, atol=1e-4)
+    for name, arrays in (("other", {"height": rows}), ("words", {"context": np.array(["a"])})):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        said = refused(*words, f"conditions={name}.npz", cwd=tmp_path)
+        assert re.search("height|context", said)
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     """A run whose report has classes."""
