@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction, check_model
+from scoresde.guidance.base import Around
+from scoresde.model import ScoreFunction
 from scoresde.operators import Linearised, Observation
 from scoresde.passes import count_products
 from scoresde.sde import SDE, as_time
@@ -62,7 +63,7 @@ class Local:
     covariance: Callable[[Tensor], Tensor]
 
 
-class Posterior(ScoreFunction):
+class Posterior(Around):
     """Base class for posteriors; subclasses implement :meth:`weights` and :meth:`around`.
 
     Arguments:
@@ -74,15 +75,8 @@ class Posterior(ScoreFunction):
     """
 
     def __init__(self, model: ScoreFunction, observed: Observation) -> None:
-        super().__init__()
-        check_model(model)
-        if not isinstance(observed, Observation):
-            raise InputError(
-                f"observed must be an Observation, got {type(observed).__name__}; use "
-                "Observation(operator, y, std)."
-            )
-        self.model = model
-        self.observed = observed.to(model.device)
+        super().__init__(model)
+        self.observed = check_observation(observed).to(model.device)
         if model.shape is not None and observed.rows is None:
             self.observed.check(model.shape)
 
@@ -93,16 +87,6 @@ class Posterior(ScoreFunction):
     @abstractmethod
     def around(self, model: ScoreFunction, observed: Observation) -> "Posterior":
         """Returns the same method for another model and observation."""
-
-    @property
-    def sde(self) -> SDE:  # type: ignore[override]
-        """The forward process."""
-        return self.model.sde
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, or None if it is unknown."""
-        return self.model.shape
 
     def take(self, rows: Tensor) -> "Posterior":
         return self.around(cast(ScoreFunction, self.model.take(rows)), self.observed.take(rows))
@@ -173,6 +157,20 @@ def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def _twice(needed: bool) -> AbstractContextManager[Any]:
     """Makes attention differentiable twice, which torch's fused kernels are not."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+
+
+def check_observation(observed: object) -> Observation:
+    """Returns an observation.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(observed, Observation):
+        raise InputError(
+            f"observed must be an Observation, got {type(observed).__name__}; use "
+            "Observation(operator, y, std)."
+        )
+    return observed
 
 
 def require_noise(observed: Observation, method: str) -> None:
