@@ -128,6 +128,10 @@ def test_grades_see_draws_that_are_too_sure():
     assert grades(honest, truth, CODEC)["ranks_p_value"] > 0.01
     assert grades(sure, truth, CODEC)["ranks_p_value"] < 1e-6
     assert grades(sure, truth, CODEC)["spread_ratio"] > 2
+    # Two columns of other scales weigh the same: the error of the mean of eight is 1 + 1/8.
+    found = grades(honest, truth, CODEC)
+    assert found["rmse_mean"] == pytest.approx((1 + 1 / 8) ** 0.5, rel=4 / 800**0.5)
+    assert "psnr_mean" not in found
 
 
 def test_holes_and_random_masks():
