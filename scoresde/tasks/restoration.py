@@ -169,7 +169,7 @@ def restore(
         return results
     with np.load(path) as file:
         x = torch.from_numpy(file["x"]).unflatten(0, (n, k))
-    results |= {} if truth is None else grades(x, truth, restoration.codec)
+    results |= {} if truth is None else scores_of(x, truth, restoration.codec)
     figures = _figures(restoration, x, truth, folder)
     if images:
         _save_images(x, restoration.codec, folder / "images")
@@ -195,7 +195,7 @@ def restore(
     return results
 
 
-def grades(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
+def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     """Returns how near draws ``(N, K, *)`` are to the truth ``(N, *)``, and how honest.
 
     Errors and spreads are compared in model units, in which columns of other scales weigh the
