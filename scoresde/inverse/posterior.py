@@ -95,12 +95,8 @@ class Posterior(Around):
         local = self.at(x, t, **cond)
         pulled = local.near.pull(self.weights(local))
         shift = local.covariance(pulled)
-        # On a GPU the host would wait for this at every pass.
-        if shift.device.type == "cpu" and not bool(shift.any()) and bool(pulled.any()):
-            raise InputError(
-                "model must have a Jacobian, got a product that is exactly 0; remove detach or "
-                "torch.no_grad from the network, and clip the posterior instead of the model."
-            )
+        if shift.device.type == "cpu":  # on a GPU the host would wait for this at every pass
+            _check_shift(x, pulled, shift)
         return local.mean + shift
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -157,6 +153,24 @@ def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def _twice(needed: bool) -> AbstractContextManager[Any]:
     """Makes attention differentiable twice, which torch's fused kernels are not."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+
+
+def _check_shift(x: Tensor, pulled: Tensor, shift: Tensor) -> None:
+    """Checks what an observation adds to the denoised estimate.
+
+    Raises:
+        InputError: If the network has no Jacobian, or the sampler has diverged.
+    """
+    if not bool(shift.any()) and bool(pulled.any()):
+        raise InputError(
+            "model must have a Jacobian, got a product that is exactly 0; remove detach or "
+            "torch.no_grad from the network, and clip the posterior instead of the model."
+        )
+    if not bool(shift.isfinite().all()) and bool(x.isfinite().all()):
+        raise InputError(
+            "posterior must stay finite, got infinite or NaN values from finite states; use more "
+            "steps at small noise (LogSNRGrid), a larger std, or PiGDM."
+        )
 
 
 def check_observation(observed: object) -> Observation:
