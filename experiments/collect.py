@@ -35,6 +35,8 @@ APART = """
   (`likelihood_speed.py`)
 - every sampler's quality by its cost, and beside its peers: [figures](sampler_quality/README.md)
   (`sampler_quality.py`)
+- a diffusion model as a classifier, and what common random numbers save:
+  [tables](generative_classifier/README.md) (`task=classify`, `generative_classifier.py`)
 - what a sampler costs besides its network: [table](sampler_overhead/README.md)
   (`sampler_overhead.py`)
 - the memory that a training on a 2 GiB array takes: 507 MiB of anonymous memory, 46 s on two

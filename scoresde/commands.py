@@ -26,13 +26,13 @@ from scoresde.configuration import (
     given,
     guided,
     instantiate,
-    labels_of,
     load,
     log_prior_of,
     measured,
     merged,
     place,
     random_data,
+    requested,
     stored_averages,
     try_model,
     undivided,
@@ -57,6 +57,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
     from scoresde.model import Classifier
     from scoresde.tasks.inspection import Inspection
+    from scoresde.tasks.report import Trained
     from scoresde.train import ProcessGroup
     from scoresde.train import train as fit
 
@@ -74,6 +75,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     told = sorted(model.select(data.conditions_of("train", slice(1))))
     recipe |= {"conditions": told} if told else {}
+    if "label" in told and data.class_names:
+        recipe["class_names"] = list(data.class_names)
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
@@ -112,7 +115,18 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         average, parts = _shared(average, folder, config)
     facts = [("training", f"{training.steps} steps of {training.batch_size} examples")]
     seconds = time.perf_counter() - clock
-    trained = (average, data, seconds, facts, OmegaConf.to_yaml(plan))
+    trained = Trained(
+        name=config.name,
+        model=average,
+        data=data,
+        seconds=seconds,
+        seed=config.seed,
+        facts=facts,
+        configuration=OmegaConf.to_yaml(plan),
+        split=config.split,
+        loss=loss,
+        none=training.condition_dropout > 0,
+    )
     if classifying:
         return _report_classifier(config, folder, trained) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
@@ -153,28 +167,18 @@ def _each(plan: dict[str, Any], section: str) -> dict[str, Any]:
 def _report(
     config: DictConfig,
     folder: Path,
-    trained: tuple[Any, Any, float, list[tuple[str, str]], str],
+    trained: Any,
     samplers: dict[str, Any],
     exact: Any,
     parts: Parts | None,
 ) -> dict[str, Any]:
     """Samples and evaluates a trained model, and writes its report."""
-    from scoresde.tasks.report import Trained, report_training
+    from scoresde.tasks.report import report_training
     from scoresde.train import ProcessGroup
 
-    model, data, seconds, facts, configuration = trained
     first = ProcessGroup.here().first
     results = report_training(
-        Trained(
-            name=config.name,
-            model=model,
-            data=data,
-            seconds=seconds,
-            seed=config.seed,
-            facts=facts,
-            configuration=configuration,
-            split=config.split,
-        ),
+        trained,
         samplers,
         exact,
         folder,
@@ -191,21 +195,18 @@ def _report(
     return results
 
 
-def _report_classifier(
-    config: DictConfig, folder: Path, trained: tuple[Any, Any, float, list[tuple[str, str]], str]
-) -> dict[str, Any]:
+def _report_classifier(config: DictConfig, folder: Path, trained: Any) -> dict[str, Any]:
     """Evaluates a trained classifier at all noise levels, and writes its report."""
     from scoresde.tasks.classifier_report import report_classifier
 
-    classifier, data, _, facts, configuration = trained
     results = report_classifier(
-        classifier,
-        data,
+        trained.model,
+        trained.data,
         config.split,
         folder,
         title=config.name,
-        facts=facts,
-        configuration=configuration,
+        facts=trained.facts,
+        configuration=trained.configuration,
         examples=config.examples,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -304,7 +305,7 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
     std = config.std
     if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
         raise InputError(f"std must be the noise of the observation in raw units, got {std}.")
-    cond, truth = labels_of(config, model), None
+    cond, truth = requested(config, model), None
     if config.source is None:
         if config.truth is not None:
             raise InputError("truth requires source, the observed examples; give source=PATH.")
@@ -322,7 +323,7 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
             truth = read_source(config.truth, codec.raw_shape, codec)
             if len(truth) != len(y):
                 raise InputError(f"truth must have {len(y)} examples as source, got {len(truth)}.")
-    check_given(model, cond, checkpoint.recipe.get("conditions"))
+    check_given(model, cond, checkpoint.recipe)
     observed = Observation(operator, y.to(model.device), float(std), codec)
     draws = config.draws if given("draws") else 8
     restoration = Restoration(
@@ -460,12 +461,14 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
     model, told = guided(model, config, codec)
-    latents, cond = None, labels_of(config, model)
+    latents, cond = None, requested(config, model)
     if config.latents is not None:
         there = read_latents(Path(config.latents), codec)
         latents, cond = there.x, {**model.select(there.cond), **cond}
-    check_given(model, cond, checkpoint.recipe.get("conditions"))
-    return checkpoint, Drawing(model, sampler, codec, config.seed, latents, cond), told
+    check_given(model, cond, checkpoint.recipe)
+    names = checkpoint.recipe.get("class_names", ())
+    drawing = Drawing(model, sampler, codec, config.seed, latents, cond, names)
+    return checkpoint, drawing, told
 
 
 def _save_guidance(guidance: Any, folder: Path) -> None:
@@ -504,7 +507,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     if config.get("ood") is not None:
         given_ood = OmegaConf.to_container(config.ood, resolve=True)
         other = build_data(undivided(given_ood, "ood", data.codec))
-        other = replace(other.to(model.device), codec=data.codec)
+        other = replace(other.to(model.device), codec=data.codec).renamed(data.class_names)
         check_comparable(data, other)
         check_told(model, other, config.split)
         sets["parts_ood"] = other

@@ -53,6 +53,7 @@ SERVES = {
     "latents": (None, ("sample", "interpolate")),
     "label": (None, ("sample", "restore", "interpolate")),
     "images": (False, ("sample", "restore")),
+    "conditions": (None, ("sample", "restore", "interpolate")),
     "operator": (None, ("restore",)),
     "source": (None, ("restore",)),
     "truth": (None, ("restore",)),
@@ -334,9 +335,23 @@ def _print(model: Any) -> str:
     return fingerprint(*(part for pair in sorted(model.state_dict().items()) for part in pair))
 
 
+def requested(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
+    """Returns the requested conditions of samples, taken in turn: classes, and those of a file."""
+    from scoresde.tasks.sources import read_conditions
+
+    labels = labels_of(config, model)
+    if config.conditions is None:
+        return labels
+    if not isinstance(config.conditions, str):
+        raise InputError(f"conditions must be a .npz file, got {config.conditions}.")
+    return {**read_conditions(config.conditions, model), **labels}
+
+
 def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     """Returns the requested classes as a condition; an empty mapping without any."""
     from scoresde.data import check_classes
+    from scoresde.model import ScoreModel
+    from scoresde.nn.embedding import learned_none
 
     if config.label is None:
         return {}
@@ -353,6 +368,11 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
             "(network.classes)."
         )
     check_classes(model, max(labels))
+    if -1 in labels and isinstance(model, ScoreModel) and not learned_none(model.network, "label"):
+        raise InputError(
+            "label must be a class, got -1: the model was trained on examples with a class alone, "
+            "and does not know what none is; train with train.condition_dropout=0.1 for that."
+        )
     return {"label": torch.tensor(labels)}
 
 
@@ -388,21 +408,34 @@ def check_told(model: Any, data: Any, split: str, optional: Sequence[str] = ()) 
         raise InputError(sentence)
 
 
-def check_given(model: Any, cond: Mapping[str, Any], trained: Sequence[str] | None) -> None:
-    """Checks that the conditions that a model was trained with are given for samples of it."""
+def check_given(model: Any, cond: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Checks that the conditions that a model was trained with are given for samples of it.
+
+    A model that was trained with ``train.condition_dropout`` knows what "none" means.
+    """
     from scoresde.data import required_conditions
 
-    missing = [name for name in (trained or required_conditions(model)) if name not in cond]
+    trained = recipe.get("conditions") or required_conditions(model)
+    missing = [name for name in trained if name not in cond]
+    if not missing or drops_conditions(recipe):
+        return
     if "label" in missing:
         raise InputError(
             "label must be given for a model with classes, got none; use label=3, several in "
-            "turn such as label=[0,1,2], or label=-1 if it was trained on examples without one."
+            "turn such as label=[0,1,2], or label=-1 if it was trained on examples without one "
+            "(train.condition_dropout=0.1 trains that)."
         )
-    if missing:
-        raise InputError(
-            f"{missing[0]} must be given for samples of this model, and the command line cannot "
-            f"say it; from Python: sampler(load(RUN).model, shape, {missing[0]}=...)."
-        )
+    raise InputError(
+        f"{missing[0]} must be given for samples of this model, got none; use "
+        f"conditions=FILE.npz with an array {missing[0]}, whose rows are taken in turn."
+    )
+
+
+def drops_conditions(recipe: Mapping[str, Any]) -> bool:
+    """Returns whether conditions were left out in the training that a recipe describes."""
+    train = recipe.get("train")
+    rate = train.get("condition_dropout", 0) if isinstance(train, Mapping) else 0
+    return isinstance(rate, int | float) and rate > 0
 
 
 def allowed(config: DictConfig) -> Sequence[str]:
@@ -492,7 +525,7 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
             f"The data have the shape {data.raw_shape} and levels={data.levels}, the model's "
             f"{tuple(codec.raw_shape)} and levels={codec.levels}; use data of the same kind."
         )
-    return replace(data, codec=codec)
+    return replace(data, codec=codec).renamed(checkpoint.recipe.get("class_names", ()))
 
 
 def place(model: Any, device: torch.device) -> Any:

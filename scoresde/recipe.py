@@ -26,7 +26,7 @@ ROOMS = tuple(
     f"scoresde.{room}"
     for room in (
         *("sde", "nn", "solvers", "divergence", "times", "codec"),
-        *("model", "likelihood", "sample", "loss", "guidance"),
+        *("model", "likelihood", "sample", "loss", "guidance", "inverse"),
         "data",  # the last one: its functions too
     )
 )

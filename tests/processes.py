@@ -1,5 +1,6 @@
 """Run by torchrun in tests/test_distributed.py: everything that several processes do together."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -31,18 +32,33 @@ OTHERS = {
     "fsdp_32_learned": (Sharded(block=500), torch.float32, {"snapshots": 0}),
     "fsdp_64_pair": (Sharded(block=500), torch.float64, {"accumulate": 2}),
 }
-TRAININGS |= OTHERS
+# Conditions are left out at random.
+TOLD = {
+    "ddp_64_told": (Replicated(), torch.float64, {"condition_dropout": 0.5, "accumulate": 2}),
+    "fsdp_64_told": (Sharded(block=500), torch.float64, {"condition_dropout": 0.5}),
+}
+TRAININGS |= OTHERS | TOLD
 STOPPED = ("ddp_64", "fsdp_64", "ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair")
 
 
 def model_of(name):
     torch.manual_seed(0)
+    if name in TOLD:
+        network = MLP(2, width=32, depth=2, classes=2, conditions={"context": 2})
+        return ScoreModel(network, VPSDE(), Preconditioned(1.0))
     learned = MonotoneSchedule() if name in OTHERS else VPSDE()
     model = ScoreModel(MLP(2, width=32, depth=2), learned, Preconditioned(1.0))
     if name.endswith("pair"):
         other = ScoreModel(MLP(2, width=24, depth=1), model.sde, LearnedParametrisation())
         return Mean(model, other)
     return model
+
+
+def data_of(name):
+    data = two_moons(count=300)
+    context = [data.split(split).float() ** 2 for split in ("train", "validation", "test")]
+    known = {**data.conditions, "context": context}
+    return dataclasses.replace(data, conditions=known) if name in TOLD else data
 
 
 class Acting(DenoisingScoreMatching):
@@ -69,7 +85,7 @@ def fit(path, name, loss=None):
     options = {"save_every": 8, "validate_every": 10, "log_every": 5, "snapshots": 2, **options}
     return train(
         model,
-        two_moons(count=300),
+        data_of(name),
         loss or DenoisingScoreMatching(times=LowDiscrepancy()),
         Training(steps=20, batch_size=31, **options),
         functools.partial(torch.optim.Adam, lr=2e-4, fused=dtype == torch.float32),

@@ -204,29 +204,6 @@ def test_an_array_brings_its_labels_to_each_split(tmp_path):
     assert whole.labels[2].tolist() == [i % 3 for i in range(20)]
 
 
-ROWS, Y = np.arange(8.0).reshape(4, 2), np.arange(4)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"x": ROWS, "y": Y[:3]}, r"labels .*4.*\(3,\)"),
-        ({"x": ROWS, "y": Y.astype(float)}, "labels .*float64"),
-        ({"x": ROWS, "y": Y - 2}, "labels .*-2"),
-        ({"x": ROWS}, "labels=y.*labels=null"),
-        ({"x": ROWS, "z": ROWS, "y": Y}, "key=NAME"),
-        ({"train": ROWS, "test": ROWS, "y": Y}, "labels .*train, test"),
-    ],
-)
-def test_labels_that_do_not_belong_to_the_examples_are_refused(arrays, message, tmp_path):
-    np.savez(tmp_path / "t.npz", **arrays)
-    with pytest.raises(InputError, match=message):
-        array(tmp_path / "t.npz", labels="y")
-    np.save(tmp_path / "t.npy", ROWS)
-    with pytest.raises(InputError, match="labels=y"):
-        array(tmp_path / "t.npy", labels="y")
-
-
 # --- The program ---------------------------------------------------------------------------------
 
 
@@ -239,6 +216,7 @@ def folder(tmp_path_factory):
     x = rng.normal(size=(60, 3)) + 3 * y[:, None]
     np.savez(place / "table.npz", x=x, y=y)
     np.save(place / "new.npy", x[:6])
+    np.save(place / "plain.npy", x)
     np.savez(place / "strange.npz", x=x, y=y + 2)
     given = ("data=array", "data.path=table.npz", "data.key=x", "data.labels=y")
     idle = ("euler_maruyama", "predictor_corrector")
@@ -246,7 +224,7 @@ def folder(tmp_path_factory):
     without = (f"~sampler@samplers.{name}" for name in idle)
     small = ("network=mlp", "network.width=8", *tiny, *without)
     for classes in (3, 1, 0):
-        words = given[:3] if classes == 1 else given
+        words = (given[0], "data.path=plain.npy") if classes == 1 else given
         run = (f"network.classes={classes}", f"hydra.run.dir=run{classes}")
         program(*words, *small, *run, cwd=place)
     return place

@@ -16,7 +16,9 @@ from scoresde.interop.diffusers.configuration import describe
 from scoresde.interop.diffusers.files import Values
 from scoresde.interop.diffusers.tensors import places
 from scoresde.nn import Architecture, Groups, UNet
+from scoresde.nn.embedding import learned_none
 from scoresde.recipe import build
+from tests.test_run import program, refused
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -221,6 +223,37 @@ def test_what_no_tensor_shows_has_its_effect_all_the_same(
     changed = library.UNet2DModel(**{**SMALL[name], **values})
     changed.load_state_dict(network.state_dict())
     assert error(model, changed.eval()) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["ddpm", "ncsnpp"])
+def test_a_network_with_classes_takes_their_labels(name, library, tmp_path):
+    torch.manual_seed(0)
+    network = library.UNet2DModel(**SMALL[name], num_class_embeds=5).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    network.save_pretrained(tmp_path)
+    model, x, c = load_checkpoint(tmp_path), images(network), labels(network)
+    assert model.takes("label")
+    for label in (torch.tensor([0, 4, 2]), torch.tensor([3, 3, 3])):
+        theirs = network(x, c, class_labels=label).sample
+        assert difference(model.network(x, c, label=label), theirs) < 1e-5
+        assert difference(model.network(x, c, label=(label + 1) % 5), theirs) > 1e-3
+    # The library has no row for no class, and ours was never trained.
+    assert not learned_none(model.network, "label")
+    with pytest.raises(InputError, match="label"):
+        model.network(x, c, label=torch.tensor([5, 0, 0]))
+
+
+def test_labels_of_an_imported_network_must_be_given(library, tmp_path):
+    torch.manual_seed(0)
+    library.UNet2DModel(**SMALL["ddpm"], num_class_embeds=5).save_pretrained(tmp_path / "theirs")
+    program("task=import", "checkpoint=theirs", "hydra.run.dir=ours", cwd=tmp_path)
+    words = ("task=sample", "checkpoint=ours", "count=2", "progress=false", "device=cpu")
+    quick = ("sampler=unipc", "sampler.steps=2")
+    assert "label must be given" in refused(*words, *quick, "hydra.run.dir=a", cwd=tmp_path)
+    assert "label" in refused(*words, *quick, "label=-1", "hydra.run.dir=a", cwd=tmp_path)
+    program(*words, *quick, "label=[4,0]", "hydra.run.dir=a", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -473,7 +506,7 @@ def test_safetensors_that_is_not_installed(networks, tmp_path, monkeypatch):
         ("resnet_time_scale_shift", "scale_shift"),
         ("act_fn", "mish"),
         ("class_embed_type", "timestep"),
-        ("num_class_embeds", 10),
+        ("num_class_embeds", 0),
         ("out_channels", 6),
         ("in_channels", 0),
         ("sample_size", None),

@@ -87,6 +87,9 @@ def test_the_programs_of_the_page_on_data_run(tmp_path, monkeypatch):
     # The posterior is N(0.8, 0.2), whatever is seen.
     assert float(space["drawn"].x.mean()) == pytest.approx(0.8, abs=0.15)
     assert float(space["drawn"].x.std()) == pytest.approx(math.sqrt(0.2), abs=0.1)
+    # Without what is seen it is the prior, N(0, 1).
+    assert float(space["prior"].x.mean()) == pytest.approx(0.0, abs=0.2)
+    assert float(space["prior"].x.std()) == pytest.approx(1.0, abs=0.15)
     height = space["moons"].decode(space["upper"].x)[:, 1]
     assert float(height.mean()) == pytest.approx(2 / math.pi, abs=0.1)
     assert space["raw"].shape == (4, 2)

@@ -17,7 +17,7 @@ from scoresde.metrics import psnr, ranks, spread_ratio, ssim
 from scoresde.operators import Downsampling
 from scoresde.sample import UniPC
 from scoresde.tasks.parts import Parts
-from scoresde.tasks.restoration import Restoration, grades, restore, simulate
+from scoresde.tasks.restoration import Restoration, restore, scores_of, simulate
 from scoresde.times import LogSNRGrid
 from tests.test_run import ROOT, TINY, program, refused
 
@@ -120,14 +120,18 @@ def test_ranks_and_spread_of_honest_draws_and_of_narrow_ones():
     assert float((share - 0.1).abs().max()) < 4 * (0.09 / 4000) ** 0.5
 
 
-def test_grades_see_draws_that_are_too_sure():
+def test_scores_see_draws_that_are_too_sure():
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(200, 2, generator=generator).double() * WIDTH + SHIFT
     honest = torch.randn(200, 8, 2, generator=generator).double() * WIDTH + SHIFT
     sure = SHIFT + 0.2 * (honest - SHIFT)
-    assert grades(honest, truth, CODEC)["ranks_p_value"] > 0.01
-    assert grades(sure, truth, CODEC)["ranks_p_value"] < 1e-6
-    assert grades(sure, truth, CODEC)["spread_ratio"] > 2
+    assert scores_of(honest, truth, CODEC)["ranks_p_value"] > 0.01
+    assert scores_of(sure, truth, CODEC)["ranks_p_value"] < 1e-6
+    assert scores_of(sure, truth, CODEC)["spread_ratio"] > 2
+    # Two columns of other scales weigh the same: the error of the mean of eight is 1 + 1/8.
+    found = scores_of(honest, truth, CODEC)
+    assert found["rmse_mean"] == pytest.approx((1 + 1 / 8) ** 0.5, rel=4 / 800**0.5)
+    assert "psnr_mean" not in found
 
 
 def test_holes_and_random_masks():

@@ -12,7 +12,12 @@ from scoresde.data.dequantisation import (
 from scoresde.data.examples import DatasetExamples, Examples, MappedExamples
 from scoresde.data.files import array, load_array
 from scoresde.data.images import folder, image_files
-from scoresde.data.model_conditions import check_classes, check_conditions, required_conditions
+from scoresde.data.model_conditions import (
+    check_classes,
+    check_conditions,
+    class_count,
+    required_conditions,
+)
 from scoresde.data.published import cifar10, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
@@ -20,11 +25,13 @@ from scoresde.data.toy import (
     Checkerboard,
     Density,
     Mixture,
+    MoonHeights,
     Moons,
     Spirals,
     checkerboard,
     gaussian_mixture,
     gaussian_ring,
+    moon_heights,
     spirals,
     two_moons,
 )
@@ -44,6 +51,7 @@ __all__ = [
     "GeometricAugmentation",
     "MappedExamples",
     "Mixture",
+    "MoonHeights",
     "Moons",
     "Scaling",
     "Spirals",
@@ -55,6 +63,7 @@ __all__ = [
     "check_scales",
     "checkerboard",
     "cifar10",
+    "class_count",
     "digits",
     "fashion_mnist",
     "folder",
@@ -64,6 +73,7 @@ __all__ = [
     "load_array",
     "make_splits",
     "mnist",
+    "moon_heights",
     "random_rows",
     "required_conditions",
     "spirals",

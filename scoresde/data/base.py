@@ -98,7 +98,8 @@ class Dataset:
         validation: Likewise, for choices.
         test: Likewise, for results.
         codec: The map to model units and back.
-        flip: Whether training images are mirrored at random (left and right).
+        flip: Whether training images are mirrored at random (left and right), together with
+            conditions that are images of their size.
         log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
         dequantise: Whether training examples are dequantised by uniform noise; without it they
             lie at the centres of their levels. Validation and test always are.
@@ -106,6 +107,9 @@ class Dataset:
             of the training, the validation and the test examples. Classes are called ``label``:
             int64 ``(N,)``, -1 for none; other conditions are floats.
         undivided: Whether the splits are one and the same: data to evaluate, not to train on.
+        class_names: What the classes 0, 1, ... are called, if they have names.
+        conditional_log_prob: The exact log-density as ``log_prob``, but given the conditions, by
+            their names, if it is known.
 
     Raises:
         InputError: If the splits or their conditions do not agree, one is empty, a value is out
@@ -130,6 +134,8 @@ class Dataset:
     dequantise: bool = True
     conditions: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     undivided: bool = False
+    class_names: Sequence[str] = ()
+    conditional_log_prob: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -171,12 +177,13 @@ class Dataset:
         dequantise: bool = True,
         labels: Sequence[Tensor] | None = None,
         conditions: Mapping[str, Sequence[Tensor]] | None = None,
+        class_names: Sequence[str] = (),
     ) -> "Dataset":
         """Builds a data set with the usual codec.
 
         Arguments:
-            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise`` and
-                ``conditions``.
+            name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise``, ``conditions``
+                and ``class_names``.
             splits: Training, validation and test examples.
             levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
             standardise: Whether real-valued data is standardised, by columns or channels; or how,
@@ -191,7 +198,18 @@ class Dataset:
             codec = _real(train, standardise)
         known = {} if conditions is None else conditions
         known = known if labels is None else {**known, "label": labels}
-        return Dataset(name, train, validation, test, codec, flip, log_prob, dequantise, known)
+        return Dataset(
+            name,
+            train,
+            validation,
+            test,
+            codec,
+            flip,
+            log_prob,
+            dequantise,
+            known,
+            class_names=tuple(class_names),
+        )
 
     def _check(self, split: str) -> None:
         raw = self.split(split)
@@ -243,6 +261,29 @@ class Dataset:
     def labels(self) -> Sequence[Tensor] | None:
         """The classes of the training, validation and test examples, if known."""
         return self.conditions.get("label")
+
+    def renamed(self, names: Sequence[str]) -> "Dataset":
+        """Returns the data set with its classes numbered as in a list of their names.
+
+        Arguments:
+            names: The names of the classes 0, 1, ..., such as those of the training.
+
+        Raises:
+            InputError: If a class has another name.
+        """
+        own = self.class_names
+        if self.labels is None or not own or not names or list(own) == list(names):
+            return self
+        unknown = sorted({*own} - {*names})
+        if unknown:
+            raise InputError(
+                f"The classes of {self.name} must be among {', '.join(names)}, got {unknown[0]}; "
+                "rename it, or leave it out."
+            )
+        numbers = torch.tensor([*(list(names).index(name) for name in own), -1])
+        labels = [numbers.to(part.device)[part] for part in self.labels]  # -1 is the last
+        known = {**self.conditions, "label": labels}
+        return replace(self, conditions=known, class_names=tuple(names))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -388,6 +429,9 @@ class Dataset:
             check_range(raw.cpu().numpy(), self.levels, 0)
         streams = Streams(streams.seed, _on(streams.indices, raw))
         cond = {**told, **self._listed(split, streams.indices)}
+        if self.flip and split == "train":  # an image stays one of its example
+            ours = {name: c for name, c in cond.items() if c.shape[2:] == raw.shape[2:]}
+            cond |= {name: _flip(c, streams, draw) for name, c in ours.items()}
         return Batch(self._encoded(raw, split, streams, draw), cond)
 
     def _encoded(self, x: Tensor, split: str, streams: Streams, draw: int) -> Tensor:

@@ -53,9 +53,31 @@ def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Seque
             f"{name} must have rows of one shape and type in all splits of {title}, got {shapes} "
             f"and {types}."
         )
+    for part in parts:
+        check_none(name, part)
     classes = all(part.ndim == 1 and part.dtype == torch.int64 for part in parts)
     if name == "label" and not (classes and min(int(part.min()) for part in parts) >= -1):
         raise InputError(
             f"label must be the class of each example, int64 (N,) and -1 for none, got {shapes} "
             f"of {parts[0].dtype}; for class probabilities use another name."
+        )
+
+
+def check_none(name: str, values: Tensor) -> None:
+    """Refuses a continuous condition with a row that is neither finite nor NaN throughout.
+
+    Arguments:
+        name: The name of the condition.
+        values: The condition of some examples, with shape ``(N, *)``.
+    """
+    if not values.is_floating_point() or bool(values.isfinite().all()):
+        return
+    each = values.reshape(len(values), -1)
+    bad = ~(each.isfinite().all(1) | each.isnan().all(1))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise InputError(
+            f"{name} must be finite, or NaN throughout for none, got {int(bad.sum())} of "
+            f"{len(each)} rows that are neither, the first in row {row}: "
+            f"{each[row, :4].tolist()}; replace what is missing, or make the whole row NaN."
         )

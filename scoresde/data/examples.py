@@ -17,6 +17,7 @@ import torch.utils.data
 from torch import Tensor
 
 from scoresde.data.checks import check_integer
+from scoresde.data.conditions import check_none
 from scoresde.errors import InputError
 
 _CHUNK = 2**23  # bytes that are read together where all are read
@@ -229,6 +230,8 @@ def _stacked(items: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
             f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} read together; remove or "
             "replace them."
         )
+    for name, values in cond.items():
+        check_none(name, values)
     label = cond.get("label")
     if label is not None:
         cond["label"] = _classes(label)

@@ -1,6 +1,6 @@
 """A user's own data: an array in a file of NumPy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -13,13 +13,17 @@ from torch import Tensor
 from scoresde.codec import Standardisation
 from scoresde.data import _arrays
 from scoresde.data.base import SPLITS, Dataset
-from scoresde.data.checks import as_raw
+from scoresde.data.checks import as_raw, check_finite
 from scoresde.data.examples import MappedExamples
-from scoresde.data.splits import FRACTIONS, check_fractions, make_splits, split_indices
+from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
 from scoresde.recipe import brief
 
 _SUFFIXES = (".npy", ".npz")
+_LABELS = ("labels", "label", "y")
+_EXAMPLES = ("{}", "x_{}", "{}_images")  # the arrays of a split
+_BESIDE = ("{{}}_{}".format, "{}_{{}}".format)  # and those beside them, from their word
+_SHORT = {"validation": ("val", "valid")}
 _TOGETHER = 2**23  # bytes of a mapped array that are looked at together
 
 
@@ -33,6 +37,7 @@ def array(
     fractions: Sequence[float] | None = FRACTIONS,
     seed: int = 0,
     labels: str | None = None,
+    conditions: Sequence[str] = (),
 ) -> Dataset:
     """Loads examples from a ``.npy`` or ``.npz`` file.
 
@@ -43,8 +48,12 @@ def array(
 
     A ``.npz`` file may bring its own splits, as arrays ``train``, ``test`` and perhaps
     ``validation`` (without it, some of ``train`` validates). They are used as given: that no
-    test example is also a training example is then the user's care. Arrays beside them (labels,
-    say) are left alone.
+    test example is also a training example is then the user's care. ``x_train`` or
+    ``train_images`` serve for ``train``, and ``val`` for ``validation``.
+
+    Classes come from an array ``labels``, ``label`` or ``y`` with a whole number or a word for
+    each example, and of splits from ``train_labels``, ``labels_train``, ``y_train`` and so on.
+    Words are numbered in their order. Other arrays beside the examples are left alone.
 
     Arguments:
         path: The file.
@@ -57,27 +66,21 @@ def array(
         fractions: The shares of training, validation and test examples; None leaves the examples
             of a file together in its order, in each of the splits, to be evaluated.
         seed: Names the splits.
-        labels: The array of a ``.npz`` file with the class of each example: whole numbers from 0,
-            -1 where it is unknown, with shape ``(N,)``. It goes with one array, ``key``, that is
-            split here. None: no classes.
+        labels: Which array of a ``.npz`` file has the classes, if it has another name; of splits
+            the part of its name besides the split's.
+        conditions: The names of arrays of floats ``(N, n)`` that are conditions; likewise.
 
     Raises:
         InputError: If the file is missing, damaged, pickled or no file of NumPy, or its array
             cannot be used as data.
     """
     path = Path(path).expanduser()
-    classes = None if labels is None else _labels(path, key, labels)
-    arrays = _load(path, key, () if labels is None else (labels,))
+    arrays, beside = _load(path, key, labels, conditions)
     mapped = arrays.get("")
     if isinstance(mapped, np.memmap):
         parts, kind = _mapped(mapped, _Convert(levels, channels_last), fractions, seed)
         data = Dataset.of(path.stem, parts, kind, flip, standardise)
         return replace(data, undivided=fractions is None)
-    if classes is not None and len(arrays) > 1:
-        raise InputError(
-            f"labels must go with one array of examples, got {', '.join(arrays)} of {path}; "
-            "choose one with key=NAME."
-        )
     raws = {
         name: as_raw(_arrange(values, channels_last), levels) for name, values in arrays.items()
     }
@@ -86,12 +89,19 @@ def array(
         raise InputError(
             f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
         )
-    known = None
-    if classes is not None:
-        raw = next(iter(raws.values()))[0]
-        known = _as_dealt(_check_labels(classes, len(raw), path), raw, fractions, seed)
-    splits = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
-    data = Dataset.of(path.stem, splits, kinds.pop(), flip, standardise, labels=known)
+    dealt = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
+    names, known = _told(path, arrays, beside, labels)
+    data = Dataset.of(
+        path.stem,
+        [raws[name][0][rows] for name, rows in dealt],
+        kinds.pop(),
+        flip,
+        standardise,
+        conditions={
+            name: [values[part][rows] for part, rows in dealt] for name, values in known.items()
+        },
+        class_names=names,
+    )
     return replace(data, undivided=fractions is None and len(raws) == 1)
 
 
@@ -101,27 +111,39 @@ def load_array(path: str | Path) -> np.ndarray:
     Raises:
         InputError: As in :func:`array`.
     """
-    return next(iter(_load(Path(path).expanduser(), None).values()))
+    arrays, _ = _load(Path(path).expanduser(), None)
+    return next(iter(arrays.values()))
 
 
-def _load(path: Path, key: str | None, aside: Sequence[str] = ()) -> dict[str, np.ndarray]:
+_Beside = dict[str, dict[str, np.ndarray]]  # by the condition, then by the array of examples
+
+
+def _load(
+    path: Path, key: str | None, labels: str | None = None, conditions: Sequence[str] = ()
+) -> tuple[dict[str, np.ndarray], _Beside]:
     """Reads the arrays that are asked for; that of a ``.npy`` file is called ''.
 
-    Arguments:
-        path: The file.
-        key: The name of the one array; None for all that hold examples.
-        aside: Arrays that hold none.
+    Those that are conditions of their examples are returned apart.
     """
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path} is no {' or '.join(_SUFFIXES)} file; save it with numpy.save.")
     if not path.is_file():
         raise InputError(f"{path} is no file; give the path of a .npy or .npz file.")
+    wanted = {"label": [labels] if labels else _LABELS} | {name: [name] for name in conditions}
     try:
         with path.open("rb") as file:
             loaded: Any = _arrays.load(file)  # a large array is mapped
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else loaded
-            names = [name for name in arrays if name not in aside]
-            return {name: np.asanyarray(arrays[name]) for name in _choose(names, key, path)}
+            found = _Names(list(arrays), path, [*conditions, *([labels] if labels else [])])
+            chosen = found.examples(key, [word for words in wanted.values() for word in words])
+            beside = {name: found.beside(chosen, words) for name, words in wanted.items()}
+            return (
+                {name: np.asanyarray(arrays[own]) for name, own in chosen.items()},
+                {
+                    name: {part: np.asanyarray(arrays[own]) for part, own in owns.items()}
+                    for name, owns in beside.items()
+                },
+            )
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any parser below
@@ -136,58 +158,101 @@ def _load(path: Path, key: str | None, aside: Sequence[str] = ()) -> dict[str, n
         ) from error
 
 
-def _choose(names: list[str], key: str | None, path: Path) -> list[str]:
-    """Returns the name of the one array to split, or of the splits that the file brings."""
-    listed = ", ".join(name or "one without a name" for name in names) or "none"
-    if key is not None:
-        if key not in names:
-            raise InputError(f"key={key!r} is no array of {path}, which has: {listed}.")
-        return [key]
-    if {"train", "test"} <= set(names):
-        return [name for name in SPLITS if name in names]
-    if len(names) != 1:
+@dataclass(frozen=True)
+class _Names:
+    """The names of the arrays of a file.
+
+    Arguments:
+        names: The names.
+        path: The file.
+        needed: Words that must be found.
+    """
+
+    names: Sequence[str]
+    path: Path
+    needed: Sequence[str] = ()
+
+    def examples(self, key: str | None, other: Sequence[str]) -> dict[str, str]:
+        """Returns the name of the one array to split, or of the splits that the file brings.
+
+        Arguments:
+            key: What the user asks for.
+            other: The names of what is beside the examples.
+        """
+        if key is not None:
+            if key not in self.names:
+                raise InputError(f"key={key!r} is no array of {self.path}, which has: {self}.")
+            return {key: key}
+        own = {split: self._first(split, _EXAMPLES) for split in SPLITS}
+        if own["train"] and own["test"]:
+            return {split: name for split, name in own.items() if name}
+        rest = [name for name in self.names if name not in other] or list(self.names)
+        if len(rest) != 1:
+            raise InputError(
+                f"{self.path} has {len(rest)} arrays ({self}); choose one with key=NAME, or name "
+                "them train, validation and test."
+            )
+        return {rest[0]: rest[0]}
+
+    def beside(self, chosen: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
+        """Returns the array that goes with each array of examples, if there is one for all."""
+        splits = chosen.keys() <= {*SPLITS}
+        found = {
+            part: self._first(part, [f(word) for word in words for f in _BESIDE])
+            if splits
+            else next((word for word in words if word in self.names), None)
+            for part in chosen
+        }
+        there = {part: name for part, name in found.items() if name}
+        missing = [part for part in chosen if part not in there]
+        if missing and (there or {*words} & {*self.needed}):
+            name = f"{missing[0]}_{words[0]}" if splits else words[0]
+            raise InputError(
+                f"{name} must be an array of {self.path}, which has: {self}; add it, or name "
+                "another by data.labels or data.conditions."
+            )
+        return there
+
+    def _first(self, split: str, patterns: Sequence[str]) -> str | None:
+        splits = (split, *_SHORT.get(split, ()))
+        options = (pattern.format(name) for pattern in patterns for name in splits)
+        return next((name for name in options if name in self.names), None)
+
+    def __str__(self) -> str:
+        return ", ".join(name or "one without a name" for name in self.names) or "none"
+
+
+def _told(
+    path: Path, arrays: Mapping[str, np.ndarray], beside: _Beside, labels: str | None
+) -> tuple[Sequence[str], dict[str, dict[str, Tensor]]]:
+    """Returns the names of the classes, if they are words, and the conditions of the examples."""
+    known = {
+        name: {part: _continuous(path, name, v, len(arrays[part])) for part, v in parts.items()}
+        for name, parts in beside.items()
+        if name != "label" and parts
+    }
+    classes = beside.get("label") or {}
+    fits = all(values.size == len(values) == len(arrays[part]) for part, values in classes.items())
+    kinds = {values.dtype.kind for values in classes.values()}
+    if not classes or (labels is None and not (fits and kinds <= {*"biuU"})):
+        return (), known
+    if not (fits and (kinds <= {*"biu"} or kinds <= {*"U"})):
+        shapes = [f"{v.dtype} of shape {v.shape}" for v in classes.values()]
         raise InputError(
-            f"{path} has {len(names)} arrays ({listed}); choose one with key=NAME, or name them "
-            "train, validation and test."
+            f"labels={labels} must be a whole number or a word for each example of {path}, got "
+            f"{', '.join(shapes)}; convert them."
         )
-    return names
-
-
-def _labels(path: Path, key: str | None, name: str) -> np.ndarray:
-    """Reads the array of the classes of the examples."""
-    if path.suffix == ".npy":
-        raise InputError(
-            f"labels must be an array of a .npz file, got labels={name} of {path}; save both by "
-            "numpy.savez(FILE, x=x, y=y), or use labels=null for examples without classes."
-        )
-    try:
-        return next(iter(_load(path, name).values()))
-    except InputError as error:
-        raise InputError(
-            f"labels={name}: {error} For examples without classes use labels=null."
-        ) from error
-
-
-def _check_labels(values: np.ndarray, count: int, path: Path) -> Tensor:
-    """Returns classes as int64 ``(N,)``."""
-    whole = values.dtype.kind in "iu" and values.shape == (count,)
-    if not whole or int(values.min()) < -1:
-        least = f", least {values.min()}" if values.dtype.kind in "iu" and values.size else ""
-        raise InputError(
-            f"labels must be {count} whole numbers from 0, or -1 for unknown, one for each "
-            f"example of {path}, got shape {values.shape} of {values.dtype}{least}; "
-            "number the classes."
-        )
-    return torch.from_numpy(values.astype(np.int64))
-
-
-def _as_dealt(
-    labels: Tensor, raw: Tensor, fractions: Sequence[float] | None, seed: int
-) -> list[Tensor]:
-    """Returns the classes of the training, validation and test examples."""
-    if fractions is None:
-        return [labels] * 3
-    return [labels[part] for part in split_indices(raw, fractions, seed)]
+    flat = {part: values.reshape(-1) for part, values in classes.items()}
+    names: Sequence[str] = ()
+    if kinds == {"U"}:
+        words, numbers = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
+        ends = np.cumsum([len(values) for values in flat.values()])[:-1]
+        flat = dict(zip(flat, np.split(numbers, ends), strict=True))
+        names = words.tolist()
+    return names, {
+        **known,
+        "label": {part: torch.from_numpy(v.astype(np.int64)) for part, v in flat.items()},
+    }
 
 
 @dataclass(frozen=True)
@@ -235,18 +300,33 @@ def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:
     return values
 
 
+def _continuous(path: Path, name: str, values: np.ndarray, count: int) -> Tensor:
+    """Returns an array as a continuous condition of so many examples, float32."""
+    if values.dtype.kind not in "biuf" or values.shape[:1] != (count,):
+        raise InputError(
+            f"{name} must be numbers with a row for each of {count} examples of {path}, got "
+            f"{values.dtype} of shape {values.shape}; convert it."
+        )
+    one = values.ndim == 1
+    return torch.from_numpy((values[:, None] if one else values).astype(np.float32))
+
+
 def _split(
     raws: dict[str, Tensor], fractions: Sequence[float] | None, seed: int
-) -> Sequence[Tensor]:
-    """Returns training, validation and test examples."""
+) -> list[tuple[str, Tensor]]:
+    """Returns of which array the training, validation and test examples are which rows."""
+    whole = {name: torch.arange(len(raw)) for name, raw in raws.items()}
     if len(raws) == 3:
-        return [raws[name] for name in SPLITS]
+        return [(name, whole[name]) for name in SPLITS]
     if len(raws) == 1 and fractions is None:
-        return [next(iter(raws.values()))] * 3
-    fractions = FRACTIONS if fractions is None else fractions
+        return [*whole.items()] * 3
+    shares = check_fractions(FRACTIONS if fractions is None else fractions, parts=3)
     if len(raws) == 1:
-        return make_splits(next(iter(raws.values())), fractions, seed)
-    kept, held_out, _ = check_fractions(fractions, parts=3)
+        ((name, raw),) = raws.items()
+        if raw.is_floating_point():
+            check_finite(raw)
+        return [(name, rows) for rows in split_indices(raw, shares, seed)]
+    kept, held_out, _ = shares
     share = held_out / (kept + held_out)
     train, validation = split_indices(raws["train"], (1 - share, share), seed)
-    return raws["train"][train], raws["train"][validation], raws["test"]
+    return [("train", train), ("train", validation), ("test", whole["test"])]

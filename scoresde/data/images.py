@@ -51,6 +51,7 @@ def folder(
     fractions: Sequence[float] | None = FRACTIONS,
     seed: int = 0,
     skip_damaged: bool = False,
+    labels: bool | None = None,
 ) -> Dataset:
     """Every image below a folder, in pixels of 256 levels.
 
@@ -81,6 +82,9 @@ def folder(
             in the order of their names, in each of the splits, to be evaluated.
         seed: Names the splits.
         skip_damaged: Whether images that cannot be used are left out; the name tells how many.
+        labels: Whether the sub-folder of ``path`` that an image lies in or below is its class,
+            numbered in the order of their names. ``None``: if every image lies in one, and there
+            are several.
 
     Raises:
         InputError: If there is no such folder or no image in it, an image is damaged, too large
@@ -90,17 +94,24 @@ def folder(
     decode = _Decode(_height_width(size), mode, crop)
     shares = None if fractions is None else check_fractions(fractions, parts=3)
     files = image_files(base)
-    key = _key(base, files, asdict(decode), shares, seed, skip_damaged)
+    names, classes = _classes(base, files, labels)
+    marks = ["classes"] if names else []  # caches of earlier releases stay in use
+    key = _key(base, files, asdict(decode), shares, seed, skip_damaged, *marks)
     target = _cache.make(_cache.folder("folder")) / f"{key}.npy"
-    images, note = _load(target) or _build(target, files, decode, shares, seed, skip_damaged)
+    found = _load(target)
+    images, note = found or _build(target, files, decode, shares, seed, skip_damaged, classes)
+    parted = images.split(note["splits"]) if shares else [images] * 3
+    kept = torch.tensor(note.get("labels", []))
     left_out = f" ({note['left_out']} unusable left out)" if note["left_out"] else ""
     data = Dataset.of(
         base.name + left_out,
-        images.split(note["splits"]) if shares else [images] * 3,
+        parted,
         levels=256,
         flip=flip,
         centred=centred,
         dequantise=dequantise,
+        labels=(kept.split(note["splits"]) if shares else [kept] * 3) if names else None,
+        class_names=names,
     )
     return replace(data, undivided=shares is None)
 
@@ -129,6 +140,26 @@ def image_files(base: Path, name: str = "data.path") -> list[Path]:
             f"{name}={base} has no image in it or below (files named {', '.join(_SUFFIXES)})."
         )
     return files
+
+
+def _classes(
+    base: Path, files: Sequence[Path], wanted: bool | None
+) -> tuple[list[str], list[int]]:
+    """Returns the names of the classes and the class of each image; nothing without classes."""
+    if not isinstance(wanted, bool | None):
+        raise InputError(f"data.labels must be true, false or null, got {wanted!r}.")
+    parts = [file.relative_to(base).parts for file in files]
+    names = sorted({part[0] for part in parts if len(part) > 1})
+    alone = next((part[0] for part in parts if len(part) == 1), None)
+    if wanted and alone is not None:
+        raise InputError(
+            f"data.labels=true needs every image in a sub-folder of {base}, which is its class, "
+            f"got {alone} in none; move it, or leave data.labels out."
+        )
+    if not (wanted or (wanted is None and alone is None and len(names) > 1)):
+        return [], []
+    numbers = {name: i for i, name in enumerate(names)}
+    return names, [numbers[part[0]] for part in parts]
 
 
 def _key(base: Path, files: Sequence[Path], *arguments: object) -> str:
@@ -247,6 +278,7 @@ def _build(
     fractions: Sequence[float] | None,
     seed: int,
     skip: bool,
+    classes: Sequence[int],
 ) -> tuple[Tensor, dict[str, Any]]:
     """Decodes all images into a file, which has its name only when it is complete."""
     try:
@@ -254,7 +286,7 @@ def _build(
             done = _load(target)
             if done is None:
                 _check_space(target.parent, 2 * len(files) * math.prod(decode.shape))
-                _write(target, files, decode, fractions, seed, skip)
+                _write(target, files, decode, fractions, seed, skip, classes)
             return done or (_mapped(target), json.loads(_note(target).read_text()))
     except OSError as error:
         raise InputError(
@@ -270,14 +302,18 @@ def _write(
     fractions: Sequence[float] | None,
     seed: int,
     skip: bool,
+    classes: Sequence[int],
 ) -> None:
     raw, part = target.with_suffix(".raw"), target.with_suffix(".part")
     try:
-        digests = _decode_all(raw, files, decode, skip)
+        digests, kept = _decode_all(raw, files, decode, skip)
         whole = (torch.arange(len(digests)),)
         splits = split_indices(digests, fractions, seed) if fractions else whole
-        _arrange(raw, torch.cat(splits).numpy(), decode.shape, part)
+        order = torch.cat(splits).tolist()
+        _arrange(raw, np.array(order), decode.shape, part)
         note = {"splits": [len(s) for s in splits], "left_out": len(files) - len(digests)}
+        if classes:
+            note["labels"] = [classes[kept[i]] for i in order]
         _note(target).write_text(json.dumps(note))
         part.replace(target)
     finally:
@@ -294,18 +330,23 @@ def _check_space(place: Path, needed: int) -> None:
         )
 
 
-def _decode_all(raw: Path, files: Sequence[Path], decode: _Decode, skip: bool) -> Tensor:
+def _decode_all(
+    raw: Path, files: Sequence[Path], decode: _Decode, skip: bool
+) -> tuple[Tensor, list[int]]:
     """Writes the images one after another, and returns a digest of each: ``(N, 16)``, uint8.
+
+    Which files they are of is returned, too.
 
     Raises:
         InputError: If one cannot be used and is not to be skipped, or none can.
     """
     digests: list[bytes] = []
+    kept: list[int] = []
     errors: list[InputError] = []
     bar = Progress(len(files), "decoding", "image")
     with raw.open("wb") as file, bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on oddities in files that it can read
-        for result in _in_order(files, decode):
+        for i, result in enumerate(_in_order(files, decode)):
             bar.update()
             if isinstance(result, InputError):
                 errors.append(result)
@@ -313,13 +354,14 @@ def _decode_all(raw: Path, files: Sequence[Path], decode: _Decode, skip: bool) -
                     raise result
                 continue
             data = result.tobytes()
+            kept.append(i)
             digests.append(hashlib.blake2b(data, digest_size=16).digest())
             file.write(data)
     if not digests:
         raise InputError(f"None of {len(files)} images can be used; the first: {errors[0]}")
     if errors:
         log.warning("%d of %d images left out; the first: %s", len(errors), len(files), errors[0])
-    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, 16)
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, 16), kept
 
 
 def _in_order(files: Sequence[Path], decode: _Decode) -> Iterator[np.ndarray | InputError]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scoresde.data.base import SPLITS, Dataset
 from scoresde.errors import InputError
 from scoresde.model import Trainable, classes_of
-from scoresde.nn import Conditioning
+from scoresde.nn import Conditions
 
 
 def check_conditions(
@@ -47,7 +47,7 @@ def check_conditions(
 
 def required_conditions(model: Trainable) -> tuple[str, ...]:
     """Returns the conditions that networks in a model were built for, but for augmentations."""
-    parts = (part for part in model.modules() if isinstance(part, Conditioning))
+    parts = (part for part in model.modules() if isinstance(part, Conditions))
     names = dict.fromkeys(name for part in parts for name in part.names)
     return tuple(name for name in names if name != "augment")
 
@@ -64,3 +64,11 @@ def check_classes(model: Trainable, most: int) -> None:
             f"label must be below classes={classes} of the network, got {most}; use one of its "
             f"classes, or train a network with classes={most + 1}."
         )
+
+
+def class_count(model: Trainable, data: Dataset) -> int:
+    """Returns how many classes a model has: those of its networks, or else those of its data."""
+    known = classes_of(model)
+    if known is not None:
+        return known
+    return 1 + max(int(part.max()) for part in data.labels) if data.labels else 0

@@ -32,6 +32,7 @@ class _Source:
     places: tuple[str, ...]
     url: str
     editions: tuple[Mapping[str, str], ...]
+    class_names: tuple[str, ...] = ()
 
     @property
     def cache(self) -> Path:
@@ -111,6 +112,10 @@ _MNIST = _Source(
 _FASHION_MNIST = _Source(
     title="Fashion-MNIST",
     name="fashion_mnist",
+    class_names=(
+        *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
     places=("", "fashion_mnist", "FashionMNIST", "FashionMNIST/raw"),
     # The publisher's address has no https; the checksums vouch for what comes from it.
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -140,6 +145,10 @@ _FASHION_MNIST = _Source(
 _CIFAR10 = _Source(
     title="CIFAR-10",
     name="cifar10",
+    class_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
     places=("", "cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"),
     url="https://www.cs.toronto.edu/~kriz/",
     editions=(
@@ -289,6 +298,7 @@ class _How:
             flip=self.flip,
             centred=self.centred,
             dequantise=self.dequantise,
+            class_names=source.class_names,
             labels=[
                 y.long() for y in (train_labels[fit], train_labels[held_out], test_labels[kept])
             ],

@@ -15,7 +15,7 @@ Gauss and Legendre with 16 nodes on panels of half a :math:`\sigma` is exact to 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoresde.codec import Whole
-from scoresde.data.base import Dataset
+from scoresde.data.base import SPLITS, Dataset
 from scoresde.data.checks import check_integer, check_positive
 from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
@@ -132,6 +132,10 @@ class Mixture(Density):
         logits = (torch.addmm(bias, chunk, weight) for chunk in chunks)
         return torch.cat([torch.logsumexp(one, 1) for one in logits]).to(x.dtype)
 
+    def marginal(self, axis: int) -> "Mixture":
+        """Returns the distribution of one coordinate, counted from 0."""
+        return Mixture(self.weights, self.means[:, axis : axis + 1], self.stds)
+
     def label(self, streams: Streams) -> Tensor:
         u = streams.uniform((), Purpose.DATA, 0, torch.float64)
         return torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
@@ -177,6 +181,10 @@ class _Curves(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self._mixture.log_prob(x)
+
+    def marginal(self, axis: int) -> Mixture:
+        """Returns the distribution of one coordinate, 0 or 1."""
+        return self._mixture.marginal(axis)
 
     def label(self, streams: Streams) -> Tensor:
         return self._places(streams)[1].long()
@@ -304,6 +312,71 @@ def two_moons(
         ((2,), 800, 100)
     """
     return Moons(noise).dataset("two moons", count, seed, standardise)
+
+
+@final
+@dataclass(frozen=True)
+class MoonHeights(Density):
+    r"""The height of a point of two moons, and its density given the place along the other axis.
+
+    .. math:: p(x_2 \mid x_1) = \frac{p(x_1, x_2)}{p(x_1)}
+
+    Both densities are mixtures of Gaussians. Where the moons overlap, the height has two modes.
+
+    Arguments:
+        noise: The standard deviation across the curve, at least 0.001.
+
+    Example:
+        >>> heights = MoonHeights()
+        >>> x = torch.linspace(-2, 2, 4001)[:, None]
+        >>> p = heights.log_prob_given(x, torch.full_like(x, 0.5)).exp()
+        >>> round(float(p.sum()) * 0.001, 4)
+        1.0
+    """
+
+    noise: float = 0.1
+
+    @cached_property
+    def _moons(self) -> Moons:
+        return Moons(self.noise)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self._moons.marginal(1).log_prob(x)
+
+    def log_prob_given(self, x: Tensor, context: Tensor) -> Tensor:
+        """Returns the log-density of heights at places, both ``(N, 1)``, in nats, ``(N,)``."""
+        both = torch.cat((context.to(x), x), 1)
+        return self._moons.log_prob(both) - self._moons.marginal(0).log_prob(both[:, :1])
+
+    def sample(self, streams: Streams) -> Tensor:
+        return self._moons.sample(streams)[:, 1:]
+
+
+def moon_heights(noise: float = 0.1, count: int = 20_000, seed: int = 0) -> Dataset:
+    """The heights of points of two moons; the condition ``context`` is their place, ``(N, 1)``.
+
+    It is a table for conditional density estimation whose answer is known: see
+    :class:`MoonHeights`.
+
+    Arguments:
+        noise: The standard deviation across the curve, at least 0.001.
+        count: The number of examples, of which 80 % train, 10 % validate and 10 % test.
+        seed: Names the examples and the splits.
+
+    Example:
+        >>> dataset = moon_heights(count=1000)
+        >>> dataset.shape, dataset.conditions["context"][0].shape
+        ((1,), torch.Size([800, 1]))
+    """
+    exact, moons = MoonHeights(noise), two_moons(noise, count, seed)
+    splits = [moons.split(name)[:] for name in SPLITS]
+    data = Dataset.of(
+        "heights of two moons",
+        [raw[:, 1:] for raw in splits],
+        log_prob=exact.log_prob,
+        conditions={"context": [raw[:, :1] for raw in splits]},
+    )
+    return replace(data, conditional_log_prob=exact.log_prob_given)
 
 
 def spirals(

@@ -113,7 +113,7 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class IsotropicKernel(Kernel):
-    """The chain of DDPM: q(x_s | x_t, x_0 = D), whose law errs by O(1 / steps)."""
+    """The chain of DDPM: q(x_s | x_t, x_0 = D), whose law has a bias of O(1 / steps)."""
 
     def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
         return {}

@@ -22,7 +22,7 @@ the particles, they are resampled systematically.
 takes anyhow.
 
 **The chain.** :class:`IsotropicKernel` is :math:`q(x_s \mid x_t, x_0 = D)`, as of DDPM: its
-variance lacks that of :math:`x_0` about D, so that its law errs by O(1 / steps).
+variance lacks that of :math:`x_0` about D, and its law has a bias of O(1 / steps).
 :class:`CovarianceKernel` adds it, for one product with the Jacobian per dimension.
 
 References:
@@ -116,7 +116,7 @@ def systematic(log_weights: Tensor, u: Tensor, count: int) -> Tensor:
 
 
 class Target(ABC):
-    """What the particles are to be samples of: the weights, for one kind of model.
+    """The target law of the particles: proposals and weights, for one kind of model.
 
     Arguments:
         kernel: How the chain spreads.

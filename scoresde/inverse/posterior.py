@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.errors import InputError
-from scoresde.model import ScoreFunction, check_model
+from scoresde.guidance.base import Around
+from scoresde.model import ScoreFunction
 from scoresde.operators import Linearised, Observation
 from scoresde.passes import count_products
 from scoresde.sde import SDE, as_time
@@ -62,7 +63,7 @@ class Local:
     covariance: Callable[[Tensor], Tensor]
 
 
-class Posterior(ScoreFunction):
+class Posterior(Around):
     """Base class for posteriors; subclasses implement :meth:`weights` and :meth:`around`.
 
     Arguments:
@@ -74,15 +75,8 @@ class Posterior(ScoreFunction):
     """
 
     def __init__(self, model: ScoreFunction, observed: Observation) -> None:
-        super().__init__()
-        check_model(model)
-        if not isinstance(observed, Observation):
-            raise InputError(
-                f"observed must be an Observation, got {type(observed).__name__}; use "
-                "Observation(operator, y, std)."
-            )
-        self.model = model
-        self.observed = observed.to(model.device)
+        super().__init__(model)
+        self.observed = check_observation(observed).to(model.device)
         if model.shape is not None and observed.rows is None:
             self.observed.check(model.shape)
 
@@ -94,16 +88,6 @@ class Posterior(ScoreFunction):
     def around(self, model: ScoreFunction, observed: Observation) -> "Posterior":
         """Returns the same method for another model and observation."""
 
-    @property
-    def sde(self) -> SDE:  # type: ignore[override]
-        """The forward process."""
-        return self.model.sde
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, or None if it is unknown."""
-        return self.model.shape
-
     def take(self, rows: Tensor) -> "Posterior":
         return self.around(cast(ScoreFunction, self.model.take(rows)), self.observed.take(rows))
 
@@ -111,12 +95,8 @@ class Posterior(ScoreFunction):
         local = self.at(x, t, **cond)
         pulled = local.near.pull(self.weights(local))
         shift = local.covariance(pulled)
-        # On a GPU the host would wait for this at every pass.
-        if shift.device.type == "cpu" and not bool(shift.any()) and bool(pulled.any()):
-            raise InputError(
-                "model must have a Jacobian, got a product that is exactly 0; remove detach or "
-                "torch.no_grad from the network, and clip the posterior instead of the model."
-            )
+        if shift.device.type == "cpu":  # on a GPU the host would wait for this at every pass
+            _check_shift(x, pulled, shift)
         return local.mean + shift
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -173,6 +153,38 @@ def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def _twice(needed: bool) -> AbstractContextManager[Any]:
     """Makes attention differentiable twice, which torch's fused kernels are not."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+
+
+def _check_shift(x: Tensor, pulled: Tensor, shift: Tensor) -> None:
+    """Checks what an observation adds to the denoised estimate.
+
+    Raises:
+        InputError: If the network has no Jacobian, or the sampler has diverged.
+    """
+    if not bool(shift.any()) and bool(pulled.any()):
+        raise InputError(
+            "model must have a Jacobian, got a product that is exactly 0; remove detach or "
+            "torch.no_grad from the network, and clip the posterior instead of the model."
+        )
+    if not bool(shift.isfinite().all()) and bool(x.isfinite().all()):
+        raise InputError(
+            "posterior must stay finite, got infinite or NaN values from finite states; use more "
+            "steps at small noise (LogSNRGrid), a larger std, or PiGDM."
+        )
+
+
+def check_observation(observed: object) -> Observation:
+    """Returns an observation.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(observed, Observation):
+        raise InputError(
+            f"observed must be an Observation, got {type(observed).__name__}; use "
+            "Observation(operator, y, std)."
+        )
+    return observed
 
 
 def require_noise(observed: Observation, method: str) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.guidance.base import Around
+from scoresde.inverse.posterior import check_observation
 from scoresde.model import Conditioned, Model, ScoreFunction
 from scoresde.operators import Observation
 from scoresde.passes import count_products
@@ -54,12 +55,7 @@ class Observed(Around):
 
     def __init__(self, model: ScoreFunction, observed: Observation) -> None:
         super().__init__(model)
-        if not isinstance(observed, Observation):
-            raise InputError(
-                f"observed must be an Observation, got {type(observed).__name__}; use "
-                "Observation(operator, y, std)."
-            )
-        self.observed = observed.to(model.device)
+        self.observed = check_observation(observed).to(model.device)
 
     def take(self, rows: Tensor) -> "Observed":
         return Observed(cast(ScoreFunction, self.model.take(rows)), self.observed.take(rows))

@@ -33,7 +33,7 @@ class CrossEntropy(Loss):
         >>> from scoresde.nn import MLP
         >>> classifier = Classifier(MLP(2, width=8, outputs=3), VPSDE())
         >>> x, label = torch.zeros(2, 2), torch.tensor([2, -1])
-        >>> CrossEntropy()(classifier, x, seed=0, label=label).detach()
+        >>> CrossEntropy()(classifier, x, seed=0, label=label).detach().abs()
         tensor([1.0986, 0.0000])
     """
 

@@ -20,8 +20,8 @@ def psnr(x: Tensor, truth: Tensor, span: float) -> Tensor:
         span: The largest value less the smallest, in the same units, positive.
 
     Example:
-        >>> psnr(torch.full((1, 4), 0.1), torch.zeros(1, 4), span=1.0)
-        tensor([20.], dtype=torch.float64)
+        >>> round(float(psnr(torch.full((1, 4), 0.1), torch.zeros(1, 4), span=1.0)), 3)
+        20.0
     """
     error = sum_features((x.double() - truth.double()) ** 2) / truth[0].numel()
     return 20 * math.log10(span) - 10 * torch.log10(error)

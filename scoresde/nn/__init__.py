@@ -2,7 +2,7 @@
 
 Data ``x`` has the shape ``(B, *)``, the label ``c`` the shape ``(B,)``, and the output the shape
 of the data. The label is any number that tells noise levels apart; see :class:`Embedding` for how
-a network reads it. Further conditions are vectors ``(B, n)``, given by name.
+a network reads it. Further conditions are given by name; :mod:`scoresde.nn.conditions` says which.
 """
 
 from scoresde.nn.architecture import Architecture
@@ -15,6 +15,7 @@ from scoresde.nn.blocks import (
     ResidualBlock,
     Transition,
 )
+from scoresde.nn.conditions import Conditions
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding, PositionalEmbedding
 from scoresde.nn.encoder import Encoder
 from scoresde.nn.mlp import MLP
@@ -49,6 +50,7 @@ __all__ = [
     "Combination",
     "Concatenation",
     "Conditioning",
+    "Conditions",
     "DDPMTransition",
     "Downsample",
     "Embedding",

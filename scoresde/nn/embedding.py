@@ -26,13 +26,13 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from keyword import iskeyword
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_whole, initialise
+from scoresde.nn.conditions import Conditions, VectorCondition, check_vectors
 from scoresde.recipe import describable
 
 _SEED = 0
@@ -139,12 +139,14 @@ class FourierEmbedding(Embedding):
         return _sines(2 * math.pi * turns)
 
 
-class Conditioning(nn.Module):
+class Conditioning(Conditions):
     """The way of the noise label into a network: an embedding, and two layers that mix it.
 
     Further conditions are vectors. Each is mapped by a matrix that starts at zero and is added to
-    the features; one that is not given counts as zeros. A class, the condition ``label``, has a
-    row of a table that starts at zero; the last row is that of no class, for -1 or no label.
+    the features. A row of NaN, or one that is not given, is "none": a vector that is learned, and
+    starts at zero too. ``augment`` alone has none: there, zeros say that nothing was done. A
+    class, the condition ``label``, has a row of a table that starts at zero; the last row is that
+    of no class, for -1 or no label.
 
     Arguments:
         embedding: The embedding of one label.
@@ -167,12 +169,9 @@ class Conditioning(nn.Module):
         self.activation = activation or nn.SiLU()
         self.hidden = initialise(nn.Linear(embedding.width, features))
         self.out = initialise(nn.Linear(features, features))
-        widths = _check_conditions(conditions or {})
+        widths = check_vectors(conditions)
         self.conditions = nn.ModuleDict(
-            {
-                name: initialise(nn.Linear(n, features, bias=False), scale=0.0)
-                for name, n in widths.items()
-            }
+            {name: initialise(_layer(name, n, features), scale=0.0) for name, n in widths.items()}
         )
         self.classes = None
         if check_whole("classes", classes, least=0):
@@ -186,6 +185,12 @@ class Conditioning(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The names of the conditions that it takes."""
         return (*self.conditions, *(["label"] if self.classes is not None else []))
+
+    def weights_of(self, name: str) -> tuple[Tensor, Tensor] | None:
+        if self.classes is not None and name == "label":
+            return self.classes.weight[-1], self.classes.weight[:-1]
+        layer = self.conditions[name]
+        return (layer.none, layer.weight) if isinstance(layer, VectorCondition) else None
 
     def forward(self, c: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Returns features ``(B, features)`` for labels ``(B,)``, in the data type of ``x``.
@@ -205,6 +210,9 @@ class Conditioning(nn.Module):
         for name, values in conditions.items():
             if name != "label" or self.classes is None:
                 h = h + self._layer(name, values, x)(values.to(x.dtype))
+        for name, layer in self.conditions.items():
+            if name not in conditions and isinstance(layer, VectorCondition):
+                h = h + layer(x.new_full((1, layer.in_features), torch.nan))
         if self.classes is not None:
             h = h + self._class(conditions.get("label"), x, self.classes)
         return self.activation(h)
@@ -273,8 +281,8 @@ def takes(network: Callable[..., Tensor], name: str) -> bool:
         (True, False)
     """
     parts = list(network.modules()) if isinstance(network, nn.Module) else []
-    told = [part.names for part in parts if isinstance(part, Conditioning)]
-    ours = any(isinstance(part, Conditioning | ConditionalNetwork) for part in parts)
+    told = [part.names for part in parts if isinstance(part, Conditions)]
+    ours = any(isinstance(part, Conditions | ConditionalNetwork) for part in parts)
     call = network.forward if isinstance(network, nn.Module) else network
     try:
         arguments = inspect.signature(call).parameters
@@ -286,31 +294,36 @@ def takes(network: Callable[..., Tensor], name: str) -> bool:
 
 
 def learned_none(network: Callable[..., Tensor], name: str) -> bool:
-    """Returns whether a network has learned what it predicts without a condition, or may have.
+    """Returns whether a network has learned what "none" of a condition means.
 
-    The rows of a class table start at zero, and a row that no example has used is still zero. Of a
-    network without such a table nothing is known: then it may have.
+    What stands for "none" starts at zero exactly, and stays there unless it is trained: by
+    ``train.condition_dropout``, or by data of which some say none. Of a network of one's own, and
+    of one that has learned nothing yet, it cannot be known, and counts as true.
+
+    Arguments:
+        network: The network, or a module around it.
+        name: The name of the condition.
+
+    Example:
+        >>> from scoresde.nn import MLP
+        >>> network = MLP(2, width=8, classes=2)
+        >>> learned_none(network, "label")
+        True
+        >>> _ = nn.init.ones_(network.conditioning.classes.weight[:2])
+        >>> learned_none(network, "label")
+        False
     """
     parts = list(network.modules()) if isinstance(network, nn.Module) else []
-    tables = [part.classes for part in parts if isinstance(part, Conditioning)]
-    weights = [table.weight for table in tables if table is not None and name == "label"]
-    return all(bool(weight[-1].any()) or not bool(weight.any()) for weight in weights)
+    told = [part for part in parts if isinstance(part, Conditions) and name in part.names]
+    weights = [pair for part in told if (pair := part.weights_of(name)) is not None]
+    moved = [(bool((none != 0).any()), bool((others != 0).any())) for none, others in weights]
+    return (False, True) not in moved
 
 
-def _check_conditions(conditions: Mapping[str, int]) -> dict[str, int]:
-    """Returns names and widths of conditions as a dictionary.
-
-    Raises:
-        InputError: If a name cannot be a keyword, or a width is no positive whole number.
-    """
-    for name in conditions:
-        taken = name in ("x", "c", "t", "self", "model") or name in dir(nn.ModuleDict)
-        if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or taken:
-            raise InputError(
-                f"conditions={dict(conditions)!r}: {name!r} cannot be the name of a condition; "
-                "give a free name that Python takes as a keyword, such as labels."
-            )
-    return {name: check_whole(f"conditions.{name}", n) for name, n in conditions.items()}
+def _layer(name: str, width: int, features: int) -> nn.Linear:
+    if name == "augment":
+        return nn.Linear(width, features, bias=False)
+    return VectorCondition(width, features)
 
 
 def _check_scale(scale: float) -> float:

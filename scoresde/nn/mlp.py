@@ -38,7 +38,8 @@ class MLP(ConditionalNetwork):
         embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(64)``, which
             suits labels of order 1.
         conditions: The name and the number of entries of each further condition, a vector
-            ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
+            ``(B, n)`` that ``forward`` takes by its name; a row of NaN, or none at all, is
+            "none".
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
             0 takes no label.
         outputs: The number of outputs ``(B, outputs)``, such as that of the classes of a

@@ -50,6 +50,7 @@ from scoresde.errors import InputError
 from scoresde.nn.architecture import Architecture
 from scoresde.nn.basics import check_flag, check_whole, check_wholes
 from scoresde.nn.blocks import AttentionLayout, Parts, Transition, conv3x3
+from scoresde.nn.conditions import ImageConditions, check_images
 from scoresde.nn.embedding import ConditionalNetwork, Conditioning, Embedding, FourierEmbedding
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
 from scoresde.recipe import accepts_moved, describable
@@ -84,7 +85,9 @@ class UNet(ConditionalNetwork):
         architecture: How blocks and levels are made; that of DDPM++ by default.
         centre: Whether images come in [0, 1], and are moved to [-1, 1] first.
         conditions: The name and the number of entries of each further condition, a vector
-            ``(B, n)`` that ``forward`` takes by its name; without it, zeros count.
+            ``(B, n)`` that ``forward`` takes by its name; or the shape ``(C', *)`` of an image of
+            the size of the input, which is joined to it. NaN throughout, or none at all, is
+            "none".
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
             0 takes no label.
 
@@ -110,7 +113,7 @@ class UNet(ConditionalNetwork):
         embedding: Embedding | None = None,
         architecture: Architecture = Architecture(),
         centre: bool = False,
-        conditions: Mapping[str, int] | None = None,
+        conditions: Mapping[str, int | Sequence[int]] | None = None,
         classes: int = 0,
     ) -> None:
         super().__init__()
@@ -125,9 +128,10 @@ class UNet(ConditionalNetwork):
         self.levels = check_whole("the number of multipliers", len(widths))
         layout = AttentionLayout.of(attention)
         self._check_levels(layout.levels)
-        if (conditions or classes) and not architecture.conditional:
+        vectors, images = check_images(conditions, self.shape)
+        if (vectors or classes) and not architecture.conditional:
             raise InputError(
-                f"conditional=False takes no condition, got conditions={dict(conditions or {})!r} "
+                f"conditional=False takes no condition, got conditions={vectors!r} "
                 f"and classes={classes}; remove one of the two."
             )
         features = 4 * width if architecture.conditional else None
@@ -151,7 +155,7 @@ class UNet(ConditionalNetwork):
         if features is not None:
             embedding = embedding or FourierEmbedding(width + width % 2)
             self.conditioning = Conditioning(
-                embedding, features, self.activation, conditions, classes
+                embedding, features, self.activation, vectors, classes
             )
         self.conv_in = conv3x3(self.shape[0], width, dims=dims)
         down = plan.down(self.shape[0], width, architecture.input_pyramid)
@@ -164,13 +168,17 @@ class UNet(ConditionalNetwork):
             self.norm_out = parts.norm(widths[0])
             self.conv_out = conv3x3(widths[0], self.shape[0], parts.init_scale, dims)
         parts.norm.make_exceptions(self)
+        # Last, so that the other weights begin as those without.
+        self.images = ImageConditions(images, width, dims) if images else None
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
         """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
         self._check_input(x)
-        features = self._features(x, c, conditions)
+        given = dict(conditions)
+        shown = self._shown(x, given)
+        features = self._features(x, c, given)
         image = padded(2 * x - 1 if self.centre else x, self.levels)
-        skips = [self.conv_in(image)]
+        skips = [sum(shown, start=self.conv_in(image))]
         for level in self.down:
             states, image = level(skips[-1], image, features)
             skips += states
@@ -179,6 +187,15 @@ class UNet(ConditionalNetwork):
             h, image = level(h, image, skips, features)
         out = image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
         return out if out.shape == x.shape else out[tuple(slice(n) for n in x.shape)]
+
+    def _shown(self, x: Tensor, conditions: dict[str, Tensor]) -> list[Tensor]:
+        """Takes the images out of the conditions, and returns what each adds at the start."""
+        if self.images is None:
+            return []
+        return [
+            layer(padded(self.images.joined(name, conditions.pop(name, None), x), self.levels))
+            for name, layer in self.images.layers.items()
+        ]
 
     def _features(self, x: Tensor, c: Tensor, conditions: dict[str, Tensor]) -> Tensor | None:
         if self.conditioning is not None:

@@ -36,6 +36,7 @@ RED = (204, 64, 64)
 SEPARATOR = (150, 150, 150)
 MARGIN = 24  # pixels around the panels of a comparison
 LABEL = 26  # pixels for a line of text below an image
+TITLE = 150  # pixels for a text beside a row of images
 
 
 def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Path:
@@ -211,6 +212,34 @@ def labelled_grid(images: Tensor, labels: Sequence[str], path: Path, columns: in
         figure.figimage(tile, x, top - tile.shape[0], origin="upper")
         middle, below = (x + tile.shape[1] / 2) / width, (top - tile.shape[0] - 3) / height
         figure.text(middle, below, label, fontsize=6.5, color=INK, ha="center", va="top")
+    figure.savefig(_folder(path), dpi=DPI)
+    return Path(path)
+
+
+def image_rows(rows: Mapping[str, Tensor], path: Path, columns: int = 8) -> Path:
+    """Draws sets of images below each other, each beside its title.
+
+    Arguments:
+        rows: Images under their titles, each as in :func:`image_grid`.
+        path: Where to write.
+        columns: Images in a row, positive; a set may have several rows.
+
+    Raises:
+        InputError: As in :func:`image_grid`, or if there is no set.
+    """
+    from matplotlib.figure import Figure
+
+    grids = [_tiles(x, columns) for x in _some(rows).values()]
+    titles = [_wrap(title, TITLE) for title in rows]
+    height = MARGIN + sum(grid.shape[0] + GAP for grid in grids)
+    width = TITLE + MARGIN + max(grid.shape[1] for grid in grids)
+    figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
+    top = height - MARGIN // 2
+    for title, grid in zip(titles, grids, strict=True):
+        figure.figimage(grid, TITLE, top - grid.shape[0], origin="upper")
+        middle, left = (top - grid.shape[0] / 2) / height, (TITLE - MARGIN // 3) / width
+        figure.text(left, middle, title, fontsize=8, color=INK, ha="right", va="center")
+        top -= grid.shape[0] + GAP
     figure.savefig(_folder(path), dpi=DPI)
     return Path(path)
 

@@ -3,8 +3,10 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from scoresde.metrics import Estimate, bits_per_dim, nats
 from scoresde.model import ScoreFunction
 from scoresde.progress import Progress
 from scoresde.streams import Streams
+from scoresde.tasks.classes import by_class, labels_of, summary_of
 from scoresde.tasks.parts import Columns, Parts, gather
 
 _NUMBERS = 2**21  # the most of which moments are taken
@@ -74,6 +77,9 @@ class Evaluation:
         seconds: The wall-clock time of all, whenever it was spent.
         seed: The seed of dequantisation and probes.
         mismatch: The divergence in nats of the noised data from the prior, by the data's moments.
+        labels: The classes under which they were evaluated, int64 ``(N,)``, if the model takes
+            them.
+        class_names: What the classes are called, if they have names.
     """
 
     split: str
@@ -89,6 +95,13 @@ class Evaluation:
     seconds: float
     seed: int
     mismatch: float
+    labels: Tensor | None = None
+    class_names: Sequence[str] = ()
+
+    @property
+    def classes(self) -> dict[int, Estimate]:
+        """The value of each class, with its standard error; empty without classes."""
+        return {} if self.labels is None else by_class(self.values, self.labels)
 
     def summary(self) -> dict[str, float | int | str]:
         """Returns the numbers that describe the whole; examples that failed are left out."""
@@ -110,7 +123,12 @@ class Evaluation:
 
     def save(self, folder: Path, name: str = "likelihood") -> None:
         """Saves ``NAME.json`` and the table of all examples, ``NAME.npz``."""
-        (folder / f"{name}.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+        told: dict[str, Any] = {}
+        summary: dict[str, Any] = dict(self.summary())
+        if self.labels is not None:
+            told["label"] = self.labels.numpy()
+            summary["classes"] = summary_of(self.values, self.labels, self.class_names)
+        (folder / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
         np.savez(
             folder / f"{name}.npz",
             index=self.rows.numpy(),
@@ -119,6 +137,7 @@ class Evaluation:
             log_prob=self.log_prob.numpy(),
             nfe=self.nfe.numpy(),
             seconds=self.each.numpy(),
+            **told,
         )
 
 
@@ -195,6 +214,8 @@ def evaluate_likelihood(
         seconds=float(each.sum()),
         seed=seed,
         mismatch=_mismatch(model, data),
+        labels=labels_of(model, data, split, rows),
+        class_names=data.class_names,
     )
 
 

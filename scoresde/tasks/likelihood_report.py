@@ -8,8 +8,9 @@ from typing import Any
 from scoresde.data import Dataset
 from scoresde.errors import InputError
 from scoresde.metrics import auroc
-from scoresde.report import Figure, Report, Score, write_report
+from scoresde.report import Figure, Report, Score, Table, write_report
 from scoresde.report import figures as plots
+from scoresde.tasks.classes import class_table
 from scoresde.tasks.evaluation import Evaluation
 from scoresde.tasks.sampling import is_image
 
@@ -89,10 +90,17 @@ def report_likelihood(
             figures=figures,
             configuration=configuration,
             data_sets=True,
+            tables=_class_tables(both),
         ),
         folder / "report.html",
     )
     return results
+
+
+def _class_tables(sets: Sequence[Evaluated]) -> list[Table]:
+    """Returns the likelihood of each class, if there are classes."""
+    columns = {e.title: e.evaluation.classes for e in sets if e.evaluation.classes}
+    return [class_table(columns, sets[0].evaluation.class_names)] if columns else []
 
 
 def _apart(one: Evaluated, other: Evaluated) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import scoresde
 from scoresde.data import Dataset, random_rows
 from scoresde.errors import InputError
 from scoresde.likelihood import Likelihood
+from scoresde.loss import Loss
 from scoresde.metrics import (
     MOST_FEATURES,
     Baseline,
@@ -30,13 +31,14 @@ from scoresde.report import Figure, Report, SamplerResult, Score, Table, write_r
 from scoresde.report import figures as plots
 from scoresde.sample import Sampler, Step
 from scoresde.streams import Streams
+from scoresde.tasks.classes import by_class, class_figure, class_table, each_class, labels_of
 from scoresde.tasks.comparison import Neighbours, compare
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
 from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, save_samples
 from scoresde.tasks.verdict import divergence, overfitting
 from scoresde.tasks.views import Images, Points, View, view_of
-from scoresde.train import level_curves, read_metrics
+from scoresde.train import level_curves, read_metrics, validation_losses
 from scoresde.train.checkpoint import BEST
 
 log = logging.getLogger("scoresde")
@@ -64,6 +66,8 @@ class Trained:
         configuration: The whole configuration as YAML.
         split: The examples that it is measured with: ``test``, or ``validation`` where models are
             chosen by what comes out.
+        loss: The loss that it was trained with; None where it does not matter.
+        none: Whether the model has learned what no class means.
     """
 
     name: str
@@ -74,6 +78,8 @@ class Trained:
     facts: Sequence[tuple[str, str]] = ()
     configuration: str = ""
     split: str = "test"
+    loss: Loss | None = None
+    none: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -156,7 +162,9 @@ def report_training(
 
     raw = {_title(name): data.decode(d.x) for name, d in drawn.items()}
     tables, pictures = _compared(trained, view, raw, folder, count)
+    tables += _class_tables(trained, evaluation)
     figures = [
+        *_class_pictures(trained, samplers, drawn, view, folder, options),
         *pictures,
         *(
             _plane_figures(trained, samplers, view, likelihood, folder)
@@ -227,6 +235,40 @@ def _compared(
         caption = "Samples above their nearest training examples, with distances in model units."
         figures.append(Figure(caption, pairs))
     return tables, figures
+
+
+def _class_pictures(
+    trained: Trained,
+    samplers: Mapping[str, Sampler],
+    drawn: Mapping[str, Drawn],
+    view: View,
+    folder: Path,
+    options: Mapping[str, Any],
+) -> list[Figure]:
+    """Draws samples of each class by the sampler of the fewest passes."""
+    model, data = trained.model, trained.data
+    if not drawn or "label" not in model.select(data.conditions_of(trained.split, slice(1))):
+        return []
+    name = min(drawn, key=lambda name: float(drawn[name].nfe.double().mean()))
+    labels = each_class(model, data, trained.none, view.each)
+    cond = {**data.conditions_of(trained.split, trained.rows(len(labels))), "label": labels}
+    found = draw_samples(model, samplers[name], data.codec, len(labels), cond=cond, **options)
+    raw, path = data.decode(found.x), folder / "classes.png"
+    return [class_figure(view, raw, labels, data.class_names, path)]
+
+
+def _class_tables(trained: Trained, evaluation: Evaluation | None) -> list[Table]:
+    """Returns the likelihood and the validation loss of each class, if there are classes."""
+    model, data = trained.model, trained.data
+    columns = {}
+    if evaluation is not None:
+        columns[f"{evaluation.unit}, {trained.split}"] = evaluation.classes
+    if trained.loss is not None:
+        rows, losses = validation_losses(model, data, trained.loss, trained.seed)
+        labels = labels_of(model, data, "validation", rows)
+        columns["loss, validation"] = {} if labels is None else by_class(losses, labels)
+    columns = {title: column for title, column in columns.items() if column}
+    return [class_table(columns, data.class_names)] if columns else []
 
 
 def _remarks(folder: Path, scores: Sequence[Score]) -> list[str]:
@@ -332,11 +374,15 @@ def _baseline_score(fit: Baseline, trained: Trained, log_det: Tensor | None) -> 
 def _exact(trained: Trained) -> list[Score]:
     """Scores the data's own density, where it is known: no model can be better.
 
-    A model that is told conditions can be: its density is another.
+    A model that is told conditions can be: its density is another, given them.
     """
-    if trained.data.log_prob is None or trained.conditional:
+    data = trained.data
+    known = data.conditional_log_prob if trained.conditional else data.log_prob
+    if known is None:
         return []
-    estimate = Estimate.of(-trained.data.log_prob(trained.held_out))
+    cond = data.conditions_of(trained.split) if trained.conditional else {}
+    values = known(trained.held_out, **{name: values.cpu() for name, values in cond.items()})
+    estimate = Estimate.of(-values)
     return [
         Score("exact density", estimate.mean, estimate.standard_error, "nats", "the best possible")
     ]

@@ -169,7 +169,7 @@ def restore(
         return results
     with np.load(path) as file:
         x = torch.from_numpy(file["x"]).unflatten(0, (n, k))
-    results |= {} if truth is None else grades(x, truth, restoration.codec)
+    results |= {} if truth is None else scores_of(x, truth, restoration.codec)
     figures = _figures(restoration, x, truth, folder)
     if images:
         _save_images(x, restoration.codec, folder / "images")
@@ -195,24 +195,30 @@ def restore(
     return results
 
 
-def grades(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
+def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     """Returns how near draws ``(N, K, *)`` are to the truth ``(N, *)``, and how honest.
 
-    The range of PSNR is that of the levels, or of the training data.
+    Errors and spreads are compared in model units, in which columns of other scales weigh the
+    same, and over values that vary. The range of PSNR is that of the levels, or of the training
+    data; it is for images and volumes.
     """
-    span = _span(codec)
-    mean, spread = x.double().mean(1), x.double().std(1) if x.shape[1] > 1 else None
-    found: dict[str, Any] = {
-        "psnr_mean": _finite_mean(psnr(mean, truth, span)),
-        "psnr_draw": _finite_mean(psnr(x[:, 0], truth, span)),
-    }
+    found: dict[str, Any] = {}
+    mean = x.double().mean(1)
+    if len(codec.raw_shape) > 2:
+        span = _span(codec)
+        found["psnr_mean"] = float(psnr(mean, truth, span).mean())
+        found["psnr_draw"] = float(psnr(x[:, 0], truth, span).mean())
     if len(codec.raw_shape) == 3:
         for name, one in (("ssim_mean", mean), ("ssim_draw", x[:, 0])):
-            value = ssim(one, truth, span)
+            value = ssim(one, truth, _span(codec))
             if value is not None:
                 found[name] = float(value.mean())
-    if spread is not None and bool((spread > 0).any()):
-        found["spread_ratio"] = spread_ratio(x, truth)
+    own, draws = codec.encode(truth).double(), codec.encode(x.flatten(0, 1)).double()
+    draws = draws.unflatten(0, x.shape[:2])
+    varies = (draws.std(1) if x.shape[1] > 1 else draws[:, 0] - own) != 0
+    found["rmse_mean"] = float(((draws.mean(1) - own)[varies] ** 2).mean().sqrt())
+    if x.shape[1] > 1 and bool(varies.any()):
+        found["spread_ratio"] = spread_ratio(draws, own)
         found["ranks_p_value"] = _uniformity(x, truth)
     return found
 
@@ -220,11 +226,6 @@ def grades(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
 def _span(codec: Codec) -> float:
     low, high = (torch.as_tensor(end).double() for end in (codec.low, codec.high))
     return float((high - low).max())
-
-
-def _finite_mean(values: Tensor) -> float:
-    """Returns the mean of decibels; infinite where an example is met exactly."""
-    return float(values.mean())
 
 
 def _uniformity(x: Tensor, truth: Tensor, seed: int = 0) -> float:
@@ -254,6 +255,7 @@ def _table(results: Mapping[str, Any]) -> Table:
         "psnr_draw": ("PSNR", "one draw", "dB"),
         "ssim_mean": ("SSIM", "mean of the draws", ""),
         "ssim_draw": ("SSIM", "one draw", ""),
+        "rmse_mean": ("error", "mean of the draws, root mean square", "in model units"),
         "spread_ratio": ("error / spread", "1 for an honest spread", ""),
         "ranks_p_value": ("uniform ranks", "p-value of a chi-squared test", ""),
     }

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scoresde.model import ScoreFunction
 from scoresde.progress import Progress
 from scoresde.sample import Sampler, Samples, sample_trajectory
 from scoresde.streams import fresh_seed
+from scoresde.tasks.classes import titled
 from scoresde.tasks.image_files import ImageFiles
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 from scoresde.tasks.tables import collect, first_rows
@@ -50,6 +51,7 @@ class Drawing:
         seed: Names the random streams.
         latents: What the samples start from, ``(N, *)`` in model units; ``None``: the streams.
         cond: The conditions that the samples take in turn, each with shape ``(M, *)``.
+        class_names: What the classes are called, if they have names.
     """
 
     model: ScoreFunction
@@ -58,6 +60,7 @@ class Drawing:
     seed: int
     latents: Tensor | None = None
     cond: Mapping[str, Tensor] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     def batch(self, piece: range, progress: bool = False) -> Columns:
         """Draws the samples of a piece, on the CPU and in model units.
@@ -244,10 +247,19 @@ def stream_samples(
     known = {k: c.cpu().numpy() for k, c in drawing.conditions(range(count)).items()}
     table = collect(path, parts, count, batch_size, compute, shown, seed=seed, **known)
     if parts.rank.index == 0:
-        view_of(codec).picture(first_rows(path, _DRAWN), folder / "samples.png")
+        _picture(drawing, first_rows(path, _DRAWN), folder / "samples.png")
         if files is not None and files.note:
             log.info("%s", files.note)
     return {"nfe": float(table["nfe"].double().mean()), "seconds": float(table["seconds"].sum())}
+
+
+def _picture(drawing: Drawing, raw: Tensor, path: Path) -> None:
+    """Draws samples, and those of several classes by class."""
+    view, labels = view_of(drawing.codec), drawing.conditions(range(len(raw))).get("label")
+    if labels is None or len(labels.unique()) == 1:
+        view.picture(raw, path)
+    else:
+        view.by_class(titled(raw, labels.cpu(), drawing.class_names), path)
 
 
 def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from scoresde.codec import Codec
 from scoresde.data import image_files, load_array
 from scoresde.errors import InputError
+from scoresde.model import Model
 
 _ARRAYS = (".npy", ".npz")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -54,6 +55,41 @@ def read_mask(path: str | Path, shape: Sequence[int]) -> Tensor:
             f"{tuple(values.shape)} in {path}."
         )
     return values if values.dtype == torch.bool else values > values.max() / 2
+
+
+def read_conditions(path: str | Path, model: Model) -> dict[str, Tensor]:
+    """Reads conditions that a model takes: an array of a ``.npz`` file for each, by its name.
+
+    Arguments:
+        path: The file; the first axis of each array counts examples.
+        model: The model.
+
+    Raises:
+        InputError: If there is no such file, or it holds something else.
+    """
+    path = Path(path).expanduser()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except Exception as error:  # a damaged file can fail in any parser below
+        raise InputError(
+            f"conditions must be a .npz file with an array for each condition, got {path} "
+            f"({str(error) or type(error).__name__}); write one with numpy.savez(FILE, NAME=...)."
+        ) from error
+    for name, values in arrays.items():
+        if not model.takes(name):
+            raise InputError(
+                f"conditions must be those of the model, got {name} in {path}; leave it out."
+            )
+        if values.dtype.kind not in "biuf" or not values.ndim or not len(values):
+            raise InputError(
+                f"{name} must have numbers for at least one example, got {values.dtype} of shape "
+                f"{values.shape} in {path}."
+            )
+    return {
+        name: torch.from_numpy(v.astype(np.float64 if v.dtype.kind == "f" else np.int64))
+        for name, v in arrays.items()
+    }
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> Tensor:

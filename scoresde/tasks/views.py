@@ -38,11 +38,13 @@ class View(ABC):
 
     Attributes:
         feature: What the numbers of an example are called: columns or channels.
+        each: How many examples of a class a picture shows.
     """
 
     codec: Codec
     reference: Tensor | None = None
     feature: ClassVar[str] = "channel"
+    each: ClassVar[int] = 250
 
     @staticmethod
     @abstractmethod
@@ -56,6 +58,11 @@ class View(ABC):
     def picture(self, raw: Tensor, path: Path) -> Path:
         """Draws one set of raw examples."""
         return self.compare({"": raw}, path)
+
+    def by_class(self, sets: Mapping[str, Tensor], path: Path) -> Path:
+        """Draws raw examples under the titles of their classes, in their order."""
+        known = {} if self.reference is None else {"training data": subset(self.reference, 1000)}
+        return self.compare({**known, **dict(list(sets.items())[:_MOST])}, path)
 
     def trajectory(self, way: Trajectory, model: ScoreFunction, path: Path) -> Path | None:
         """Draws trajectories from noise to data; here nothing."""
@@ -145,6 +152,8 @@ class Series(View):
 class Images(View):
     """Images: grey, coloured, with transparency, or the channels side by side."""
 
+    each = 8
+
     @staticmethod
     def fits(shape: tuple[int, ...]) -> bool:
         return len(shape) == 3
@@ -155,6 +164,11 @@ class Images(View):
         if len(shown) == 1:
             return plots.image_grid(next(iter(shown.values())), path)
         return plots.comparison(shown, path)
+
+    def by_class(self, sets: Mapping[str, Tensor], path: Path) -> Path:
+        low, high = self._range(sets)
+        rows = {title: self._tiles(x[:_TILES], low, high) for title, x in sets.items()}
+        return plots.image_rows(rows, path)
 
     def neighbours(self, raw: Tensor, near: Tensor, distances: Tensor, path: Path) -> Path | None:
         both = {"": torch.cat([raw, near])}

@@ -22,7 +22,7 @@ from scoresde.train.stopping import TrainingStopped
 from scoresde.train.tracker import MLflow, TensorBoard, Tracker, Trackio, WandB, read_metrics
 from scoresde.train.training import Training
 from scoresde.train.update import Update
-from scoresde.train.validation import level_curves, validation_loss
+from scoresde.train.validation import level_curves, validation_loss, validation_losses
 
 __all__ = [
     "EMA",
@@ -55,6 +55,7 @@ __all__ = [
     "read_metrics",
     "train",
     "validation_loss",
+    "validation_losses",
 ]
 
 __getattr__ = renamed(__name__)

@@ -21,6 +21,7 @@ from scoresde.progress import Progress
 from scoresde.recipe import describe
 from scoresde.shapes import check_data
 from scoresde.train.checkpoint import NAME, Checkpoint
+from scoresde.train.dropout import check_dropout
 from scoresde.train.loop import batches
 from scoresde.train.training import Training
 from scoresde.train.update import Update
@@ -42,6 +43,7 @@ def fit(
     optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
     held_out: float = 0.1,
     ema: float = 0.999,
+    condition_dropout: float = 0.0,
     seed: int = 0,
     device: torch.device | str | None = None,
     folder: str | Path | None = None,
@@ -63,6 +65,8 @@ def fit(
         held_out: The share of examples that are not trained on, in (0, 1); equal examples stay
             together. A data set has its own validation examples.
         ema: The decay of the weights' average, in [0, 1).
+        condition_dropout: The probability with which each condition of a training example is
+            replaced by "none", in [0, 1): see :mod:`scoresde.train.dropout`.
         seed: Seed of the split, the batches, the times and the noise.
         device: The device to train on; by default the model's.
         folder: Where the best weights so far are kept, for :func:`scoresde.load`; made if need
@@ -86,8 +90,11 @@ def fit(
     model = model if device is None else model.to(device)
     source = _source(data, held_out, seed)
     _warn(source, model, loss)
-    keep = _keeper(model, source, folder, seed)
-    training = Training(steps=steps, batch_size=batch_size, ema=ema)
+    training = Training(
+        steps=steps, batch_size=batch_size, ema=ema, condition_dropout=condition_dropout
+    )
+    check_dropout(model, source, condition_dropout)
+    keep = _keeper(model, source, folder, seed, training)
     adam = functools.partial(torch.optim.Adam, lr=2e-3)
     update = Update(model, loss, training, optimizer or adam, seed=seed)
     average, size = update.averages[0].model, min(batch_size, len(source.train))
@@ -151,7 +158,7 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
 
 
 def _keeper(
-    model: Trainable, data: Dataset, folder: str | Path | None, seed: int
+    model: Trainable, data: Dataset, folder: str | Path | None, seed: int, training: Training
 ) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
     """Returns what writes weights, their averages and the number of updates, if requested."""
     if folder is None:
@@ -164,6 +171,8 @@ def _keeper(
             f"folder must hold no checkpoint, got {place}, which has {NAME}; choose another one."
         )
     recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
+    if training.condition_dropout:  # a reader must know whether "none" has been trained
+        recipe["train"] = describe(training)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

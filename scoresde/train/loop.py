@@ -14,6 +14,7 @@ from scoresde.loss import Loss
 from scoresde.model import Trainable
 from scoresde.streams import Purpose, Streams
 from scoresde.train.checkpoint import NAME
+from scoresde.train.dropout import check_dropout
 from scoresde.train.engine import Engine, ProcessGroup
 from scoresde.train.journal import Bad, Journal
 from scoresde.train.saving import CheckpointManager
@@ -130,6 +131,8 @@ def train(
             f"{training.augment}; build the network with conditions={{augment: "
             f"{training.augment.width}}}."
         )
+    check_dropout(model, data, training.condition_dropout)
+    _check_images(model, data, training)
     update = Update(model, loss, training, optimizer, engine, seed)
     state = State(
         model, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
@@ -179,6 +182,18 @@ def _record(found: Mapping[str, float | Path], done: int, journal: Journal) -> N
     for name, value in found.items():
         if isinstance(value, Path):
             journal.image(done, name, value)
+
+
+def _check_images(model: Trainable, data: Dataset, training: Training) -> None:
+    """Refuses an augmentation that would move examples away from images that belong to them."""
+    known = data.conditions_of("train", slice(1)) if training.augment is not None else {}
+    for name, values in known.items():
+        if values.ndim > 2 and values.shape[2:] == data.shape[1:] and model.takes(name):
+            raise InputError(
+                f"train.augment must be null for data with the image condition {name}, got "
+                f"{training.augment}: it moves the example alone; use data.flip=true, which "
+                "mirrors both."
+            )
 
 
 def _check_shares(size: int, passes: int, group: ProcessGroup) -> None:

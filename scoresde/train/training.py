@@ -44,6 +44,8 @@ class Training:
             it cannot, the log says so and the network is trained as it is.
         augment: How training images are augmented; the network is told by the condition
             ``augment``. ``None``: not at all.
+        condition_dropout: The probability with which each condition of a training example is
+            replaced by "none", in [0, 1): see :mod:`scoresde.train.dropout`.
     """
 
     steps: int = 10_000
@@ -64,6 +66,7 @@ class Training:
     precision: str | None = None
     compile: bool | str | None = None
     augment: Augmentation | None = None
+    condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulate", "log_every", "validate_every")
@@ -79,6 +82,11 @@ class Training:
             raise InputError(f"train.rate={self.rate} is no Rate; give one, such as CosineRate().")
         if not isinstance(self.ema, int | float) or not 0 <= self.ema < 1:
             raise InputError(f"train.ema={self.ema} is no number in [0, 1); 0.999 is usual.")
+        rate = self.condition_dropout
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise InputError(
+                f"train.condition_dropout must be a number in [0, 1), got {rate!r}; 0.1 is usual."
+            )
         profiles = {power_of_length(length) for length in self.lengths}
         if self.snapshots and len(profiles) < 2:
             raise InputError(f"train.lengths={self.lengths} are too few; give two that differ.")

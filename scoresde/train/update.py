@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from scoresde.errors import InputError
 from scoresde.loss import Loss
 from scoresde.model import Trainable
+from scoresde.streams import Streams
+from scoresde.train.dropout import drop_conditions
 from scoresde.train.engine import (
     Engine,
     ModelLoss,
@@ -97,6 +99,9 @@ class Update:
         group, passes = ProcessGroup.here(), self.training.accumulate
         mine, seeds = group.part(size), range(step * size, (step + 1) * size)
         bounds = [len(x) * i // passes for i in range(passes + 1)]
+        rate = self.training.condition_dropout
+        if rate:
+            cond = drop_conditions(cond, rate, Streams.of(self.seed, seeds, device=x.device)[mine])
         means = torch.zeros(1, device=x.device)  # of the loss, then of its parts
         for first, end in itertools.pairwise(bounds):
             part = slice(mine.start + first, mine.start + end)

@@ -32,15 +32,49 @@ def validation_loss(
     The processes of a group share the examples, in the same number of batches each.
     """
     rows = random_rows(len(data.validation), EXAMPLES)
-    every = range(len(rows))
     total = torch.zeros((), dtype=torch.float64, device=model.device)
-    parts, count = _shared(torch.arange(len(every)), batch_size)
+    parts, count = _shared(torch.arange(len(rows)), batch_size)
     for part in parts:
-        x, cond = _batch(model, data, Streams(seed, rows[part]))
-        # All of them share their times, in however many batches they are graded.
-        here = slice(int(part[0]), int(part[-1]) + 1)
-        total += loss(model, x, seed=seed, seeds=every, part=here, **cond).double().sum()
+        total += _losses(model, data, loss, seed, rows, part).double().sum()
     return float(ProcessGroup.here().total(total)) / count
+
+
+@torch.no_grad()
+def validation_losses(
+    model: Trainable,
+    data: Dataset,
+    loss: Loss,
+    seed: int,
+    batch_size: int = EXAMPLES,
+) -> tuple[Tensor, Tensor]:
+    """Returns the examples that :func:`validation_loss` is the mean of, and the loss of each.
+
+    This process grades all of them.
+
+    Arguments:
+        model: The model.
+        data: The data.
+        loss: The loss.
+        seed: Names the times and the noise.
+        batch_size: The number of examples graded together.
+
+    Returns:
+        Their rows, int64 ``(N,)``, and losses, float64 ``(N,)``, on the CPU.
+    """
+    rows = random_rows(len(data.validation), EXAMPLES)
+    parts = torch.arange(len(rows)).split(batch_size)
+    values = [_losses(model, data, loss, seed, rows, part).double().cpu() for part in parts]
+    return rows, torch.cat(values)
+
+
+def _losses(
+    model: Trainable, data: Dataset, loss: Loss, seed: int, rows: Tensor, part: Tensor
+) -> Tensor:
+    """Returns the losses of a part of the validation examples: ``rows[part]``."""
+    x, cond = _batch(model, data, Streams(seed, rows[part]))
+    # All of them share their times, in however many batches they are graded.
+    here = slice(int(part[0]), int(part[-1]) + 1)
+    return loss(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
 
 
 @torch.no_grad()

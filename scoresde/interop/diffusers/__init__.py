@@ -13,6 +13,11 @@ their network   label               score                       our SDE
 
 Data are in [0, 1] if ``center_input_sample`` is true, and in [-1, 1] if it is false.
 
+A network with classes (``num_class_embeds``) takes the condition ``label``, one of 0 to
+``num_class_embeds - 1``, which must be given. The library has no row for no class, and ours stays
+at zero: it was never trained (:func:`scoresde.nn.embedding.learned_none`). Where the training kept
+its last class for that, as guided ones do, give the number of that class.
+
 The library itself is not needed. Files ``.safetensors`` are read by the small package
 ``safetensors``: ``pip install scoresde[interop]``.
 
@@ -25,7 +30,7 @@ from pathlib import Path
 
 from scoresde.interop.diffusers.configuration import describe, swaps_sines
 from scoresde.interop.diffusers.files import read_folder
-from scoresde.interop.diffusers.tensors import places, renamed, swap_sines
+from scoresde.interop.diffusers.tensors import add_none, places, renamed, swap_sines
 from scoresde.interop.score_sde import Imported
 from scoresde.interop.score_sde.tensors import convert
 from scoresde.model import ScoreModel
@@ -67,6 +72,7 @@ def load_recipe(folder: str | Path) -> Imported:
     content = read_folder(folder)
     recipe = describe(content.config, content.scheduler)
     state = convert(renamed(content.weights), places(recipe["network"]), content.path)
+    add_none(state)
     if swaps_sines(content.config):
         swap_sines(state)
     return Imported(recipe=recipe, ema=None, raw=state, step=0, config=content.config.values)

@@ -56,7 +56,6 @@ _FAMILY: dict[str, tuple[Any, ...]] = {
     "resnet_time_scale_shift": ("default",),
     "add_attention": (True,),
     "class_embed_type": (None,),
-    "num_class_embeds": (None,),
 }
 # Schedulers of one and the same chain, which differ in how they walk it.
 _CHAINS = (
@@ -177,11 +176,18 @@ def _network(config: Values) -> Recipe:
         "embedding": _embedding(config, widths[0]),
         "architecture": {"_target_": "scoresde.nn.Architecture", **architecture(config)},
         "centre": config.flag("center_input_sample"),
+        **_classes(config),
     }
     network["architecture"]["norm"]["exceptions"] = _exceptions(config, network, widths)
     if not _is_fourier(config):
         return network
     return {"_target_": "scoresde.nn.ScaledBySigma", "network": network}
+
+
+def _classes(config: Values) -> Recipe:
+    if config.get("num_class_embeds") is None:
+        return {}
+    return {"classes": config.count("num_class_embeds")}
 
 
 def _size(config: Values, divisor: int) -> list[int]:

@@ -86,10 +86,19 @@ def swap_sines(state: dict[str, Tensor]) -> None:
     state[name] = state[name].roll(state[name].shape[1] // 2, dims=1)
 
 
+def add_none(state: dict[str, Tensor]) -> None:
+    """Adds the row of no class, of which the library has none; at zero, it counts as untrained."""
+    for name in state:
+        if name.endswith("conditioning.classes.weight"):
+            state[name] = nn.functional.pad(state[name], (0, 0, 0, 1))
+
+
 def _places(network: str, layer: Layer) -> Iterator[Place]:
     """Yields the tensors of one layer."""
     for name, tensor in layer.module.state_dict().items():
-        target, rows = tuple(tensor.shape), len(tensor) // layer.part[1]
+        classes = isinstance(layer.module, nn.Embedding)
+        target = (len(tensor) - classes, *tensor.shape[1:])  # without the row of no class
+        rows = target[0] // layer.part[1]
         yield Place(
             theirs=f"{layer.theirs}.{'weight' if name == 'W' else name}",
             shape=(rows, *target[1:]),
@@ -108,6 +117,8 @@ def _listed(network: Any) -> Iterator[tuple[str, nn.Module]]:
         yield "time_proj", conditioning.embedding
     yield "time_embedding.linear_1", conditioning.hidden
     yield "time_embedding.linear_2", conditioning.out
+    if conditioning.classes is not None:
+        yield "class_embedding", conditioning.classes
     yield "conv_in", network.conv_in
     for i, level in enumerate(network.down):
         name = f"down_blocks.{i}"

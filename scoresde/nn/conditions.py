@@ -1,0 +1,192 @@
+r"""Conditions: how what is known of an example enters a network, and what stands for "none".
+
+========================  ==========================  =============================================
+condition                 enters by                   "none"
+========================  ==========================  =============================================
+a class, ``label``        a row of a table            the last row, for -1
+a vector ``(B, n)``       a matrix without a bias     a vector of its own, for a row of NaN
+an image ``(B, C', *)``   a convolution of the input  a channel that is 1 there, for NaN throughout
+========================  ==========================  =============================================
+
+All of them start at zero, so that a network starts as one without conditions. Zeros are data, and
+"none" has weights of its own: it means nothing until it is trained
+(``train.condition_dropout``).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from keyword import iskeyword
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import InputError
+from scoresde.nn.basics import check_whole, check_wholes
+from scoresde.nn.blocks import conv3x3
+
+
+class Conditions(nn.Module, ABC):
+    """Abstract: the conditions that a part of a network takes."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The names of the conditions that it takes."""
+
+    @abstractmethod
+    def weights_of(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Returns the weights of "none" and the others of a condition; None where it has no own.
+
+        Arguments:
+            name: One of the names.
+        """
+
+
+def absent(values: Tensor) -> Tensor:
+    """Returns which rows of a continuous condition say "none": ``(B, *)`` to bool ``(B,)``."""
+    return values.isnan().flatten(1).all(1)
+
+
+class VectorCondition(nn.Linear):
+    """The features of a condition ``(B, n)``, of which a row of NaN says "none".
+
+    Arguments:
+        width: The number n of entries.
+        features: The number of features.
+    """
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__(width, features, bias=False)
+        self.none = nn.Parameter(torch.zeros(features))
+        self.register_load_state_dict_pre_hook(_without_none)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns features ``(B, features)``."""
+        none = absent(values)[:, None]
+        # The weights' gradient would be NaN of what is left out, too.
+        mapped = super().forward(values.masked_fill(none, 0.0))
+        return torch.where(none, self.none.to(mapped.dtype), mapped)
+
+
+def _without_none(layer: nn.Module, weights: dict[str, Any], prefix: str, *options: Any) -> None:
+    """Completes weights of a release in which a condition without values counted as zeros."""
+    if f"{prefix}weight" in weights:
+        weights.setdefault(f"{prefix}none", torch.zeros_like(weights[f"{prefix}weight"][:, 0]))
+
+
+class ImageConditions(Conditions):
+    """Images of the size of the input, joined to it in front of the first convolution.
+
+    Each has one channel more, which is 1 where the image is "none", and 0 elsewhere.
+
+    Arguments:
+        shapes: The name and the shape ``(C', *)`` of each.
+        channels: The number of channels of the first convolution's output.
+        dims: The number of axes besides batch and channels.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], channels: int, dims: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {name: conv3x3(shape[0] + 1, channels, 0.0, dims) for name, shape in shapes.items()}
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.layers)
+
+    def weights_of(self, name: str) -> tuple[Tensor, Tensor] | None:
+        weight = self.layers[name].weight
+        assert isinstance(weight, Tensor)
+        return weight[:, -1], weight[:, :-1]
+
+    def joined(self, name: str, values: Tensor | None, x: Tensor) -> Tensor:
+        """Returns an image and its channel for "none", ``(B, C' + 1, *)``.
+
+        Arguments:
+            name: The name of the condition.
+            values: The images, with shape ``(B, C', *)``; None if it is not given.
+            x: The input, ``(B, C, *)``.
+
+        Raises:
+            InputError: If it has another shape.
+        """
+        weight = self.layers[name].weight
+        assert isinstance(weight, Tensor)
+        shape = (len(x), weight.shape[1] - 1, *x.shape[2:])
+        if values is None:
+            values = x.new_full((), torch.nan).expand(shape)
+        if values.shape != shape:
+            raise InputError(
+                f"{name} has the shape {tuple(values.shape)}; give {shape}, an image of the size "
+                "of each example."
+            )
+        none = absent(values).reshape(-1, *(1,) * (x.ndim - 1))
+        flag = none.to(x.dtype).expand(-1, 1, *x.shape[2:])
+        return torch.cat((values.masked_fill(none, 0.0).to(x.dtype), flag), dim=1)
+
+
+def check_shapes(conditions: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Returns the names and the shapes of conditions: a number stands for a vector.
+
+    Raises:
+        InputError: If a name cannot be a keyword, or a size is no positive whole number.
+    """
+    for name in conditions or {}:
+        taken = name in ("x", "c", "t", "self", "model") or name in dir(nn.ModuleDict)
+        if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or taken:
+            raise InputError(
+                f"conditions={dict(conditions or {})!r}: {name!r} cannot be the name of a "
+                "condition; give a free name that Python takes as a keyword, such as labels."
+            )
+    return {name: _shape(f"conditions.{name}", n) for name, n in (conditions or {}).items()}
+
+
+def _shape(title: str, sizes: Any) -> tuple[int, ...]:
+    one = isinstance(sizes, int) or not isinstance(sizes, Sequence)
+    return (check_whole(title, sizes),) if one else check_wholes(title, sizes)
+
+
+def check_vectors(conditions: Mapping[str, Any] | None) -> dict[str, int]:
+    """Returns the names and the widths of conditions that must be vectors.
+
+    Raises:
+        InputError: If one is not, or as for :func:`check_shapes`.
+    """
+    shapes = check_shapes(conditions)
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            raise InputError(
+                f"conditions.{name} must be a number of entries for this network, got {shape}; "
+                f"flatten it and give {math.prod(shape)}, or use a UNet, which takes images of "
+                "the size of its input."
+            )
+    return {name: shape[0] for name, shape in shapes.items()}
+
+
+def check_images(
+    conditions: Mapping[str, Any] | None, shape: Sequence[int]
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Returns the vectors among conditions, and the images, which must fit an example.
+
+    Arguments:
+        conditions: The name of each, and its number of entries or its shape.
+        shape: The shape ``(C, *)`` of one example.
+
+    Raises:
+        InputError: If an image has another size than the example, or as for
+            :func:`check_shapes`.
+    """
+    shapes = check_shapes(conditions)
+    images = {name: own for name, own in shapes.items() if len(own) > 1}
+    for name, own in images.items():
+        if own[1:] != tuple(shape[1:]) or name in ("label", "augment"):
+            sizes = ", ".join(map(str, shape[1:]))
+            raise InputError(
+                f"conditions.{name} must be a number of entries, or the shape (C', {sizes}) of an "
+                f"image of the size of the data, got {own}; resize it, or choose another name if "
+                "it is label or augment."
+            )
+    return {name: own[0] for name, own in shapes.items() if len(own) == 1}, images
