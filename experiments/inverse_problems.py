@@ -52,7 +52,7 @@ from scoresde.inverse import (
     hole,
 )
 from scoresde.metrics import psnr, ranks, sliced_wasserstein, spread_ratio
-from scoresde.sample import DDIM, DPMSolverPPSDE, Sampler, UniPC
+from scoresde.sample import DDIM, DPMSolverPPSDE, Sampler, Samples, UniPC
 from scoresde.streams import random_rows
 from scoresde.tasks.restoration import Restoration, _uniformity, simulate
 from scoresde.times import LogSNRGrid, UniformGrid
@@ -146,10 +146,10 @@ def drawn(problem: Mixture, method: Any, sampler: Sampler, samples: int, seeds: 
     """The quality of a method on a mixture: the mean over seeds, and its standard error."""
     rows: list[Row] = []
     for seed in range(seeds):
-        if isinstance(method, StepRule):
-            out = method(problem.prior, (samples, 4), observed=problem.seen, seed=seed)
-        else:
-            out = sampler(method(problem.prior, problem.seen), (samples, 4), seed=seed)
+        try:
+            out = once(problem, method, sampler, samples, seed)
+        except InputError:  # a posterior says that its sampler has diverged
+            return {"finite": False}
         x = problem.seen.project(out.x) if problem.std == 0 else out.x
         if not bool(x.isfinite().all()):
             return {"finite": False}
@@ -157,6 +157,12 @@ def drawn(problem: Mixture, method: Any, sampler: Sampler, samples: int, seeds: 
         costs = {"nfe": float(out.nfe.double().mean()), "vjps": vjps}
         rows.append({**problem.judge(x, seed), **costs})
     return averaged(rows)
+
+
+def once(problem: Mixture, method: Any, sampler: Sampler, samples: int, seed: int) -> Samples:
+    if isinstance(method, StepRule):
+        return method(problem.prior, (samples, 4), observed=problem.seen, seed=seed)
+    return sampler(method(problem.prior, problem.seen), (samples, 4), seed=seed)
 
 
 def averaged(rows: list[Row]) -> Row:
