@@ -492,6 +492,15 @@ def test_the_programs_of_the_page_run():
     torch.testing.assert_close(space["same"], dps)
 
 
+def test_networks_get_few_iterations_and_exact_models_as_many_as_they_need():
+    seen = Observation(Masking(torch.ones(8, dtype=torch.bool)), torch.ones(8), 0.1)
+    network = ScoreModel(MLP(8, width=8), VPSDE())
+    exact = GaussianModel(torch.zeros(8), 1.0, VPSDE())
+    assert MMPS(network, seen).iterations == 5
+    assert MMPS(exact, seen).iterations is None
+    assert MMPS(network, seen, iterations=7).take(torch.tensor([0])).iterations == 7
+
+
 def test_a_posterior_that_diverges_says_so():
     """DPS is stiff: 200 uniform steps are too few for a noise of 1 % of the data's width."""
     prior = GaussianModel(torch.zeros(2), 1.0, VPSDE())

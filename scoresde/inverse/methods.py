@@ -18,9 +18,11 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.inverse.posterior import Local, Posterior, require_noise
 from scoresde.inverse.solver import solve
-from scoresde.model import ScoreFunction
+from scoresde.model import ScoreFunction, ScoreModel
 from scoresde.operators import Observation
 from scoresde.shapes import expand
+
+_OF_A_NETWORK = 5  # iterations; measured in experiments/inverse_problems
 
 
 @final
@@ -32,15 +34,15 @@ class MMPS(Posterior):
     It samples the posterior of a Gaussian prior exactly, if its equation is solved. Each iteration
     of the solver costs one product with the transposed Jacobian; as many as there are measurements
     solve it. The Jacobian of a network has errors, to which further iterations fit the weights: on
-    digits 5 iterations are better than 50 (``experiments/inverse_problems``). A non-linear
-    operator is linearised at D.
+    digits 5 iterations are better than 50 (``experiments/inverse_problems``), and are the default
+    for networks. A non-linear operator is linearised at D.
 
     Arguments:
         model: The score function of the prior.
         observed: What was measured; the noise may be 0.
         tolerance: The relative residual of the solver, of each example, in (0, 1).
-        iterations: Its largest number of iterations, positive; if None, the dimension of y, at
-            most 50: right for an exact model.
+        iterations: Its largest number of iterations, positive; if None, 5 for a model with a
+            network, and for an exact model the dimension of y, at most 50.
 
     Raises:
         InputError: If the observation is not of examples of the model, or a number is out of
@@ -64,11 +66,15 @@ class MMPS(Posterior):
         model: ScoreFunction,
         observed: Observation,
         tolerance: float = 1e-4,
-        iterations: int | None = 5,
+        iterations: int | None = None,
     ) -> None:
         super().__init__(model, observed)
         self.tolerance = _below_one("tolerance", tolerance)
-        self.iterations = None if iterations is None else check_count("iterations", iterations)
+        if iterations is None:
+            learned = any(isinstance(part, ScoreModel) for part in model.modules())
+            self.iterations = _OF_A_NETWORK if learned else None
+        else:
+            self.iterations = check_count("iterations", iterations)
 
     def around(self, model: ScoreFunction, observed: Observation) -> "MMPS":
         return MMPS(model, observed, self.tolerance, self.iterations)
