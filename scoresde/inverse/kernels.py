@@ -12,6 +12,7 @@ with the variance :math:`v` of q and the factor :math:`c` of :math:`x_0` in its 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ class Correlated(Spread):
 
 class Kernel(ABC):
     """Base class for the steps of a chain."""
+
+    # Whether the steps need the covariance, and so a gradient of the model.
+    differentiates: ClassVar[bool] = False
 
     @abstractmethod
     def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
@@ -141,6 +145,8 @@ class CovarianceKernel(Kernel):
 
     It is exact for Gaussian data at any number of steps.
     """
+
+    differentiates = True
 
     def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
         flat = data.flatten(1)

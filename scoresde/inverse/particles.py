@@ -191,7 +191,7 @@ class _Tilted(Target):
     def at(self, model: ScoreFunction, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Rows:
         assert isinstance(model, ClassifierFreeGuidance)
         x, t = with_signal(model.sde, x, t)
-        with torch.set_grad_enabled(isinstance(self.kernel, CovarianceKernel)):
+        with torch.set_grad_enabled(self.kernel.differentiates):
             leaf = x.detach().requires_grad_(torch.is_grad_enabled())
             strong, weak, weight = model.pair("denoise", leaf, t, cond)
         gain = model.sde.sigma(t) ** 2 / model.sde.alpha(t)
