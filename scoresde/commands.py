@@ -252,8 +252,31 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
         _save_guidance(guidance, folder)
     if config.trajectory is not None and rank_of().index == 0:
         save_trajectory(drawing, config.trajectory, count, folder)
+    if config.compare is not None and rank_of().index == 0:
+        results |= _compare(checkpoint, drawing, config, folder)
     log.info("%d samples in %.1f s: %s", count, results["seconds"], folder)
     return {"count": count, **results}
+
+
+def _compare(checkpoint: Any, drawing: Any, config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Compares samples with a split, or with those of its examples that have their classes."""
+    from scoresde.metrics import density_coverage, expected_coverage
+    from scoresde.tasks.tables import first_rows
+
+    data, codec = evaluated_data(checkpoint, config), drawing.codec
+    values = data.split(config.compare)
+    real = values[torch.arange(len(values))].cpu()
+    labels = data.conditions_of(config.compare, torch.arange(len(values))).get("label")
+    asked = drawing.cond.get("label")
+    if labels is not None and asked is not None and bool((asked >= 0).all()):
+        real = real[torch.isin(labels.cpu(), asked.cpu())]
+    drawn = first_rows(folder / "samples.npz", 2**63 - 1)
+    density, coverage = density_coverage(codec.encode(real), codec.encode(drawn))
+    return {
+        "density": density,
+        "coverage": coverage,
+        "expected_coverage": expected_coverage(len(real), len(drawn)),
+    }
 
 
 def restore(config: DictConfig, folder: Path) -> dict[str, Any]:

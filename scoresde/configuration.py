@@ -58,6 +58,7 @@ SERVES = {
     "source": (None, ("restore",)),
     "truth": (None, ("restore",)),
     "trajectory": (None, ("sample",)),
+    "compare": (None, ("sample",)),
     "lengths": (None, ("ema",)),
     "prior": (None, ("classify",)),
     "draws": (1, ("likelihood", "restore")),

@@ -36,7 +36,7 @@ from scoresde.tasks.folder import Hold, keep_settings, put_back_settings, read_r
 from scoresde.tasks.parts import Rank
 from scoresde.tasks.report import save_result
 from scoresde.tasks.runs import describe_runs
-from scoresde.tasks.summary import format_table, summarise
+from scoresde.tasks.summary import draw_quality, format_table, summarise
 from scoresde.train import ProcessGroup, TrainingStopped, process_group
 
 log = logging.getLogger("scoresde")
@@ -291,6 +291,9 @@ class Callbacks(Callback):
         rows = summarise(folder)
         print(format_table(rows))
         print(f"Table: {folder / 'summary.csv'}")
+        figure = draw_quality(rows, folder)
+        if figure is not None:
+            print(f"Figure: {figure}")
         if any(row["status"] != "ok" for row in rows):
             sys.exit(1)
 

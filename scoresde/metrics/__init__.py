@@ -17,6 +17,7 @@ from scoresde.metrics.classification import (
     logistic_regression,
     reliability,
 )
+from scoresde.metrics.coverage import density_coverage, expected_coverage
 from scoresde.metrics.detection import auroc
 from scoresde.metrics.distance import sliced_wasserstein
 from scoresde.metrics.estimate import Estimate
@@ -37,6 +38,8 @@ __all__ = [
     "auroc",
     "bits_per_dim",
     "confusion",
+    "density_coverage",
+    "expected_coverage",
     "features",
     "gaussian_baseline",
     "logistic_regression",

@@ -478,6 +478,29 @@ def ranks(values: Tensor, draws: int, path: Path) -> Path:
     return _save(figure, path)
 
 
+def quality(
+    points: Sequence[tuple[float, float]], labels: Sequence[str], expected: float, path: Path
+) -> Path:
+    """Draws the density of several sets of samples by their coverage, joined in their order.
+
+    Arguments:
+        points: The coverage and the density of each.
+        labels: What each is.
+        expected: The coverage of samples of the data's own law, whose density is 1.
+        path: Where to write.
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=4.2)
+    axes.set(xlabel="coverage (variety)", ylabel="density (quality)")
+    across, up = zip(*points, strict=True)
+    axes.plot(across, up, color=COLOURS[0], marker="o", lw=1.3)
+    axes.plot([expected], [1.0], color=INK, marker="*", ms=10, ls="", label="the data's own law")
+    for (x, y), label in zip(points, labels, strict=True):
+        axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7)
+    axes.margins(0.15)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1))
+    return _save(figure, path)
+
+
 # ---- images ------------------------------------------------------------------------------------
 
 

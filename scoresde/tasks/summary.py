@@ -2,9 +2,15 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# Columns of a row that say what came out, and not what was asked for.
+_OUTCOMES = (
+    *("job", "status", "error", "count", "nfe", "seconds"),
+    *("density", "coverage", "expected_coverage"),
+)
 
 
 def summarise(folder: Path) -> list[dict[str, Any]]:
@@ -25,6 +31,33 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
         writer.writeheader()
         writer.writerows(rows)
     return rows
+
+
+def draw_quality(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path | None:
+    """Draws ``quality.png``, density by coverage, of jobs that were compared with data.
+
+    Arguments:
+        rows: The rows of :func:`summarise`.
+        folder: The sweep's folder.
+
+    Returns:
+        The figure; None if fewer than two jobs were compared.
+    """
+    from scoresde.report.figures import quality
+
+    found = [row for row in rows if "density" in row and "coverage" in row]
+    if len(found) < 2:
+        return None
+    swept = [
+        name
+        for name in found[0]
+        if name.partition("@")[0] not in _OUTCOMES
+        and len({str(row.get(name)) for row in found}) > 1
+    ]
+    labels = [", ".join(f"{name}={row.get(name)}" for name in swept) for row in found]
+    points = [(row["coverage"], row["density"]) for row in found]
+    expected = [row["expected_coverage"] for row in found]
+    return quality(points, labels, sum(expected) / len(expected), folder / "quality.png")
 
 
 def _order(path: Path) -> tuple[int, str]:
