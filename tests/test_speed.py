@@ -1,5 +1,6 @@
 """A trained network made faster computes what it did."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -7,10 +8,13 @@ import sys
 import pytest
 import torch
 
-from scoresde import VPSDE, InputError, ScoreModel
+from scoresde import VPSDE, InputError, Likelihood, ScoreModel
+from scoresde.guidance import ClassifierFreeGuidance
+from scoresde.inverse import MMPS, Masking, Observation
 from scoresde.nn import MLP, UNet, speed
 from scoresde.nn.speed import accelerated
 from scoresde.sample import DDIM
+from scoresde.times import LogSNRGrid
 from tests.test_run import ROOT, TINY
 
 
@@ -46,6 +50,30 @@ def test_norms_and_embeddings_keep_their_precision():
     kinds = {type(m).__name__: p.dtype for m in network.modules() for p in m.parameters(False)}
     assert kinds["GroupNorm"] == torch.float32
     assert kinds["Conv2d"] == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at its input
+def test_a_compiled_network_serves_traces_and_posteriors():
+    """Both go back through one pass several times; guidance runs on batches of two sizes."""
+    if not speed.can_compile(torch.device("cpu")):
+        pytest.skip("there is no compiler here")
+    torch.manual_seed(0)
+    network = MLP(4, width=8, depth=1, classes=3).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    plain = ScoreModel(copy.deepcopy(network), VPSDE())
+    fast = ScoreModel(accelerated(network, mode="default"), VPSDE())
+    x, label = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    mask, y = torch.tensor([True, True, False, False]), torch.tensor([0.5, -0.5, 0.0, 0.0])
+    seen = Observation(Masking(mask), y, 0.3)
+    for probes in (1, 2, "exact"):  # one probe alone would have the buffers given away
+        exact = Likelihood(probes, rtol=0.1, atol=0.1)
+        values = [exact(m.eval(), x, seed=0, label=label).log_prob for m in (plain, fast)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-4)
+    for around in (lambda m: MMPS(m, seen), lambda m: ClassifierFreeGuidance(m, 2.0)):
+        sampler = DDIM(3, LogSNRGrid())
+        drawn = [sampler(around(m), (3, 4), seed=0, label=label).x for m in (plain, fast)]
+        torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
