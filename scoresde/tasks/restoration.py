@@ -1,6 +1,5 @@
 """Restoring examples of which something was observed: draws, their mean and spread, a report."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ Method = StepRule | Callable[[ScoreFunction, Observation], Posterior]
 
 _SHOWN = 8  # examples in the picture
 _SHOWN_DRAWS = 4
+_LEAST = 10  # examples for a test of their ranks
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,8 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     found["rmse_mean"] = float(((draws.mean(1) - own)[varies] ** 2).mean().sqrt())
     if x.shape[1] > 1 and bool(varies.any()):
         found["spread_ratio"] = spread_ratio(draws, own)
-        found["ranks_p_value"] = _uniformity(x, truth)
+        if len(x) >= _LEAST:
+            found["ranks_p_value"] = _uniformity(x, truth)
     return found
 
 
@@ -241,8 +242,6 @@ def _uniformity(x: Tensor, truth: Tensor, seed: int = 0) -> float:
     own = rank.gather(1, chosen[:, None])[varies.any(1), 0]
     k = x.shape[1]
     bins = max(2, min(k + 1, len(own) // 5))
-    if len(own) < 10:
-        return math.nan
     edges = torch.linspace(0, k + 1, bins + 1).round()
     counts = torch.histogram(own.float(), edges - 0.5).hist
     expected = edges.diff() / (k + 1) * len(own)
@@ -334,6 +333,8 @@ def _seen(restoration: Restoration, count: int) -> Tensor | None:
     y = restoration.observed.y
     z = operator(torch.zeros(count, *shape, dtype=y.dtype, device=y.device))
     own = (y[:count] if y.ndim == z.ndim else y.expand(count, *y.shape)).to(y.device)
+    if tuple(own.shape[1:]) == (1, *shape[1:]):  # grey levels, which the inverse would colour
+        return own.expand(count, *shape).double().cpu()
     try:
         return operator.pseudo_inverse(own, shape).double().cpu()
     except InputError:
