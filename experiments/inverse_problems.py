@@ -54,7 +54,7 @@ from scoresde.inverse import (
 from scoresde.metrics import psnr, ranks, sliced_wasserstein, spread_ratio
 from scoresde.sample import DDIM, DPMSolverPPSDE, Sampler, Samples, UniPC
 from scoresde.streams import random_rows
-from scoresde.tasks.restoration import Restoration, _uniformity, simulate
+from scoresde.tasks.restoration import Restoration, ranks_p_value, simulate
 from scoresde.times import LogSNRGrid, UniformGrid
 from scoresde.train import Checkpoint
 
@@ -428,7 +428,7 @@ class Digits:
             "psnr_draw": float(psnr(x[:, 0], truth, 16).mean()),
             "energy": [float(v) for v in energy_score(x, truth)],
             "spread": spread_ratio(x, truth),
-            "p_value": _uniformity(x, truth),
+            "p_value": ranks_p_value(x, truth),
             "outside": float(((rank == 0) | (rank == k))[varies].double().mean()),
             "ranks": torch.bincount(rank[varies], minlength=k + 1).tolist(),
         }

@@ -331,7 +331,9 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
     cond, truth = requested(config, model), None
     if config.source is None:
         if config.truth is not None:
-            raise InputError("truth requires source, the observed examples; give source=PATH.")
+            raise InputError(
+                "truth must come with source, the observed examples; use source=PATH."
+            )
         data = evaluated_data(checkpoint, config)
         values = data.split(config.split)
         rows = random_rows(len(values), 16 if config.examples is None else config.examples)
@@ -409,7 +411,7 @@ def _method(config: DictConfig) -> tuple[Any, Any]:
     if rule and given("sampler"):
         raise InputError(
             f"sampler has no effect on method={type(method).__name__}, which is a sampler itself; "
-            "leave it out, and give its steps as method.steps."
+            "remove it, and set its steps by method.steps."
         )
     if not rule and not callable(method):
         raise InputError(f"method must be a posterior or a step rule, got {method}.")

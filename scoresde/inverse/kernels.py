@@ -1,8 +1,8 @@
 r"""How the steps of a reverse chain spread around their means.
 
 A step from t to s has the mean of :math:`q(x_s \mid x_t, x_0)` at :math:`x_0 = D`. Given
-:math:`x_t` alone, :math:`x_0` varies about D with :math:`\mathrm{Cov} = (\sigma^2 / \alpha) J`, so
-that the exact step has, to second order, the covariance
+:math:`x_t` alone, :math:`x_0` varies about D with :math:`\mathrm{Cov} = (\sigma^2 / \alpha) J`. To
+second order the exact step has the covariance
 
 .. math:: v I + c^2 \, \mathrm{Cov}[x_0 \mid x_t],
 

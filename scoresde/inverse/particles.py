@@ -1,8 +1,8 @@
-r"""Sequential Monte Carlo: weighted samples, so that the error of a guide can be seen.
+r"""Sequential Monte Carlo: weighted samples, whose weights show the error of a guide.
 
-Particles walk the reverse chain by a guided proposal, and carry weights for what the proposal does
-otherwise than the target. With the chain :math:`K(x_s \mid x_t)` of the model, the proposal
-:math:`q` and a *twist* :math:`\psi_t > 0` that guesses :math:`p(y \mid x_t)`,
+Particles follow the reverse chain by a guided proposal. Their weights correct for the difference
+between the proposal and the target. With the chain :math:`K(x_s \mid x_t)` of the model, the
+proposal :math:`q` and a *twist* :math:`\psi_t > 0` that guesses :math:`p(y \mid x_t)`,
 
 .. math:: w_1 = \psi_1(x_1), \qquad
           w_s = w_t \, \frac{\psi_s(x_s) \, K(x_s \mid x_t)}{\psi_t(x_t) \, q(x_s \mid x_t)},
@@ -242,7 +242,7 @@ def log_twist(near: Linearised, measured: Tensor, spread: Any) -> Tensor:
         return torch.where(known, log_normal, 0).sum(1)
     matrix = _matrix(near, spread, count)
     both = known[:, :, None] & known[:, None, :]
-    # Relative to the noise, so that what a network's Jacobian lacks in positivity can be cut off.
+    # Relative to the noise; a network's Jacobian may have negative eigenvalues, which count as 0.
     scale = noise.sqrt()
     relative = torch.where(both, matrix, 0) / (scale[:, :, None] * scale[:, None, :])
     values, basis = torch.linalg.eigh(0.5 * (relative + relative.mT))
@@ -356,18 +356,20 @@ class Twisted:
         example = _shape_of(model, shape)
         told = {k: torch.tensor([v]) if isinstance(v, int) else v for k, v in cond.items()}
         count, alone = _populations(model, example, told)
-        walk = _Walk(self, model, example, Streams.of(seed, seeds, count, model.device), told)
+        simulation = _Simulation(
+            self, model, example, Streams.of(seed, seeds, count, model.device), told
+        )
         with counting(count * self.particles, model.device) as passes, evaluating(model, True):
-            x, log_weights, ess, evidence = walk.run(progress)
+            x, log_weights, ess, evidence = simulation.run(progress)
         log_evidence, error = _mean_of_groups(evidence)
         nfe, vjps = (n.reshape(count, -1) for n in (passes.network, passes.products))
         found = (x, log_weights, ess, log_evidence, error, nfe, vjps)
         parts = [part[0] if alone else part for part in found]
-        return Particles(walk.seed, *parts)
+        return Particles(simulation.seed, *parts)
 
 
-class _Walk:
-    """The particles of all populations on their walk, in rows: (population, group, slot)."""
+class _Simulation:
+    """The particles of all populations, in rows: (population, group, slot)."""
 
     def __init__(
         self,

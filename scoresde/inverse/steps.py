@@ -1,4 +1,4 @@
-r"""Samplers that change their steps, so that samples agree with an observation.
+r"""Samplers with step rules that make samples agree with an observation.
 
 A posterior model (:mod:`scoresde.inverse.posterior`) changes the denoised estimate, and any
 sampler takes it. The methods here are rules for the *state* instead: they project it, overwrite a
@@ -194,7 +194,7 @@ class Replacement(ProjectedSampler):
 
     .. math:: x_s \leftarrow (I - P) x_s + \alpha_s x_y + \sigma_s P z .
 
-    The step before it has not seen :math:`y`, so that the two parts do not match; going back
+    The step before it has not seen :math:`y`, and the two parts do not match. Going back
     ``jump`` steps by the forward process and coming again, ``resamplings`` times in all, brings
     them together. A single time is the replacement method, whose samples hardly depend on y:
     the table in :mod:`scoresde.inverse.steps` has its law.
@@ -208,7 +208,7 @@ class Replacement(ProjectedSampler):
         steps: The number of intervals, positive; on digits 100 are no better than 50
             (``experiments/inverse_problems``).
         grid: How they are spaced.
-        resamplings: How many times each piece of the grid is walked, positive.
+        resamplings: How many times each piece of the grid is sampled, positive.
         jump: The number of steps in a piece, positive.
         eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
 
@@ -274,7 +274,7 @@ class DPSStep(StepRule):
     .. math:: x_s \leftarrow x_s - \zeta \nabla_{x_t} \lVert y - A(D(x_t)) \rVert
 
     The norm is over one example. The push depends neither on the step's length nor on the noise of
-    y, so that the number of steps is a part of the method, and the law is not that of the
+    y: the number of steps is a part of the method, and the law is not that of the
     posterior: for data N(0, 1), observed as 1 with std .5, 1000 steps on VP with
     :math:`\zeta = .3` give the mean 1.00 and the variance .030 in place of .8 and .2.
     :class:`~scoresde.inverse.DPS` is the form that has a limit.

@@ -104,8 +104,8 @@ def accelerated(
     dtype = PRECISIONS[precision]
     fast = network if dtype is None else HalfPrecision(network, dtype)
     if mode is not None and can_compile(_device_of(network)):
-        # Traces and posteriors go back through one pass several times, so that its compiled
-        # backward pass must keep its buffers. Torch has no public name for that.
+        # Traces and posteriors go back through one pass several times, and its compiled backward
+        # pass must keep its buffers. Torch has no public name for that.
         torch._functorch.config.donated_buffer = False
         fast.compile(mode=mode)
     return fast

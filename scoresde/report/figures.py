@@ -455,7 +455,7 @@ def histogram(values: Mapping[str, Tensor], path: Path, label: str) -> Path:
 
 
 def ranks(values: Tensor, draws: int, path: Path) -> Path:
-    """Draws how often a true value has each rank among draws, beside the uniform share.
+    """Draws how often a true value has each rank among draws, next to the uniform share.
 
     Arguments:
         values: Ranks from 0 to ``draws``, whole numbers of any shape.

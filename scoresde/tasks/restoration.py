@@ -220,7 +220,7 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     if x.shape[1] > 1 and bool(varies.any()):
         found["spread_ratio"] = spread_ratio(draws, own)
         if len(x) >= _LEAST:
-            found["ranks_p_value"] = _uniformity(x, truth)
+            found["ranks_p_value"] = ranks_p_value(x, truth)
     return found
 
 
@@ -229,10 +229,15 @@ def _span(codec: Codec) -> float:
     return float((high - low).max())
 
 
-def _uniformity(x: Tensor, truth: Tensor, seed: int = 0) -> float:
-    """Returns the p-value of uniform ranks: of one value that varies, at random, per example.
+def ranks_p_value(x: Tensor, truth: Tensor, seed: int = 0) -> float:
+    """Returns the p-value of a chi-squared test that the ranks of the truth are uniform.
 
-    Values of one example depend on each other; one of each example keeps the test honest.
+    Values of one example depend on each other, so one value that varies is drawn of each example.
+
+    Arguments:
+        x: The draws, with shape ``(N, K, *)``, K at least 2 and N at least 10.
+        truth: The true values, with shape ``(N, *)``.
+        seed: Names the random streams that choose the values.
     """
     from scipy.stats import chisquare
 
@@ -276,7 +281,7 @@ def _table(results: Mapping[str, Any]) -> Table:
 def _figures(
     restoration: Restoration, x: Tensor, truth: Tensor | None, folder: Path
 ) -> list[Figure]:
-    """Draws the examples beside what was observed, and the ranks of the truth."""
+    """Draws the examples next to what was observed, and the ranks of the truth."""
     found = []
     if len(restoration.codec.raw_shape) == 3:
         found.append(_picture(restoration, x, truth, folder / "restored.png"))

@@ -79,7 +79,7 @@ def read_conditions(path: str | Path, model: Model) -> dict[str, Tensor]:
     for name, values in arrays.items():
         if not model.takes(name):
             raise InputError(
-                f"conditions must be those of the model, got {name} in {path}; leave it out."
+                f"conditions must be those of the model, got {name} in {path}; remove that array."
             )
         if values.dtype.kind not in "biuf" or not values.ndim or not len(values):
             raise InputError(
@@ -142,6 +142,6 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray:
             return np.asarray(upright if mode is None else upright.convert(mode))
     except Exception as error:  # a damaged file can fail in any parser below
         raise InputError(
-            f"{path} must be an image, got {str(error) or type(error).__name__}; give a PNG or "
+            f"{path} must be an image, got {str(error) or type(error).__name__}; use a PNG or "
             "JPEG file, a folder of them, or a .npy file."
         ) from error

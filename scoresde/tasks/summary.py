@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Columns of a row that say what came out, and not what was asked for.
+# Columns of a row that are results and not settings.
 _OUTCOMES = (
     *("job", "status", "error", "count", "nfe", "seconds"),
     *("density", "coverage", "expected_coverage"),

@@ -49,14 +49,14 @@ def validation_losses(
 ) -> tuple[Tensor, Tensor]:
     """Returns the examples that :func:`validation_loss` is the mean of, and the loss of each.
 
-    This process grades all of them.
+    This process evaluates all of them.
 
     Arguments:
         model: The model.
         data: The data.
         loss: The loss.
         seed: Names the times and the noise.
-        batch_size: The number of examples graded together.
+        batch_size: The number of examples evaluated together.
 
     Returns:
         Their rows, int64 ``(N,)``, and losses, float64 ``(N,)``, on the CPU.
@@ -72,7 +72,7 @@ def _losses(
 ) -> Tensor:
     """Returns the losses of a part of the validation examples: ``rows[part]``."""
     x, cond = _batch(model, data, Streams(seed, rows[part]))
-    # All of them share their times, in however many batches they are graded.
+    # All of them share their times, in however many batches they are evaluated.
     here = slice(int(part[0]), int(part[-1]) + 1)
     return loss(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
 
@@ -92,7 +92,7 @@ def error_by_level(
         data: The data; each of at most 1024 validation examples is taken at one level.
         eps: The smallest time.
         seed: Names the noise, which is the same at every call.
-        batch_size: The number of examples graded together.
+        batch_size: The number of examples evaluated together.
 
     Returns:
         The errors, by names that :func:`level_curves` can read.
