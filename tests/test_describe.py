@@ -107,6 +107,7 @@ OBJECTS = [
     ),
     VariationalBound(4, times.UniformTimes(), 0.1, 2),
     DenoisingScoreMatching(weighting=EDMWeighting(), times=times.LogNormalTimes()),
+    *(loss.MinSNRWeighting(4.0), loss.SoftMinSNRWeighting(5.0), loss.BoundWeighting(10)),
 ]
 BASES = (
     *(sample.Sampler, sample.Predictor, sample.Corrector, sample.StepRule, sample.Variable),
@@ -206,8 +207,10 @@ def test_what_cannot_be_described_is_a_sentence(thing):
 
 MODULES = [
     nn.MLP(3, width=8, classes=2, conditions={"context": 4}),
+    nn.MLP(3, width=8, output_heads=2),
     nn.MLP((2, 3), embedding=nn.PositionalEmbedding(8, scale=100.0)),
     nn.UNet((1, 8, 8), 8, attention=[0], dropout=0.1, centre=True),
+    nn.UNet((1, 7, 8), 8, architecture=nn.Architecture(output_heads=2)),
     nn.UNet((1, 8, 8), np.int64(8), architecture=nn.Architecture(activation=torch.nn.ReLU())),
     nn.UNet(
         (1, 8, 8),

@@ -4,13 +4,17 @@ from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.weighting import (
+    BoundWeighting,
     EDMWeighting,
     LikelihoodWeighting,
+    MinSNRWeighting,
     NoiseWeighting,
+    SoftMinSNRWeighting,
     Weighting,
 )
 
 __all__ = [
+    "BoundWeighting",
     "CrossEntropy",
     "DenoisingScoreMatching",
     "Draw",
@@ -18,7 +22,9 @@ __all__ = [
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
+    "MinSNRWeighting",
     "NoiseWeighting",
+    "SoftMinSNRWeighting",
     "Weighting",
     "draw",
 ]
