@@ -292,7 +292,23 @@ def consistency_term(
         Nats, with shape ``(B,)``, differentiable in the model's weights.
     """
     data, v = variance.step(model, x, t, s, **cond)
-    sde, s, t = model.sde, as_time(s), as_time(t)
+    return step_divergence(model, x0, data, v, t, s)
+
+
+def step_divergence(
+    model: ScoreFunction, x0: Tensor, data: Tensor, v: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    r"""Returns :func:`consistency_term` where the step is known.
+
+    Arguments:
+        model: The model.
+        x0: Clean data, with shape ``(B, *)``.
+        data: The denoised data at time ``t``, with that shape.
+        v: The variance of the model's step, which broadcasts to it.
+        t: The later times, with shape ``()`` or ``(B,)``.
+        s: The earlier times, likewise, where some noise is.
+    """
+    x, sde, s, t = x0, model.sde, as_time(s), as_time(t)
     gain = per_example(sde.alpha(s) * forward_variance(model, t, s) / sde.sigma(t) ** 2, x)
     excess = per_example(posterior_variance(model, t, s), x) / v - 1
     spread = (excess - torch.log1p(excess)).to(x)

@@ -3,6 +3,7 @@
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.hybrid import BoundLoss, HybridLoss
 from scoresde.loss.weighting import (
     BoundWeighting,
     EDMWeighting,
@@ -14,11 +15,13 @@ from scoresde.loss.weighting import (
 )
 
 __all__ = [
+    "BoundLoss",
     "BoundWeighting",
     "CrossEntropy",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
+    "HybridLoss",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",

@@ -28,6 +28,7 @@ from scoresde.sample.plan import LinearUpdate, Node, PlannedSampler, Stage, run_
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
     AncestralPredictor,
+    ChainPredictor,
     EulerMaruyamaPredictor,
     Interval,
     Predictor,
@@ -49,6 +50,7 @@ __all__ = [
     "AnnealedLangevin",
     "AnnealedLangevinDynamics",
     "BatchMeanNorm",
+    "ChainPredictor",
     "Corrector",
     "DPMSolver",
     "DPMSolverPP",
