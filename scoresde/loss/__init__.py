@@ -4,6 +4,8 @@ from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.hybrid import BoundLoss, HybridLoss
+from scoresde.loss.importance import ImportanceSampled
+from scoresde.loss.uncertainty import UncertaintyWeighted
 from scoresde.loss.weighting import (
     BoundWeighting,
     EDMWeighting,
@@ -22,12 +24,14 @@ __all__ = [
     "Draw",
     "EDMWeighting",
     "HybridLoss",
+    "ImportanceSampled",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
     "MinSNRWeighting",
     "NoiseWeighting",
     "SoftMinSNRWeighting",
+    "UncertaintyWeighted",
     "Weighting",
     "draw",
 ]
