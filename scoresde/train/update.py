@@ -58,7 +58,9 @@ class Update:
         self.averages = training.averages(model)
         training.prepare(model)
         copies = [average.model for average in self.averages]
-        self.terms = ModelLoss(model, loss).to(model.device)
+        if isinstance(loss, nn.Module):
+            loss.to(model.device)
+        self.terms = ModelLoss(model, loss)
         self.shared = (engine or Replicated()).share(self.terms, copies)
         self.optimiser = _optimiser(optimizer, self.terms)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
