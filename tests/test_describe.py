@@ -107,6 +107,9 @@ OBJECTS = [
     ),
     VariationalBound(4, times.UniformTimes(), 0.1, 2),
     DenoisingScoreMatching(weighting=EDMWeighting(), times=times.LogNormalTimes()),
+    sample.PredictorCorrector(predictor=sample.ChainPredictor(likelihood.ForwardVariance())),
+    loss.HybridLoss(0.01, likelihood.Levels(17), times=times.LowDiscrepancy(times.ChainTimes())),
+    loss.BoundLoss(None, likelihood.LearnedRange()),
     *(loss.MinSNRWeighting(4.0), loss.SoftMinSNRWeighting(5.0), loss.BoundWeighting(10)),
 ]
 BASES = (
