@@ -2,6 +2,7 @@
 
 from scoresde.times.densities import (
     ChainTimes,
+    FirstTime,
     FoldedTimes,
     ImportanceTimes,
     LevelTimes,
@@ -11,6 +12,7 @@ from scoresde.times.densities import (
     UniformTimes,
 )
 from scoresde.times.grids import (
+    ConstantGrid,
     CosineGrid,
     ExplicitGrid,
     Grid,
@@ -22,8 +24,10 @@ from scoresde.times.grids import (
 
 __all__ = [
     "ChainTimes",
+    "ConstantGrid",
     "CosineGrid",
     "ExplicitGrid",
+    "FirstTime",
     "FoldedTimes",
     "Grid",
     "ImportanceTimes",
