@@ -1,10 +1,12 @@
 """What each task does: from a configuration to files in a folder."""
 
 import copy
+import dataclasses
 import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +22,7 @@ from scoresde.configuration import (
     build_data,
     check_given,
     check_told,
+    chosen,
     describe,
     device_of,
     evaluated_data,
@@ -845,6 +848,30 @@ def search(config: DictConfig, folder: Path) -> dict[str, Any]:
     ).run(objective)
 
 
+def design(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Designs noise levels and Langevin steps for data, and writes a recipe with them."""
+    from scoresde.loss import NoiseDesign
+    from scoresde.tasks import design as designs
+
+    data, options = build_data(config.data), config.design
+    if not isinstance(options, DictConfig):
+        raise InputError(f"design must be a mapping, got {options}; set design.sigma_min=0.01, say.")
+    made = NoiseDesign.of(data, **OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]
+    values: Any = OmegaConf.to_container(config.data, resolve=True)
+    recipe = designs.recipe(made, data.shape, chosen("data"), values)
+    about = f"Noise designed for {data.name} (Song and Ermon 2020)."
+    path = designs.save(f"# @package _global_\n# {about}\n{OmegaConf.to_yaml(recipe)}", folder)
+    command = f"scoresde --config-dir {shlex.quote(str(folder / designs.CONF))} "
+    log.info("%s\n%s\nRecipe: %s", about, designs.summary(made, data.shape), path)
+    log.info("Train:  %s+experiment=%s", command, designs.NAME)
+    return {
+        **dataclasses.asdict(made),
+        "ratio": made.ratio,
+        "step_size": made.step_size,
+        "recipe": str(path),
+    }
+
+
 def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Turns a checkpoint of another program into one of ours."""
     from scoresde.tasks.importing import import_checkpoint, read_foreign
@@ -876,6 +903,7 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "ema": ema,
     "benchmark": benchmark,
     "search": search,
+    "design": design,
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.

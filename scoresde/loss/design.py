@@ -12,7 +12,9 @@ ratio :math:`r`:
    .. math:: \Phi(\sqrt{2D} (r - 1) + 3 r) - \Phi(\sqrt{2D} (r - 1) - 3 r) = \tfrac12 .
 
    In few dimensions the law of the radius is too wide to bound the ratio: for D <= 4 there is no
-   solution (and for D = 5 it is 19), so the ratio is at most ``largest_ratio``.
+   solution (and for D = 5 it is 19), so the ratio is at most ``largest_ratio``. A small one is
+   better and costs steps: with T = 5 on the exact score of eight Gaussians in the plane, the
+   variance of a mode is 1.87, 1.40 and 1.17 of what it must be for ratios of 2, 1.4 and 1.1.
 3. see above.
 4. T Langevin steps :math:`x + \delta s + \sqrt{2 \delta} z` with :math:`\delta = \epsilon
    \sigma_i^2 / \sigma_L^2` turn the variance :math:`r^2 \sigma_i^2`, around one example, into
@@ -104,7 +106,7 @@ class NoiseDesign:
         data: Encoded | Tensor,
         sigma_min: float = 0.01,
         steps: int = 5,
-        largest_ratio: float = 2.0,
+        largest_ratio: float = 1.4,
         examples: int = 5000,
     ) -> "NoiseDesign":
         """Designs the noise for data.
@@ -114,7 +116,8 @@ class NoiseDesign:
                 ``(N, *)``.
             sigma_min: The smallest level in model units: what noise may be left on the samples.
             steps: The Langevin steps T at a level, positive.
-            largest_ratio: The largest ratio of neighbouring levels, above 1.
+            largest_ratio: The largest ratio of neighbouring levels, above 1; it matters below
+                about 50 dimensions.
             examples: How many examples are compared in pairs; of more, as many at random
                 (:func:`~scoresde.streams.random_rows`), whose largest distance is a little
                 smaller.
@@ -123,9 +126,11 @@ class NoiseDesign:
             InputError: If the data are no examples in model units, or less wide than
                 ``sigma_min``.
         """
-        x = _examples(data, check_count("examples", examples))
-        if not 1 < largest_ratio < math.inf:
-            raise InputError(f"largest_ratio must be above 1, got {largest_ratio}.")
+        if check_count("examples", examples) < 2:
+            raise InputError(f"examples must be at least 2, got {examples}.")
+        if not _is_number(largest_ratio) or not 1 < largest_ratio < math.inf:
+            raise InputError(f"largest_ratio must be above 1, got {largest_ratio}; 1.4 is usual.")
+        x = _examples(data, examples)
         widest = largest_distance(x)
         _check_sizes(x, widest, sigma_min)
         ratio = min(level_ratio(x.shape[1]), largest_ratio)
@@ -178,8 +183,7 @@ def largest_distance(x: Tensor) -> float:
     """
     x = x.double()
     x = x - x.mean(0)  # squares of a common offset would drown the differences
-    widest = max(float(torch.cdist(part, x).max()) for part in x.split(_BLOCK))
-    return widest
+    return max(float(torch.cdist(part, x).max()) for part in x.split(_BLOCK))
 
 
 def level_ratio(dimension: int) -> float:
@@ -245,15 +249,20 @@ def _examples(data: Encoded | Tensor, most: int) -> Tensor:
     return x.detach().cpu().flatten(1)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_sizes(x: Tensor, widest: float, sigma_min: float) -> None:
+    if widest == 0:
+        raise InputError(f"data must have examples that differ, got {len(x)} equal ones.")
     offset = float(x.double().mean(0).norm())
-    if offset > widest > 0:
+    if offset > widest:
         raise InputError(
             f"data must be in model units, around 0, got a mean of norm {offset:.4g} and a largest "
             f"distance of {widest:.4g}; standardise them, as a Dataset does."
         )
-    number = isinstance(sigma_min, int | float) and not isinstance(sigma_min, bool)
-    if not number or not 0 < sigma_min < widest:
+    if not _is_number(sigma_min) or not 0 < sigma_min < widest:
         raise InputError(
             f"sigma_min must be in (0, {widest:.4g}), below the largest distance of two examples "
             f"in model units, got {sigma_min}."
