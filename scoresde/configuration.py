@@ -151,7 +151,11 @@ def check(config: DictConfig) -> None:
     if config.task in USED:
         idle = [g for g in (*GROUPS, "samplers") if g not in USED[config.task] and given(g)]
         if idle:
-            why = "it takes data alone" if config.task == "design" else "the checkpoint holds its own"
+            why = (
+                "it takes data alone"
+                if config.task == "design"
+                else "the checkpoint holds its own"
+            )
             raise InputError(
                 f"{idle[0]} has no effect on task={config.task}: {why}; leave it out."
             )

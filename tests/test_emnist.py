@@ -100,7 +100,7 @@ def test_its_files_are_read_and_said_to_be_unverified(tmp_path, packed, place):
 def test_it_is_not_downloaded(cache):
     with pytest.raises(InputError, match=f"by hand.*data.root=FOLDER.*gzip.zip into {cache}"):
         emnist()
-    with pytest.raises(InputError, match="data.root=nowhere is no folder.*gzip.zip"):
+    with pytest.raises(InputError, match=r"data.root=nowhere is no folder.*gzip.zip"):
         emnist("nowhere")
 
 

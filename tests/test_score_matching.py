@@ -200,7 +200,9 @@ def test_drawn_times_are_the_given_ones():
     model, x = Linear(torch.eye(2).double()), normal(6, 2)
     loss = SlicedScoreMatching(NoiseWeighting(), LowDiscrepancy(UniformTimes()))
     drawn = loss(model, x, seed=3)
-    parts = [loss(model, x[i : i + 3], seed=3, seeds=range(6), part=slice(i, i + 3)) for i in (0, 3)]
+    parts = [
+        loss(model, x[i : i + 3], seed=3, seeds=range(6), part=slice(i, i + 3)) for i in (0, 3)
+    ]
     assert torch.equal(drawn, torch.cat(parts))
     one = ExplicitScoreMatching(eps=0.4)
     noise = torch.zeros_like(x)
@@ -277,7 +279,9 @@ def test_one_level_learns_the_noised_variance(sigma):
     c, loss = 0.5, OneLevel(sigma)
     x = math.sqrt(c) * whitened(normal(2000, 1, dtype=torch.float32))
     model = ScoreModel(LinearNetwork(1), SDE, ScoreParametrisation(sigma_data=None))
-    update = Update(model, loss, Training(rate=ConstantRate(0)), partial(torch.optim.Adam, lr=0.02))
+    update = Update(
+        model, loss, Training(rate=ConstantRate(0)), partial(torch.optim.Adam, lr=0.02)
+    )
     slopes = []
     for step in range(400):
         update(x, {}, step, len(x))

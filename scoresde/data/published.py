@@ -355,7 +355,9 @@ class _How:
     def dataset(self, source: _Source, root: str | Path | None, read: _Read) -> Dataset:
         files = source.find(root)
         verified = self.verify and all(files.values())
-        arrays = read({path: (checksum if self.verify else "") or None for path, checksum in files.items()})
+        arrays = read(
+            {path: (checksum if self.verify else "") or None for path, checksum in files.items()}
+        )
         _check_pairs(source, arrays)
         train, train_labels, test, test_labels = map(torch.from_numpy, arrays)
         kept = self._kept(len(test))
@@ -437,7 +439,9 @@ def _read_emnist(files: Mapping[Path, str | None]) -> _Arrays:
         parts = _formats.zipped(archive, name, list(_EMNIST.editions[1]))
     images, labels, test_images, test_labels = _read_parts(parts)
     if min(labels.min(), test_labels.min()) < 1:
-        raise InputError("The labels of EMNIST letters must be 1 to 26, got 0; get the files again.")
+        raise InputError(
+            "The labels of EMNIST letters must be 1 to 26, got 0; get the files again."
+        )
     # Published with columns for rows, and classes counted from 1.
     return *_upright(images, labels), *_upright(test_images, test_labels)
 

@@ -163,14 +163,17 @@ class NoiseDesign:
         )
 
     def langevin(self) -> AnnealedLangevinDynamics:
-        r"""Returns annealed Langevin dynamics with T steps at each level.
+        r"""Returns annealed Langevin dynamics with T steps at each level, denoised in the end.
 
         Its corrector writes :math:`\delta = 2 (a \sigma)^2`, so :math:`a^2 = \epsilon / 2
         \sigma_L^2`.
         """
         size = math.sqrt(0.5 * self.step_size) / self.sigma_min
         return AnnealedLangevinDynamics(
-            self.levels - 1, langevin=AnnealedLangevin(size, self.steps), eps=0.0
+            self.levels - 1,
+            langevin=AnnealedLangevin(size, self.steps),
+            eps=0.0,
+            final_denoise=True,
         )
 
 
@@ -259,8 +262,8 @@ def _check_sizes(x: Tensor, widest: float, sigma_min: float) -> None:
     offset = float(x.double().mean(0).norm())
     if offset > widest:
         raise InputError(
-            f"data must be in model units, around 0, got a mean of norm {offset:.4g} and a largest "
-            f"distance of {widest:.4g}; standardise them, as a Dataset does."
+            f"data must be in model units, around 0, got a mean of norm {offset:.4g} and a "
+            f"largest distance of {widest:.4g}; standardise them, as a Dataset does."
         )
     if not _is_number(sigma_min) or not 0 < sigma_min < widest:
         raise InputError(

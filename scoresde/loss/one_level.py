@@ -86,8 +86,8 @@ class OneLevel(Loss):
         low, high = _levels(process)
         if not low <= self.sigma <= high:
             raise InputError(
-                f"sigma must be in [{low:.3g}, {high:.3g}], the levels sigma / alpha of {process}, "
-                f"got {self.sigma}."
+                f"sigma must be in [{low:.3g}, {high:.3g}], the levels sigma / alpha of "
+                f"{process}, got {self.sigma}."
             )
         time = process.time(torch.tensor(-2 * math.log(self.sigma), dtype=torch.float64))
         return float(time.detach().clamp(0, 1))
@@ -114,7 +114,8 @@ def only_time(loss: Loss | None, process: Interpolant) -> float | None:
 
     Example:
         >>> from scoresde import VESDE
-        >>> only_time(OneLevel(0.01), VESDE(0.01, 50.0)), only_time(DenoisingScoreMatching(), VESDE())
+        >>> sde = VESDE(0.01, 50.0)
+        >>> only_time(OneLevel(0.01), sde), only_time(DenoisingScoreMatching(), sde)
         (0.0, None)
     """
     match loss:

@@ -13,12 +13,13 @@ CONF = "conf"  # of a run's folder: what --config-dir takes
 
 def summary(design: NoiseDesign, shape: tuple[int, ...]) -> str:
     """Returns the design in a few lines."""
+    together = design.levels * design.steps
     lines = [
         f"{math.prod(shape)} dimensions, noise levels in model units",
         f"sigma_1 (largest)     {design.sigma_max:.4g}",
         f"sigma_L (smallest)    {design.sigma_min:.4g}",
         f"levels L              {design.levels}, each 1/{design.ratio:.4f} of the one before",
-        f"Langevin steps T      {design.steps} at each level, {design.levels * design.steps} in all",
+        f"Langevin steps T      {design.steps} at each level, {together} in all",
         f"step size epsilon     {design.step_size:.3g} (variance at a level: "
         f"{design.variance_ratio:.3f} of its own)",
         f"average of weights    {design.ema}",

@@ -12,7 +12,6 @@ from scoresde.times.densities import (
     UniformTimes,
 )
 from scoresde.times.grids import (
-    ConstantGrid,
     CosineGrid,
     ExplicitGrid,
     Grid,
@@ -24,7 +23,6 @@ from scoresde.times.grids import (
 
 __all__ = [
     "ChainTimes",
-    "ConstantGrid",
     "CosineGrid",
     "ExplicitGrid",
     "FirstTime",
