@@ -461,6 +461,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split)
     try_model(model, data)
+    _refuse_one_level(checkpoint, model, config)
     sampler = instantiate(config.sampler, "sampler")
     identity = {
         **_identity(checkpoint, config),
@@ -517,6 +518,16 @@ def _only_time(checkpoint: Any, model: Any, config: DictConfig) -> float | None:
     except InputError:  # there is none, or it is of another package
         return None
     return only_time(loss, model.process)
+
+
+def _refuse_one_level(checkpoint: Any, model: Any, config: DictConfig) -> None:
+    """Refuses a model that was trained at one time, of which nothing between 0 and 1 is known."""
+    if _only_time(checkpoint, model, config) is not None:
+        raise InputError(
+            f"task={config.task} must have a model of all noise levels, got one that was trained "
+            f"at one level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); "
+            "train with times over all levels."
+        )
 
 
 def _save_guidance(guidance: Any, folder: Path) -> None:
@@ -687,13 +698,7 @@ def _estimate(results: dict[str, Any], name: str) -> str:
 def _likelihood(checkpoint: Any, model: Any, config: DictConfig) -> Any:
     from scoresde.likelihood import Likelihood, VariationalBound
 
-    if _only_time(checkpoint, model, config) is not None:
-        raise InputError(
-            f"task={config.task} must have a model of all noise levels, got one that was trained "
-            f"at one level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); "
-            "train with times over all levels."
-        )
-
+    _refuse_one_level(checkpoint, model, config)
     if "likelihood" in checkpoint.recipe:
         exact = merged(checkpoint, "likelihood", object, config)
     else:  # of fit(folder=)

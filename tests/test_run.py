@@ -275,6 +275,7 @@ INCOMPLETE = (
     "array",
     "folder",
     "cifar10",
+    "emnist",
     "mnist",
     "fashion_mnist",
     "masking",

@@ -383,7 +383,7 @@ def score_field(
     """Draws a score in the plane as arrows, over a log-density or a histogram of points.
 
     Arrows start on the grid; they point uphill and grow with the norm of the score, up to the
-    spacing of the grid, half of which is the length at the median norm.
+    spacing of the grid, four fifths of which is the length at the median norm.
 
     Arguments:
         score: The score on a grid, in 1 / data unit, with shape ``(n, n, 2)``: row ``i`` is the
@@ -418,8 +418,8 @@ def score_field(
         angles="xy",
         scale_units="xy",
         scale=1,
-        width=0.0035,
-        color=INK,
+        width=0.0045,
+        color=ORANGE,
     )
     _plane_axes(axes, extent, "", first=True)
     bar = figure.colorbar(image, ax=axes, label=label, shrink=0.85)
@@ -457,7 +457,7 @@ def _shrunk(score: np.ndarray, across: float, up: float) -> np.ndarray:
     cell = np.array([across, up])
     vectors = np.where(np.isfinite(score).all(-1, keepdims=True), score, 0.0) * cell
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    middle = float(np.median(norms[norms > 0])) if (norms > 0).any() else 1.0
+    middle = 0.25 * float(np.median(norms[norms > 0])) if (norms > 0).any() else 1.0
     return vectors / (norms + middle) * cell
 
 

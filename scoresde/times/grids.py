@@ -177,21 +177,6 @@ class ExplicitGrid(Grid):
         return torch.tensor(self.times, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class ConstantGrid(Grid):
-    """The time ``eps`` at every node: for Langevin dynamics at one noise level.
-
-    With it :class:`~scoresde.sample.AnnealedLangevinDynamics` starts from the prior as always and
-    evaluates the model at ``eps`` alone; it is no grid for samplers that integrate over time.
-    """
-
-    def __call__(self, steps: int, sde: SDE, eps: float) -> Tensor:
-        return self.interior(torch.empty(check_count("steps", steps) + 1), sde, eps)
-
-    def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        return torch.full_like(u, eps, dtype=torch.float64)
-
-
 @torch.no_grad()
 def _log_snr_range(sde: SDE, eps: float) -> tuple[float, float]:
     """Returns the log-SNR at ``eps`` and at 1."""
