@@ -2,6 +2,25 @@
 
 from scoresde.codec.affine import Affine
 from scoresde.codec.base import Codec
+from scoresde.codec.decoder import (
+    Decoder,
+    DiscretisedGaussian,
+    First,
+    GaussianDecoder,
+    Levels,
+)
 from scoresde.codec.standardise import PerChannel, PerFeature, Standardisation, Whole
 
-__all__ = ["Affine", "Codec", "PerChannel", "PerFeature", "Standardisation", "Whole"]
+__all__ = [
+    "Affine",
+    "Codec",
+    "Decoder",
+    "DiscretisedGaussian",
+    "First",
+    "GaussianDecoder",
+    "Levels",
+    "PerChannel",
+    "PerFeature",
+    "Standardisation",
+    "Whole",
+]

@@ -1,27 +1,39 @@
 """Everything about log p: flow, clocks, cut-offs, exact likelihoods, the bound, classification."""
 
+from scoresde.codec import Decoder, DiscretisedGaussian, GaussianDecoder, Levels
 from scoresde.likelihood.bound import BoundResult, VariationalBound
 from scoresde.likelihood.classifier import Classification, GenerativeClassifier
 from scoresde.likelihood.clock import Clock, NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff, RescaledCutoff, VariationalCutoff
+from scoresde.likelihood.discrete import DiscreteBound, DiscreteBoundResult
 from scoresde.likelihood.exact import Likelihood, LogLikelihood
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
 from scoresde.likelihood.prior import prior_kl, prior_mismatch, spectrum
+from scoresde.likelihood.variance import ForwardVariance, PosteriorVariance, Variance
 
 __all__ = [
     "BoundResult",
     "Classification",
     "Clock",
     "Cutoff",
+    "Decoder",
+    "DiscreteBound",
+    "DiscreteBoundResult",
+    "DiscretisedGaussian",
     "Flow",
     "FlowSolution",
+    "ForwardVariance",
+    "GaussianDecoder",
     "GenerativeClassifier",
+    "Levels",
     "Likelihood",
     "LogLikelihood",
     "NoiseClock",
     "PlainCutoff",
+    "PosteriorVariance",
     "RescaledCutoff",
     "TimeClock",
+    "Variance",
     "VariationalBound",
     "VariationalCutoff",
     "as_trace",

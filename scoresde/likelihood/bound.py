@@ -31,10 +31,13 @@ data is :math:`s` times that of the noise, so that
 .. math:: R = -\tfrac{D}{2} \log(2 \pi s^2) - \tfrac12 E \lVert z - \hat z(x_\epsilon, \epsilon)
           \rVert^2 .
 
-The second term counts like one more unit of log-SNR at the cut-off. An exact model loses
-:math:`\tfrac14 \sum r^2`, :math:`r = s^2 / c` for eigenvalues :math:`c` of the data (see
-:mod:`scoresde.likelihood.cutoff`); at any cut-off, the bound stays a bound of a density of the
-data.
+With a decoder over levels (:mod:`scoresde.codec.decoder`), R is its expected log-probability
+instead, and the bound is one of the probability of the levels: nothing is dequantised.
+
+The second term of the Gaussian step counts like one more unit of log-SNR at the cut-off. An
+exact model loses :math:`\tfrac14 \sum r^2`, :math:`r = s^2 / c` for eigenvalues :math:`c` of the
+data (see :mod:`scoresde.likelihood.cutoff`); at any cut-off, the bound stays a bound of a density
+of the data.
 
 **Which likelihood.** The bound is on the model that draws by the *SDE*. The probability-flow ODE
 has another density unless the score is that of a diffusion, and the bound says nothing of it: for
@@ -65,12 +68,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scoresde.codec import Decoder, First, GaussianDecoder
 from scoresde.errors import InputError, check_count
 from scoresde.likelihood.prior import prior_kl
 from scoresde.model import Conditioned, ScoreFunction, check_model, evaluating
 from scoresde.passes import counting
 from scoresde.sde import SDE, as_time
-from scoresde.shapes import check_data, sum_features
+from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
 from scoresde.times import FoldedTimes, ImportanceTimes, Times
 
@@ -117,6 +121,8 @@ class VariationalBound:
         eps: The cut-off, in [0, 1); ``None`` takes the default of the model's SDE
             (``sde.cutoffs.likelihood``: 1e-5 for VP, 1e-3 for sub-VP, 0 for VE).
         replicates: The number of independent replicates, positive; each costs K + 1 passes.
+        decoder: The last step to data at their levels, such as :class:`~scoresde.codec.Levels`;
+            None: the Gaussian step to real data of the reconstruction above.
 
     Raises:
         InputError: If an argument is out of range.
@@ -133,12 +139,18 @@ class VariationalBound:
     times: Times = field(default_factory=lambda: FoldedTimes(ImportanceTimes()))
     eps: float | None = None
     replicates: int = 2
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         check_count("draws", self.draws)
         check_count("replicates", self.replicates)
         if not isinstance(self.times, Times):
             raise InputError(f"times={self.times}: give a Times, such as ImportanceTimes().")
+        if not isinstance(self.decoder, Decoder | None):
+            raise InputError(
+                f"decoder must be a Decoder, such as Levels(256), or None for real data, got "
+                f"{self.decoder}."
+            )
 
     @torch.no_grad()
     def __call__(
@@ -163,7 +175,7 @@ class VariationalBound:
             InputError: If the arguments do not fit the model, or the data are not finite.
         """
         eps = self.check(model)
-        check_data(x)
+        (self.decoder or GaussianDecoder()).check(x)
         streams = Streams.of(seed, seeds, len(x), model.device)
         state, field = model.state(x), Conditioned(model, cond)
         with evaluating(model), counting(len(x), model.device) as passes:
@@ -211,10 +223,7 @@ class VariationalBound:
         """Returns the reconstruction and the diffusion term from K + 1 passes, each ``(B,)``."""
         draws, sde = int(self.draws), model.sde
         first = replicate * (draws + 1)
-        end = as_time(eps)
-        d = x.shape[1:].numel()
-        scale = 0.5 * d * (float(sde.log_snr(end)) - math.log(2 * math.pi))
-        reconstruction = scale - 0.5 * _squared_error(model, x, end.to(x.device), streams, first)
+        reconstruction = self._reconstruction(model, x, as_time(eps), streams, first)
         u = streams.uniform((draws,), Purpose.TIME, replicate, torch.float64)
         # Each row on its own: an example shares no shift with its batch mates.
         u = torch.func.vmap(self.times.spread)(u)
@@ -225,6 +234,20 @@ class VariationalBound:
             error = _squared_error(model, x, t[:, k], streams, first + 1 + k)
             diffusion += 0.5 / draws * rate[:, k].to(x) * error
         return reconstruction, diffusion
+
+    def _reconstruction(
+        self, model: Conditioned, x: Tensor, t: Tensor, streams: Streams, draw: int
+    ) -> Tensor:
+        """Returns the expected log-probability of the last step by one draw, ``(B,)``."""
+        sde, t = model.sde, t.to(x.device)
+        if self.decoder is None:
+            scale = float(sde.log_snr(t)) - math.log(2 * math.pi)
+            error = _squared_error(model, x, t, streams, draw)
+            return 0.5 * x.shape[1:].numel() * scale - 0.5 * error
+        state = sde.perturb(x, t, streams.normal(x.shape[1:], Purpose.NOISE, draw, x.dtype))
+        return self.decoder.log_prob(
+            x, First.of(sde, state, t, lambda: model.denoise(state, t))
+        ).to(x)
 
 
 def _squared_error(

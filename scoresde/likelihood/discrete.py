@@ -1,0 +1,329 @@
+r"""The variational bound of a chain of T steps, term by term.
+
+A chain of states :math:`x_1, \dots, x_T` at times :math:`t_1 < \dots < t_T = 1` is drawn by the
+forward process :math:`q`. The model goes back: it draws :math:`x_T` from the prior, each state
+from a Gaussian :math:`p(x_{i-1} \mid x_i)`, and the data from a decoder
+(:mod:`scoresde.codec.decoder`). With Jensen's inequality,
+
+.. math:: -\log p(x) \le \underbrace{-E_q \log p(x \mid x_1)}_{\text{reconstruction}}
+          + \underbrace{\sum_{i \ge 2} E_q \, KL(q(x_{i-1} \mid x_i, x) \,\|\,
+          p(x_{i-1} \mid x_i))}_{\text{consistency}}
+          + \underbrace{KL(q(x_T \mid x) \,\|\, p(x_T))}_{\text{prior}} .
+
+**Consistency.** Both are Gaussian: with the variance :math:`\tilde v` of
+:math:`q(x_s \mid x_t, x)`, the model's variance :math:`v` (:mod:`scoresde.likelihood.variance`),
+and means that differ by :math:`\alpha_s \tau^2 / \sigma_t^2` times the error of the denoised data,
+
+.. math:: KL = \tfrac12 \sum \left[ \frac{\tilde v}{v} - 1 - \log \frac{\tilde v}{v}
+          + \frac{\alpha_s^2 \tau^4}{\sigma_t^4} \frac{(x - D)^2}{v} \right] .
+
+With :math:`v = \tilde v` the weight of :math:`\tfrac12 (x - D)^2` is the difference of the
+signal-to-noise ratios, :math:`SNR_s - SNR_t`. It is infinite where s has no noise: the step to the
+data itself is the decoder's.
+
+**Many steps.** The bound of an exact model tends to the log-density as T grows, with a gap of
+order 1/T. With :math:`v = \tilde v` it tends to :class:`~scoresde.likelihood.VariationalBound`.
+
+References:
+    Ho et al., *Denoising diffusion probabilistic models*, 2020, https://arxiv.org/abs/2006.11239
+    (equations 5 to 8).
+    Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
+    (equations 11 and 13).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.codec import Decoder, First, GaussianDecoder
+from scoresde.errors import InputError, check_count
+from scoresde.likelihood.prior import prior_kl
+from scoresde.likelihood.variance import (
+    PosteriorVariance,
+    Variance,
+    forward_variance,
+    per_example,
+    posterior_variance,
+)
+from scoresde.model import Conditioned, ScoreFunction, check_model, evaluating
+from scoresde.passes import counting
+from scoresde.sde import SDE, Chain, as_time
+from scoresde.shapes import sum_features
+from scoresde.streams import Purpose, Streams
+
+_FIRST_DRAWS = 4  # of the first state, from which the error of the reconstruction is known
+
+
+@dataclass(frozen=True)
+class DiscreteBoundResult:
+    """What an evaluation of the bound returns; B examples, in nats.
+
+    Arguments:
+        log_prob: The lower bound of the log-probability (a log-density of model units for real
+            data): less the sum of the three parts, ``(B,)``.
+        reconstruction: The expected negative log-probability of the decoder, ``(B,)``.
+        consistency: The sum of the steps' divergences, ``(B,)``.
+        prior: The divergence of the noised example from the prior, exact, ``(B,)``.
+        terms: The divergence of each of T steps, ``(B, T)``. Where the chain begins at clean data
+            the first is 0, since that step is the decoder's. Of a random subset they are
+            estimates: 0 where a step was not drawn, and weighted where it was.
+        times: The time at which each step ends (the larger), float64 ``(T,)``.
+        standard_error: That of ``log_prob`` over the noise and the drawn steps, ``(B,)``. Of all
+            steps it is the root mean square of neighbours' differences, which is too large rather
+            than too small where few steps differ a lot.
+        nfe: The network passes that each example took part in, int64 ``(B,)``.
+        seed: The seed that was used.
+        size: The number D of values of an example.
+    """
+
+    log_prob: Tensor
+    reconstruction: Tensor
+    consistency: Tensor
+    prior: Tensor
+    terms: Tensor
+    times: Tensor
+    standard_error: Tensor
+    nfe: Tensor
+    seed: int
+    size: int
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """The bound in bits per dimension (of levels; of model units for real data), ``(B,)``."""
+        return -self.log_prob / (self.size * math.log(2))
+
+
+@dataclass(frozen=True)
+class DiscreteBound:
+    r"""Bounds :math:`\log p(x)` from below by the chain of T steps, term by term.
+
+    Arguments:
+        decoder: The last step, to the data: :class:`~scoresde.codec.Levels` or
+            :class:`~scoresde.codec.DiscretisedGaussian` for data at their levels; None for real
+            data, a Gaussian around the denoised data.
+        steps: The number T of steps into which a continuous SDE is cut, uniformly in t: from
+            t = 0 where noise is left there, else the first step ends at 1/T. None: those of a
+            discrete chain.
+        variance: The variance of the model's steps.
+        draws: The number of steps that are drawn at random for each example, each with the weight
+            T over this number; None: all of them.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example:
+        >>> from scoresde import GaussianModel, VPSDE
+        >>> exact = GaussianModel(mean=torch.zeros(2), std=0.5, sde=VPSDE())
+        >>> b = DiscreteBound(None, steps=10)(exact, torch.zeros(3, 2), seed=0)
+        >>> parts = b.reconstruction + b.consistency + b.prior
+        >>> b.terms.shape, torch.allclose(b.log_prob, -parts)
+        (torch.Size([3, 10]), True)
+    """
+
+    decoder: Decoder | None = None
+    steps: int | None = None
+    variance: Variance = field(default_factory=PosteriorVariance)
+    draws: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "draws"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.steps == 1:
+            raise InputError("steps must be at least 2, got 1; 1000 are usual.")
+        if not isinstance(self.decoder, Decoder | None):
+            raise InputError(
+                f"decoder must be a Decoder, such as Levels(256), or None for real data, got "
+                f"{self.decoder}."
+            )
+        if not isinstance(self.variance, Variance):
+            raise InputError(
+                f"variance must be a Variance, such as PosteriorVariance(), got {self.variance}."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: ScoreFunction,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        **cond: Tensor,
+    ) -> DiscreteBoundResult:
+        """Evaluates a batch.
+
+        Arguments:
+            model: A score function.
+            x: Data in model units, with shape ``(B, *)``; levels lie at their centres.
+            seed: Names the random streams of noise and steps; ``None`` draws a fresh one.
+            seeds: The index of each example's stream; ``range(B)`` by default.
+            **cond: Conditions for the network, each with shape ``(B, *)``.
+
+        Raises:
+            InputError: If the arguments do not fit the model, or the data are not finite or not
+                at the centres of the decoder's levels.
+        """
+        times = self.check(model).to(model.device)
+        last_step = self.decoder or GaussianDecoder()
+        last_step.check(x)
+        streams = Streams.of(seed, seeds, len(x), model.device)
+        state, bound = model.state(x), Conditioned(model, cond)
+        with evaluating(model), counting(len(x), model.device) as passes:
+            first = torch.stack(
+                [
+                    self._reconstruction(bound, last_step, state, times[0], streams, draw)
+                    for draw in range(_FIRST_DRAWS)
+                ],
+                1,
+            )
+            evaluate = self._all if self.draws is None else self._some
+            terms, variance = evaluate(bound, state, times, streams)
+        reconstruction, consistency = first.mean(1), terms.sum(1)
+        prior = prior_kl(model.sde, state)
+        clean = terms.new_zeros(len(terms), 0 if self._noised(model.sde) else 1)
+        return DiscreteBoundResult(
+            log_prob=-(reconstruction + consistency + prior),
+            reconstruction=reconstruction,
+            consistency=consistency,
+            prior=prior,
+            terms=torch.cat((clean, terms), 1),
+            times=times[1:] if self._noised(model.sde) else times,
+            standard_error=(variance + first.var(1) / _FIRST_DRAWS).sqrt(),
+            nfe=passes.network,
+            seed=streams.seed,
+            size=x.shape[1:].numel(),
+        )
+
+    def check(self, model: ScoreFunction) -> Tensor:
+        """Returns the times of the chain's states for a model, float64, ascending.
+
+        Raises:
+            InputError: If its bound cannot be evaluated.
+        """
+        check_model(model)
+        sde = model.sde
+        if self.steps is None and not isinstance(sde, Chain):
+            raise InputError(
+                f"steps must be a number for {sde}, which is continuous, got None; use steps=1000."
+            )
+        steps = sde.steps if self.steps is None else self.steps  # type: ignore[attr-defined]
+        return torch.arange(0 if self._noised(sde) else 1, steps + 1).double() / steps
+
+    def _noised(self, sde: SDE) -> bool:
+        """Whether noise is left at t = 0, so that a state is there."""
+        return float(sde.sigma(as_time(0.0))) > 0
+
+    def _reconstruction(
+        self,
+        bound: Conditioned,
+        decoder: Decoder,
+        x: Tensor,
+        t: Tensor,
+        streams: Streams,
+        draw: int,
+    ) -> Tensor:
+        z = streams.normal(x.shape[1:], Purpose.NOISE, draw, x.dtype)
+        return reconstruction_term(
+            bound.model, x, bound.sde.perturb(x, t, z), t, decoder, self.variance, **bound.cond
+        )
+
+    def _term(self, bound: Conditioned, x: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        state = bound.sde.perturb(x, t, z)
+        return consistency_term(bound.model, x, state, t, s, self.variance, **bound.cond)
+
+    def _all(
+        self, bound: Conditioned, x: Tensor, times: Tensor, streams: Streams
+    ) -> tuple[Tensor, Tensor]:
+        """Returns every term, and the variance of their sum by their noise."""
+        found = []
+        for i in range(len(times) - 1):
+            z = streams.normal(x.shape[1:], Purpose.NOISE, _FIRST_DRAWS + i, x.dtype)
+            found.append(self._term(bound, x, z, times[i + 1], times[i]))
+        terms = torch.stack(found, 1)
+        if terms.shape[1] == 1:
+            return terms, torch.full_like(terms[:, 0], torch.nan)
+        # Neighbouring terms have nearly the same mean, so that they differ by their noise.
+        return terms, 0.5 * terms.diff(dim=1).square().mean(1) * terms.shape[1]
+
+    def _some(
+        self, bound: Conditioned, x: Tensor, times: Tensor, streams: Streams
+    ) -> tuple[Tensor, Tensor]:
+        """Returns weighted terms of steps drawn with replacement, and their sum's variance."""
+        draws, count = int(self.draws or 1), len(times) - 1
+        u = streams.uniform((draws,), Purpose.TIME, 0, torch.float64)
+        rows = (u * count).floor().long().clamp(max=count - 1)
+        terms, each = x.new_zeros(len(x), count, dtype=torch.float64), []
+        for k, row in enumerate(rows.unbind(1)):
+            z = streams.normal(x.shape[1:], Purpose.NOISE, _FIRST_DRAWS + k, x.dtype)
+            value = count * self._term(bound, x, z, times[row + 1], times[row]).double()
+            terms.scatter_add_(1, row[:, None], value[:, None] / draws)
+            each.append(value)
+        spread = torch.stack(each, 1)
+        if draws == 1:
+            return terms.to(x), torch.full_like(x.flatten(1)[:, 0], torch.nan)
+        return terms.to(x), (spread.var(1) / draws).to(x)
+
+
+def consistency_term(
+    model: ScoreFunction,
+    x0: Tensor,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    variance: Variance,
+    **cond: Tensor,
+) -> Tensor:
+    r"""Returns :math:`KL(q(x_s \mid x_t, x_0) \,\|\, p(x_s \mid x_t))` for s < t.
+
+    Arguments:
+        model: The model.
+        x0: Clean data, with shape ``(B, *)``.
+        x: States at time ``t``, with that shape.
+        t: The later times, with shape ``()`` or ``(B,)``.
+        s: The earlier times, likewise, where some noise is.
+        variance: That of the model's step.
+        **cond: Conditions, each with shape ``(B, *)``.
+
+    Returns:
+        Nats, with shape ``(B,)``, differentiable in the model's weights.
+    """
+    data, v = variance.step(model, x, t, s, **cond)
+    sde, s, t = model.sde, as_time(s), as_time(t)
+    gain = per_example(sde.alpha(s) * forward_variance(model, t, s) / sde.sigma(t) ** 2, x)
+    excess = per_example(posterior_variance(model, t, s), x) / v - 1
+    spread = (excess - torch.log1p(excess)).to(x)
+    shift = (gain.square() / v).to(x) * (x0 - data).square()
+    return 0.5 * sum_features(spread + shift)
+
+
+def reconstruction_term(
+    model: ScoreFunction,
+    x0: Tensor,
+    x: Tensor,
+    t: Tensor,
+    decoder: Decoder,
+    variance: Variance,
+    **cond: Tensor,
+) -> Tensor:
+    r"""Returns :math:`-\log p(x_0 \mid x_t)` of the decoder at the first time.
+
+    Arguments:
+        model: The model.
+        x0: Clean data, with shape ``(B, *)``.
+        x: States at time ``t``, with that shape.
+        t: The first time, with shape ``()`` or ``(B,)``.
+        decoder: The decoder.
+        variance: That of the model's steps.
+        **cond: Conditions, each with shape ``(B, *)``.
+
+    Returns:
+        Nats, with shape ``(B,)``, differentiable in the model's weights.
+    """
+    t = as_time(t)
+    v = variance.first(model, x, t, **cond)
+    first = First.of(model.sde, x, t, lambda: model.denoise(x, t, **cond), v)
+    return -decoder.log_prob(x0, first).to(x)

@@ -1,0 +1,101 @@
+r"""Variances of a step of the reverse chain, :math:`p(x_s \mid x_t)` for s < t.
+
+The mean of a step is that of :math:`q(x_s \mid x_t, x_0)` with the denoised data for
+:math:`x_0`. The variance that fits it is between two that need no data,
+
+.. math:: \frac{\sigma_s^2 \tau^2}{\sigma_t^2} \le v \le \tau^2 , \qquad
+          \tau^2 = \sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2} \sigma_s^2 ,
+
+the lower exact for data that are one point, the upper for standard normal data.
+
+References:
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239 (section 3.2).
+    Sohl-Dickstein et al., *Deep unsupervised learning using nonequilibrium thermodynamics*, 2015,
+    https://arxiv.org/abs/1503.03585.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from scoresde.model import ScoreFunction
+from scoresde.sde import as_time
+from scoresde.shapes import one_or_each
+
+
+class Variance(ABC):
+    """Base class for variances of a step; one may depend on the state, and be learned."""
+
+    @abstractmethod
+    def __call__(
+        self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
+    ) -> Tensor:
+        r"""Returns the variance of :math:`p(x_s \mid x_t)`.
+
+        Arguments:
+            model: The model.
+            x: States at time ``t``, with shape ``(B, *)``.
+            t: The later times, with shape ``()`` or ``(B,)``.
+            s: The earlier times, likewise.
+            **cond: Conditions, each with shape ``(B, *)``.
+
+        Returns:
+            Variances, which broadcast to ``x``; those that depend on times alone keep the data
+            type of the times.
+        """
+
+    def first(self, model: ScoreFunction, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        r"""Returns the variance of the step from the first state to the data.
+
+        By default it is the forward one, :math:`\sigma_t^2`: that of :math:`q(x_0 \mid x_t, x_0)`
+        is 0.
+        """
+        return per_example(model.sde.sigma(as_time(t)) ** 2, x)
+
+    def step(
+        self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the denoised data and the variance: both, where one pass gives both."""
+        return model.denoise(x, t, **cond), self(model, x, t, s, **cond)
+
+
+@final
+@dataclass(frozen=True)
+class PosteriorVariance(Variance):
+    r"""The lower of the two, :math:`\sigma_s^2 \tau^2 / \sigma_t^2`, that of Bayes' rule."""
+
+    def __call__(
+        self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
+    ) -> Tensor:
+        return per_example(posterior_variance(model, t, s), x)
+
+
+@final
+@dataclass(frozen=True)
+class ForwardVariance(Variance):
+    r"""The upper of the two, :math:`\tau^2`, that of the forward step."""
+
+    def __call__(
+        self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
+    ) -> Tensor:
+        return per_example(forward_variance(model, t, s), x)
+
+
+def forward_variance(model: ScoreFunction, t: Tensor, s: Tensor) -> Tensor:
+    r"""Returns :math:`\tau^2`, with the shape of the times."""
+    return model.sde.transition(as_time(s), as_time(t))[1] ** 2
+
+
+def posterior_variance(model: ScoreFunction, t: Tensor, s: Tensor) -> Tensor:
+    r"""Returns :math:`\sigma_s^2 \tau^2 / \sigma_t^2`, with the shape of the times."""
+    sde, s, t = model.sde, as_time(s), as_time(t)
+    return (sde.sigma(s) * sde.transition(s, t)[1] / sde.sigma(t)) ** 2
+
+
+def per_example(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Makes a coefficient of times broadcast to ``x`` in the coefficient's own data type."""
+    if coefficient.ndim == 0:
+        return coefficient.to(x.device)
+    return one_or_each(coefficient, x).reshape(-1, *(1,) * (x.ndim - 1))
