@@ -1,10 +1,12 @@
 """What each task does: from a configuration to files in a folder."""
 
 import copy
+import dataclasses
 import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +22,7 @@ from scoresde.configuration import (
     build_data,
     check_given,
     check_told,
+    chosen,
     describe,
     device_of,
     evaluated_data,
@@ -55,6 +58,7 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.loss import only_time
     from scoresde.model import Classifier
     from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained
@@ -81,6 +85,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
     classifying = isinstance(model, Classifier)
+    if training.inspect_every is not None and only_time(loss, model.process) is not None:
+        raise InputError(
+            f"train.inspect_every must be null for a loss of one noise level, got "
+            f"{training.inspect_every}."
+        )
     if classifying and training.inspect_every is not None:
         raise InputError(
             f"train.inspect_every must be null for a classifier, which draws no samples, got "
@@ -452,6 +461,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split)
     try_model(model, data)
+    _refuse_one_level(checkpoint, model, config)
     sampler = instantiate(config.sampler, "sampler")
     identity = {
         **_identity(checkpoint, config),
@@ -478,13 +488,16 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
-    from scoresde.tasks.sampling import Drawing
+    from scoresde.tasks.sampling import Drawing, at_time
 
     checkpoint, model = load(config)
     codec = checkpoint.build("units", Codec, allowed(config))
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+    only = _only_time(checkpoint, model, config)
+    if only is not None:
+        sampler = at_time(sampler, only)
     model, told = guided(model, config, codec)
     latents, cond = None, requested(config, model)
     if config.latents is not None:
@@ -494,6 +507,27 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     names = checkpoint.recipe.get("class_names", ())
     drawing = Drawing(model, sampler, codec, config.seed, latents, cond, names)
     return checkpoint, drawing, told
+
+
+def _only_time(checkpoint: Any, model: Any, config: DictConfig) -> float | None:
+    """Returns the one time at which a checkpoint's model was trained, or None."""
+    from scoresde.loss import Loss, only_time
+
+    try:
+        loss = checkpoint.build("loss", Loss, allowed(config))
+    except InputError:  # there is none, or it is of another package
+        return None
+    return only_time(loss, model.process)
+
+
+def _refuse_one_level(checkpoint: Any, model: Any, config: DictConfig) -> None:
+    """Refuses a model that was trained at one time, of which nothing between 0 and 1 is known."""
+    if _only_time(checkpoint, model, config) is not None:
+        raise InputError(
+            f"task={config.task} must have a model of all noise levels, got one that was trained "
+            f"at one level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); "
+            "train with times over all levels."
+        )
 
 
 def _save_guidance(guidance: Any, folder: Path) -> None:
@@ -525,7 +559,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split)
     try_model(model, data)
-    exact = _likelihood(checkpoint, config)
+    exact = _likelihood(checkpoint, model, config)
     draws = _draws(config)
     check_draws(data, draws)
     sets = {PARTS: data}
@@ -578,7 +612,7 @@ def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
     from scoresde.tasks.classification_report import report_classes
 
     checkpoint, model = load(config)
-    exact = _likelihood(checkpoint, config)
+    exact = _likelihood(checkpoint, model, config)
     classifier = _classifier(model, exact, config)
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split, optional=["label"])
@@ -661,9 +695,10 @@ def _estimate(results: dict[str, Any], name: str) -> str:
     return f"{results[name]:.4f} ± {results[f'{name}_standard_error']:.4f}"
 
 
-def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
+def _likelihood(checkpoint: Any, model: Any, config: DictConfig) -> Any:
     from scoresde.likelihood import Likelihood, VariationalBound
 
+    _refuse_one_level(checkpoint, model, config)
     if "likelihood" in checkpoint.recipe:
         exact = merged(checkpoint, "likelihood", object, config)
     else:  # of fit(folder=)
@@ -769,7 +804,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
     return compare_averages(
         model,
         stored_averages(config),
-        _likelihood(checkpoint, config),
+        _likelihood(checkpoint, model, config),
         data,
         config.split if given("split") else "validation",  # to choose by test data is to cheat
         folder,
@@ -845,6 +880,32 @@ def search(config: DictConfig, folder: Path) -> dict[str, Any]:
     ).run(objective)
 
 
+def design(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Designs noise levels and Langevin steps for data, and writes a recipe with them."""
+    from scoresde.loss import NoiseDesign
+    from scoresde.tasks import design as designs
+
+    data, options = build_data(config.data), config.design
+    if not isinstance(options, DictConfig):
+        raise InputError(
+            f"design must be a mapping, got {options}; set design.sigma_min=0.01, say."
+        )
+    made = NoiseDesign.of(data, **OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]
+    values: Any = OmegaConf.to_container(config.data, resolve=True)
+    recipe = designs.recipe(made, data.shape, chosen("data"), values)
+    about = f"Noise designed for {data.name} (Song and Ermon 2020)."
+    path = designs.save(f"# @package _global_\n# {about}\n{OmegaConf.to_yaml(recipe)}", folder)
+    command = f"scoresde --config-dir {shlex.quote(str(folder / designs.CONF))} "
+    log.info("%s\n%s\nRecipe: %s", about, designs.summary(made, data.shape), path)
+    log.info("Train:  %s+experiment=%s", command, designs.NAME)
+    return {
+        **dataclasses.asdict(made),
+        "ratio": made.ratio,
+        "step_size": made.step_size,
+        "recipe": str(path),
+    }
+
+
 def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Turns a checkpoint of another program into one of ours."""
     from scoresde.tasks.importing import import_checkpoint, read_foreign
@@ -876,6 +937,7 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "ema": ema,
     "benchmark": benchmark,
     "search": search,
+    "design": design,
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.

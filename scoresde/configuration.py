@@ -41,6 +41,7 @@ USED = {
     "classify": ("data", "likelihood"),
     "import": ("data", "likelihood"),
     "ema": ("data", "likelihood"),
+    "design": ("data",),
 }
 
 
@@ -150,9 +151,13 @@ def check(config: DictConfig) -> None:
     if config.task in USED:
         idle = [g for g in (*GROUPS, "samplers") if g not in USED[config.task] and given(g)]
         if idle:
+            why = (
+                "it takes data alone"
+                if config.task == "design"
+                else "the checkpoint holds its own"
+            )
             raise InputError(
-                f"{idle[0]} has no effect on task={config.task}: the checkpoint holds its own; "
-                "leave it out."
+                f"{idle[0]} has no effect on task={config.task}: {why}; leave it out."
             )
 
 
@@ -160,6 +165,11 @@ def given(section: str) -> list[str]:
     """Returns what the command line says of a section of the configuration."""
     texts = [text.lstrip("+~") for text in HydraConfig.get().overrides.task]
     return [text for text in texts if text.startswith((f"{section}=", f"{section}."))]
+
+
+def chosen(group: str) -> str:
+    """Returns the option of a group that the configuration is composed with."""
+    return str(HydraConfig.get().runtime.choices[group])
 
 
 def measured(plan: Any, data: Any) -> Any:

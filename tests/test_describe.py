@@ -83,11 +83,12 @@ OBJECTS = [
     sample.TorchSDE(motion=solvers.Increments()),
     *(inverse.DDNM(eta=0.3, **STEPS), inverse.DPSStep(zeta=0.5, **STEPS)),
     *(inverse.Replacement(resamplings=3, jump=2, **STEPS), inverse.SDEdit(0.3, sample.DDIM(5))),
+    sample.LangevinDynamics(7, 0.01, **COMMON),
     *(times.UniformGrid(), times.LogSNRGrid(), times.KarrasGrid(3.0), times.PowerGrid(3.0)),
     *(times.CosineGrid(0.5), times.ExplicitGrid((1.0, 0.4, 0.1))),
     *(times.UniformTimes(), times.ImportanceTimes(), times.LogNormalTimes(0.3, 2.0)),
     *(times.ChainTimes(), times.LevelTimes(10), times.LowDiscrepancy(times.LevelTimes(10))),
-    times.FoldedTimes(times.ImportanceTimes()),
+    *(times.FoldedTimes(times.ImportanceTimes()), times.FirstTime()),
     *(VPSDE(0.2, 10.0), SubVPSDE(0.2, 10.0), VESDE(0.02, 9.0), RectifiedFlow()),
     DiscreteVP(sde.LinearBetas(0.2, 10.0, 50)),
     DiscreteVP(sde.ListedBetas((0.1, 0.2, 0.3))),
@@ -108,6 +109,9 @@ OBJECTS = [
     VariationalBound(4, times.UniformTimes(), 0.1, 2),
     DenoisingScoreMatching(weighting=EDMWeighting(), times=times.LogNormalTimes()),
     *(loss.MinSNRWeighting(4.0), loss.SoftMinSNRWeighting(5.0), loss.BoundWeighting(10)),
+    loss.ExplicitScoreMatching(NoiseWeighting(), eps=0.1, trace=divergence.Hutchinson(2)),
+    loss.SlicedScoreMatching(probes=3, reduced=False, distribution=divergence.Gaussian()),
+    loss.OneLevel(0.2),
 ]
 BASES = (
     *(sample.Sampler, sample.Predictor, sample.Corrector, sample.StepRule, sample.Variable),
