@@ -68,6 +68,8 @@ SERVES = {
     "channels_last": (True, _EVERY),
 }
 
+_STEPS = 1000  # of a continuous process, cut into a chain
+
 
 def run_name(*, _parent_: DictConfig) -> str:
     """Returns the name of a run that was given none: its data and its SDE, or its checkpoint's.
@@ -163,17 +165,39 @@ def given(section: str) -> list[str]:
 
 
 def measured(plan: Any, data: Any) -> Any:
-    """Fills in what the data decide, ``shape: null`` and ``sigma_data: auto``, wherever it is."""
+    """Fills in what the data decide, wherever it is.
+
+    That is ``shape: null``, ``sigma_data: auto``, and of a decoder ``levels: auto``; for real data
+    its whole recipe is None.
+    """
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]
     if not isinstance(plan, dict):
         return plan
     plan = {k: v if k == "data" else measured(v, data) for k, v in plan.items()}
+    if plan.get("levels") == "auto":
+        return None if data.levels is None else {**plan, **levels_of(plan, data)}
     if plan.get("sigma_data") == "auto":
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
     return plan
+
+
+def levels_of(plan: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Returns the number of levels of integers, and their range where the plan asks for it."""
+    ends = dict(zip(("low", "high"), data.codec.range, strict=True))
+    asked = {key: end for key, end in ends.items() if plan.get(key) == "auto"}
+    return {"levels": data.levels, **asked}
+
+
+def cut_of(plan: Any, sde: Any) -> Any:
+    """Fills in ``steps: auto`` of a bound: 1000 steps, or those of a discrete chain."""
+    from scoresde.sde import Chain
+
+    if not isinstance(plan, Mapping) or plan.get("steps") != "auto":
+        return plan
+    return {**plan, "steps": None if isinstance(sde, Chain) else _STEPS}
 
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 import scoresde
 from scoresde.data import Dataset, random_rows
 from scoresde.errors import InputError
-from scoresde.likelihood import Likelihood
+from scoresde.likelihood import LogProb
 from scoresde.loss import Loss
 from scoresde.metrics import (
     MOST_FEATURES,
@@ -99,7 +99,7 @@ class Trained:
 def report_training(
     trained: Trained,
     samplers: Mapping[str, Sampler],
-    likelihood: Likelihood,
+    likelihood: LogProb,
     folder: Path,
     *,
     count: int = 64,
@@ -451,12 +451,13 @@ def _plane_figures(
     trained: Trained,
     samplers: Mapping[str, Sampler],
     view: Points,
-    likelihood: Likelihood,
+    likelihood: LogProb,
     folder: Path,
 ) -> list[Figure]:
     """Draws the density of two-dimensional data and the paths of the deterministic flow."""
     figures = []
-    if has_density(trained.data) and not trained.conditional:
+    density = has_density(trained.data) and likelihood.levels is None
+    if density and not trained.conditional:
         figures.append(_density_figure(trained, view.extent(), likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
@@ -466,7 +467,7 @@ def _plane_figures(
 
 
 def _density_figure(
-    trained: Trained, extent: plots.Extent, likelihood: Likelihood, folder: Path
+    trained: Trained, extent: plots.Extent, likelihood: LogProb, folder: Path
 ) -> Figure:
     data = trained.data
     x = torch.linspace(extent[0], extent[1], _PIXELS)
