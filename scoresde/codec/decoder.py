@@ -157,7 +157,8 @@ class Levels(_OnLevels):
     """
 
     def log_prob(self, x: Tensor, first: First) -> Tensor:
-        k = torch.arange(self.levels, device=x.device)
+        # In float64 until here, whatever the type of the state.
+        k = torch.arange(self.levels, device=x.device, dtype=torch.float64)
         centres = (self.low + (k + 0.5) * self.step).to(first.x)
         away = (first.x / expand(first.alpha, x)).unsqueeze(-1) - centres
         logits = -0.5 * (away * expand(first.alpha / first.sigma, away)).square()
