@@ -167,8 +167,8 @@ def given(section: str) -> list[str]:
 def measured(plan: Any, data: Any) -> Any:
     """Fills in what the data decide, wherever it is.
 
-    That is ``shape: null``, ``sigma_data: auto``, and of a decoder ``levels: auto``; for real data
-    its whole recipe is None.
+    That is ``shape: null``, ``sigma_data: auto``, of a bound ``variance: auto``, and of a decoder
+    ``levels: auto``; for real data the whole decoder is None.
     """
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]
@@ -177,6 +177,8 @@ def measured(plan: Any, data: Any) -> Any:
     plan = {k: v if k == "data" else measured(v, data) for k, v in plan.items()}
     if plan.get("levels") == "auto":
         return None if data.levels is None else {**plan, **levels_of(plan, data)}
+    if plan.get("variance") == "auto":
+        plan["variance"] = variance_of(plan)
     if plan.get("sigma_data") == "auto":
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
@@ -191,13 +193,21 @@ def levels_of(plan: Mapping[str, Any], data: Any) -> dict[str, Any]:
     return {"levels": data.levels, **asked}
 
 
+def variance_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variance that suits a bound: the lower one for levels, else the upper one.
+
+    The first state tells levels, but not real data (:mod:`scoresde.likelihood.discrete`).
+    """
+    kind = "ForwardVariance" if plan.get("decoder") is None else "PosteriorVariance"
+    return {"_target_": f"scoresde.likelihood.{kind}"}
+
+
 def cut_of(plan: Any, sde: Any) -> Any:
-    """Fills in ``steps: auto`` of a bound: 1000 steps, or those of a discrete chain."""
+    """Fills in the steps of a bound that names none, for a process that is no discrete chain."""
     from scoresde.sde import Chain
 
-    if not isinstance(plan, Mapping) or plan.get("steps") != "auto":
-        return plan
-    return {**plan, "steps": None if isinstance(sde, Chain) else _STEPS}
+    open_ = isinstance(plan, Mapping) and plan.get("steps", 0) is None
+    return {**plan, "steps": _STEPS} if open_ and not isinstance(sde, Chain) else plan
 
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
