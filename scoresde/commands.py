@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from scoresde.configuration import (
     allowed,
     build_data,
+    changed_section,
     check_given,
     check_told,
     chosen,
+    cut_of,
     describe,
     device_of,
     evaluated_data,
@@ -32,15 +34,16 @@ from scoresde.configuration import (
     load,
     log_prior_of,
     measured,
-    merged,
     place,
     random_data,
+    replaced,
     requested,
     stored_averages,
     try_model,
     undivided,
 )
 from scoresde.errors import InputError, check_count
+from scoresde.recipe import build
 from scoresde.tasks.identity import fingerprint
 from scoresde.tasks.parts import SUBSET, Parts, Rank
 from scoresde.tasks.summary import format_table
@@ -73,6 +76,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
+    plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     loss.check(model)
     _say_misfits(model, data, loss)
@@ -552,15 +556,16 @@ def _drawn_from(drawing: Any, guidance: Any) -> dict[str, Any]:
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Evaluates a checkpoint on a split of its data, or of the data given."""
-    from scoresde.tasks.evaluation import check_draws, evaluate_likelihood
+    from scoresde.tasks.evaluation import check_draws, check_levels, evaluate_likelihood
     from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split)
     try_model(model, data)
-    exact = _likelihood(checkpoint, model, config)
-    draws = _draws(config)
+    exact = _likelihood(checkpoint, config, data, model)
+    draws = _draws(config, exact)
+    check_levels(data, exact, draws)
     check_draws(data, draws)
     sets = {PARTS: data}
     if config.get("ood") is not None:
@@ -594,6 +599,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         evaluated.append(Evaluated(one, evaluation, config.split))
     if rank_of().index > 0:
         return {}
+    remarks = _untrained_for(exact, checkpoint, data)
     results = report_likelihood(
         evaluated[0],
         evaluated[1] if len(evaluated) > 1 else None,
@@ -601,9 +607,24 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         title=checkpoint.recipe.get("name", "a model"),
         facts=[("likelihood", str(exact)), ("SDE", str(model.sde))],
         configuration=OmegaConf.to_yaml(config),
+        remarks=remarks,
     )
     _say(config, evaluated, results, folder)
     return {**results, "likelihood": str(exact)}
+
+
+def _untrained_for(exact: Any, checkpoint: Any, data: Any) -> list[str]:
+    """Says if integers at the centres of their levels are not what a model was trained on."""
+    loss = checkpoint.recipe.get("loss") or {}
+    if exact.levels is None or not data.dequantise or loss.get("decoder") is not None:
+        return []
+    text = (
+        "The model was trained on dequantised integers, whose density is flat within a level; a "
+        "bound with a decoder over levels is for a model of integers at the centres, and is loose "
+        "for this one. likelihood=default evaluates what it was trained for."
+    )
+    log.warning("%s", text)
+    return [text]
 
 
 def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -612,9 +633,9 @@ def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
     from scoresde.tasks.classification_report import report_classes
 
     checkpoint, model = load(config)
-    exact = _likelihood(checkpoint, model, config)
-    classifier = _classifier(model, exact, config)
     data = evaluated_data(checkpoint, config).to(model.device)
+    exact = _likelihood(checkpoint, config, data, model)
+    classifier = _classifier(model, exact, config)
     check_told(model, data, config.split, optional=["label"])
     try_model(model, data)
     identity = {
@@ -695,29 +716,35 @@ def _estimate(results: dict[str, Any], name: str) -> str:
     return f"{results[name]:.4f} ± {results[f'{name}_standard_error']:.4f}"
 
 
-def _likelihood(checkpoint: Any, model: Any, config: DictConfig) -> Any:
-    from scoresde.likelihood import Likelihood, VariationalBound
+def _likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any) -> Any:
+    from scoresde.likelihood import LogProb
 
     _refuse_one_level(checkpoint, model, config)
-    if "likelihood" in checkpoint.recipe:
-        exact = merged(checkpoint, "likelihood", object, config)
-    else:  # of fit(folder=)
-        exact = instantiate(config.likelihood, "likelihood")
-    if not isinstance(exact, Likelihood | VariationalBound):
+    # A training by fit(folder=) says none.
+    own = "likelihood" in checkpoint.recipe and not replaced("likelihood")
+    if own:
+        plan = changed_section(checkpoint, "likelihood", config)
+    else:
+        plan = OmegaConf.to_container(config.likelihood, resolve=True)  # type: ignore[assignment]
+    plan = cut_of(measured(plan, data), model.process)
+    exact = build(plan, allowed(config)) if own else instantiate(plan, "likelihood")
+    if not isinstance(exact, LogProb):
         raise InputError(
-            f"likelihood is a {type(exact).__name__}; give a Likelihood or a VariationalBound."
+            f"likelihood must be a Likelihood, a VariationalBound or a DiscreteBound, got "
+            f"{type(exact).__name__}; use likelihood=default."
         )
     return exact
 
 
-def _draws(config: DictConfig) -> Any:
+def _draws(config: DictConfig, likelihood: Any) -> Any:
     """Returns how integers are dequantised, or None for the plain way."""
     from scoresde.tasks.evaluation import Draws
 
     if config.draws == 1 and not given("dequantisation"):
-        if config.weighted:
+        if not config.weighted:
+            return None
+        if likelihood.levels is None:
             raise InputError("weighted=true has no effect on a single draw; give draws=16, say.")
-        return None
     return Draws(
         config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
     )
@@ -804,7 +831,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
     return compare_averages(
         model,
         stored_averages(config),
-        _likelihood(checkpoint, model, config),
+        _likelihood(checkpoint, config, data, model),
         data,
         config.split if given("split") else "validation",  # to choose by test data is to cheat
         folder,
@@ -836,7 +863,8 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
         lambda fused: partial(make, fused=fused),
         options.rounds,
     )
-    exact = instantiate(plan["likelihood"], "likelihood") if options.likelihood else None
+    exact = cut_of(plan["likelihood"], model.process)
+    exact = instantiate(exact, "likelihood") if options.likelihood else None
     sampler = instantiate(options.sampler, "benchmark.sampler")
     results = bench.measure(setup, list(options.batch_sizes), sampler, exact)
     bench.save(results, folder)

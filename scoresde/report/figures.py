@@ -136,6 +136,46 @@ def average_lengths(
     return _save(figure, path)
 
 
+def bound_steps(terms: Tensor, path: Path, label: str) -> Path:
+    """Draws the terms of a chain of T equal steps against the time, with the error of each mean.
+
+    Both axes are logarithmic: most of a bound is in a few early steps. Late steps, which are many,
+    are averaged to a point for every 1/16 of an octave or so.
+
+    Arguments:
+        terms: The terms of N examples, with shape ``(N, T)``.
+        path: Where to write.
+        label: What a term is, with its unit.
+    """
+    times, mean, error = _by_octave(_array(terms))
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    there = mean > 0  # a random subset may have left some out
+    if there.any():
+        times, mean, error = times[there], mean[there], np.nan_to_num(error[there])
+        # A band that reaches 0 ends at the lowest mean, lest it decide the axis.
+        low = np.maximum(mean - error, 0.5 * mean.min())
+        axes.fill_between(times, low, mean + error, color=SKY, alpha=0.5, lw=0)
+        axes.plot(times, mean, color=BLUE, lw=1.2, marker="o", ms=2.5)
+        axes.set(xscale="log", yscale="log")
+    else:
+        _blank(axes, "no terms")
+    axes.set(xlabel="time t (data to the left, noise to the right)", ylabel=label)
+    return _save(figure, path)
+
+
+def _by_octave(terms: np.ndarray, parts: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns times, means and their errors of groups of neighbouring steps, each ``(G,)``."""
+    count = terms.shape[1]
+    steps = np.arange(1, count + 1)
+    _, first = np.unique(np.floor(parts * np.log2(steps)), return_index=True)
+    sizes = np.diff([*first, count])
+    # Each example's own mean over a group first: its steps are not independent.
+    own = np.add.reduceat(terms, first, axis=1) / sizes
+    times = np.add.reduceat(steps, first) / sizes / count
+    spread = own.std(0, ddof=1) if len(own) > 1 else np.full(len(first), np.nan)
+    return times, own.mean(0), spread / len(own) ** 0.5
+
+
 def search(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path, least: bool = True
 ) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 import scoresde
 from scoresde.data import Dataset, random_rows
 from scoresde.errors import InputError
-from scoresde.likelihood import Likelihood
+from scoresde.likelihood import LogProb
 from scoresde.loss import Loss, only_time
 from scoresde.metrics import (
     MOST_FEATURES,
@@ -106,7 +106,7 @@ class Trained:
 def report_training(
     trained: Trained,
     samplers: Mapping[str, Sampler],
-    likelihood: Likelihood,
+    likelihood: LogProb,
     folder: Path,
     *,
     count: int = 64,
@@ -480,14 +480,14 @@ def _plane_figures(
     trained: Trained,
     samplers: Mapping[str, Sampler],
     view: Points,
-    likelihood: Likelihood,
+    likelihood: LogProb,
     folder: Path,
 ) -> list[Figure]:
     """Draws the score and the density of two-dimensional data, and the paths of samples."""
     figures = []
     if not trained.conditional:
         figures.append(_score_figure(trained, view.extent(), folder))
-    if trained.evaluable and not trained.conditional:
+    if trained.evaluable and likelihood.levels is None and not trained.conditional:
         figures.append(_density_figure(trained, view.extent(), likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
@@ -544,7 +544,7 @@ def _grid(extent: plots.Extent, count: int) -> Tensor:
 
 
 def _density_figure(
-    trained: Trained, extent: plots.Extent, likelihood: Likelihood, folder: Path
+    trained: Trained, extent: plots.Extent, likelihood: LogProb, folder: Path
 ) -> Figure:
     data = trained.data
     x = torch.linspace(extent[0], extent[1], _PIXELS)
