@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from scoresde import VPSDE, DenoisingScoreMatching, Preconditioned, ScoreModel
+from scoresde import VPSDE, DenoisingScoreMatching, LearnedSchedule, Preconditioned, ScoreModel
 from scoresde.data import two_moons
+from scoresde.loss import VariationalLoss
 from scoresde.nn import MLP
 from scoresde.times import LowDiscrepancy
 from scoresde.train import Replicated, Sharded, Training, TrainingStopped, process_group, train
-from tests.models import LearnedParametrisation, Mean, MonotoneSchedule
+from tests.models import LearnedParametrisation, Mean
 
 TRAININGS = {
     "ddp_64": (Replicated(), torch.float64, {}),
@@ -31,6 +32,7 @@ OTHERS = {
     "fsdp_64_learned": (Sharded(block=500), torch.float64, {}),
     "fsdp_32_learned": (Sharded(block=500), torch.float32, {"snapshots": 0}),
     "fsdp_64_pair": (Sharded(block=500), torch.float64, {"accumulate": 2}),
+    "ddp_64_variational": (Replicated(), torch.float64, {"accumulate": 2}),
 }
 # Conditions are left out at random.
 TOLD = {
@@ -46,7 +48,7 @@ def model_of(name):
     if name in TOLD:
         network = MLP(2, width=32, depth=2, classes=2, conditions={"context": 2})
         return ScoreModel(network, VPSDE(), Preconditioned(1.0))
-    learned = MonotoneSchedule() if name in OTHERS else VPSDE()
+    learned = LearnedSchedule() if name in OTHERS else VPSDE()
     model = ScoreModel(MLP(2, width=32, depth=2), learned, Preconditioned(1.0))
     if name.endswith("pair"):
         other = ScoreModel(MLP(2, width=24, depth=1), model.sde, LearnedParametrisation())
@@ -59,6 +61,12 @@ def data_of(name):
     context = [data.split(split).float() ** 2 for split in ("train", "validation", "test")]
     known = {**data.conditions, "context": context}
     return dataclasses.replace(data, conditions=known) if name in TOLD else data
+
+
+def loss_of(name):
+    if name.endswith("variational"):
+        return VariationalLoss()
+    return DenoisingScoreMatching(times=LowDiscrepancy())
 
 
 class Acting(DenoisingScoreMatching):
@@ -86,7 +94,7 @@ def fit(path, name, loss=None):
     return train(
         model,
         data_of(name),
-        loss or DenoisingScoreMatching(times=LowDiscrepancy()),
+        loss or loss_of(name),
         Training(steps=20, batch_size=31, **options),
         functools.partial(torch.optim.Adam, lr=2e-4, fused=dtype == torch.float32),
         path,

@@ -3,6 +3,12 @@
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.variational import (
+    LeastVariance,
+    ScheduleGradient,
+    VariationalLoss,
+    WholeBound,
+)
 from scoresde.loss.weighting import (
     EDMWeighting,
     LikelihoodWeighting,
@@ -15,10 +21,14 @@ __all__ = [
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
+    "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
     "NoiseWeighting",
+    "ScheduleGradient",
+    "VariationalLoss",
     "Weighting",
+    "WholeBound",
     "draw",
 ]
