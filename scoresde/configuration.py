@@ -163,7 +163,11 @@ def given(section: str) -> list[str]:
 
 
 def measured(plan: Any, data: Any) -> Any:
-    """Fills in what the data decide, ``shape: null`` and ``sigma_data: auto``, wherever it is."""
+    """Fills in what the data decide, wherever it is.
+
+    That is ``shape: null``, ``sigma_data: auto``, and ``levels: auto`` with the ends of the range,
+    ``low: null`` and ``high: null``. What needs levels is null for real-valued data.
+    """
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]
     if not isinstance(plan, dict):
@@ -173,7 +177,16 @@ def measured(plan: Any, data: Any) -> Any:
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
-    return plan
+    return _on_levels(plan, data) if plan.get("levels") == "auto" else plan
+
+
+def _on_levels(plan: dict[str, Any], data: Any) -> dict[str, Any] | None:
+    """Fills in the levels of the data and their range, or returns None where there are none."""
+    if data.levels is None:
+        return None
+    ends = dict(zip(("low", "high"), data.codec.range, strict=True))
+    found = {key: value for key, value in ends.items() if plan.get(key, 0) is None}
+    return {**plan, **found, "levels": data.levels}
 
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:

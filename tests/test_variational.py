@@ -18,10 +18,12 @@ from scoresde import (
     RectifiedFlow,
     ScoreModel,
 )
+from scoresde.data import two_moons
 from scoresde.likelihood import DiscreteBound, Levels, VariationalBound, prior_kl
 from scoresde.loss import LeastVariance, VariationalLoss, WholeBound
 from scoresde.nn import MLP
 from scoresde.sde import as_time
+from scoresde.tasks.schedule import schedule_figure, spreads
 from scoresde.times import ImportanceTimes, LowDiscrepancy, UniformTimes
 
 D, VARIANCE = 8, 0.25
@@ -430,3 +432,27 @@ def test_a_mixture_is_bounded_too():
         truth = -model.log_prob(x, 0.0)
     error = float((value - truth).std()) / len(x) ** 0.5
     assert abs(float((value - truth).mean())) < 4 * error + 0.01
+
+
+# --- What is drawn -------------------------------------------------------------------------------
+
+
+def test_the_spread_that_a_figure_tells_is_the_closed_form():
+    """Along the learned schedule, and along a straight line, from the same errors."""
+    sde, line = uneven().double(), Power(1.0)
+    t = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    signal = sde.alpha(t).detach() ** 2 * VARIANCE
+    h = signal / (signal + sde.sigma(t).detach() ** 2)
+    noise = torch.randn(4000, 50, D, generator=torch.Generator().manual_seed(0)).double()
+    errors = h[:, None] * noise.square().mean(2)
+    found = spreads(sde, t, errors)
+    truth = [float(moments(process)[1].detach()) / D for process in (sde, line)]
+    assert found == pytest.approx(truth, rel=0.02)
+
+
+def test_a_schedule_with_weights_is_drawn(tmp_path):
+    data, model = two_moons(count=100), network(uneven()).float()
+    (figure,) = schedule_figure(model, data, VariationalLoss(), 0, tmp_path)
+    assert (tmp_path / "schedule.png").stat().st_size > 10_000
+    assert "straight line" in figure.caption
+    assert schedule_figure(gaussian(VPSDE()), data, None, 0, tmp_path) == []

@@ -83,7 +83,7 @@ class Decoder(ABC):
         """
 
     def centre(self, x: Tensor) -> Tensor:
-        """Returns data with values on levels moved to the nearest centre; real data as they are."""
+        """Returns values on levels moved to the nearest centre, and real data as they are."""
         return x
 
     def check(self, x: Tensor) -> None:

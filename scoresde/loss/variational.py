@@ -78,8 +78,13 @@ class ScheduleGradient(ABC):
             value: Returns the diffusion term of each example, ``(B,)``, in the backward pass.
         """
 
+    @abstractmethod
     def check(self, sde: Interpolant, steps: int | None) -> None:
         """Checks that a process can be trained so.
+
+        Arguments:
+            sde: The process.
+            steps: The number of steps of the chain; None in continuous time.
 
         Raises:
             InputError: If not.
@@ -95,6 +100,9 @@ class WholeBound(ScheduleGradient):
         self, sde: SDE, value: Callable[[], Tensor]
     ) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def check(self, sde: Interpolant, steps: int | None) -> None:
+        """Any process will do."""
 
 
 @final

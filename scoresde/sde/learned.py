@@ -16,8 +16,9 @@ coefficients follow from :math:`\lambda` and :math:`m'`, and nothing cancels:
           m(t) = \frac{n(t) - n(0)}{n(1) - n(0)} .
 
 Biases of the line and of the sum would change nothing: the first moves the :math:`c_k`, the second
-drops out. A bias :math:`-a_k c_k` written so leaves the place of a sigmoid as it grows steeper. The division makes the end points those that were set; the published code leaves it out,
-and its end points move with the weights. The difference from :math:`n(0)` is taken term by term,
+drops out. A bias :math:`-a_k c_k`, written so, leaves the place of a sigmoid as it grows steeper.
+The division makes the end points those that were set; the published code leaves it out, and its
+end points move with the weights. The difference from :math:`n(0)` is taken term by term,
 
 .. math:: \operatorname{sigmoid}(y + d) - \operatorname{sigmoid}(y)
           = \operatorname{sigmoid}(y + d) \operatorname{sigmoid}(-y) \, (1 - e^{-d}) .

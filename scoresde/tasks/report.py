@@ -36,6 +36,7 @@ from scoresde.tasks.comparison import Neighbours, compare
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
 from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, save_samples
+from scoresde.tasks.schedule import schedule_figure
 from scoresde.tasks.verdict import divergence, overfitting
 from scoresde.tasks.views import Images, Points, View, view_of
 from scoresde.train import level_curves, read_metrics, validation_losses
@@ -179,6 +180,7 @@ def report_training(
             "The error of the expected noise at each noise level: 1 is that of a guess of zero.",
             plots.level_curve(level_curves(read_metrics(folder)), folder / "levels.png"),
         ),
+        *schedule_figure(model, data, trained.loss, seed, folder),
         *([] if evaluation is None else [_histogram(trained, evaluation, folder)]),
     ]
     remarks = _remarks(folder, scores)
