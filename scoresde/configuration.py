@@ -165,8 +165,8 @@ def given(section: str) -> list[str]:
 def measured(plan: Any, data: Any) -> Any:
     """Fills in what the data decide, wherever it is.
 
-    That is ``shape: null``, ``sigma_data: auto``, and ``levels: auto`` with the ends of the range,
-    ``low: null`` and ``high: null``. What needs levels is null for real-valued data.
+    That is ``shape: null``, ``sigma_data: auto``, and ``levels: auto`` with its range; for real
+    data the whole recipe of what needs levels is None.
     """
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]
@@ -177,16 +177,16 @@ def measured(plan: Any, data: Any) -> Any:
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
-    return _on_levels(plan, data) if plan.get("levels") == "auto" else plan
+    if plan.get("levels") == "auto":
+        return None if data.levels is None else {**plan, **levels_of(plan, data)}
+    return plan
 
 
-def _on_levels(plan: dict[str, Any], data: Any) -> dict[str, Any] | None:
-    """Fills in the levels of the data and their range, or returns None where there are none."""
-    if data.levels is None:
-        return None
+def levels_of(plan: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Returns the number of levels of integers, and their range where the plan asks for it."""
     ends = dict(zip(("low", "high"), data.codec.range, strict=True))
-    found = {key: value for key, value in ends.items() if plan.get(key, 0) is None}
-    return {**plan, **found, "levels": data.levels}
+    asked = {key: end for key, end in ends.items() if plan.get(key) == "auto"}
+    return {"levels": data.levels, **asked}
 
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
