@@ -177,8 +177,8 @@ def chosen(group: str) -> str:
 def measured(plan: Any, data: Any) -> Any:
     """Fills in what the data decide, wherever it is.
 
-    That is ``shape: null``, ``sigma_data: auto``, of a bound ``variance: auto``, and of a decoder
-    ``levels: auto``; for real data the whole decoder is None.
+    That is ``shape: null``, ``sigma_data: auto``, of a bound ``variance: auto``, and ``levels:
+    auto`` with its range; for real data the whole recipe of what needs levels is None.
     """
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]

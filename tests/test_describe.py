@@ -112,11 +112,14 @@ OBJECTS = [
     loss.ExplicitScoreMatching(NoiseWeighting(), eps=0.1, trace=divergence.Hutchinson(2)),
     loss.SlicedScoreMatching(probes=3, reduced=False, distribution=divergence.Gaussian()),
     loss.OneLevel(0.2),
+    loss.VariationalLoss(likelihood.Levels(17), schedule=loss.LeastVariance(2.0)),
+    loss.VariationalLoss(steps=50, schedule=loss.WholeBound(), times=times.UniformTimes()),
 ]
 BASES = (
     *(sample.Sampler, sample.Predictor, sample.Corrector, sample.StepRule, sample.Variable),
     *(times.Grid, times.Times, sde.SDE, sde.Betas, loss.Weighting, solvers.Motion),
     *(divergence.Trace, divergence.Distribution, likelihood.Cutoff, likelihood.Clock),
+    loss.ScheduleGradient,
 )
 
 
@@ -135,7 +138,20 @@ def parts(thing):
 def test_there_is_an_example_of_every_class():
     seen = {type(part) for thing in OBJECTS for part in parts(thing)}
     known = {k for base in BASES for k in below(base) if k.__module__.startswith("scoresde.")}
-    assert {kind for kind in known if not inspect.isabstract(kind)} <= seen
+    with_weights = {kind for kind in known if issubclass(kind, torch.nn.Module)}
+    assert {kind for kind in known - with_weights if not inspect.isabstract(kind)} <= seen
+
+
+def test_a_learned_schedule_is_built_of_its_recipe():
+    one = sde.LearnedSchedule(10.0, width=8, fixed_ends=True)
+    assert describe(one) == {
+        "_target_": "scoresde.LearnedSchedule",
+        **{"log_snr_max": 10.0, "width": 8, "fixed_ends": True},
+    }
+    two = build(describe(one))
+    assert one != two
+    assert {*one.state_dict()} == {*two.state_dict()}
+    assert all(torch.equal(value, two.state_dict()[k]) for k, value in one.state_dict().items())
 
 
 def named(value):

@@ -82,6 +82,10 @@ class Decoder(ABC):
             Nats, with shape ``(B,)``.
         """
 
+    def centre(self, x: Tensor) -> Tensor:
+        """Returns values on levels moved to the nearest centre, and real data as they are."""
+        return x
+
     def check(self, x: Tensor) -> None:
         """Checks that data can be decoded.
 
@@ -122,6 +126,10 @@ class _OnLevels(Decoder):
     def place(self, x: Tensor) -> Tensor:
         """Returns the level of each value as a real number: whole at the centres."""
         return (x - self.low) / self.step - 0.5
+
+    def centre(self, x: Tensor) -> Tensor:
+        level = self.place(x).round().clamp(0, self.levels - 1)
+        return self.low + (level + 0.5) * self.step
 
     def check(self, x: Tensor) -> None:
         super().check(x)

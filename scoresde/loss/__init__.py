@@ -13,6 +13,12 @@ from scoresde.loss.score_matching import (
     SlicedScoreMatching,
 )
 from scoresde.loss.uncertainty import UncertaintyWeighted
+from scoresde.loss.variational import (
+    LeastVariance,
+    ScheduleGradient,
+    VariationalLoss,
+    WholeBound,
+)
 from scoresde.loss.weighting import (
     BoundWeighting,
     EDMWeighting,
@@ -33,6 +39,7 @@ __all__ = [
     "ExplicitScoreMatching",
     "HybridLoss",
     "ImportanceSampled",
+    "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
@@ -40,11 +47,14 @@ __all__ = [
     "NoiseDesign",
     "NoiseWeighting",
     "OneLevel",
+    "ScheduleGradient",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SoftMinSNRWeighting",
     "UncertaintyWeighted",
+    "VariationalLoss",
     "Weighting",
+    "WholeBound",
     "draw",
     "only_time",
 ]

@@ -17,7 +17,7 @@ EDM                     :math:`1 + \sigma^2/(\alpha\sigma_d)^2`    unit variance
 min-SNR                 :math:`\min(1, \gamma / \mathrm{SNR})`     data error up to :math:`\gamma`
 soft min-SNR            :math:`\gamma / (\mathrm{SNR} + \gamma)`   the same, smooth
 bound                   :math:`(e^{\lambda_s - \lambda_t} - 1)/2`  a step of a chain's bound
-======================  =======================================  ================================
+======================  =========================================  ================================
 
 References:
     Vincent, *A connection between score matching and denoising autoencoders*, 2011.

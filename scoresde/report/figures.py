@@ -106,6 +106,37 @@ def level_curve(curves: Mapping[int, Mapping[float, float]], path: Path) -> Path
     return _save(figure, path)
 
 
+def schedule(t: Tensor, log_snr: Tensor, errors: Mapping[float, float], path: Path) -> Path:
+    r"""Draws a log-SNR over time beside the straight line, and the size of the bound at each time.
+
+    That is :math:`-\tfrac12 \lambda'(t) h(\lambda(t))` nats per dimension, where h is the size of
+    the squared error of the noise.
+
+    Arguments:
+        t: Times, ascending from 0 to 1, with shape ``(T,)``.
+        log_snr: The log-SNR there.
+        errors: h at some log-SNRs; between them it is interpolated. None at all leave that out.
+        path: Where to write.
+    """
+    times, own = t.double().numpy(), log_snr.double().numpy()
+    line = own[0] + (own[-1] - own[0]) * times
+    figure, axes = _figure(2 if errors else 1, width=7.4 if errors else 4.0, height=3.2)
+    curves = {"as learned": (own, BLUE), "a straight line": (line, ORANGE)}
+    levels = sorted(errors)
+    heights = [errors[level] for level in levels]
+    for label, (curve, colour) in curves.items():
+        axes[0].plot(times, curve, color=colour, lw=1.6, label=label)
+        if errors:
+            share = -0.5 * np.gradient(curve, times) * np.interp(curve, levels, heights)
+            axes[1].plot(times, share, color=colour, lw=1.6)
+    axes[0].set(xlabel="time", ylabel="log-SNR")
+    _legend(axes[0])
+    if errors:
+        axes[1].set(xlabel="time", ylabel="diffusion term (nats/dim)")
+        axes[1].set_ylim(bottom=0)
+    return _save(figure, path)
+
+
 def average_lengths(
     values: Mapping[float, float],
     errors: Mapping[float, float],

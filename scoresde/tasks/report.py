@@ -36,6 +36,7 @@ from scoresde.tasks.comparison import Neighbours, compare
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
 from scoresde.tasks.sampling import Drawing, Drawn, at_time, draw_samples, save_samples
+from scoresde.tasks.schedule import schedule_figure
 from scoresde.tasks.verdict import divergence, overfitting
 from scoresde.tasks.views import Images, Points, View, view_of
 from scoresde.train import level_curves, read_metrics, validation_losses
@@ -184,6 +185,7 @@ def report_training(
             plots.loss_curve(read_metrics(folder), folder / "loss.png"),
         ),
         *_level_figures(trained, folder),
+        *schedule_figure(model, data, trained.loss, seed, folder),
         *([] if evaluation is None else [_histogram(trained, evaluation, folder)]),
     ]
     remarks = _remarks(folder, scores)
