@@ -9,14 +9,21 @@ from pathlib import Path
 
 import torch
 
-from scoresde import VPSDE, DenoisingScoreMatching, DiscreteVP, Preconditioned, ScoreModel
+from scoresde import (
+    VPSDE,
+    DenoisingScoreMatching,
+    DiscreteVP,
+    LearnedSchedule,
+    Preconditioned,
+    ScoreModel,
+)
 from scoresde.data import two_moons
-from scoresde.loss import BoundLoss, ImportanceSampled, Loss, UncertaintyWeighted
+from scoresde.loss import BoundLoss, ImportanceSampled, Loss, UncertaintyWeighted, VariationalLoss
 from scoresde.nn import MLP
 from scoresde.sde import ListedBetas
 from scoresde.times import LowDiscrepancy
 from scoresde.train import Replicated, Sharded, Training, TrainingStopped, process_group, train
-from tests.models import LearnedParametrisation, Mean, MonotoneSchedule
+from tests.models import LearnedParametrisation, Mean
 
 TRAININGS = {
     "ddp_64": (Replicated(), torch.float64, {}),
@@ -33,6 +40,7 @@ OTHERS = {
     "fsdp_64_learned": (Sharded(block=500), torch.float64, {}),
     "fsdp_32_learned": (Sharded(block=500), torch.float32, {"snapshots": 0}),
     "fsdp_64_pair": (Sharded(block=500), torch.float64, {"accumulate": 2}),
+    "ddp_64_variational": (Replicated(), torch.float64, {"accumulate": 2}),
 }
 # Conditions are left out at random.
 TOLD = {
@@ -59,7 +67,7 @@ def model_of(name):
     if name in TOLD:
         network = MLP(2, width=32, depth=2, classes=2, conditions={"context": 2})
         return ScoreModel(network, VPSDE(), Preconditioned(1.0))
-    learned = MonotoneSchedule() if name in OTHERS else VPSDE()
+    learned = LearnedSchedule() if name in OTHERS else VPSDE()
     if name.endswith("history"):
         learned = DiscreteVP(ListedBetas([0.05, 0.1, 0.2, 0.4, 0.8][:LEVELS]))
     model = ScoreModel(MLP(2, width=32, depth=2), learned, Preconditioned(1.0))
@@ -74,6 +82,8 @@ def loss_of(name):
         return UncertaintyWeighted(DenoisingScoreMatching(times=LowDiscrepancy()), 8).double()
     if name.endswith("history"):
         return ImportanceSampled(BoundLoss(), LEVELS, history=4)
+    if name.endswith("variational"):
+        return VariationalLoss()
     return DenoisingScoreMatching(times=LowDiscrepancy())
 
 

@@ -277,6 +277,7 @@ INCOMPLETE = (
     "array",
     "folder",
     "cifar10",
+    "emnist",
     "mnist",
     "fashion_mnist",
     "masking",

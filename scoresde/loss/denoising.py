@@ -14,7 +14,7 @@ weighting               w(t)                                       equals
 noise                   1                                          "simple" loss of DDPM
 likelihood              :math:`g^2 / \sigma^2`                     the bound on the log-likelihood
 EDM                     :math:`1 + \sigma^2/(\alpha\sigma_d)^2`    unit variance of the target
-min-SNR                 :math:`\min(1, \gamma / \mathrm{SNR})`     at most :math:`\gamma` on data
+min-SNR                 :math:`\min(1, \gamma / \mathrm{SNR})`     data error up to :math:`\gamma`
 soft min-SNR            :math:`\gamma / (\mathrm{SNR} + \gamma)`   the same, smooth
 bound                   :math:`(e^{\lambda_s - \lambda_t} - 1)/2`  a step of a chain's bound
 ======================  =========================================  ================================
