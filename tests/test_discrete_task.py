@@ -12,9 +12,12 @@ from scoresde import VPSDE, DiscreteVP, GaussianModel, InputError, Likelihood, V
 from scoresde.codec import DiscretisedGaussian, Levels
 from scoresde.configuration import cut_of, measured
 from scoresde.data import Dataset, UniformDequantisation
-from scoresde.likelihood import DiscreteBound, ForwardVariance
+from scoresde.likelihood import DiscreteBound, ForwardVariance, GenerativeClassifier
 from scoresde.report import figures as plots
+from scoresde.sde import as_time
+from scoresde.shapes import expand
 from scoresde.tasks import evaluate_likelihood
+from scoresde.tasks.classification import classify_examples
 from scoresde.tasks.evaluation import Draws
 from scoresde.tasks.likelihood_report import Evaluated, report_likelihood
 from scoresde.tasks.parts import Parts
@@ -265,3 +268,32 @@ def test_an_integer_decoder_may_see_the_denoised_data():
     data, model = dice(20), Softmax(SDE, SHARES.float())
     found = evaluate(model, DiscreteBound(DiscretisedGaussian(17), 20), data)
     assert found.nfe.tolist() == [20 + 4] * 20
+
+
+class TwoDice(Softmax):
+    """Two classes, the second with the shares in reverse."""
+
+    def takes(self, name):
+        return name == "label"
+
+    def denoise(self, x, t, label=None):
+        first, second = super().denoise(x, t), -super().denoise(-x, t)
+        return torch.where(label[:, None] == 0, first, second)
+
+    def noise(self, x, t, label=None):
+        alpha, sigma = (expand(c(as_time(t)), x) for c in (self.sde.alpha, self.sde.sigma))
+        return (x - alpha * self.denoise(x, t, label=label)) / sigma
+
+
+def test_classes_can_be_told_by_a_bound_of_levels():
+    data, model = dice(60), TwoDice(SDE, SHARES.float())
+    labelled = Dataset.of("dice", [data.test] * 3, levels=17, labels=[torch.zeros(60).long()] * 3)
+    classifier = GenerativeClassifier(VariationalBound(32, decoder=Levels(17)), 2)
+    found = classify_examples(model, classifier, labelled, batch_size=30, progress=False)
+    levels = data.test.long()
+    known = torch.stack([SHARES.log()[levels].sum(1), SHARES.flip(0).log()[levels].sum(1)], 1)
+    sure = (known[:, 0] - known[:, 1]).abs() > 4 * float(found.columns["margin_error"].mean())
+    assert int(sure.sum()) > 8
+    assert torch.equal(found.label[sure], known.argmax(1)[sure])
+    bits = -known[:, 0] / (16 * math.log(2))
+    assert float((found.given_class - bits).mean().abs()) < 0.2
