@@ -165,7 +165,8 @@ class ExplicitScoreMatching(ScoreMatching):
     Example:
         >>> from scoresde import GaussianModel, VESDE
         >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VESDE(0.1, 10.0))
-        >>> ExplicitScoreMatching()(exact, torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
+        >>> x = torch.zeros(1, 2)
+        >>> ExplicitScoreMatching()(exact, x, torch.zeros(1), x).detach()
         tensor([-1.9802])
     """
 
@@ -212,7 +213,8 @@ class SlicedScoreMatching(ScoreMatching):
     Example:
         >>> from scoresde import GaussianModel, VESDE
         >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VESDE(0.1, 10.0))
-        >>> SlicedScoreMatching()(exact, torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
+        >>> x = torch.zeros(1, 2)
+        >>> SlicedScoreMatching()(exact, x, torch.zeros(1), x).detach()
         tensor([-1.9802])
     """
 
