@@ -9,6 +9,7 @@ from torch import nn
 from scoresde.errors import InputError
 from scoresde.nn.basics import Groups, check_flag
 from scoresde.nn.blocks import BigGANTransition, Transition
+from scoresde.nn.features import FourierFeatures
 from scoresde.nn.pyramids import InputPyramid, OutputPyramid
 from scoresde.nn.resampling import BoxResampling, Resampling
 
@@ -30,6 +31,8 @@ class Architecture:
         output_pyramid: How levels paint the output, such as ``OutputSkip()`` or
             ``OutputResidual()``; ``None``: only the last one does.
         conditional: Whether the blocks are told the noise label.
+        features: What of the input is shown besides, such as ``FourierFeatures(256)``; ``None``:
+            nothing.
 
     Raises:
         InputError: If a value is of another type or out of its range.
@@ -44,6 +47,7 @@ class Architecture:
     input_pyramid: InputPyramid | None = None
     output_pyramid: OutputPyramid | None = None
     conditional: bool = True
+    features: FourierFeatures | None = None
 
     def __post_init__(self) -> None:
         self._check("transition", Transition, "DDPMTransition()")
@@ -52,6 +56,7 @@ class Architecture:
         self._check("activation", nn.Module | None, "torch.nn.SiLU()")
         self._check("input_pyramid", InputPyramid | None, "InputSkip()")
         self._check("output_pyramid", OutputPyramid | None, "OutputSkip()")
+        self._check("features", FourierFeatures | None, "FourierFeatures(256)")
         check_flag("architecture.rescale", self.rescale)
         check_flag("architecture.conditional", self.conditional)
         if not isinstance(self.init_scale, int | float) or not 0 <= self.init_scale < math.inf:
