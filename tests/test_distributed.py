@@ -13,7 +13,7 @@ import torch
 from scoresde.errors import InputError
 from scoresde.train import Checkpoint, ProcessGroup, Snapshots, read_metrics
 from scoresde.train.engine import process_group
-from tests.processes import STOPPED, TRAININGS
+from tests.processes import LEARNING, STOPPED, TRAININGS
 from tests.processes import main as train_alone
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +53,17 @@ def test_two_processes_end_with_the_weights_of_one(name, folder):
     assert one.step == two.step == 20
     assert distance(one.model, two.model) <= bar
     assert distance(one.ema, two.ema) <= bar
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_the_loss_has_learned_is_that_of_one_process(name, folder):
+    last = f"checkpoints/00000020{'' if 'fsdp' in name else '.pt'}"
+    early = last.replace("20", "16")
+    one = Checkpoint.load(folder / f"{name}_1/checkpoints/00000020.pt").state["loss"]
+    two = Checkpoint.load(folder / f"{name}_2" / last).state["loss"]
+    before = Checkpoint.load(folder / f"{name}_2" / early).state["loss"]
+    assert distance(one, two) <= 1e-12
+    assert distance(before, two) > 1e-4
 
 
 def test_the_weights_have_moved(folder):

@@ -168,13 +168,17 @@ class UNet(ConditionalNetwork):
         self.paints = painted is not None and painted.is_output
         if not self.paints:
             self.norm_out = parts.norm(widths[0])
-            self.conv_out = conv3x3(widths[0], self.shape[0], parts.init_scale, dims)
+            channels = architecture.output_heads * self.shape[0]
+            self.conv_out = conv3x3(widths[0], channels, parts.init_scale, dims)
         parts.norm.make_exceptions(self)
         # Last, so that the other weights begin as those without.
         self.images = ImageConditions(images, width, dims) if images else None
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
+        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``.
+
+        Two heads have twice the channels.
+        """
         self._check_input(x)
         given = dict(conditions)
         shown = self._shown(x, given)
@@ -191,7 +195,7 @@ class UNet(ConditionalNetwork):
         for level in self.up:
             h, image = level(h, image, skips, features)
         out = image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
-        return out if out.shape == x.shape else out[tuple(slice(n) for n in x.shape)]
+        return out if out.shape[2:] == x.shape[2:] else out[(..., *map(slice, x.shape[2:]))]
 
     def _shown(self, x: Tensor, conditions: dict[str, Tensor]) -> list[Tensor]:
         """Takes the images out of the conditions, and returns what each adds at the start."""
