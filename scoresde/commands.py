@@ -61,6 +61,7 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.likelihood import VariationalBound
     from scoresde.loss import only_time
     from scoresde.model import Classifier
     from scoresde.tasks.inspection import Inspection
@@ -119,7 +120,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         inspect=None
         if classifying
         else Inspection(
-            data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
+            data,
+            quick,
+            folder,
+            config.inspect.count,
+            config.inspect.examples,
+            config.seed,
+            VariationalBound() if exact.levels is None else exact,
         ),
         trackers=list(_each(plan, "trackers").values()),
     )

@@ -1,11 +1,13 @@
 """Small image sets in the publishers' own file formats."""
 
+import gzip
 import struct
 
 import numpy as np
 from PIL import Image
 
 TRAIN, TEST = 40, 12
+LETTERS = 52  # in training, and half as many in the test set
 
 
 def label_of(images):
@@ -53,3 +55,27 @@ def write_pictures(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for i, pixels in enumerate(some_images(12, (40, 36, 3), seed=0)):
         Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def letters(count, seed):
+    """Upright images whose first row tells their class, and classes from 0, each in turn."""
+    images = np.random.default_rng(seed).integers(0, 200, (count, 28, 28), dtype=np.uint8)
+    classes = np.arange(count) % 26
+    images[:, 0, :] = 0
+    images[np.arange(count), 0, classes] = 255
+    return images, classes
+
+
+def emnist_files(packed=True):
+    """The four files as they are published."""
+    found = {}
+    for part, count in (("train", LETTERS), ("test", LETTERS // 2)):
+        images, classes = letters(count, seed=count)
+        kinds = {
+            "images-idx3": idx(np.ascontiguousarray(images.swapaxes(1, 2))),
+            "labels-idx1": idx((classes + 1).astype(np.uint8)),
+        }
+        for kind, data in kinds.items():
+            name = f"emnist-letters-{part}-{kind}-ubyte"
+            found[f"{name}.gz" if packed else name] = gzip.compress(data) if packed else data
+    return found

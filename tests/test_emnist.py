@@ -1,6 +1,5 @@
 """EMNIST letters, in the publisher's files: an archive of packed IDX files, transposed, from 1."""
 
-import gzip
 import hashlib
 import inspect
 import io
@@ -15,34 +14,10 @@ from omegaconf import OmegaConf
 
 from scoresde.data import emnist, published
 from scoresde.errors import InputError
-from tests.small_sets import idx, write
+from tests.small_sets import LETTERS, emnist_files, letters, write
 
-TRAIN, TEST = 52, 26
+TRAIN, TEST = LETTERS, LETTERS // 2
 CONF = Path(__file__).parent.parent / "conf" / "data" / "emnist.yaml"
-
-
-def letters(count, seed):
-    """Upright images whose first row tells their class, and classes from 0, each in turn."""
-    images = np.random.default_rng(seed).integers(0, 200, (count, 28, 28), dtype=np.uint8)
-    classes = np.arange(count) % 26
-    images[:, 0, :] = 0
-    images[np.arange(count), 0, classes] = 255
-    return images, classes
-
-
-def files(packed=True):
-    """The four files as they are published."""
-    found = {}
-    for part, count in (("train", TRAIN), ("test", TEST)):
-        images, classes = letters(count, seed=count)
-        kinds = {
-            "images-idx3": idx(np.ascontiguousarray(images.swapaxes(1, 2))),
-            "labels-idx1": idx((classes + 1).astype(np.uint8)),
-        }
-        for kind, data in kinds.items():
-            name = f"emnist-letters-{part}-{kind}-ubyte"
-            found[f"{name}.gz" if packed else name] = gzip.compress(data) if packed else data
-    return found
 
 
 def archive(parts, folder="gzip/"):
@@ -80,7 +55,7 @@ def check(dataset):
 
 @pytest.mark.parametrize("place", ["mine", "mine/EMNIST", "cache/scoresde/emnist"])
 def test_the_archive_is_read_upright_with_classes_from_0(tmp_path, monkeypatch, place):
-    whole = archive(files())
+    whole = archive(emnist_files())
     publish(monkeypatch, whole)
     write(tmp_path / place, {"gzip.zip": whole})
     dataset = emnist(tmp_path / "mine" if "mine" in place else None, validation=5)
@@ -91,7 +66,7 @@ def test_the_archive_is_read_upright_with_classes_from_0(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("place", ["", "gzip", "EMNIST/raw"])
 def test_its_files_are_read_and_said_to_be_unverified(tmp_path, packed, place):
-    write(tmp_path / "mine" / place, files(packed))
+    write(tmp_path / "mine" / place, emnist_files(packed))
     dataset = emnist(tmp_path / "mine", validation=5)
     check(dataset)
     assert dataset.name == "EMNIST letters (not verified)"
@@ -108,9 +83,9 @@ def test_it_is_not_downloaded(cache):
     ("data", "message"),
     [
         (b"", "damaged"),
-        (archive(files())[:-30], "damaged"),
+        (archive(emnist_files())[:-30], "damaged"),
         (archive({}), "lacks emnist-letters-train-images"),
-        (archive(files(packed=False)), "lacks emnist-letters-train-images"),
+        (archive(emnist_files(packed=False)), "lacks emnist-letters-train-images"),
     ],
 )
 def test_other_archives_are_refused(tmp_path, data, message):
@@ -125,7 +100,7 @@ def test_other_archives_are_refused(tmp_path, data, message):
 def test_other_labels_are_refused(tmp_path, label, message):
     labels = np.full(TRAIN, label, dtype=np.uint8)
     name = "emnist-letters-train-labels-idx1-ubyte"
-    write(tmp_path / "mine", {**files(packed=False), name: idx(labels)})
+    write(tmp_path / "mine", {**emnist_files(packed=False), name: idx(labels)})
     with pytest.raises(InputError, match=message):
         emnist(tmp_path / "mine")
 

@@ -7,7 +7,7 @@ import torch
 
 from scoresde.train import Checkpoint
 from tests.test_docs import blocks
-from tests.test_run import ROOT, TINY, program
+from tests.test_run import ROOT, TINY, program, tiny
 
 PAGE = (ROOT / "docs/variational.md").read_text(encoding="utf-8")
 
@@ -90,7 +90,7 @@ def test_the_commands_of_the_page_run(tmp_path):
     lines = "\n".join(blocks(PAGE, "sh")).splitlines()
     first, *others = (shlex.split(line, comments=True)[3:] for line in lines)
     small = ["network.width=8", "network.blocks=1"]
-    program(*first, *TINY, *small, "hydra.run.dir=DIGITS", cwd=tmp_path)
+    program(*first, *tiny("digits_vdm"), *small, "hydra.run.dir=DIGITS", cwd=tmp_path)
     run = "DIGITS"
     for words in others:
         if any(word.startswith("+experiment") for word in words):

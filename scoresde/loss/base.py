@@ -106,6 +106,11 @@ class Loss(ABC):
         """
         return self
 
+    @property
+    def on_levels(self) -> bool:
+        """Whether it evaluates the levels of integers, which lie at their centres then."""
+        return False
+
     def first_time(self, process: Interpolant) -> float:
         """Returns the smallest time at which the loss evaluates a model of a process."""
         return process.cutoffs.training

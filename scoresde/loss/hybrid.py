@@ -103,6 +103,10 @@ class HybridLoss(Loss):
         value = step.weight * (simple + self.scale * vb)
         return LossTerms(value, {"simple": simple.detach(), "vb": vb.detach()})
 
+    @property
+    def on_levels(self) -> bool:
+        return self.decoder is not None and self.decoder.levels is not None
+
     def check(self, model: Trainable) -> None:
         check_model(model, ScoreModel)
         _check_chain(model.process, self.times)
@@ -160,6 +164,10 @@ class BoundLoss(Loss):
         data, variance = self.variance.step(model, step.state, step.t, step.s, **cond)
         vb = step.bound(model, data, variance, self.variance, self.decoder)
         return LossTerms(step.weight * vb)
+
+    @property
+    def on_levels(self) -> bool:
+        return self.decoder is not None and self.decoder.levels is not None
 
     def check(self, model: Trainable) -> None:
         check_model(model)

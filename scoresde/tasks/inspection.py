@@ -1,13 +1,13 @@
 """A closer look at a model while it is trained: a few samples, and the bound on its likelihood."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scoresde.data import Dataset, random_rows
-from scoresde.likelihood import VariationalBound
+from scoresde.likelihood import LogProb, VariationalBound
 from scoresde.model import ScoreFunction
 from scoresde.sample import Sampler
 from scoresde.tasks.evaluation import evaluate_likelihood
@@ -28,7 +28,8 @@ class Inspection:
         folder: The run's folder, in which ``progress/00001000.png`` is written.
         count: The number of samples, positive.
         examples: How many validation examples the bound is the mean of, positive.
-        seed: Names the random streams.
+        seed: Seed of the random streams.
+        bound: The bound; another than the default is one of levels.
     """
 
     data: Dataset
@@ -37,6 +38,7 @@ class Inspection:
     count: int = 16
     examples: int = 64
     seed: int = 0
+    bound: LogProb = field(default_factory=VariationalBound)
 
     @torch.no_grad()
     def __call__(self, done: int, model: ScoreFunction) -> dict[str, float | Path]:
@@ -59,7 +61,7 @@ class Inspection:
             view_of(self.data.codec).compare(panels, path)
         evaluation = evaluate_likelihood(
             model,
-            VariationalBound(),
+            self.bound,
             self.data,
             "validation",
             examples=self.examples,

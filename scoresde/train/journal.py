@@ -148,7 +148,7 @@ class Journal:
             value = validation_loss(model, data, loss, seed, size)
             if isinstance(model, ScoreFunction):
                 eps = loss.first_time(model.sde)
-                errors = error_by_level(model, data, eps, seed, size)
+                errors = error_by_level(model, data, eps, seed, size, centre=loss.on_levels)
         self.log(done, validation_loss=value)
         if errors:
             self.log(done, **errors)

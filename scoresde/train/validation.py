@@ -71,7 +71,7 @@ def _losses(
     model: Trainable, data: Dataset, loss: Loss, seed: int, rows: Tensor, part: Tensor
 ) -> Tensor:
     """Returns the losses of a part of the validation examples: ``rows[part]``."""
-    x, cond = _batch(model, data, Streams(seed, rows[part]))
+    x, cond = _batch(model, data, Streams(seed, rows[part]), loss.on_levels)
     # All of them share their times, in however many batches they are evaluated.
     here = slice(int(part[0]), int(part[-1]) + 1)
     return loss.fixed()(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
@@ -79,7 +79,13 @@ def _losses(
 
 @torch.no_grad()
 def error_by_level(
-    model: ScoreFunction, data: Dataset, eps: float, seed: int, batch_size: int = EXAMPLES
+    model: ScoreFunction,
+    data: Dataset,
+    eps: float,
+    seed: int,
+    batch_size: int = EXAMPLES,
+    *,
+    centre: bool = False,
 ) -> dict[str, float]:
     r"""Returns the error of the expected noise at levels that cover the log-SNR.
 
@@ -93,6 +99,7 @@ def error_by_level(
         eps: The smallest time.
         seed: Names the noise, which is the same at every call.
         batch_size: The number of examples evaluated together.
+        centre: Whether integers lie at the centres of their levels.
 
     Returns:
         The errors, by names that :func:`level_curves` can read.
@@ -103,7 +110,7 @@ def error_by_level(
     examples = torch.arange(len(rows))
     sums = torch.zeros(2, len(levels), dtype=torch.float64, device=model.device)
     for part in _shared(examples, batch_size)[0]:
-        x, cond = _batch(model, data, Streams(seed, rows[part]))
+        x, cond = _batch(model, data, Streams(seed, rows[part]), centre)
         own = part.to(x.device) % len(levels)
         t = model.sde.time(levels.to(x.device))[own]
         noise = Streams(seed, part.to(x.device)).normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
@@ -117,9 +124,11 @@ def error_by_level(
     return {f"{_PREFIX}{level:+.2f}": value for level, value in named if math.isfinite(value)}
 
 
-def _batch(model: Trainable, data: Dataset, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
+def _batch(
+    model: Trainable, data: Dataset, streams: Streams, centre: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns validation examples as the model takes them, and their conditions."""
-    batch = data.batch("validation", streams)
+    batch = data.batch("validation", streams, centre=centre)
     return model.state(batch.x.to(model.device)), model.select(batch.cond)
 
 
