@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from scoresde.data import emnist, published
 from scoresde.errors import InputError
-from tests.small_sets import LETTERS, emnist_files, letters, write
+from tests.small_sets import LETTERS, emnist_files, idx, letters, write
 
 TRAIN, TEST = LETTERS, LETTERS // 2
 CONF = Path(__file__).parent.parent / "conf" / "data" / "emnist.yaml"
