@@ -27,10 +27,10 @@ from scoresde.recipe import describable
 from scoresde.train import Checkpoint, Training
 from tests.test_run import ROOT, TINY, program
 
-DATA = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs/guide/data.md").read_text(encoding="utf-8")
 CLASSIFY = (ROOT / "docs/classify.md").read_text(encoding="utf-8")
 GUIDANCE = (ROOT / "docs/guidance.md").read_text(encoding="utf-8")
-EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs/guide/extending.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
@@ -97,7 +97,7 @@ def test_the_programs_of_the_page_on_data_run(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_commands_of_the_page_on_data_run(tmp_path):
-    lines = "\n".join(blocks(DATA, "sh")).splitlines()
+    lines = blocks(DATA, "sh")[1].splitlines()
     first, *others = (shlex.split(line)[3:] for line in lines)
     program(*first, *TINY, "hydra.run.dir=RUN", cwd=tmp_path)
     for words in others:
@@ -134,7 +134,7 @@ def test_the_commands_of_the_page_on_classes_run(tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_commands_of_extending_run(tmp_path):
-    lines = "\n".join(blocks(EXTENDING, "sh")).splitlines()
+    lines = blocks(EXTENDING, "sh")[0].splitlines()
     train, draw = (shlex.split(line)[3:] for line in lines)
     program(*train, *TINY, "data.count=400", "hydra.run.dir=RUN", cwd=tmp_path)
     program(*draw, "count=4", "progress=false", cwd=tmp_path)

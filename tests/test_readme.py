@@ -1,4 +1,4 @@
-"""What the README says works: its program is run, its commands are run, its pictures exist."""
+"""What the README and the guide say works: programs and commands run, pictures and links exist."""
 
 import json
 import re
@@ -8,24 +8,45 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoresde import VPSDE, GaussianModel, Likelihood
-from scoresde.sample import ProbabilityFlow
+from scoresde import VPSDE, GaussianModel
 from scoresde.tasks import benchmark
 from tests.score_sde_files import config, content
 from tests.small_sets import cifar_files, write, write_pictures
 from tests.test_run import ROOT, TINY, program, shortened
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+GUIDE = ROOT / "docs/guide"
+PAGES = [README, *sorted(GUIDE.glob("*.md"))]
+# These groups of commands build on one another; tests/test_docs.py runs them in their order.
+IN_ORDER = {GUIDE / "data.md": 1, GUIDE / "extending.md": 0}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def lines_of(page: Path) -> list[list[str]]:
+    """The shell commands of a page, in words."""
+    found = [b for i, b in enumerate(blocks("sh", page)) if i != IN_ORDER.get(page)]
+    text = "\n".join(found).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    parts = [shlex.split(line, comments=True) for line in lines]
-    return [p[3:] for p in parts if p[:3] == ["python", "-m", "scoresde.run"]]
+    """The commands of all pages that one process runs by itself."""
+    words = [words for page in PAGES for words in lines_of(page)]
+    found = [w[3:] for w in words if w[:3] == ["python", "-m", "scoresde.run"]]
+    found += [w[1:] for w in words if w[0] == "scoresde" and "hydra/launcher" not in " ".join(w)]
+    return [list(words) for words in dict.fromkeys(map(tuple, found))]
+
+
+def launched() -> list[list[str]]:
+    """The commands that a launcher, torchrun or a batch system starts."""
+    words = [words for page in PAGES for words in lines_of(page)]
+    found = [w[w.index("scoresde.run") + 1 :] for w in words if w[0] == "torchrun"]
+    found += [w[w.index("docs/guide/slurm.sbatch") + 1 :] for w in words if w[0] == "sbatch"]
+    return found + [w[1:] for w in words if w[0] == "scoresde" and "hydra/launcher" in " ".join(w)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_parts.py").write_text((ROOT / "tests/plugins/my_parts.py").read_text())
     recipe = folder / "my_conf/experiment/mine.yaml"
     recipe.parent.mkdir(parents=True)
-    recipe.write_text(blocks("yaml")[0])
+    recipe.write_text(blocks("yaml", GUIDE / "extending.md")[0])
     own = next(c for c in commands() if "network=custom" in c)
     program(*own, *TINY, "train.snapshots=2", "hydra.run.dir=RUN", cwd=folder)
     write(folder / "FOLDER", cifar_files())
@@ -105,51 +126,77 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
         small = [*small, "network=mlp", "examples=4"]
     if "task=search" in text:
         small = [*small, "search.trials=1"]
+    if "--config-dir runs/search" in text:  # the best recipe of the search before
+        before = next(c for c in commands() if "task=search" in c)
+        program(*before, *TINY, "search.trials=1", "network=mlp", "examples=4", cwd=place)
     program(*command, *small, cwd=place)
 
 
-def test_library_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    (text,) = (b for b in blocks("python") if "PredictorCorrector" in b)
-    assert len(text.strip().splitlines()) <= 26
-    for long, short in (
-        ("steps=2000", "steps=2, progress=False"),
-        ("1000, 2", "4, 2"),
-        ("[:200]", "[:4]"),
-    ):
+@pytest.mark.parametrize("command", launched(), ids=" ".join)
+def test_command_of_a_launcher_composes(command: list[str], place: Path) -> None:
+    """Launchers, torchrun and the batch script are run in tests of their own."""
+    if "hydra/launcher" in " ".join(command):
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = [word for word in command if word != "--multirun" and "," not in word]
+    shown = program(*words, "--cfg", "all", cwd=place).stdout
+    assert "scoresde" in shown
+
+
+def test_the_batch_script_is_where_the_page_says() -> None:
+    assert (GUIDE / "slurm.sbatch").exists()
+
+
+def run_shortened(text: str, space: dict, *pairs: tuple[str, str]) -> dict:
+    """Runs a program with some of its numbers replaced."""
+    for long, short in pairs:
         assert long in text
         text = text.replace(long, short)
-    text = text.replace("steps=500", "steps=2").replace("steps=250", "steps=2")
-    space: dict = {}
     exec(text, space)
-    assert space["result"].log_prob.shape == (4,)
+    return space
+
+
+def test_the_program_of_the_readme_runs() -> None:
+    (text,) = blocks("python")
+    assert len(text.strip().splitlines()) <= 16
+    pairs = ("steps=2000", "steps=300, progress=False"), ("1000, 2", "4, 2"), ("[:200]", "[:50]")
+    space = run_shortened(text, {}, *pairs)
+    assert space["samples"].x.shape == (4, 2)
+    # 300 updates cost less than half a nat.
+    assert abs(float(space["ours"]) - float(space["exact"])) < 0.5
+
+
+def test_the_program_of_sampling_runs() -> None:
+    (text,) = blocks("python", GUIDE / "sampling.md")
+    pairs = ("1000, 2", "4, 2"), ("steps=500", "steps=2"), ("steps=250", "steps=2")
+    space = run_shortened(text, {}, *pairs)
     assert space["c"].x.shape == (4, 2)
+    assert space["d"].shape == (64,)
 
 
-def test_likelihood_example_runs() -> None:
-    (text,) = (b for b in blocks("python") if "ColourProbing" in b)
+def test_the_program_of_likelihoods_runs() -> None:
+    (text,) = blocks("python", GUIDE / "likelihoods.md")
     model = GaussianModel(mean=torch.zeros(2), std=0.5, sde=VPSDE())
-    exec(
-        text.replace("(64, 2)", "(4, 2)"),
-        {
-            "Likelihood": Likelihood,
-            "ProbabilityFlow": ProbabilityFlow,
-            "model": model,
-            "x": model.sample(4, seed=0),
-        },
-    )
+    exec(text, {"model": model, "x": model.sample(4, seed=0)})
 
 
-def test_every_recipe_is_in_the_table() -> None:
+def test_every_recipe_is_in_a_table() -> None:
+    told = "".join((GUIDE / name).read_text() for name in ("training.md", "models.md"))
     for path in (ROOT / "conf/experiment").glob("*.yaml"):
-        assert f"`{path.stem}`" in README
+        assert f"`{path.stem}`" in told
 
 
-def test_links_and_pictures_exist() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    local = [t for t in targets if not t.startswith("http")]
-    assert local
-    for target in local:
-        assert (ROOT / target).exists(), target
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    "page", [README, *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.stem
+)
+def test_links_and_pictures_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
+    for target in (t for t in targets if not t.startswith("http")):
+        assert (page.parent / target).exists(), target
 
 
 def test_every_experiment_is_a_recipe_and_has_a_row() -> None:

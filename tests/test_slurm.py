@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "docs/slurm.sbatch"
+SCRIPT = Path(__file__).parents[1] / "docs/guide/slurm.sbatch"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 SCONTROL = """#!/bin/bash
