@@ -1,7 +1,7 @@
 """The base class of losses, and the times and the noise that they draw."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,10 @@ class Loss(ABC):
         return self.terms(
             model, x, t=t, noise=noise, seed=seed, seeds=seeds, part=part, **cond
         ).value
+
+    def select(self, model: Trainable, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns those of the conditions of a batch that the model, or the loss, takes."""
+        return model.select(cond)
 
     def first_time(self, process: Interpolant) -> float:
         """Returns the smallest time at which the loss evaluates a model of a process."""

@@ -47,6 +47,7 @@ from scoresde.model.parametrisation import (
     Parametrisation,
     Preconditioned,
     ScoreParametrisation,
+    VelocityParametrisation,
     VParametrisation,
 )
 from scoresde.model.score_model import ScoreModel
@@ -74,6 +75,7 @@ __all__ = [
     "Sigma",
     "Trainable",
     "VParametrisation",
+    "VelocityParametrisation",
     "check_model",
     "classes_of",
     "evaluating",

@@ -54,27 +54,28 @@ class ScoreModel(ScoreFunction):
             raise InputError(
                 f"parametrisation must say what the data are where no signal is left, as {sde} "
                 f"has at t = 1, got {type(self.parametrisation).__name__}; use Preconditioned(), "
-                "VParametrisation() or DataParametrisation()."
+                "VelocityParametrisation(), VParametrisation() or DataParametrisation()."
             )
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return self._read(self.parametrisation.to_noise, x, as_time(t), cond)
+        t = as_time(t)
+        return self._read(self.parametrisation.at(self.sde, t).to_noise, x, t, cond)
 
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return self._read(self.parametrisation.to_data, x, as_time(t), cond)
+        t = as_time(t)
+        return self._read(self.parametrisation.at(self.sde, t).to_data, x, t, cond)
 
     def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -self.noise(x, t, **cond) / expand(self.sde.sigma(t), x)
 
+    def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        if self.parametrisation.by_rates:
+            return self._velocity_by_rates(x, as_time(t), cond)
+        return super().velocity(x, t, **cond)
+
     def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        data, noise = self.parametrisation.to_data, self.parametrisation.to_noise
-        rates = self.sde.alpha_dot(t), self.sde.sigma_dot(t)
-
-        def reading(alpha: Tensor, sigma: Tensor) -> Pair:
-            (a, b), (c, d) = data(alpha, sigma), noise(alpha, sigma)
-            return rates[0] * a + rates[1] * c, rates[0] * b + rates[1] * d
-
-        return self._read(reading, x, t, cond)
+        pair = self.parametrisation.at(self.sde, t).to_velocity(self.sde, t)
+        return self._read(lambda alpha, sigma: pair, x, t, cond)
 
     def takes(self, name: str) -> bool:
         return takes(self.network, name)

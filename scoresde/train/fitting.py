@@ -103,7 +103,7 @@ def fit(
     model.train()
     for step, batch in enumerate(islice(batches(source, size, seed), steps)):
         x = model.state(batch.x.to(model.device))
-        update(x, model.select(batch.cond), step, size)
+        update(x, loss.select(model, batch.cond), step, size)
         bar.update()
         if (step + 1) % every == 0 or step + 1 == steps:
             value = validation_loss(average, source, loss, seed)
