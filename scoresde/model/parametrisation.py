@@ -67,9 +67,9 @@ class Parametrisation(ABC):
 
     def to_velocity(self, process: Interpolant, t: Tensor) -> Pair:
         r"""Returns the coefficients of the velocity, :math:`\alpha' D + \sigma' \hat z`."""
-        alpha, sigma = process.alpha(t), process.sigma(t)
+        here, alpha, sigma = self.at(process, t), process.alpha(t), process.sigma(t)
         signal, noise = process.alpha_dot(t), process.sigma_dot(t)
-        (a, b), (c, d) = self.to_data(alpha, sigma), self.to_noise(alpha, sigma)
+        (a, b), (c, d) = here.to_data(alpha, sigma), here.to_noise(alpha, sigma)
         return signal * a + noise * c, signal * b + noise * d
 
     def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class ScoreModel(ScoreFunction):
         return super().velocity(x, t, **cond)
 
     def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        pair = self.parametrisation.at(self.sde, t).to_velocity(self.sde, t)
+        pair = self.parametrisation.to_velocity(self.sde, t)
         return self._read(lambda alpha, sigma: pair, x, t, cond)
 
     def takes(self, name: str) -> bool:
