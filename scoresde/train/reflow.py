@@ -10,6 +10,7 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ class Reflow:
         return Dataset.of("pairs", examples.split(sizes), standardise=False, conditions=parts)
 
     def _pairs(
-        self, shape: tuple[int, ...], seed: int, rows: Tensor, cond: dict[str, Tensor]
+        self, shape: tuple[int, ...], seed: int, rows: Tensor, cond: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Returns the noise and the examples of some pairs."""
         latent = self.sampler.latent(self.flow, shape, seed=seed, seeds=rows, **cond)
@@ -113,11 +114,9 @@ class Reflow:
 
     def _check_deterministic(self, shape: tuple[int, ...], cond: dict[str, Tensor]) -> None:
         """Two random streams must lead from one latent to one example."""
-        told = self.flow.select({name: c[:1].expand(2, *c.shape[1:]) for name, c in cond.items()})
-        first = self.sampler.latent(self.flow, (1, *shape), seed=0)
-        ends = self.sampler(
-            self.flow, latent=first.expand(2, *shape).contiguous(), seed=0, **told
-        ).x
+        told = self.flow.select({name: c[[0, 0]] for name, c in cond.items()})
+        latent = self.sampler.latent(self.flow, (1, *shape), seed=0)[[0, 0]]
+        ends = self.sampler(self.flow, latent=latent, seed=0, **told).x
         if not torch.equal(ends[0], ends[1]):
             raise InputError(
                 f"sampler must be deterministic, got {self.sampler}, which leads from one latent "
