@@ -151,7 +151,8 @@ def _say_misfits(model: Any, data: Any, loss: Any) -> None:
             channels,
             length,
         )
-    for sentence in check_conditions(model, data):
+    cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
+    for sentence in (*check_conditions(model, data), *cautions):
         log.warning("%s", sentence)
     if isinstance(model, ScoreFunction):
         for sentence in check_scales(data, model.sde, loss.first_time(model.sde)):

@@ -1,7 +1,7 @@
 """The base class of losses, and the times and the noise that they draw."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,15 @@ class Loss(ABC):
     def select(self, model: Trainable, cond: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns those of the conditions of a batch that the model, or the loss, takes."""
         return model.select(cond)
+
+    def cautions(self, model: Trainable, given: Collection[str]) -> list[str]:
+        """Returns a sentence for each thing that a model trained by the loss cannot do.
+
+        Arguments:
+            model: The model.
+            given: The names of the data's conditions.
+        """
+        return []
 
     def first_time(self, process: Interpolant) -> float:
         """Returns the smallest time at which the loss evaluates a model of a process."""

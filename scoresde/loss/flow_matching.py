@@ -24,7 +24,7 @@ References:
     (equation 1).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,16 @@ class FlowMatching(Loss):
     def select(self, model: Trainable, cond: Mapping[str, Tensor]) -> dict[str, Any]:
         chosen = model.select(cond)
         return chosen if _SOURCE not in cond else {**chosen, _SOURCE: model.state(cond[_SOURCE])}
+
+    def cautions(self, model: Trainable, given: Collection[str]) -> list[str]:
+        coupled = _SOURCE in given or not isinstance(self.coupling, Independent)
+        if not coupled or not isinstance(model.process, SDE):
+            return []
+        return [
+            "The noise is coupled with the examples, so the velocity is learned, but not the "
+            "score: use deterministic samplers and Likelihood. Stochastic samplers and "
+            "VariationalBound are biased."
+        ]
 
     def check(self, model: Trainable) -> None:
         check_model(model, Model)

@@ -192,6 +192,7 @@ def _keeper(
 def _warn(data: Dataset, model: Trainable, loss: Loss) -> None:
     """Warns of conditions and scales of the data that do not suit the model."""
     found = check_conditions(model, data)
+    found += loss.cautions(model, data.conditions_of("train", slice(1)))
     if isinstance(model, ScoreFunction):
         found += check_scales(data, model.sde, loss.first_time(model.sde))
     for sentence in found:
