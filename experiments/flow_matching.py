@@ -1,6 +1,6 @@
 r"""Compares densities of times and couplings of flow matching by the models that they train.
 
-    python experiments/flow_matching.py [--sets moons,digits] [--seeds 0,1,2] [--losses ...]
+    python experiments/flow_matching.py [--sets moons,digits] [--seeds 0,1,2] [--losses "uniform;cosmap"]
 
 Every loss trains the same network from the same start on the same batches with the same noise. The
 score is the negative log-density of the same test examples, with the same probes: in nats per
@@ -8,7 +8,8 @@ example less the exact one on two moons (exact trace), in bits/dim on the digits
 loss is compared with uniform times on the same examples and seeds; the standard error of the
 difference adds that over examples and that over seeds in quadrature.
 
-A run is kept when it ends (``--runs``) and not repeated. Writes table.md.
+Losses are separated by semicolons. A run is kept when it ends (``--runs``) and not repeated.
+Writes table.md.
 """
 
 import argparse
