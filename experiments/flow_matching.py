@@ -1,6 +1,7 @@
 r"""Compares densities of times and couplings of flow matching by the models that they train.
 
-    python experiments/flow_matching.py [--sets moons,digits] [--seeds 0,1,2] [--losses "uniform;cosmap"]
+    python experiments/flow_matching.py [--sets moons,digits] [--seeds 0,1,2] \
+        [--losses "uniform;cosmap"]
 
 Every loss trains the same network from the same start on the same batches with the same noise. The
 score is the negative log-density of the same test examples, with the same probes: in nats per
@@ -99,7 +100,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.runs.mkdir(parents=True, exist_ok=True)
-    table = ["| set | times, coupling | score | against uniform | seeds |", "|---|---|---|---|---|"]
+    table = [
+        "| set | times, coupling | score | against uniform | seeds |",
+        "|---|---|---|---|---|",
+    ]
     for name in given.sets.split(","):
         for seed in map(int, given.seeds.split(",")):
             for loss in LOSSES:
