@@ -4,30 +4,66 @@ from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.coupling import Coupling, Independent, OptimalTransport, SourceSamples
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.design import NoiseDesign
 from scoresde.loss.flow_matching import FlowMatching
+from scoresde.loss.hybrid import BoundLoss, HybridLoss
+from scoresde.loss.importance import ImportanceSampled
+from scoresde.loss.one_level import OneLevel, only_time
+from scoresde.loss.score_matching import (
+    ExplicitScoreMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
+from scoresde.loss.uncertainty import UncertaintyWeighted
+from scoresde.loss.variational import (
+    LeastVariance,
+    ScheduleGradient,
+    VariationalLoss,
+    WholeBound,
+)
 from scoresde.loss.weighting import (
+    BoundWeighting,
     EDMWeighting,
     LikelihoodWeighting,
+    MinSNRWeighting,
     NoiseWeighting,
+    SoftMinSNRWeighting,
     VelocityWeighting,
     Weighting,
 )
 
 __all__ = [
+    "BoundLoss",
+    "BoundWeighting",
     "Coupling",
     "CrossEntropy",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
+    "ExplicitScoreMatching",
     "FlowMatching",
+    "HybridLoss",
+    "ImportanceSampled",
     "Independent",
+    "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
+    "MinSNRWeighting",
+    "NoiseDesign",
     "NoiseWeighting",
+    "OneLevel",
     "OptimalTransport",
+    "ScheduleGradient",
+    "ScoreMatching",
+    "SlicedScoreMatching",
+    "SoftMinSNRWeighting",
     "SourceSamples",
+    "UncertaintyWeighted",
+    "VariationalLoss",
     "VelocityWeighting",
     "Weighting",
+    "WholeBound",
     "draw",
+    "only_time",
 ]

@@ -10,6 +10,7 @@ from scoresde.times.curves import (
 )
 from scoresde.times.densities import (
     ChainTimes,
+    FirstTime,
     FoldedTimes,
     ImportanceTimes,
     LevelTimes,
@@ -35,6 +36,7 @@ __all__ = [
     "CosineGrid",
     "CurvedTimes",
     "ExplicitGrid",
+    "FirstTime",
     "FoldedTimes",
     "Grid",
     "ImportanceTimes",

@@ -75,7 +75,7 @@ def _losses(
     x, cond = model.state(batch.x.to(model.device)), loss.select(model, batch.cond)
     # All of them share their times, in however many batches they are evaluated.
     here = slice(int(part[0]), int(part[-1]) + 1)
-    return loss(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
+    return loss.fixed()(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
 
 
 @torch.no_grad()
