@@ -49,6 +49,8 @@ APART = """
   [table](benchmark/README.md) (`task=benchmark`)
 - the length of the average of the weights, chosen after the training:
   [figure](average_lengths/README.md) (`task=ema`)
+- the times and the couplings of flow matching, and reflow, on two moons:
+  [table](flow_matching/README.md) (`flow_matching.py`, `task=reflow`)
 - what the scale of guidance buys and costs, on the digits:
   [figure](guidance_scale/README.md) (`guidance_scale.py`)
 """

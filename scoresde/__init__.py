@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scoresde.loss import (
         DenoisingScoreMatching,
         EDMWeighting,
+        FlowMatching,
         LikelihoodWeighting,
         Loss,
         NoiseWeighting,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         ScoreFunction,
         ScoreModel,
         ScoreParametrisation,
+        VelocityParametrisation,
         VParametrisation,
     )
     from scoresde.sde import (
@@ -61,13 +63,13 @@ _ROOMS = {
     "model": (
         *("ChainIndex", "NoiseLevel", "ScaledTime"),
         *("DataParametrisation", "NoiseParametrisation", "Preconditioned"),
-        *("ScoreParametrisation", "VParametrisation"),
+        *("ScoreParametrisation", "VParametrisation", "VelocityParametrisation"),
         *("Model", "GaussianMixtureModel", "GaussianModel", "ScoreFunction", "ScoreModel"),
     ),
     "train": ("fit", "load"),
     "likelihood": ("Likelihood", "LogLikelihood", "VariationalBound"),
     "loss": (
-        *("Loss", "DenoisingScoreMatching"),
+        *("Loss", "DenoisingScoreMatching", "FlowMatching"),
         *("EDMWeighting", "LikelihoodWeighting", "NoiseWeighting"),
     ),
 }

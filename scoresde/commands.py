@@ -171,7 +171,8 @@ def _say_misfits(model: Any, data: Any, loss: Any) -> None:
             channels,
             length,
         )
-    for sentence in check_conditions(model, data):
+    cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
+    for sentence in (*check_conditions(model, data), *cautions):
         log.warning("%s", sentence)
     if isinstance(model, ScoreFunction):
         for sentence in check_scales(data, model.sde, loss.first_time(model.sde)):
@@ -850,6 +851,38 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
     )
 
 
+def reflow(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Trains a checkpoint's model on pairs that its own flow makes, for straighter paths."""
+    from scoresde.sample import Sampler
+    from scoresde.tasks.reflow import reflow as run
+
+    checkpoint, model = load(config)
+    cond = requested(config, model)
+    check_given(model, cond, checkpoint.recipe)
+    section, name = (config.reflow.sampler, "reflow.sampler")
+    if given("sampler"):
+        section, name = config.sampler, "sampler"
+    sampler = instantiate(section, name)
+    if not isinstance(sampler, Sampler):
+        raise InputError(f"{name} must be a Sampler, got {type(sampler).__name__}.")
+    plan: Any = OmegaConf.to_container(config.train, resolve=True)
+    results = run(
+        checkpoint.recipe | {"name": config.name, "train": plan},
+        model,
+        sampler,
+        instantiate(plan, "train"),
+        instantiate(config.optimizer, "optimizer"),
+        folder,
+        count=config.reflow.pairs,
+        batch_size=config.batch_size,
+        cond=cond,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    return results
+
+
 def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Measures what this machine does with a recipe, and writes ``benchmark.json`` and a table."""
     from scoresde.tasks import benchmark as bench
@@ -970,6 +1003,7 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "likelihood": likelihood,
     "classify": classify,
     "ema": ema,
+    "reflow": reflow,
     "benchmark": benchmark,
     "search": search,
     "design": design,

@@ -41,20 +41,22 @@ USED = {
     "classify": ("data", "likelihood"),
     "import": ("data", "likelihood"),
     "ema": ("data", "likelihood"),
+    "reflow": ("sampler", "train", "optimizer"),
     "design": ("data",),
 }
 
 
 # The tasks that a value serves, and what it is where it serves none.
 _EVERY = ("sample", "restore", "likelihood", "classify", "encode", "interpolate", "ema")
+_SAMPLING = ("sample", "restore", "interpolate")
 SERVES = {
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
-    "guidance": (None, ("sample", "restore", "interpolate")),
+    "guidance": (None, _SAMPLING),
     "latents": (None, ("sample", "interpolate")),
-    "label": (None, ("sample", "restore", "interpolate")),
+    "label": (None, (*_SAMPLING, "reflow")),
     "images": (False, ("sample", "restore")),
-    "conditions": (None, ("sample", "restore", "interpolate")),
+    "conditions": (None, (*_SAMPLING, "reflow")),
     "operator": (None, ("restore",)),
     "source": (None, ("restore",)),
     "truth": (None, ("restore",)),

@@ -1,9 +1,11 @@
 """Losses: one value per example, from a model and clean data."""
 
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
+from scoresde.loss.coupling import Coupling, Independent, OptimalTransport, SourceSamples
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.design import NoiseDesign
+from scoresde.loss.flow_matching import FlowMatching
 from scoresde.loss.hybrid import BoundLoss, HybridLoss
 from scoresde.loss.importance import ImportanceSampled
 from scoresde.loss.one_level import OneLevel, only_time
@@ -26,19 +28,23 @@ from scoresde.loss.weighting import (
     MinSNRWeighting,
     NoiseWeighting,
     SoftMinSNRWeighting,
+    VelocityWeighting,
     Weighting,
 )
 
 __all__ = [
     "BoundLoss",
     "BoundWeighting",
+    "Coupling",
     "CrossEntropy",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
     "ExplicitScoreMatching",
+    "FlowMatching",
     "HybridLoss",
     "ImportanceSampled",
+    "Independent",
     "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
@@ -47,12 +53,15 @@ __all__ = [
     "NoiseDesign",
     "NoiseWeighting",
     "OneLevel",
+    "OptimalTransport",
     "ScheduleGradient",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SoftMinSNRWeighting",
+    "SourceSamples",
     "UncertaintyWeighted",
     "VariationalLoss",
+    "VelocityWeighting",
     "Weighting",
     "WholeBound",
     "draw",

@@ -1,7 +1,7 @@
 """The base class of losses, and the times and the noise that they draw."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,19 @@ class Loss(ABC):
         return self.terms(
             model, x, t=t, noise=noise, seed=seed, seeds=seeds, part=part, **cond
         ).value
+
+    def select(self, model: Trainable, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns those of the conditions of a batch that the model, or the loss, takes."""
+        return model.select(cond)
+
+    def cautions(self, model: Trainable, given: Collection[str]) -> list[str]:
+        """Returns a sentence for each thing that a model trained by the loss cannot do.
+
+        Arguments:
+            model: The model.
+            given: The names of the data's conditions.
+        """
+        return []
 
     def keep(self, record: Tensor) -> None:
         """Takes note of what an update has found; does nothing by default.

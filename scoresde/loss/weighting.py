@@ -56,6 +56,19 @@ class LikelihoodWeighting(Weighting):
 
 
 @dataclass(frozen=True)
+class VelocityWeighting(Weighting):
+    r"""The weight :math:`(g^2 / 2 \sigma)^2`, under which the noise's error is the velocity's.
+
+    It equals :math:`(\sigma' - \alpha' \sigma / \alpha)^2`, on rectified flow
+    :math:`1 / (1 - t)^2`.
+    """
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        signal = sde.alpha(t).clamp(min=_LEAST_SIGNAL)
+        return (sde.sigma_dot(t) - sde.alpha_dot(t) * sde.sigma(t) / signal) ** 2
+
+
+@dataclass(frozen=True)
 class EDMWeighting(Weighting):
     r"""The weight of Karras et al. 2022.
 

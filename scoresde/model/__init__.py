@@ -47,6 +47,7 @@ from scoresde.model.parametrisation import (
     Parametrisation,
     Preconditioned,
     ScoreParametrisation,
+    VelocityParametrisation,
     VParametrisation,
 )
 from scoresde.model.score_model import Prediction, ScoreModel
@@ -75,6 +76,7 @@ __all__ = [
     "Sigma",
     "Trainable",
     "VParametrisation",
+    "VelocityParametrisation",
     "check_model",
     "classes_of",
     "evaluating",

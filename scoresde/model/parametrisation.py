@@ -4,17 +4,19 @@ References:
     Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022,
     https://arxiv.org/abs/2206.00364 (section 5 and table 1).
     Salimans and Ho, *Progressive distillation*, 2022, https://arxiv.org/abs/2202.00512 (v).
+    Lipman et al., *Flow matching for generative modeling*, 2023,
+    https://arxiv.org/abs/2210.02747 (the velocity).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.sde.interpolant import compare_by_identity
+from scoresde.sde.interpolant import Interpolant, compare_by_identity
 
 Pair = tuple[Tensor, Tensor]
 
@@ -34,6 +36,8 @@ class Parametrisation(ABC):
 
     # Whether the data can be read where no signal is left (alpha = 0).
     at_zero_snr: ClassVar[bool] = True
+    # Whether the velocity is read by the rates of the process also where f and g are finite.
+    by_rates: ClassVar[bool] = False
 
     sigma_data: float | None = 1.0
 
@@ -56,6 +60,17 @@ class Parametrisation(ABC):
     @abstractmethod
     def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
         """Returns the coefficients of the expected data."""
+
+    def at(self, process: Interpolant, t: Tensor) -> "Parametrisation":
+        """Returns the parametrisation at times: itself, unless it needs the process's rates."""
+        return self
+
+    def to_velocity(self, process: Interpolant, t: Tensor) -> Pair:
+        r"""Returns the coefficients of the velocity, :math:`\alpha' D + \sigma' \hat z`."""
+        here, alpha, sigma = self.at(process, t), process.alpha(t), process.sigma(t)
+        signal, noise = process.alpha_dot(t), process.sigma_dot(t)
+        (a, b), (c, d) = here.to_data(alpha, sigma), here.to_noise(alpha, sigma)
+        return signal * a + noise * c, signal * b + noise * d
 
     def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Returns the factor of the network's input."""
@@ -107,6 +122,63 @@ class VParametrisation(Parametrisation):
     def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
         norm = alpha**2 + sigma**2
         return alpha / norm, -sigma / norm
+
+
+@dataclass(frozen=True)
+class VelocityParametrisation(Parametrisation):
+    r"""The network predicts the velocity :math:`u = \alpha' x_0 + \sigma' z` (flow matching).
+
+    On rectified flow that is :math:`z - x_0`. Together with :math:`x = \alpha x_0 + \sigma z` it
+    is solved for both, with :math:`W = \alpha \sigma' - \sigma \alpha' = \alpha g^2 / 2 \sigma`:
+
+    .. math:: D = \frac{\sigma' x - \sigma F}{W}, \qquad \hat z = \frac{\alpha F - \alpha' x}{W}
+
+    W is 1 on rectified flow. The velocity is the output itself, so it is finite wherever the
+    target is: at both ends of rectified flow, and where :math:`\sigma'` is finite of any process
+    (that of the VP SDE grows like :math:`t^{-1/2}`). The coefficients need the rates of a process:
+    :meth:`at` has them.
+    """
+
+    by_rates = True
+
+    def at(self, process: Interpolant, t: Tensor) -> Parametrisation:
+        rates = {"alpha_dot": process.alpha_dot(t), "sigma_dot": process.sigma_dot(t)}
+        return _VelocityAt(self.sigma_data, **rates)
+
+    def to_velocity(self, process: Interpolant, t: Tensor) -> Pair:
+        return torch.zeros_like(t), torch.ones_like(t)
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        raise _no_rates()
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        raise _no_rates()
+
+
+@dataclass(frozen=True, eq=False)
+class _VelocityAt(Parametrisation):
+    """The velocity parametrisation at times with known rates."""
+
+    alpha_dot: Tensor = field(kw_only=True)
+    sigma_dot: Tensor = field(kw_only=True)
+
+    def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        turn = self._turn(alpha, sigma)
+        return -self.alpha_dot / turn, alpha / turn
+
+    def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        turn = self._turn(alpha, sigma)
+        return self.sigma_dot / turn, -sigma / turn
+
+    def _turn(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * self.sigma_dot - sigma * self.alpha_dot
+
+
+def _no_rates() -> InputError:
+    return InputError(
+        "VelocityParametrisation must be given the rates of a process, got alpha and sigma alone; "
+        "use parametrisation.at(sde, t).to_noise(alpha, sigma)."
+    )
 
 
 @dataclass(frozen=True)

@@ -57,37 +57,38 @@ class ScoreModel(ScoreFunction):
             raise InputError(
                 f"parametrisation must say what the data are where no signal is left, as {sde} "
                 f"has at t = 1, got {type(self.parametrisation).__name__}; use Preconditioned(), "
-                "VParametrisation() or DataParametrisation()."
+                "VelocityParametrisation(), VParametrisation() or DataParametrisation()."
             )
 
     def noise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return self._read(self.parametrisation.to_noise, x, as_time(t), cond)
+        t = as_time(t)
+        return self._read(self.parametrisation.at(self.sde, t).to_noise, x, t, cond)
 
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return self._read(self.parametrisation.to_data, x, as_time(t), cond)
+        t = as_time(t)
+        return self._read(self.parametrisation.at(self.sde, t).to_data, x, t, cond)
 
     def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -self.noise(x, t, **cond) / expand(self.sde.sigma(t), x)
+
+    def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        if self.parametrisation.by_rates:
+            return self._velocity_by_rates(x, as_time(t), cond)
+        return super().velocity(x, t, **cond)
 
     def predict(self, x: Tensor, t: Tensor, **cond: Tensor) -> "Prediction":
         """Returns all that one pass says; arguments as for :meth:`noise`."""
         t = as_time(t)
         scales = self.sde.alpha(t), self.sde.sigma(t)
         output, head = self._run(x, t, scales, cond)
-        readings = self.parametrisation.to_noise, self.parametrisation.to_data
-        pairs = (reading(*scales) for reading in readings)
+        here = self.parametrisation.at(self.sde, t)
+        pairs = (reading(*scales) for reading in (here.to_noise, here.to_data))
         noise, data = (expand(a, x) * x + expand(b, x) * output for a, b in pairs)
         return Prediction(noise, data, head)
 
     def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        data, noise = self.parametrisation.to_data, self.parametrisation.to_noise
-        rates = self.sde.alpha_dot(t), self.sde.sigma_dot(t)
-
-        def reading(alpha: Tensor, sigma: Tensor) -> Pair:
-            (a, b), (c, d) = data(alpha, sigma), noise(alpha, sigma)
-            return rates[0] * a + rates[1] * c, rates[0] * b + rates[1] * d
-
-        return self._read(reading, x, t, cond)
+        pair = self.parametrisation.to_velocity(self.sde, t)
+        return self._read(lambda alpha, sigma: pair, x, t, cond)
 
     def takes(self, name: str) -> bool:
         return takes(self.network, name)

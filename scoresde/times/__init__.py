@@ -1,5 +1,13 @@
 """Densities from which training draws its times, and grids of sampling times."""
 
+from scoresde.times.curves import (
+    Corrected,
+    CosMapTimes,
+    CurvedTimes,
+    LogitNormalTimes,
+    ModeTimes,
+    UShapedTimes,
+)
 from scoresde.times.densities import (
     ChainTimes,
     FirstTime,
@@ -23,7 +31,10 @@ from scoresde.times.grids import (
 
 __all__ = [
     "ChainTimes",
+    "Corrected",
+    "CosMapTimes",
     "CosineGrid",
+    "CurvedTimes",
     "ExplicitGrid",
     "FirstTime",
     "FoldedTimes",
@@ -33,9 +44,12 @@ __all__ = [
     "LevelTimes",
     "LogNormalTimes",
     "LogSNRGrid",
+    "LogitNormalTimes",
     "LowDiscrepancy",
+    "ModeTimes",
     "PowerGrid",
     "Times",
+    "UShapedTimes",
     "UniformGrid",
     "UniformTimes",
 ]

@@ -15,6 +15,7 @@ from scoresde.train.engine import (
 from scoresde.train.fitting import fit
 from scoresde.train.loading import Run, load
 from scoresde.train.loop import train
+from scoresde.train.reflow import Reflow, one_step_error
 from scoresde.train.saving import CheckpointManager
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
 from scoresde.train.snapshots import Snapshots
@@ -36,6 +37,7 @@ __all__ = [
     "PowerEMA",
     "ProcessGroup",
     "Rate",
+    "Reflow",
     "Replicated",
     "Run",
     "Sharded",
@@ -51,6 +53,7 @@ __all__ = [
     "fit",
     "level_curves",
     "load",
+    "one_step_error",
     "process_group",
     "read_metrics",
     "train",

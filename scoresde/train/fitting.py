@@ -103,7 +103,7 @@ def fit(
     model.train()
     for step, batch in enumerate(islice(batches(source, size, seed), steps)):
         x = model.state(batch.x.to(model.device))
-        update(x, model.select(batch.cond), step, size)
+        update(x, loss.select(model, batch.cond), step, size)
         bar.update()
         if (step + 1) % every == 0 or step + 1 == steps:
             value = validation_loss(average, source, loss, seed)
@@ -192,6 +192,7 @@ def _keeper(
 def _warn(data: Dataset, model: Trainable, loss: Loss) -> None:
     """Warns of conditions and scales of the data that do not suit the model."""
     found = check_conditions(model, data)
+    found += loss.cautions(model, data.conditions_of("train", slice(1)))
     if isinstance(model, ScoreFunction):
         found += check_scales(data, model.sde, loss.first_time(model.sde))
     for sentence in found:

@@ -147,7 +147,7 @@ def train(
     try:
         with StopSignals() as signals:
             for step, batch in enumerate(islice(source, training.steps - start), start):
-                x, cond = model.state(batch.x.to(model.device)), model.select(batch.cond)
+                x, cond = model.state(batch.x.to(model.device)), loss.select(model, batch.cond)
                 journal.add(update(x, cond, step, size), update.parts)
                 done, last = step + 1, step + 1 == training.steps
                 reading = last or done % training.log_every == 0

@@ -104,7 +104,10 @@ class Update:
         bounds = [len(x) * i // passes for i in range(passes + 1)]
         rate = self.training.condition_dropout
         if rate:
-            cond = drop_conditions(cond, rate, Streams.of(self.seed, seeds, device=x.device)[mine])
+            streams = Streams.of(self.seed, seeds, device=x.device)[mine]
+            # What the loss alone takes, such as the other end of a path, is no condition to drop.
+            taken = {name: c for name, c in cond.items() if self.model.takes(name)}
+            cond = {**cond, **drop_conditions(taken, rate, streams)}
         means = torch.zeros(1, device=x.device)  # of the loss, then of its parts
         records = []
         for first, end in itertools.pairwise(bounds):

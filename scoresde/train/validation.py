@@ -71,7 +71,8 @@ def _losses(
     model: Trainable, data: Dataset, loss: Loss, seed: int, rows: Tensor, part: Tensor
 ) -> Tensor:
     """Returns the losses of a part of the validation examples: ``rows[part]``."""
-    x, cond = _batch(model, data, Streams(seed, rows[part]), loss.on_levels)
+    batch = data.batch("validation", Streams(seed, rows[part]), centre=loss.on_levels)
+    x, cond = model.state(batch.x.to(model.device)), loss.select(model, batch.cond)
     # All of them share their times, in however many batches they are evaluated.
     here = slice(int(part[0]), int(part[-1]) + 1)
     return loss.fixed()(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
