@@ -3,6 +3,13 @@
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.paired import (
+    DataWeighting,
+    InterpolantMatching,
+    Paired,
+    PairWeighting,
+    VelocityWeighting,
+)
 from scoresde.loss.weighting import (
     EDMWeighting,
     LikelihoodWeighting,
@@ -12,13 +19,18 @@ from scoresde.loss.weighting import (
 
 __all__ = [
     "CrossEntropy",
+    "DataWeighting",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
+    "InterpolantMatching",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
     "NoiseWeighting",
+    "PairWeighting",
+    "Paired",
+    "VelocityWeighting",
     "Weighting",
     "draw",
 ]

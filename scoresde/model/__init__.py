@@ -28,10 +28,20 @@ from scoresde.model.base import (
     check_model,
     evaluating,
 )
+from scoresde.model.bridge import (
+    BridgeModel,
+    DataOutput,
+    Output,
+    ResidualOutput,
+    adds_nothing,
+    bridge_velocity,
+)
 from scoresde.model.classes import classes_of
 from scoresde.model.classifier import Classifier
 from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
+from scoresde.model.gaussian_bridge import GaussianBridge
+from scoresde.model.interpolant import InterpolantModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
     ChainIndex,
@@ -53,19 +63,25 @@ from scoresde.model.score_model import ScoreModel
 from scoresde.recipe import renamed
 
 __all__ = [
+    "BridgeModel",
     "ChainIndex",
     "Classifier",
     "Conditioned",
+    "DataOutput",
     "DataParametrisation",
     "FullMixtureModel",
+    "GaussianBridge",
     "GaussianMixtureModel",
     "GaussianModel",
+    "InterpolantModel",
     "Model",
     "NoiseLabel",
     "NoiseLevel",
     "NoiseParametrisation",
+    "Output",
     "Parametrisation",
     "Preconditioned",
+    "ResidualOutput",
     "ReversedIndex",
     "ScaledTime",
     "ScoreFunction",
@@ -74,6 +90,8 @@ __all__ = [
     "Sigma",
     "Trainable",
     "VParametrisation",
+    "adds_nothing",
+    "bridge_velocity",
     "check_model",
     "classes_of",
     "evaluating",

@@ -1,5 +1,6 @@
 """Densities from which training draws its times, and grids of sampling times."""
 
+from scoresde.times.closed import ClosedTimes
 from scoresde.times.densities import (
     ChainTimes,
     FoldedTimes,
@@ -22,6 +23,7 @@ from scoresde.times.grids import (
 
 __all__ = [
     "ChainTimes",
+    "ClosedTimes",
     "CosineGrid",
     "ExplicitGrid",
     "FoldedTimes",
