@@ -61,7 +61,7 @@ class NoiseLaw(ABC):
         r"""Returns :math:`\nu(w)`, at least 0 and 0 at w = 0, for w in [0, 1] of any shape."""
 
     def rate(self, w: Tensor) -> Tensor:
-        r"""Returns :math:`\nu \nu' = \tfrac12 d \nu^2 / dw`; finite for many infinite :math:`\nu'`."""
+        r"""Returns :math:`\nu \nu' = \tfrac12 d \nu^2 / dw`, the rate of half the variance."""
         return derivative(lambda v: 0.5 * self.std(v) ** 2, as_time(w))
 
     def added(self, w: Tensor, v: Tensor) -> Tensor:
