@@ -87,7 +87,14 @@ OBJECTS = [
     *(times.CosineGrid(0.5), times.ExplicitGrid((1.0, 0.4, 0.1))),
     *(times.UniformTimes(), times.ImportanceTimes(), times.LogNormalTimes(0.3, 2.0)),
     *(times.ChainTimes(), times.LevelTimes(10), times.LowDiscrepancy(times.LevelTimes(10))),
-    times.FoldedTimes(times.ImportanceTimes()),
+    *(times.FoldedTimes(times.ImportanceTimes()), times.ClosedTimes(0.2)),
+    sample.Restore(7, 0.5, times.CosineGrid(), **{**COMMON, "final_denoise": False}),
+    sample.InterpolantSDE(7, 0.5, times.CosineGrid(), **COMMON),
+    *(sde.InDI(sde.Brownian(0.3)), sde.InDI(sde.Constant(0.3)), sde.I2SB(0.2, 0.5)),
+    *(sde.BrownianPin(0.2), sde.StochasticInterpolant(0.5, sde.StandardNormal())),
+    sde.StochasticInterpolant(2.0, sde.Source()),
+    loss.Paired(loss.VelocityWeighting(), times.UniformTimes(), 0.01),
+    *(loss.DataWeighting(), loss.InterpolantMatching(times.ClosedTimes())),
     *(VPSDE(0.2, 10.0), SubVPSDE(0.2, 10.0), VESDE(0.02, 9.0), RectifiedFlow()),
     DiscreteVP(sde.LinearBetas(0.2, 10.0, 50)),
     DiscreteVP(sde.ListedBetas((0.1, 0.2, 0.3))),
@@ -111,6 +118,7 @@ OBJECTS = [
 BASES = (
     *(sample.Sampler, sample.Predictor, sample.Corrector, sample.StepRule, sample.Variable),
     *(times.Grid, times.Times, sde.SDE, sde.Betas, loss.Weighting, solvers.Motion),
+    *(sde.Bridge, sde.NoiseLaw, sde.End, loss.PairWeighting),
     *(divergence.Trace, divergence.Distribution, likelihood.Cutoff, likelihood.Clock),
 )
 
