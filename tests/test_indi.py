@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scoresde import InputError, RectifiedFlow, ScoreModel
+from scoresde import InputError, RectifiedFlow, ScoreModel, fit, load
 from scoresde.loss import DataWeighting, Paired, VelocityWeighting
 from scoresde.model import (
     BridgeModel,
@@ -345,6 +345,22 @@ def test_the_flow_of_a_bridge_is_the_limit_of_its_deterministic_steps():
     ]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
+
+
+def test_a_model_is_described_and_built_again(tmp_path):
+    model = learned(InDI(Brownian(0.2)), DataOutput()).float()
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    made = fit(
+        *(model, (x, {"source": 0.5 * x})),
+        steps=3,
+        loss=Paired(),
+        folder=tmp_path / "run",
+        progress=False,
+    )
+    again = load(tmp_path / "run").model
+    assert (again.process, again.output) == (model.process, DataOutput())
+    one, two = (Restore(3)(m, source=x, seed=0).x for m in (made, again))
+    assert torch.equal(one, two)
 
 
 def test_float32_agrees_with_float64():

@@ -20,7 +20,7 @@ from scoresde.data.model_conditions import (
     required_conditions,
 )
 from scoresde.data.pairs import PairExamples, folder_pairs, pairs
-from scoresde.data.published import cifar10, fashion_mnist, mnist
+from scoresde.data.published import cifar10, emnist, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
 from scoresde.data.toy import (
@@ -70,6 +70,7 @@ __all__ = [
     "cifar10",
     "class_count",
     "digits",
+    "emnist",
     "fashion_mnist",
     "folder",
     "folder_pairs",

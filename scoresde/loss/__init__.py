@@ -3,6 +3,10 @@
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.design import NoiseDesign
+from scoresde.loss.hybrid import BoundLoss, HybridLoss
+from scoresde.loss.importance import ImportanceSampled
+from scoresde.loss.one_level import OneLevel, only_time
 from scoresde.loss.paired import (
     DataWeighting,
     InterpolantMatching,
@@ -10,27 +14,59 @@ from scoresde.loss.paired import (
     PairWeighting,
     VelocityWeighting,
 )
+from scoresde.loss.score_matching import (
+    ExplicitScoreMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
+from scoresde.loss.uncertainty import UncertaintyWeighted
+from scoresde.loss.variational import (
+    LeastVariance,
+    ScheduleGradient,
+    VariationalLoss,
+    WholeBound,
+)
 from scoresde.loss.weighting import (
+    BoundWeighting,
     EDMWeighting,
     LikelihoodWeighting,
+    MinSNRWeighting,
     NoiseWeighting,
+    SoftMinSNRWeighting,
     Weighting,
 )
 
 __all__ = [
+    "BoundLoss",
+    "BoundWeighting",
     "CrossEntropy",
     "DataWeighting",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
+    "ExplicitScoreMatching",
+    "HybridLoss",
+    "ImportanceSampled",
     "InterpolantMatching",
+    "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",
+    "MinSNRWeighting",
+    "NoiseDesign",
     "NoiseWeighting",
+    "OneLevel",
     "PairWeighting",
     "Paired",
+    "ScheduleGradient",
+    "ScoreMatching",
+    "SlicedScoreMatching",
+    "SoftMinSNRWeighting",
+    "UncertaintyWeighted",
+    "VariationalLoss",
     "VelocityWeighting",
     "Weighting",
+    "WholeBound",
     "draw",
+    "only_time",
 ]

@@ -59,7 +59,7 @@ from scoresde.model.parametrisation import (
     ScoreParametrisation,
     VParametrisation,
 )
-from scoresde.model.score_model import ScoreModel
+from scoresde.model.score_model import Prediction, ScoreModel
 from scoresde.recipe import renamed
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "Output",
     "Parametrisation",
     "Preconditioned",
+    "Prediction",
     "ResidualOutput",
     "ReversedIndex",
     "ScaledTime",

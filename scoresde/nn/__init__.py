@@ -18,6 +18,7 @@ from scoresde.nn.blocks import (
 from scoresde.nn.conditions import Conditions
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding, PositionalEmbedding
 from scoresde.nn.encoder import Encoder
+from scoresde.nn.features import FourierFeatures
 from scoresde.nn.mlp import MLP
 from scoresde.nn.pyramids import (
     Combination,
@@ -57,6 +58,7 @@ __all__ = [
     "Encoder",
     "FIRResampling",
     "FourierEmbedding",
+    "FourierFeatures",
     "GeometricSigmas",
     "Groups",
     "InputPyramid",

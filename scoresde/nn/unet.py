@@ -52,6 +52,7 @@ from scoresde.nn.basics import check_flag, check_whole, check_wholes
 from scoresde.nn.blocks import AttentionLayout, Parts, Transition, conv3x3
 from scoresde.nn.conditions import ImageConditions, check_images
 from scoresde.nn.embedding import ConditionalNetwork, Conditioning, Embedding, FourierEmbedding
+from scoresde.nn.features import FourierFeatures, check_features
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
 from scoresde.recipe import accepts_moved, describable
 
@@ -90,6 +91,8 @@ class UNet(ConditionalNetwork):
             "none".
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
             0 takes no label.
+        features: What of the input is shown besides, such as :class:`FourierFeatures`; ``None``:
+            nothing.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -115,9 +118,11 @@ class UNet(ConditionalNetwork):
         centre: bool = False,
         conditions: Mapping[str, int | Sequence[int]] | None = None,
         classes: int = 0,
+        features: FourierFeatures | None = None,
     ) -> None:
         super().__init__()
         self.shape = _check_shape(shape)
+        self.features = check_features(features)
         dims = len(self.shape) - 1
         check_whole("width", width, least=_LEAST_WIDTH)
         check_whole("blocks", blocks)
@@ -134,12 +139,12 @@ class UNet(ConditionalNetwork):
                 f"conditional=False takes no condition, got conditions={vectors!r} "
                 f"and classes={classes}; remove one of the two."
             )
-        features = 4 * width if architecture.conditional else None
+        told = 4 * width if architecture.conditional else None
         self.centre = centre
         self.architecture = architecture
         self.activation = architecture.activation or nn.SiLU()
         parts = Parts(
-            features=features,
+            features=told,
             layout=layout,
             dropout=dropout,
             norm=architecture.norm,
@@ -152,12 +157,11 @@ class UNet(ConditionalNetwork):
         plan = _Plan(parts, architecture.transition, blocks, widths)
 
         self.conditioning = None
-        if features is not None:
+        if told is not None:
             embedding = embedding or FourierEmbedding(width + width % 2)
-            self.conditioning = Conditioning(
-                embedding, features, self.activation, vectors, classes
-            )
-        self.conv_in = conv3x3(self.shape[0], width, dims=dims)
+            self.conditioning = Conditioning(embedding, told, self.activation, vectors, classes)
+        channels = self.shape[0] if features is None else features.channels(self.shape[0])
+        self.conv_in = conv3x3(channels, width, dims=dims)
         down = plan.down(self.shape[0], width, architecture.input_pyramid)
         self.down = nn.ModuleList(down)
         self.middle = Middle(widths[-1], parts)
@@ -166,19 +170,25 @@ class UNet(ConditionalNetwork):
         self.paints = painted is not None and painted.is_output
         if not self.paints:
             self.norm_out = parts.norm(widths[0])
-            self.conv_out = conv3x3(widths[0], self.shape[0], parts.init_scale, dims)
+            channels = architecture.output_heads * self.shape[0]
+            self.conv_out = conv3x3(widths[0], channels, parts.init_scale, dims)
         parts.norm.make_exceptions(self)
         # Last, so that the other weights begin as those without.
         self.images = ImageConditions(images, width, dims) if images else None
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
+        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``.
+
+        Two heads have twice the channels.
+        """
         self._check_input(x)
         given = dict(conditions)
         shown = self._shown(x, given)
         features = self._features(x, c, given)
-        image = padded(2 * x - 1 if self.centre else x, self.levels)
-        skips = [sum(shown, start=self.conv_in(image))]
+        image = 2 * x - 1 if self.centre else x
+        seen = padded(image if self.features is None else self.features(image), self.levels)
+        image = padded(image, self.levels)
+        skips = [sum(shown, start=self.conv_in(seen))]
         for level in self.down:
             states, image = level(skips[-1], image, features)
             skips += states
@@ -186,7 +196,7 @@ class UNet(ConditionalNetwork):
         for level in self.up:
             h, image = level(h, image, skips, features)
         out = image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
-        return out if out.shape == x.shape else out[tuple(slice(n) for n in x.shape)]
+        return out if out.shape[2:] == x.shape[2:] else out[(..., *map(slice, x.shape[2:]))]
 
     def _shown(self, x: Tensor, conditions: dict[str, Tensor]) -> list[Tensor]:
         """Takes the images out of the conditions, and returns what each adds at the start."""

@@ -3,6 +3,7 @@
 from scoresde.times.closed import ClosedTimes
 from scoresde.times.densities import (
     ChainTimes,
+    FirstTime,
     FoldedTimes,
     ImportanceTimes,
     LevelTimes,
@@ -26,6 +27,7 @@ __all__ = [
     "ClosedTimes",
     "CosineGrid",
     "ExplicitGrid",
+    "FirstTime",
     "FoldedTimes",
     "Grid",
     "ImportanceTimes",
