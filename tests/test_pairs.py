@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import InputError
+from scoresde import VPSDE, GaussianModel, InputError
+from scoresde.codec import Affine
 from scoresde.data import (
     JPEG,
     Dataset,
@@ -18,9 +19,11 @@ from scoresde.data import (
     folder_pairs,
     pairs,
 )
+from scoresde.inverse import DPS, MMPS, Observation
 from scoresde.model import BridgeModel
 from scoresde.nn import MLP
 from scoresde.operators import Blur, Downsampling, NonLinear, hole
+from scoresde.sample import UniPC
 from scoresde.sde import InDI
 from scoresde.streams import Streams
 from scoresde.train.dropout import check_dropout
@@ -123,6 +126,15 @@ def test_jpeg_blurs_detail_and_keeps_what_is_flat():
     torch.testing.assert_close(
         in_levels(source).float(), JPEG(5, levels=16)(levels(seed=2)[:1] + 0.5)
     )
+
+
+def test_jpeg_has_no_posterior():
+    exact = GaussianModel(torch.zeros(1, 8, 8), 1.0, VPSDE())
+    codec = Affine.of_levels((1, 8, 8), 17)
+    observed = Observation(JPEG(levels=17), torch.full((1, 8, 8), 8.0), 1.0, codec)
+    for method in (MMPS, DPS):
+        with pytest.raises(InputError, match="derivative.*JPEG"):
+            UniPC(2)(method(exact, observed), shape=(2, 1, 8, 8), seed=0)
 
 
 def save(folder, images):

@@ -138,7 +138,7 @@ class JPEG(Operator):
                 f"JPEG must have images (C, H, W) of 1 or 3 channels, got {tuple(x.shape[1:])}."
             )
         gain = 255 / (self.levels - 1)
-        pixels = ((x - 0.5) * gain).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        pixels = _numbers(((x - 0.5) * gain).round().clamp(0, 255))
         decoded = np.stack([self._through(image) for image in pixels])
         return torch.from_numpy(decoded).to(x) / gain + 0.5
 
@@ -152,3 +152,14 @@ class JPEG(Operator):
         )
         with Image.open(file) as decoded:
             return np.asarray(decoded).reshape(channels.shape).transpose(2, 0, 1).copy()
+
+
+def _numbers(pixels: Tensor) -> np.ndarray:
+    """Returns pixels as bytes, unless their derivative is asked for."""
+    try:
+        return pixels.cpu().numpy().astype(np.uint8)
+    except RuntimeError as error:  # torch hands out no numbers inside of its derivatives
+        raise InputError(
+            "operator must have a derivative for a posterior, got JPEG; train a bridge on "
+            "data=pairs with it."
+        ) from error
