@@ -187,14 +187,14 @@ def measured(plan: Any, data: Any) -> Any:
     if not isinstance(plan, dict):
         return plan
     plan = {k: v if k == "data" else measured(v, data) for k, v in plan.items()}
-    if plan.get("levels") == "auto":
-        return None if data.levels is None else {**plan, **levels_of(plan, data)}
     if plan.get("variance") == "auto":
         plan["variance"] = variance_of(plan)
     if plan.get("sigma_data") == "auto":
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
+    if plan.get("levels") == "auto":
+        return None if data.levels is None else {**plan, **levels_of(plan, data)}
     return plan
 
 

@@ -119,7 +119,7 @@ class JPEG(Operator):
     Example:
         >>> flat = JPEG(20)(torch.full((1, 1, 8, 8), 101.5))
         >>> float(flat.min()), float(flat.max())  # steps of 5 grey levels at this quality
-        (98.5, 98.5)
+        (103.5, 103.5)
     """
 
     quality: int = 20

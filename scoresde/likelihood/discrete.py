@@ -243,6 +243,7 @@ class DiscreteBound(LogProb):
         sde, steps = model.sde, self.steps or steps_of(model.sde)
         return torch.arange(0 if self._noised(sde) else 1, steps + 1).double() / steps
 
+    @torch.no_grad()  # a schedule may have weights
     def _noised(self, sde: SDE) -> bool:
         """Whether noise is left at t = 0, so that a state is there."""
         # cos(pi/2), say, is not quite 0.

@@ -12,19 +12,19 @@ References:
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_whole
-from scoresde.recipe import describable
 
 _WAVES = (1, 2)  # half turns per step
 
 
-@describable
-class FourierFeatures(nn.Module):
+@dataclass(frozen=True)
+class FourierFeatures:
     r"""Joins to each channel its sines and cosines at wavelengths of one and two steps.
 
     .. math:: \sin(\omega x), \ \cos(\omega x), \qquad
@@ -53,33 +53,36 @@ class FourierFeatures(nn.Module):
         torch.Size([3, 5, 8, 8])
     """
 
-    def __init__(
-        self,
-        levels: int,
-        low: float = -1.0,
-        high: float = 1.0,
-        sigma_data: float | None = None,
-    ) -> None:
-        super().__init__()
-        check_whole("levels", levels, least=2)
-        if not -math.inf < low < high < math.inf:
+    levels: int
+    low: float = -1.0
+    high: float = 1.0
+    sigma_data: float | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("levels", self.levels, least=2)
+        if not -math.inf < self.low < self.high < math.inf:
             raise InputError(
-                f"low and high must be finite and in order, got {low} and {high}; levels of "
-                "images usually fill [-1, 1]."
+                f"low and high must be finite and in order, got {self.low} and {self.high}; "
+                "levels of images usually fill [-1, 1]."
             )
-        scale = 1.0 if sigma_data is None else sigma_data
-        if not 0 < scale < math.inf:
+        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data must be positive, got {sigma_data}; give that of the "
+                f"sigma_data must be positive, got {self.sigma_data}; give that of the "
                 "parametrisation, or None."
             )
-        self.frequencies = [math.pi * n * levels / (high - low) * scale for n in _WAVES]
+
+    @property
+    def frequencies(self) -> list[float]:
+        """The frequencies in radians per unit of the input."""
+        scale = 1.0 if self.sigma_data is None else self.sigma_data
+        step = (self.high - self.low) / self.levels
+        return [math.pi * n / step * scale for n in _WAVES]
 
     def channels(self, count: int) -> int:
         """Returns the number of channels that ``count`` become."""
-        return (1 + 2 * len(self.frequencies)) * count
+        return (1 + 2 * len(_WAVES)) * count
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Returns the input and its features, ``(B, C, *)`` to ``(B, 5 C, *)``."""
         angles = torch.cat([w * x for w in self.frequencies], dim=1)
         return torch.cat((x, torch.sin(angles), torch.cos(angles)), dim=1)

@@ -52,7 +52,6 @@ from scoresde.nn.basics import check_flag, check_whole, check_wholes
 from scoresde.nn.blocks import AttentionLayout, Parts, Transition, conv3x3
 from scoresde.nn.conditions import ImageConditions, check_images
 from scoresde.nn.embedding import ConditionalNetwork, Conditioning, Embedding, FourierEmbedding
-from scoresde.nn.features import FourierFeatures, check_features
 from scoresde.nn.pyramids import InputLayer, InputPyramid, OutputLayer, OutputPyramid
 from scoresde.recipe import accepts_moved, describable
 
@@ -91,8 +90,6 @@ class UNet(ConditionalNetwork):
             "none".
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
             0 takes no label.
-        features: What of the input is shown besides, such as :class:`FourierFeatures`; ``None``:
-            nothing.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -118,11 +115,9 @@ class UNet(ConditionalNetwork):
         centre: bool = False,
         conditions: Mapping[str, int | Sequence[int]] | None = None,
         classes: int = 0,
-        features: FourierFeatures | None = None,
     ) -> None:
         super().__init__()
         self.shape = _check_shape(shape)
-        self.features = check_features(features)
         dims = len(self.shape) - 1
         check_whole("width", width, least=_LEAST_WIDTH)
         check_whole("blocks", blocks)
@@ -139,12 +134,12 @@ class UNet(ConditionalNetwork):
                 f"conditional=False takes no condition, got conditions={vectors!r} "
                 f"and classes={classes}; remove one of the two."
             )
-        told = 4 * width if architecture.conditional else None
+        features = 4 * width if architecture.conditional else None
         self.centre = centre
         self.architecture = architecture
         self.activation = architecture.activation or nn.SiLU()
         parts = Parts(
-            features=told,
+            features=features,
             layout=layout,
             dropout=dropout,
             norm=architecture.norm,
@@ -157,10 +152,13 @@ class UNet(ConditionalNetwork):
         plan = _Plan(parts, architecture.transition, blocks, widths)
 
         self.conditioning = None
-        if told is not None:
+        if features is not None:
             embedding = embedding or FourierEmbedding(width + width % 2)
-            self.conditioning = Conditioning(embedding, told, self.activation, vectors, classes)
-        channels = self.shape[0] if features is None else features.channels(self.shape[0])
+            self.conditioning = Conditioning(
+                embedding, features, self.activation, vectors, classes
+            )
+        waves = architecture.features
+        channels = self.shape[0] if waves is None else waves.channels(self.shape[0])
         self.conv_in = conv3x3(channels, width, dims=dims)
         down = plan.down(self.shape[0], width, architecture.input_pyramid)
         self.down = nn.ModuleList(down)
@@ -186,7 +184,8 @@ class UNet(ConditionalNetwork):
         shown = self._shown(x, given)
         features = self._features(x, c, given)
         image = 2 * x - 1 if self.centre else x
-        seen = padded(image if self.features is None else self.features(image), self.levels)
+        waves = self.architecture.features
+        seen = padded(image if waves is None else waves(image), self.levels)
         image = padded(image, self.levels)
         skips = [sum(shown, start=self.conv_in(seen))]
         for level in self.down:

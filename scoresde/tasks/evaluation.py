@@ -446,6 +446,7 @@ def check_density(data: Dataset) -> None:
         )
 
 
+@torch.no_grad()  # a schedule may have weights
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     """How far the noised training data is from the prior, in nats, by their moments."""
     most = min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))
