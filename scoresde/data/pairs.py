@@ -38,7 +38,7 @@ def pairs(clean: Dataset, operator: Operator, std: float = 0.0) -> Dataset:
         >>> from scoresde.data import digits
         >>> from scoresde.operators import Downsampling
         >>> small = pairs(digits(), Downsampling(2), std=0.5)
-        >>> small.batch("test", Streams.of(0, batch=3)).cond["source"].shape
+        >>> small.conditions_of("test", slice(3))["source"].shape
         torch.Size([3, 1, 8, 8])
     """
     if not isinstance(clean, Dataset):
