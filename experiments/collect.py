@@ -39,6 +39,8 @@ APART = """
   [tables](generative_classifier/README.md) (`task=classify`, `generative_classifier.py`)
 - inverse problems: every method on mixtures, next to azula, and on held-out digits:
   [tables](inverse_problems/README.md) (`inverse_problems.py`)
+- bridges on held-out digits, next to a Wiener filter and bicubic interpolation:
+  [tables](restoration/README.md) (`restoration.py`)
 - what a sampler costs besides its network: [table](sampler_overhead/README.md)
   (`sampler_overhead.py`)
 - the memory that a training on a 2 GiB array takes: 507 MiB of anonymous memory, 46 s on two

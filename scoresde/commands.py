@@ -63,7 +63,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
     from scoresde.likelihood import VariationalBound
     from scoresde.loss import only_time
-    from scoresde.model import Classifier
+    from scoresde.model import BridgeModel, Classifier
     from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained
     from scoresde.train import ProcessGroup
@@ -80,6 +80,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     loss.check(model)
+    if isinstance(model, BridgeModel):
+        _check_pairs(data)
     _say_misfits(model, data, loss)
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     told = sorted(model.select(data.conditions_of("train", slice(1))))
@@ -89,18 +91,21 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
-    classifying = isinstance(model, Classifier)
+    classifying, restoring = isinstance(model, Classifier), isinstance(model, BridgeModel)
     if training.inspect_every is not None and only_time(loss, model.process) is not None:
         raise InputError(
             f"train.inspect_every must be null for a loss of one noise level, got "
             f"{training.inspect_every}."
         )
-    if classifying and training.inspect_every is not None:
+    if (classifying or restoring) and training.inspect_every is not None:
         raise InputError(
-            f"train.inspect_every must be null for a classifier, which draws no samples, got "
-            f"{training.inspect_every}."
+            "train.inspect_every must be null for a classifier and for a bridge, which draw no "
+            f"samples from noise, got {training.inspect_every}."
         )
-    for tool in () if classifying else (*samplers.values(), exact, quick):
+    path = _path_of(config) if restoring else None
+    if not restoring:
+        _no_path(config)
+    for tool in () if classifying or restoring else (*samplers.values(), exact, quick):
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
@@ -118,7 +123,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
         inspect=None
-        if classifying
+        if classifying or restoring
         else Inspection(
             data,
             quick,
@@ -149,6 +154,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     )
     if classifying:
         return _report_classifier(config, folder, trained) if group.first else {}
+    if restoring:
+        return _report_bridge(config, folder, trained, path) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -237,6 +244,50 @@ def _report_classifier(config: DictConfig, folder: Path, trained: Any) -> dict[s
     return results
 
 
+def _report_bridge(config: DictConfig, folder: Path, trained: Any, path: Any) -> dict[str, Any]:
+    """Restores held-out examples by a trained model of a bridge, and writes its report."""
+    from scoresde.tasks.bridging import report_bridge
+
+    results = report_bridge(
+        trained,
+        path,
+        folder,
+        count=config.count if config.examples is None else config.examples,
+        draws=config.draws if given("draws") else 4,
+        batch_size=config.batch_size,
+        progress=config.progress,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _path_of(config: DictConfig) -> Any:
+    """Returns the sampler of a bridge."""
+    from scoresde.sample import Restore
+
+    return Restore(20 if config.steps is None else config.steps, config.noise)
+
+
+def _no_path(config: DictConfig) -> None:
+    """Refuses options of a bridge for other models."""
+    for name, plain in (("steps", None), ("noise", 1.0)):
+        if config[name] != plain:
+            raise InputError(
+                f"{name} is an option of a bridge, got {config[name]} for another model; leave it "
+                "out, and use sampler.steps=20 for the steps of a sampler."
+            )
+
+
+def _check_pairs(data: Any) -> None:
+    """Refuses data without sources."""
+    if "source" not in data.conditions_of("train", slice(1)):
+        raise InputError(
+            f"data must have a source for each example of a bridge, got {data.name} without; use "
+            "data=pairs or data=folder_pairs."
+        )
+
+
 def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]:
     """Returns a trained model that each process holds whole, and where they evaluate it."""
     from scoresde.train import Checkpoint, ProcessGroup
@@ -302,9 +353,14 @@ def _compare(checkpoint: Any, drawing: Any, config: DictConfig, folder: Path) ->
 
 def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Draws examples that agree with what was observed of them, and reports."""
+    from scoresde.model import BridgeModel
     from scoresde.tasks.restoration import restore as run
 
-    checkpoint, restoration, truth, title, guidance = _restoration(config)
+    checkpoint, model = load(config)
+    if isinstance(model, BridgeModel):
+        return _restore_by_bridge(config, folder, checkpoint, model)
+    _no_path(config)
+    restoration, truth, title, guidance = _restoration(config, checkpoint, model)
     identity = {
         **_identity(checkpoint, config),
         "guidance": guidance,
@@ -334,15 +390,99 @@ def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
     return results
 
 
-def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
-    """Returns the checkpoint, what is restored and how, the truth if known, a title, guidance."""
+def _restore_by_bridge(
+    config: DictConfig, folder: Path, checkpoint: Any, model: Any
+) -> dict[str, Any]:
+    """Restores sources by a model of a bridge, and reports."""
+    from scoresde.tasks.bridging import restore_pairs
+
+    job, truth, title = _bridge_job(config, checkpoint, model)
+    identity = {
+        **_identity(checkpoint, config),
+        "sampler": job.sampler,
+        "draws": str(job.draws),
+        "source": fingerprint(job.source),
+        **{name: fingerprint(values) for name, values in job.cond.items()},
+    }
+    results = restore_pairs(
+        job,
+        folder,
+        Parts(folder / PARTS, rank_of()).claim(identity),
+        truth=truth,
+        batch_size=config.batch_size,
+        images=config.images,
+        progress=config.progress and rank_of().index == 0,
+        title=title,
+        facts=[("process", str(model.process)), ("sampler", str(job.sampler))],
+        configuration=OmegaConf.to_yaml(config),
+    )
+    if rank_of().index == 0:
+        log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+        log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _bridge_job(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, Any, str]:
+    """Returns what is restored by a bridge, the truth if known, and a title."""
+    from scoresde.codec import Codec
+    from scoresde.streams import random_rows
+    from scoresde.tasks.bridging import BridgeJob
+
+    for name in ("operator", "method", "sampler", "guidance", "std"):
+        if given(name):
+            raise InputError(
+                f"{name} has no effect on a bridge, which was trained on pairs; leave it out, and "
+                "use steps=20 and noise=1."
+            )
+    codec = checkpoint.build("units", Codec, allowed(config))
+    cond, truth = requested(config, model), None
+    if config.source is None:
+        data = evaluated_data(checkpoint, config)
+        values = data.split(config.split)
+        rows = random_rows(len(values), 16 if config.examples is None else config.examples)
+        cond = {**data.conditions_of(config.split, rows), **cond}
+        truth, title = values[rows].cpu(), f"{data.name} ({config.split})"
+    else:
+        cond["source"], title = _source(config, codec), Path(config.source).stem
+    truth = _truth(config, codec, truth, None if config.source is None else len(cond["source"]))
+    check_given(model, cond, checkpoint.recipe)
+    source = cond.pop("source").to(model.device)
+    turns = torch.arange(len(source))
+    cond = {name: c[turns % len(c)] for name, c in cond.items() if model.takes(name)}
+    draws, path = config.draws if given("draws") else 8, _path_of(config)
+    return BridgeJob(model, path, source, codec, draws, config.seed, cond), truth, title
+
+
+def _source(config: DictConfig, codec: Any) -> torch.Tensor:
+    """Reads the sources of a bridge, in model units; an integer k stands for k + 1/2."""
+    from scoresde.tasks.sources import read_source
+
+    values = read_source(config.source, codec.raw_shape, codec)
+    middle = 0.5 if values.is_floating_point() and codec.levels is not None else 0.0
+    return codec.encode(values - middle)
+
+
+def _truth(config: DictConfig, codec: Any, own: Any, count: int | None) -> Any:
+    """Returns the true examples: those of the data, or those of a file, as many as sources."""
+    from scoresde.tasks.sources import read_source
+
+    if config.truth is None:
+        return own
+    if count is None:
+        raise InputError("truth must come with source, the observed examples; use source=PATH.")
+    truth = read_source(config.truth, codec.raw_shape, codec)
+    if len(truth) != count:
+        raise InputError(f"truth must have {count} examples as source, got {len(truth)}.")
+    return truth
+
+
+def _restoration(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, Any, str, Any]:
+    """Returns what is restored and how, the truth if known, a title, and the guidance."""
     from scoresde.codec import Codec
     from scoresde.inverse import Observation
     from scoresde.streams import random_rows
     from scoresde.tasks.restoration import Restoration, simulate
-    from scoresde.tasks.sources import read_source
 
-    checkpoint, model = load(config)
     codec = checkpoint.build("units", Codec, allowed(config))
     model, guidance = guided(model, config, codec)
     method, sampler = _method(config)
@@ -351,10 +491,6 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
         raise InputError(f"std must be the noise of the observation in raw units, got {std}.")
     cond, truth = requested(config, model), None
     if config.source is None:
-        if config.truth is not None:
-            raise InputError(
-                "truth must come with source, the observed examples; use source=PATH."
-            )
         data = evaluated_data(checkpoint, config)
         values = data.split(config.split)
         rows = random_rows(len(values), 16 if config.examples is None else config.examples)
@@ -365,17 +501,14 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
     else:
         operator, y = _observed(config, codec)
         title = Path(config.source).stem
-        if config.truth is not None:
-            truth = read_source(config.truth, codec.raw_shape, codec)
-            if len(truth) != len(y):
-                raise InputError(f"truth must have {len(y)} examples as source, got {len(truth)}.")
+    truth = _truth(config, codec, truth, None if config.source is None else len(y))
     check_given(model, cond, checkpoint.recipe)
     observed = Observation(operator, y.to(model.device), float(std), codec)
     draws = config.draws if given("draws") else 8
     restoration = Restoration(
         *(model, method, sampler, observed, codec, len(y), draws, config.seed, cond)
     )
-    return checkpoint, restoration, truth, title, guidance
+    return restoration, truth, title, guidance
 
 
 def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:

@@ -59,6 +59,8 @@ SERVES = {
     "conditions": (None, (*_SAMPLING, "reflow")),
     "operator": (None, ("restore",)),
     "source": (None, ("restore",)),
+    "steps": (None, ("restore", "train")),
+    "noise": (1.0, ("restore", "train")),
     "truth": (None, ("restore",)),
     "trajectory": (None, ("sample",)),
     "compare": (None, ("sample",)),
@@ -227,9 +229,10 @@ def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     # A classifier, for one, has no parametrisation.
     known = inspect.signature(hydra.utils.get_class(plan["model"]["_target_"])).parameters
     parts = [k for k in ("network", "sde", "parametrisation", "noise_label") if k in known]
+    process = {"process": plan["sde"]} if "process" in known else {}
     kept = ("name", "data", "loss", "optimizer", "train", "likelihood", "samplers")
     return {
-        "model": {**plan["model"], **{key: plan[key] for key in parts}},
+        "model": {**plan["model"], **{key: plan[key] for key in parts}, **process},
         "units": data.codec.describe(),
         **{key: plan.get(key) for key in kept},
     }
@@ -295,12 +298,12 @@ def load(config: DictConfig) -> tuple[Any, Any]:
 
 def _prepared(model: Any, config: DictConfig) -> Any:
     """Returns a model on its device, with the requested precision, compiled if requested."""
-    from scoresde.model import Classifier, ScoreModel
+    from scoresde.model import BridgeModel, Classifier, ScoreModel
     from scoresde.nn.speed import accelerated
 
     device = device_of(config.device)
     model = place(model, device) if config.channels_last else model.to(device)
-    learned = isinstance(model, ScoreModel | Classifier)
+    learned = isinstance(model, ScoreModel | Classifier | BridgeModel)
     if learned and isinstance(model.network, torch.nn.Module):
         mode = {True: "default", False: None}.get(config.compile, config.compile)
         model.network = accelerated(model.network, config.precision, mode)
@@ -607,7 +610,7 @@ def device_of(name: str) -> torch.device:
 @torch.no_grad()
 def try_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
-    from scoresde.model import Classifier
+    from scoresde.model import Classifier, ScoreFunction
     from scoresde.streams import Streams
 
     batch = data.batch("test", Streams.of(0, batch=1)).to(model.device)
@@ -615,7 +618,11 @@ def try_model(model: Any, data: Any, labels: int = 0) -> None:
     cond |= {"augment": x.new_zeros(1, labels)} if labels else {}
     t = torch.full((1,), 0.5, device=x.device)
     try:
-        model(x, t) if isinstance(model, Classifier) else model.noise(x, t, **cond)
+        if isinstance(model, Classifier):
+            model(x, t)
+        else:
+            ask = model.noise if isinstance(model, ScoreFunction) else model.denoise
+            ask(x, t, **cond)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
             f"The network cannot take data of shape {tuple(data.shape)}: "

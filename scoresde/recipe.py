@@ -2,9 +2,10 @@
 
 In a recipe a mapping with ``_target_`` names a class, and its other keys are the arguments. What
 is built from one are the classes of the rooms listed in ``ROOMS``, torch's activations, the data
-sets of ``scoresde.data``, and what is defined in packages that the user allows by name: no other
-function of this package or of any other can be called, neither by a private name nor by one that
-merely passes through a module (``scoresde.data.files.np.load``).
+sets of ``scoresde.data``, the operators of ``scoresde.operators``, and what is defined in packages
+that the user allows by name: no other function of this package or of any other can be called,
+neither by a private name nor by one that merely passes through a module
+(``scoresde.data.files.np.load``).
 """
 
 import contextlib
@@ -27,7 +28,7 @@ ROOMS = tuple(
     for room in (
         *("sde", "nn", "solvers", "divergence", "times", "codec"),
         *("model", "likelihood", "sample", "loss", "guidance", "inverse"),
-        "data",  # the last one: its functions too
+        *("operators", "data"),  # the last two: their functions too
     )
 )
 # What has another name than in an earlier release: modules, classes and functions by their dotted
@@ -310,7 +311,7 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
             f"The checkpoint wants to build {name!r}, which is not to be found: {error}."
         ) from error
     home = getattr(target, "__module__", None) or ""
-    ours = _within(home, ROOMS[-1:]) or (
+    ours = _within(home, ROOMS[-2:]) or (
         isinstance(target, type) and _within(home, (*ROOMS, *_ACTIVATIONS))
     )
     if not callable(target) or not (ours or _within(home, allowed)):

@@ -91,6 +91,14 @@ OBJECTS = [
     *(times.FoldedTimes(times.ImportanceTimes()), times.FirstTime()),
     *(times.LogitNormalTimes(0.1, 0.8), times.CosMapTimes(), times.UShapedTimes(2.0)),
     times.Corrected(times.ModeTimes(0.5)),
+    times.ClosedTimes(0.2),
+    sample.Restore(7, 0.5, times.CosineGrid(), **{**COMMON, "final_denoise": False}),
+    sample.InterpolantSDE(7, 0.5, times.CosineGrid(), **COMMON),
+    *(sde.InDI(sde.Brownian(0.3)), sde.InDI(sde.Constant(0.3)), sde.I2SB(0.2, 0.5)),
+    *(sde.BrownianPin(0.2), sde.StochasticInterpolant(0.5, sde.StandardNormal())),
+    sde.StochasticInterpolant(2.0, sde.Source()),
+    loss.Paired(loss.BridgeVelocityWeighting(), times.UniformTimes(), 0.01),
+    *(loss.DataWeighting(), loss.InterpolantMatching(times.ClosedTimes())),
     *(VPSDE(0.2, 10.0), SubVPSDE(0.2, 10.0), VESDE(0.02, 9.0), RectifiedFlow()),
     DiscreteVP(sde.LinearBetas(0.2, 10.0, 50)),
     DiscreteVP(sde.ListedBetas((0.1, 0.2, 0.3))),
@@ -124,6 +132,7 @@ OBJECTS = [
 BASES = (
     *(sample.Sampler, sample.Predictor, sample.Corrector, sample.StepRule, sample.Variable),
     *(times.Grid, times.Times, sde.SDE, sde.Betas, loss.Weighting, solvers.Motion),
+    *(sde.Bridge, sde.NoiseLaw, sde.End, loss.PairWeighting),
     *(divergence.Trace, divergence.Distribution, likelihood.Cutoff, likelihood.Clock),
     loss.ScheduleGradient,
 )

@@ -81,6 +81,8 @@ from scoresde.inverse import (
 )
 from scoresde.likelihood.clock import NoiseClock, TimeClock
 from scoresde.likelihood.cutoff import PlainCutoff, RescaledCutoff, VariationalCutoff
+from scoresde.loss import BridgeVelocityWeighting, InterpolantMatching, Paired
+from scoresde.model import BridgeModel, GaussianBridge, InterpolantModel
 from scoresde.nn import MLP, UNet
 from scoresde.sample import (
     DDIM,
@@ -100,19 +102,28 @@ from scoresde.sample import (
     GottaGoFast,
     HalfLogSNR,
     Heun,
+    InterpolantSDE,
     Langevin,
     PredictorCorrector,
     ProbabilityFlow,
     ReferencePredictorCorrector,
     Restart,
     RestartInterval,
+    Restore,
     Sampler,
     TorchSDE,
     UniPC,
     sample_trajectory,
     slerp,
 )
-from scoresde.sde import LinearBetas
+from scoresde.sde import (
+    I2SB,
+    Brownian,
+    InDI,
+    Interpolant,
+    LinearBetas,
+    StochasticInterpolant,
+)
 from scoresde.solvers import BrownianInterval, Path
 from scoresde.streams import Streams
 from scoresde.times import (
@@ -440,7 +451,39 @@ def test_no_sampler_is_left_out() -> None:
         for kind in exported
         if isinstance(kind, type) and issubclass(kind, Sampler) and not inspect.isabstract(kind)
     }
-    assert {type(sampler) for sampler in SAMPLERS} == kinds
+    assert {type(sampler) for sampler in (*SAMPLERS, Restore(), InterpolantSDE())} == kinds
+
+
+@pytest.mark.parametrize("sees", [False, True])
+@by_name("process", [InDI(Brownian(0.3)), I2SB(), StochasticInterpolant()])
+def test_bridges(process: Interpolant, sees: bool) -> None:
+    """The exact model, a network, its loss and its gradient, and the samplers of both."""
+    between = isinstance(process, StochasticInterpolant)
+    sampler: Any = InterpolantSDE(3) if between else Restore(3)
+    loss: Any = InterpolantMatching() if between else Paired(BridgeVelocityWeighting())
+
+    def network(device: torch.device) -> Any:
+        made = [
+            stirred(MLP(2, width=8, depth=1, conditions={"source": 2} if sees else None))
+            for _ in range(2)
+        ]
+        model = InterpolantModel(*made, process) if between else BridgeModel(made[0], process)
+        return model.to(device)
+
+    def compute(device: torch.device) -> list[Any]:
+        joint = torch.eye(4) + 0.4
+        exact = GaussianBridge(torch.ones(2, 2), joint, process, sees and not between).to(device)
+        x, y = (part.to(device) for part in exact.sample(5, seed=0))
+        found = [sampler(m, (5, 2), seed=1, source=y) for m in (exact, network(device))]
+        model, t = network(device), torch.full((5,), 0.4, device=device)
+        terms = loss.terms(model, x, seed=0, source=y)
+        terms.value.sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        views = [] if not (sees or between) else [model.velocity(x, t, source=y)]
+        exact_views = [exact.velocity(x, t, source=y), exact.score(x, t, source=y)]
+        return [*found, terms, *gradients, *views, *exact_views, exact.posterior(y)]
+
+    check(compute)
 
 
 @by_name("sde", SDES)

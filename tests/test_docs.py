@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import scoresde
@@ -31,6 +32,7 @@ DATA = (ROOT / "docs/guide/data.md").read_text(encoding="utf-8")
 CLASSIFY = (ROOT / "docs/classify.md").read_text(encoding="utf-8")
 GUIDANCE = (ROOT / "docs/guidance.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs/guide/extending.md").read_text(encoding="utf-8")
+BRIDGES = (ROOT / "docs/bridges.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
@@ -185,3 +187,41 @@ def test_the_commands_of_the_page_on_guidance_run(tmp_path):
             assert all(str(scale) in said for scale in (0, 1, 2, 4))
             with np.load(tmp_path / f"out{i}/1/samples.npz") as file:
                 assert file["nfe"].tolist() == [2] * 3
+
+
+def test_the_programs_of_the_page_on_bridges_run():
+    """Means and spreads of the exact law, within what 500 updates of a small network leave."""
+    torch.manual_seed(0)
+    space = {"torch": torch, "fit": functools.partial(fit, progress=False)}
+    for part in blocks(BRIDGES, "python"):
+        exec(part.replace("from scoresde import fit\n", ""), space)
+    mean, std = 0.8 / 0.89, math.sqrt(1 - 0.64 / 0.89)
+    assert float(space["best"].mean()) == pytest.approx(mean, abs=0.1)
+    assert float(space["best"].std()) < 0.1
+    for name, off in (("draws", 0.12), ("right", 4 / math.sqrt(2000))):
+        found = space[name]
+        assert float(found.mean()) == pytest.approx(mean, abs=off)
+        assert float(found.std()) == pytest.approx(std, abs=off)
+    for name in ("ode", "sde"):
+        assert float(space[name].mean()) == pytest.approx(0, abs=0.15)
+        assert float(space[name].std()) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_commands_of_the_page_on_bridges_run(tmp_path):
+    write_images(tmp_path)
+    lines = list(filter(None, "\n".join(blocks(BRIDGES, "sh")).splitlines()))
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)[3:]
+        small = [*TINY, "steps=2"] if "task=restore" not in words else []
+        words = [word for word in words if not word.startswith(("steps=", "draws="))]
+        quick = small or ["steps=1", "draws=2", "examples=2", "progress=false"]
+        program(*words, *quick, cwd=tmp_path)
+
+
+def write_images(folder):
+    for name in ("blurred", "sharp"):
+        (folder / name).mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name / "one.png")

@@ -182,7 +182,9 @@ def test_a_hole_in_digits_is_filled(digits):
     assert math.isfinite(results["psnr_mean"])
     pictures = {path.name for path in (digits / "a" / "images").iterdir()}
     assert pictures == {
-        f"{i:08d}_{n}.png" for i in range(3) for n in ("draw0", "draw1", "mean", "spread")
+        f"{i:08d}_{n}.png"
+        for i in range(3)
+        for n in ("draw0", "draw1", "mean", "spread", "observed")
     }
     assert (digits / "a" / "report.html").exists()
 

@@ -121,7 +121,9 @@ def shortened(recipe: str, sets: Path) -> list[str]:
     options = ["examples=4", "samplers.probability_flow.rtol=0.1"]
     options += ["samplers.probability_flow.atol=0.1", "network.width=8", "network.blocks=1"]
     if kind in ("mnist", "fashion", "emnist"):
-        return [*options, f"data.root={sets / kind}", "data.validation=4", "data.verify=false"]
+        data = "data.clean" if recipe == "fashion_deblur" else "data"
+        options += [f"{data}.validation=4", f"{data}.verify=false"]
+        return [*options, f"{data}.root={sets / kind}"]
     if kind == "cifar":
         options += [f"data.root={sets / kind}", "data.verify=false"]
     else:
@@ -284,6 +286,7 @@ INCOMPLETE = (
     "custom",
     "array",
     "folder",
+    "folder_pairs",
     "cifar10",
     "emnist",
     "mnist",

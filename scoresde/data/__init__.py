@@ -4,6 +4,7 @@ from scoresde.codec.scaling import Scaling
 from scoresde.data.augment import Augmentation, GeometricAugmentation
 from scoresde.data.base import SPLITS, Batch, Dataset
 from scoresde.data.bundled import digits
+from scoresde.data.degradation import JPEG, Degradation
 from scoresde.data.dequantisation import (
     Dequantisation,
     TruncatedNormalDequantisation,
@@ -18,6 +19,7 @@ from scoresde.data.model_conditions import (
     class_count,
     required_conditions,
 )
+from scoresde.data.pairs import PairExamples, folder_pairs, pairs
 from scoresde.data.published import cifar10, emnist, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
@@ -39,12 +41,14 @@ from scoresde.recipe import renamed
 from scoresde.streams import random_rows
 
 __all__ = [
+    "JPEG",
     "SPLITS",
     "Augmentation",
     "Batch",
     "Checkerboard",
     "Dataset",
     "DatasetExamples",
+    "Degradation",
     "Density",
     "Dequantisation",
     "Examples",
@@ -53,6 +57,7 @@ __all__ = [
     "Mixture",
     "MoonHeights",
     "Moons",
+    "PairExamples",
     "Scaling",
     "Spirals",
     "TruncatedNormalDequantisation",
@@ -68,6 +73,7 @@ __all__ = [
     "emnist",
     "fashion_mnist",
     "folder",
+    "folder_pairs",
     "gaussian_mixture",
     "gaussian_ring",
     "image_files",
@@ -75,6 +81,7 @@ __all__ = [
     "make_splits",
     "mnist",
     "moon_heights",
+    "pairs",
     "random_rows",
     "required_conditions",
     "spirals",

@@ -22,6 +22,7 @@ from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
 from scoresde.data.conditions import check_condition, check_name
+from scoresde.data.degradation import SOURCE, Degradation
 from scoresde.data.examples import DatasetExamples, Examples, as_examples, paired
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams, random_rows
@@ -110,6 +111,8 @@ class Dataset:
         class_names: What the classes 0, 1, ... are called, if they have names.
         conditional_log_prob: The exact log-density as ``log_prob``, but given the conditions, by
             their names, if it is known.
+        degradation: What makes the condition ``source`` of each example, as it is read; see
+            :func:`~scoresde.data.pairs`.
 
     Raises:
         InputError: If the splits or their conditions do not agree, one is empty, a value is out
@@ -136,6 +139,7 @@ class Dataset:
     undivided: bool = False
     class_names: Sequence[str] = ()
     conditional_log_prob: Callable[..., Tensor] | None = None
+    degradation: Degradation | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -150,6 +154,11 @@ class Dataset:
             raise InputError(
                 "conditions must map names to the tensors of the splits, got "
                 f"{type(self.conditions).__name__}; use {{'context': [train, validation, test]}}."
+            )
+        if self.degradation is not None and SOURCE in self.conditions:
+            raise InputError(
+                f"source must have one origin, got a condition of {self.name} and a degradation; "
+                "remove one of them."
             )
         sizes = [len(self.split(split)) for split in SPLITS]
         for name, parts in self.conditions.items():
@@ -251,7 +260,12 @@ class Dataset:
         """Returns the conditions of some examples of a split, or of all, by name."""
         raw = self.split(split)
         told = raw.conditions(rows) if isinstance(raw, Examples) else {}
-        return {**told, **self._listed(split, rows)}
+        found = {**told, **self._listed(split, rows)}
+        if self.degradation is None:
+            return found
+        values, indices = raw[rows], torch.arange(len(raw))[_on_host(rows)]
+        streams = Streams(0, indices.to(values.device))
+        return {**found, SOURCE: self.degradation(values, self.codec, streams)}
 
     def _listed(self, split: str, rows: Tensor | slice) -> dict[str, Tensor]:
         own = {name: parts[SPLITS.index(split)] for name, parts in self.conditions.items()}
@@ -436,6 +450,8 @@ class Dataset:
             check_range(raw.cpu().numpy(), self.levels, 0)
         streams = Streams(streams.seed, _on(streams.indices, raw))
         cond = {**told, **self._listed(split, streams.indices)}
+        if self.degradation is not None:
+            cond[SOURCE] = self.degradation(raw, self.codec, streams, draw)
         if self.flip and split == "train":  # an image stays one of its example
             ours = {name: c for name, c in cond.items() if c.shape[2:] == raw.shape[2:]}
             cond |= {name: _flip(c, streams, draw) for name, c in ours.items()}
@@ -465,6 +481,10 @@ def _on(rows: Any, values: Tensor) -> Any:
     return (
         rows.to(values.device, non_blocking=values.is_cuda) if isinstance(rows, Tensor) else rows
     )
+
+
+def _on_host(rows: Any) -> Any:
+    return rows.cpu() if isinstance(rows, Tensor) else rows
 
 
 def _real(train: Tensor | Examples, standardise: bool | Standardisation) -> Affine:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,6 +116,52 @@ def folder(
     return replace(data, undivided=shares is None)
 
 
+def stored_pairs(
+    path: Path,
+    source: Path,
+    size: int | Sequence[int],
+    mode: str,
+    crop: int | None,
+    fractions: Sequence[float] | None,
+    seed: int,
+    skip_damaged: bool,
+) -> tuple[str, Sequence[Tensor], bool]:
+    """Returns a name, the splits of pairs ``(N, 2 C, H, W)``, and whether they are undivided.
+
+    Arguments are those of :func:`~scoresde.data.folder_pairs`; the cache is that of ``folder``.
+    """
+    base, other = (folder.expanduser().resolve() for folder in (path, source))
+    files = image_files(base)
+    partners = _partners(files, base, other)
+    decode = _DecodePair(_height_width(size), mode, crop, base, partners)
+    shares = None if fractions is None else check_fractions(fractions, parts=3)
+    plain = {"size": decode.size, "mode": mode, "crop": crop}
+    second = _key(other, list(partners.values()))
+    key = _key(base, files, plain, shares, seed, skip_damaged, "pairs", second)
+    target = _cache.make(_cache.folder("folder")) / f"{key}.npy"
+    found = _load(target)
+    images, note = found or _build(target, files, decode, shares, seed, skip_damaged, [])
+    left_out = f" ({note['left_out']} unusable left out)" if note["left_out"] else ""
+    parted = images.split(note["splits"]) if shares else [images] * 3
+    return base.name + left_out, parted, shares is None
+
+
+def _partners(files: Sequence[Path], base: Path, other: Path) -> dict[Path, Path]:
+    """Returns the source of each image: the file of its name, but for the suffix."""
+    there = {
+        file.relative_to(other).with_suffix(""): file for file in image_files(other, "data.source")
+    }
+    names = {file: file.relative_to(base).with_suffix("") for file in files}
+    missing = [file for file, name in names.items() if name not in there]
+    if missing:
+        raise InputError(
+            f"data.source={other} must have an image for each of {base}, got none for "
+            f"{missing[0].relative_to(base)} ({len(missing)} of {len(files)} missing); give it "
+            "the same name."
+        )
+    return {file: there[name] for file, name in names.items()}
+
+
 def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     several = isinstance(size, Sequence) and not isinstance(size, str)
     both: list[Any] = list(size) if several else [size, size]  # type: ignore[arg-type]
@@ -209,6 +255,25 @@ class _Decode:
         height, width = self.size
         fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return np.asarray(fitted).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class _DecodePair(_Decode):
+    """How an image and its source become one array ``(2 C, H, W)``."""
+
+    base: Path
+    partners: Mapping[Path, Path]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = super().shape
+        return 2 * channels, height, width
+
+    def __call__(self, file: Path) -> np.ndarray | InputError:
+        image, source = super().__call__(file), super().__call__(self.partners[file])
+        if isinstance(image, InputError):
+            return image
+        return source if isinstance(source, InputError) else np.concatenate((image, source))
 
 
 def _check_pixels(image: Image.Image) -> None:

@@ -9,6 +9,13 @@ from scoresde.loss.flow_matching import FlowMatching
 from scoresde.loss.hybrid import BoundLoss, HybridLoss
 from scoresde.loss.importance import ImportanceSampled
 from scoresde.loss.one_level import OneLevel, only_time
+from scoresde.loss.paired import (
+    BridgeVelocityWeighting,
+    DataWeighting,
+    InterpolantMatching,
+    Paired,
+    PairWeighting,
+)
 from scoresde.loss.score_matching import (
     ExplicitScoreMatching,
     ScoreMatching,
@@ -35,8 +42,10 @@ from scoresde.loss.weighting import (
 __all__ = [
     "BoundLoss",
     "BoundWeighting",
+    "BridgeVelocityWeighting",
     "Coupling",
     "CrossEntropy",
+    "DataWeighting",
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
@@ -45,6 +54,7 @@ __all__ = [
     "HybridLoss",
     "ImportanceSampled",
     "Independent",
+    "InterpolantMatching",
     "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
@@ -54,6 +64,8 @@ __all__ = [
     "NoiseWeighting",
     "OneLevel",
     "OptimalTransport",
+    "PairWeighting",
+    "Paired",
     "ScheduleGradient",
     "ScoreMatching",
     "SlicedScoreMatching",

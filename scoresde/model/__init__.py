@@ -28,10 +28,20 @@ from scoresde.model.base import (
     check_model,
     evaluating,
 )
+from scoresde.model.bridge import (
+    BridgeModel,
+    DataOutput,
+    Output,
+    ResidualOutput,
+    adds_nothing,
+    bridge_velocity,
+)
 from scoresde.model.classes import classes_of
 from scoresde.model.classifier import Classifier
 from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
+from scoresde.model.gaussian_bridge import GaussianBridge
+from scoresde.model.interpolant import InterpolantModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
     ChainIndex,
@@ -54,20 +64,26 @@ from scoresde.model.score_model import Prediction, ScoreModel
 from scoresde.recipe import renamed
 
 __all__ = [
+    "BridgeModel",
     "ChainIndex",
     "Classifier",
     "Conditioned",
+    "DataOutput",
     "DataParametrisation",
     "FullMixtureModel",
+    "GaussianBridge",
     "GaussianMixtureModel",
     "GaussianModel",
+    "InterpolantModel",
     "Model",
     "NoiseLabel",
     "NoiseLevel",
     "NoiseParametrisation",
+    "Output",
     "Parametrisation",
     "Preconditioned",
     "Prediction",
+    "ResidualOutput",
     "ReversedIndex",
     "ScaledTime",
     "ScoreFunction",
@@ -77,6 +93,8 @@ __all__ = [
     "Trainable",
     "VParametrisation",
     "VelocityParametrisation",
+    "adds_nothing",
+    "bridge_velocity",
     "check_model",
     "classes_of",
     "evaluating",

@@ -79,7 +79,7 @@ def hole(
         >>> hole((1, 4, 4), 2).mask[0, 1]
         tensor([ True, False, False,  True])
     """
-    axes = tuple(shape)[1:]
+    axes = _given(shape)[1:]
     sides = [size] * len(axes) if isinstance(size, int) else list(size)
     first = [(n - k) // 2 for n, k in zip(axes, sides, strict=False)] if at is None else list(at)
     fits = axes and len(sides) == len(first) == len(axes)
@@ -112,11 +112,20 @@ def random_mask(shape: Sequence[int], share: float, seed: int = 0) -> Masking:
     """
     if not 0 < share < 1:
         raise InputError(f"share must be in (0, 1), got {share}; 0.5 is half of the positions.")
-    axes = tuple(shape)[1:] or tuple(shape)
+    axes = _given(shape)[1:] or tuple(shape)
     u = Streams.of(seed, batch=1).uniform(axes, Purpose.MEASUREMENT)[0].flatten()
     seen = torch.zeros(len(u), dtype=torch.bool)
     seen[u.argsort(stable=True)[: round(share * len(u))]] = True
     return Masking(seen.reshape(axes).expand(tuple(shape)).clone())
+
+
+def _given(shape: Sequence[int] | None) -> tuple[int, ...]:
+    if shape is None:  # which a configuration leaves to the data of a checkpoint
+        raise InputError(
+            "shape must be that of one example, got None; set it, such as "
+            "data.operator.shape=[1,8,8] for pairs of digits."
+        )
+    return tuple(shape)
 
 
 @final

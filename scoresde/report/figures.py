@@ -662,6 +662,30 @@ def quality(
     return _save(figure, path)
 
 
+def tradeoff(
+    points: Sequence[tuple[float, float]], labels: Sequence[str], measure: str, path: Path
+) -> Path:
+    """Draws the distance to the data's law by the distortion, joined in their order.
+
+    Arguments:
+        points: The distortion and the distance of each; the first is that of the source.
+        labels: What each is.
+        measure: The name of the distortion.
+        path: Where to write.
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=4.2)
+    axes.set(xlabel=measure, ylabel="sliced Wasserstein distance")
+    across, up = zip(*points, strict=True)
+    axes.plot(across[:1], up[:1], color=GREY, marker="s", ls="")
+    axes.plot(across[1:], up[1:], color=COLOURS[0], marker="o", lw=1.3, label="by steps")
+    for (x, y), label in zip(points, labels, strict=True):
+        axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.margins(0.15)
+    axes.set_ylim(bottom=0)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1))
+    return _save(figure, path)
+
+
 # ---- images ------------------------------------------------------------------------------------
 
 

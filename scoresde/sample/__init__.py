@@ -1,4 +1,4 @@
-"""Samplers: from noise to data along the reverse SDE or the probability-flow ODE."""
+"""Samplers: from noise, or a source, to data along the reverse SDE or the probability flow."""
 
 from scoresde.recipe import renamed
 from scoresde.sample.annealed_langevin import AnnealedLangevinDynamics
@@ -38,6 +38,7 @@ from scoresde.sample.predictors import (
 from scoresde.sample.probability_flow import ProbabilityFlow
 from scoresde.sample.reference import ReferencePredictorCorrector
 from scoresde.sample.restart import Restart, RestartInterval
+from scoresde.sample.restore import InterpolantSDE, Restore
 from scoresde.sample.single_step import SEEDS, DPMSolver, Heun
 from scoresde.sample.torch_sde import TorchSDE
 from scoresde.sample.trajectory import Trajectory, sample_trajectory, slerp
@@ -64,6 +65,7 @@ __all__ = [
     "GridSampler",
     "HalfLogSNR",
     "Heun",
+    "InterpolantSDE",
     "Interval",
     "Langevin",
     "LangevinDynamics",
@@ -79,6 +81,7 @@ __all__ = [
     "RelativeNoise",
     "Restart",
     "RestartInterval",
+    "Restore",
     "ReverseDiffusionPredictor",
     "Sampler",
     "Samples",

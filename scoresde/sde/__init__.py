@@ -37,8 +37,8 @@ VE      1                     smin (smax/smin)^t       N(0, smax^2 I)
 RF      1 - t                 t                        N(0, I)
 ======  ====================  =======================  ==========================
 
-An SDE is an :class:`Interpolant` between an example and noise; a bridge is one between two
-examples.
+An SDE is an :class:`Interpolant` between an example and noise; a :class:`Bridge` is one between an
+example and its observation, and a :class:`StochasticInterpolant` one with a noise between.
 
 References:
     Song et al., *Score-based generative modeling through stochastic differential equations*,
@@ -47,6 +47,17 @@ References:
 """
 
 from scoresde.sde.base import SDE
+from scoresde.sde.bridges import (
+    I2SB,
+    Bridge,
+    BridgeStep,
+    Brownian,
+    BrownianPin,
+    Constant,
+    InDI,
+    NoiseLaw,
+    check_source,
+)
 from scoresde.sde.continuous import VESDE, VPSDE, SubVPSDE
 from scoresde.sde.discrete import (
     Betas,
@@ -60,23 +71,37 @@ from scoresde.sde.discrete import (
 from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time, derivative
 from scoresde.sde.learned import LearnedSchedule
 from scoresde.sde.rectified import RectifiedFlow
+from scoresde.sde.stochastic import End, Source, StandardNormal, StochasticInterpolant
 
 __all__ = [
+    "I2SB",
     "SDE",
     "VESDE",
     "VPSDE",
     "Betas",
+    "Bridge",
+    "BridgeStep",
+    "Brownian",
+    "BrownianPin",
     "Chain",
+    "Constant",
     "CosineBetas",
     "Cutoffs",
     "DiscreteVP",
+    "End",
+    "InDI",
     "Interpolant",
     "LearnedSchedule",
     "LinearBetas",
     "ListedBetas",
+    "NoiseLaw",
     "RectifiedFlow",
+    "Source",
+    "StandardNormal",
+    "StochasticInterpolant",
     "SubVPSDE",
     "ZeroSNRChain",
     "as_time",
+    "check_source",
     "derivative",
 ]

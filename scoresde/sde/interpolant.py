@@ -25,7 +25,10 @@ from scoresde.shapes import expand
 
 Coefficient = Callable[[Any, Tensor], Tensor]
 # The functions of time that a schedule's author may write.
-_COEFFICIENTS = ("alpha", "sigma", "gamma", "alpha_dot", "sigma_dot", "f", "g", "log_snr", "time")
+_COEFFICIENTS = (
+    *("alpha", "sigma", "gamma", "alpha_dot", "sigma_dot", "gamma_rate"),
+    *("f", "g", "log_snr", "time"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,13 @@ class Interpolant(ABC):
     def sigma_dot(self, t: Tensor) -> Tensor:
         r"""Returns the derivative :math:`\sigma'(t)`."""
         return derivative(self.sigma, as_time(t))
+
+    def gamma_rate(self, t: Tensor) -> Tensor:
+        r"""Returns :math:`\gamma \gamma' = \tfrac12 d \gamma^2 / dt`.
+
+        It can be finite where :math:`\gamma'` is not; there a subclass has a closed form.
+        """
+        return derivative(lambda s: 0.5 * self.gamma(s) ** 2, as_time(t))
 
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         r"""Returns :math:`\alpha x_0 + \sigma x_1 + \gamma z`.

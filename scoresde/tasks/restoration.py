@@ -1,6 +1,7 @@
 """Restoring examples of which something was observed: draws, their mean and spread, a report."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.codec import Codec
+from scoresde.data.degradation import measure
 from scoresde.errors import InputError
 from scoresde.inverse import Observation, Posterior, StepRule
 from scoresde.metrics import psnr, ranks, spread_ratio, ssim
@@ -32,9 +34,46 @@ _SHOWN_DRAWS = 4
 _LEAST = 10  # examples for a test of their ranks
 
 
+class Job(ABC):
+    """Base class for what is restored, and how.
+
+    Attributes:
+        codec: The codec of the data.
+        count: The number N of examples.
+        draws: How many draws of each, positive.
+        seed: Seed of the random streams.
+    """
+
+    codec: Codec
+    count: int
+    draws: int
+    seed: int
+
+    @property
+    @abstractmethod
+    def y(self) -> Tensor:
+        """What was observed, in raw units."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuses what cannot be restored, before the first batch.
+
+        Raises:
+            InputError: If it cannot.
+        """
+
+    @abstractmethod
+    def batch(self, piece: range) -> Columns:
+        """Draws rows, counted example by example; on the CPU and in raw units."""
+
+    @abstractmethod
+    def seen(self, count: int) -> Tensor | None:
+        """Returns the first observations in the shape of examples, if they have one."""
+
+
 @dataclass(frozen=True)
-class Restoration:
-    """What is restored, and how.
+class Restoration(Job):
+    """Observations that are restored by a model of the data.
 
     Arguments:
         model: The model of the data.
@@ -58,19 +97,17 @@ class Restoration:
     seed: int
     cond: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def check(self) -> None:
-        """Refuses what the method cannot serve, before the first batch.
+    @property
+    def y(self) -> Tensor:
+        return self.observed.y
 
-        Raises:
-            InputError: If it cannot.
-        """
+    def check(self) -> None:
         if isinstance(self.method, StepRule):
             self.method.check_observation(self.observed, tuple(self.codec.shape))
         else:
             self.sampler.check(self.method(self.model, self.observed))
 
     def batch(self, piece: range) -> Columns:
-        """Draws rows, counted example by example; on the CPU and in raw units."""
         clock = time.perf_counter()
         rows = torch.arange(piece.start, piece.stop) // self.draws
         observed = self.observed.take(rows)
@@ -91,6 +128,23 @@ class Restoration:
             "vjps": vjps.cpu(),
             "seconds": torch.full((len(piece),), seconds, dtype=torch.float64),
         }
+
+    def seen(self, count: int) -> Tensor | None:
+        """Returns the first observations by the pseudo-inverse, if there is one."""
+        observed = self.observed.take(torch.arange(count))
+        shape = tuple(self.codec.raw_shape)
+        operator = observed.operator
+        if not isinstance(operator, LinearOperator):
+            return None
+        y = self.observed.y
+        z = operator(torch.zeros(count, *shape, dtype=y.dtype, device=y.device))
+        own = (y[:count] if y.ndim == z.ndim else y.expand(count, *y.shape)).to(y.device)
+        if tuple(own.shape[1:]) == (1, *shape[1:]):  # grey levels, which the inverse would colour
+            return own.expand(count, *shape).double().cpu()
+        try:
+            return operator.pseudo_inverse(own, shape).double().cpu()
+        except InputError:
+            return None
 
     def _draw(self, observed: Observation, rows: Tensor, piece: range) -> Samples:
         cond = self.model.select({k: v[rows % len(v)] for k, v in self.cond.items()})
@@ -114,17 +168,12 @@ class Restoration:
 
 def simulate(observed_by: Any, raw: Tensor, codec: Codec, std: float, seed: int) -> Tensor:
     """Measures raw examples ``(N, *)`` by an operator, with noise of a standard deviation."""
-    values = raw.to(torch.promote_types(torch.float32, raw.dtype))
-    values = values + (0.0 if codec.levels is None else 0.5)
-    y = cast(Tensor, observed_by(values))
-    if std == 0:
-        return y
-    streams = Streams.of(seed, batch=len(y), device=y.device)
-    return y + std * streams.normal(y.shape[1:], Purpose.MEASUREMENT, 2, y.dtype)
+    streams = Streams.of(seed, batch=len(raw), device=raw.device)
+    return measure(observed_by, raw, codec, std, streams, draw=2)
 
 
 def restore(
-    restoration: Restoration,
+    restoration: Job,
     folder: Path,
     parts: Parts,
     *,
@@ -135,6 +184,8 @@ def restore(
     title: str = "examples",
     facts: Sequence[tuple[str, str]] = (),
     configuration: str = "",
+    tables: Sequence[Table] = (),
+    figures: Sequence[Figure] = (),
 ) -> dict[str, Any]:
     """Draws restored examples, and writes ``restored.npz``, ``restored.png`` and a report.
 
@@ -149,13 +200,15 @@ def restore(
         title: What is restored, for the report.
         facts: What else a reader wants to know, as pairs of label and value.
         configuration: The whole configuration as YAML.
+        tables: Further tables of the report.
+        figures: Further figures of the report.
 
     Returns:
         The results in numbers; of several processes the first alone has all.
     """
     restoration.check()
     n, k = restoration.count, restoration.draws
-    path, y = folder / "restored.npz", restoration.observed.y.cpu()
+    path, y = folder / "restored.npz", restoration.y.cpu()
     more: dict[str, Any] = {"y": y.numpy(), "seed": np.uint64(restoration.seed), "draws": k}
     table = collect(path, parts, n * k, batch_size, restoration.batch, progress, **more)
     results: dict[str, Any] = {
@@ -170,9 +223,9 @@ def restore(
     with np.load(path) as file:
         x = torch.from_numpy(file["x"]).unflatten(0, (n, k))
     results |= {} if truth is None else scores_of(x, truth, restoration.codec)
-    figures = _figures(restoration, x, truth, folder)
+    figures = [*_figures(restoration, x, truth, folder), *figures]
     if images:
-        _save_images(x, restoration.codec, folder / "images")
+        _save_images(x, restoration, folder / "images")
     write_report(
         Report(
             title=f"Restored {title}",
@@ -186,7 +239,7 @@ def restore(
                 ),
                 ("time", f"{results['seconds']:.1f} s in all"),
             ],
-            tables=[] if truth is None else [_table(results)],
+            tables=[*tables, *([] if truth is None else [_table(results)])],
             figures=figures,
             configuration=configuration,
         ),
@@ -205,12 +258,12 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     found: dict[str, Any] = {}
     mean = x.double().mean(1)
     if len(codec.raw_shape) > 2:
-        span = _span(codec)
+        span = span_of(codec)
         found["psnr_mean"] = float(psnr(mean, truth, span).mean())
         found["psnr_draw"] = float(psnr(x[:, 0], truth, span).mean())
     if len(codec.raw_shape) == 3:
         for name, one in (("ssim_mean", mean), ("ssim_draw", x[:, 0])):
-            value = ssim(one, truth, _span(codec))
+            value = ssim(one, truth, span_of(codec))
             if value is not None:
                 found[name] = float(value.mean())
     own, draws = codec.encode(truth).double(), codec.encode(x.flatten(0, 1)).double()
@@ -224,7 +277,8 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     return found
 
 
-def _span(codec: Codec) -> float:
+def span_of(codec: Codec) -> float:
+    """Returns the range of raw values that PSNR and SSIM refer to."""
     low, high = (torch.as_tensor(end).double() for end in (codec.low, codec.high))
     return float((high - low).max())
 
@@ -278,9 +332,7 @@ def _table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def _figures(
-    restoration: Restoration, x: Tensor, truth: Tensor | None, folder: Path
-) -> list[Figure]:
+def _figures(restoration: Job, x: Tensor, truth: Tensor | None, folder: Path) -> list[Figure]:
     """Draws the examples next to what was observed, and the ranks of the truth."""
     found = []
     if len(restoration.codec.raw_shape) == 3:
@@ -304,12 +356,12 @@ def _figures(
     return found
 
 
-def _picture(restoration: Restoration, x: Tensor, truth: Tensor | None, path: Path) -> Figure:
+def _picture(restoration: Job, x: Tensor, truth: Tensor | None, path: Path) -> Figure:
     codec = restoration.codec
     view, some = cast(Images, view_of(codec, truth)), x[:_SHOWN]
     mean, spread = some.double().mean(1), some.double().std(1, correction=0)
     columns = {} if truth is None else {"truth": truth[:_SHOWN].double()}
-    seen = _seen(restoration, len(some))
+    seen = restoration.seen(len(some))
     columns |= {} if seen is None else {"observed": seen}
     columns |= {"mean": mean, "spread": spread * 2 + _low(codec)}
     columns |= {f"draw {i + 1}": some[:, i].double() for i in range(min(x.shape[1], _SHOWN_DRAWS))}
@@ -328,33 +380,17 @@ def _low(codec: Codec) -> float:
     return float(torch.as_tensor(codec.low).double().min())
 
 
-def _seen(restoration: Restoration, count: int) -> Tensor | None:
-    """Returns observations in the shape of examples, by the pseudo-inverse, if there is one."""
-    observed = restoration.observed.take(torch.arange(count))
-    shape = tuple(restoration.codec.raw_shape)
-    operator = observed.operator
-    if not isinstance(operator, LinearOperator):
-        return None
-    y = restoration.observed.y
-    z = operator(torch.zeros(count, *shape, dtype=y.dtype, device=y.device))
-    own = (y[:count] if y.ndim == z.ndim else y.expand(count, *y.shape)).to(y.device)
-    if tuple(own.shape[1:]) == (1, *shape[1:]):  # grey levels, which the inverse would colour
-        return own.expand(count, *shape).double().cpu()
-    try:
-        return operator.pseudo_inverse(own, shape).double().cpu()
-    except InputError:
-        return None
-
-
-def _save_images(x: Tensor, codec: Codec, folder: Path) -> None:
-    """Writes ``00000003_draw0.png``, ``_mean.png`` and ``_spread.png`` of each example."""
+def _save_images(x: Tensor, restoration: Job, folder: Path) -> None:
+    """Writes ``00000003_draw0.png``, ``_mean``, ``_spread`` and, if it is one, ``_observed``."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
+    codec, seen = restoration.codec, restoration.seen(len(x))
     view = cast(Images, view_of(codec))
     low = _low(codec)
     for i, draws in enumerate(x):
         named = {f"draw{j}": draw.double() for j, draw in enumerate(draws)}
+        named |= {} if seen is None else {"observed": seen[i]}
         named |= {
             "mean": draws.double().mean(0),
             "spread": draws.double().std(0, correction=0) + low,

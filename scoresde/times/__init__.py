@@ -1,5 +1,6 @@
 """Densities from which training draws its times, and grids of sampling times."""
 
+from scoresde.times.closed import ClosedTimes
 from scoresde.times.curves import (
     Corrected,
     CosMapTimes,
@@ -31,6 +32,7 @@ from scoresde.times.grids import (
 
 __all__ = [
     "ChainTimes",
+    "ClosedTimes",
     "Corrected",
     "CosMapTimes",
     "CosineGrid",

@@ -22,6 +22,7 @@ from torch import Tensor
 from scoresde.data import Dataset
 from scoresde.errors import InputError
 from scoresde.model import Trainable
+from scoresde.sde import Bridge
 from scoresde.shapes import none_like
 from scoresde.streams import Purpose, Streams
 
@@ -70,6 +71,11 @@ def check_dropout(model: Trainable, data: Dataset, rate: float) -> None:
     """
     if rate == 0:
         return
+    if isinstance(model.process, Bridge):
+        raise InputError(
+            f"condition_dropout must be 0 for a model of a bridge, got {rate}: a path starts from "
+            "its source; leave it out."
+        )
     known = data.conditions_of("train", slice(1))
     taken = {name: known[name] for name in known if model.takes(name) and name != _KEPT}
     if not taken:

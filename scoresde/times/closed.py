@@ -1,0 +1,43 @@
+"""Training times that include t = 1 itself."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.sde import SDE
+from scoresde.times.densities import Times
+
+
+@dataclass(frozen=True)
+class ClosedTimes(Times):
+    """Times uniform in [eps, 1], of which a share is t = 1 itself.
+
+    A bridge is first evaluated at t = 1, whose error no later step repairs, and a sampler of few
+    steps evaluates few other times. This is a choice of emphasis: its weight is 1.
+
+    Arguments:
+        share: The probability of t = 1, in [0, 1).
+
+    Raises:
+        InputError: If the share is outside [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from scoresde.sde import InDI
+        >>> ClosedTimes(0.5).quantile(torch.tensor([0.25, 0.5, 0.9]), InDI(), 0.0)
+        tensor([0.5000, 1.0000, 1.0000])
+    """
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, int | float) or not 0 <= self.share < 1:
+            raise InputError(f"share must be in [0, 1), got {self.share}; 0.1 is usual.")
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        return eps + (1 - eps) * (u / (1 - self.share)).clamp(max=1.0)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.ones_like(t)
