@@ -60,6 +60,7 @@ class Purpose(IntEnum):
     JUMP = 18
     SOURCE = 19
     MEASUREMENT = 20
+    ENCODE = 21
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.elbo import ELBO, ReconstructionError
 from scoresde.loss.weighting import (
     EDMWeighting,
     LikelihoodWeighting,
@@ -11,6 +12,7 @@ from scoresde.loss.weighting import (
 )
 
 __all__ = [
+    "ELBO",
     "CrossEntropy",
     "DenoisingScoreMatching",
     "Draw",
@@ -19,6 +21,7 @@ __all__ = [
     "Loss",
     "LossTerms",
     "NoiseWeighting",
+    "ReconstructionError",
     "Weighting",
     "draw",
 ]

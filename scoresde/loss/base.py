@@ -81,6 +81,19 @@ class Loss(ABC):
             model, x, t=t, noise=noise, seed=seed, seeds=seeds, part=part, **cond
         ).value
 
+    def at(self, step: int) -> "Loss":
+        """Returns the loss of an update, where a training changes it as it goes on.
+
+        Arguments:
+            step: The number of the update, counted from 0.
+        """
+        return self
+
+    @property
+    def held_out(self) -> "Loss":
+        """The loss that measures held-out examples: this one, unless its weights are a means."""
+        return self
+
     def first_time(self, process: Interpolant) -> float:
         """Returns the smallest time at which the loss evaluates a model of a process."""
         return process.cutoffs.training

@@ -6,6 +6,7 @@ a network reads it. Further conditions are given by name; :mod:`scoresde.nn.cond
 """
 
 from scoresde.nn.architecture import Architecture
+from scoresde.nn.autoencoder import Dense, ImageDecoder, ImageEncoder
 from scoresde.nn.basics import Groups
 from scoresde.nn.blocks import (
     Attention,
@@ -52,6 +53,7 @@ __all__ = [
     "Conditioning",
     "Conditions",
     "DDPMTransition",
+    "Dense",
     "Downsample",
     "Embedding",
     "Encoder",
@@ -59,6 +61,8 @@ __all__ = [
     "FourierEmbedding",
     "GeometricSigmas",
     "Groups",
+    "ImageDecoder",
+    "ImageEncoder",
     "InputPyramid",
     "InputResidual",
     "InputSkip",

@@ -58,7 +58,8 @@ class Update:
         self.averages = training.averages(model)
         training.prepare(model)
         copies = [average.model for average in self.averages]
-        self.shared = (engine or Replicated()).share(ModelLoss(model, loss), copies)
+        self.loss, self.terms = loss, ModelLoss(model, loss)
+        self.shared = (engine or Replicated()).share(self.terms, copies)
         self.optimiser = _optimiser(optimizer, model)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.scale = LossScale(training.precision_on(model.device), model.device)
@@ -79,6 +80,7 @@ class Update:
         factor = self.training.rate(step, self.training.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        self.terms.loss = self.loss.at(step)
         value = self._backward(x, cond, step, size)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         scale = self.scale.state[0]
