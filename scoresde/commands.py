@@ -36,6 +36,7 @@ from scoresde.configuration import (
     stored_averages,
     try_model,
     undivided,
+    with_codec,
 )
 from scoresde.errors import InputError, check_count
 from scoresde.tasks.identity import fingerprint
@@ -55,7 +56,7 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
-    from scoresde.model import Classifier
+    from scoresde.model import Classifier, ScoreFunction
     from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained
     from scoresde.train import ProcessGroup
@@ -63,9 +64,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     group, device = ProcessGroup.here(), device_of(config.device)
     torch.manual_seed(config.seed)
-    data = build_data(config.data)
+    data = with_codec(build_data(config.data), config)
     data.split(config.split)  # which must exist, before hours of training
-    data = data.to(device) if config.resident else data
+    codec = data.codec.placed(device)
+    data = data.to(device) if config.resident else replace(data, codec=codec)
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
@@ -80,13 +82,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
-    classifying = isinstance(model, Classifier)
-    if classifying and training.inspect_every is not None:
+    drawn = isinstance(model, ScoreFunction)
+    if not drawn and training.inspect_every is not None:
         raise InputError(
-            f"train.inspect_every must be null for a classifier, which draws no samples, got "
-            f"{training.inspect_every}."
+            f"train.inspect_every must be null for a {type(model).__name__}, which no sampler "
+            f"draws from, got {training.inspect_every}."
         )
-    for tool in () if classifying else (*samplers.values(), exact, quick):
+    for tool in () if not drawn else (*samplers.values(), exact, quick):
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
@@ -104,7 +106,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
         inspect=None
-        if classifying
+        if not drawn
         else Inspection(
             data, quick, folder, config.inspect.count, config.inspect.examples, config.seed
         ),
@@ -127,8 +129,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         loss=loss,
         none=training.condition_dropout > 0,
     )
-    if classifying:
-        return _report_classifier(config, folder, trained) if group.first else {}
+    if not drawn:
+        report = _report_classifier if isinstance(model, Classifier) else _report_autoencoder
+        return report(config, folder, trained) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -210,6 +213,18 @@ def _report_classifier(config: DictConfig, folder: Path, trained: Any) -> dict[s
         examples=config.examples,
         batch_size=config.batch_size,
         seed=config.seed,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _report_autoencoder(config: DictConfig, folder: Path, trained: Any) -> dict[str, Any]:
+    """Evaluates a trained autoencoder on held-out examples, and writes its report."""
+    from scoresde.tasks.autoencoder_report import report_autoencoder
+
+    results = report_autoencoder(
+        trained, folder, examples=config.examples, batch_size=config.batch_size
     )
     log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
     log.info("Report: %s", folder / "report.html")
@@ -322,7 +337,7 @@ def _restoration(config: DictConfig) -> tuple[Any, Any, Any, str, Any]:
     from scoresde.tasks.sources import read_source
 
     checkpoint, model = load(config)
-    codec = checkpoint.build("units", Codec, allowed(config))
+    codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
     model, guidance = guided(model, config, codec)
     method, sampler = _method(config)
     std = config.std
@@ -481,7 +496,7 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     from scoresde.tasks.sampling import Drawing
 
     checkpoint, model = load(config)
-    codec = checkpoint.build("units", Codec, allowed(config))
+    codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
@@ -788,7 +803,7 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
     device, options = device_of(config.device), config.benchmark
     torch.manual_seed(config.seed)
     data = random_data(options.shape) if options.shape else build_data(config.data)
-    data = data.to(device)
+    data = with_codec(data, config).to(device)
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     model = place(instantiate(describe(plan, data)["model"], "model"), device)
     try_model(model, data)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from scoresde.codec import Affine, Codec, PerChannel, Standardisation
+from scoresde.codec import Affine, Codec, LatentCodec, NeuralCodec, PerChannel, Standardisation
 from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
@@ -326,12 +326,28 @@ class Dataset:
         warnings.warn("Dataset.units is now Dataset.codec.", FutureWarning, stacklevel=2)
         return self.codec
 
+    def with_codec(self, codec: Codec) -> "Dataset":
+        """Returns the data set with another codec.
+
+        An autoencoder becomes one by its latents, behind the codec of this data set: its units
+        are those that the autoencoder was trained in, and the latents' shift and width are
+        measured over training examples (at most 10,000).
+
+        Arguments:
+            codec: The codec, or an autoencoder such as a trained ``VAE``.
+        """
+        if not isinstance(codec, NeuralCodec):
+            return replace(self, codec=codec)
+        rows = random_rows(len(self.train), _MEASURED).to(self.train.device)
+        return replace(self, codec=LatentCodec.measured(self.codec, codec, self.train[rows]))
+
     @cached_property
     def sigma_data(self) -> float:
         """The root mean square of the training data in model units."""
         train = self.train
         if self.codec.scale is None or (self.levels is None and isinstance(train, Examples)):
-            x = self.codec.encode(train[random_rows(len(train), _MEASURED).to(train.device)])
+            raw = train[random_rows(len(train), _MEASURED).to(train.device)]
+            x = self.encode(raw, centre=not self.codec.stochastic)
             return float(x.double().square().mean().sqrt())
         if self.levels is None:
             return float(self.codec.encode(train[:]).double().square().mean().sqrt())
@@ -447,7 +463,8 @@ class Dataset:
         """Moves all examples to a device; those that are read when needed are moved then."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
         known = {k: [part.to(device) for part in parts] for k, parts in self.conditions.items()}
-        return replace(self, train=train, validation=validation, test=test, conditions=known)
+        moved = replace(self, train=train, validation=validation, test=test, conditions=known)
+        return replace(moved, codec=self.codec.placed(device))
 
 
 def _on(rows: Any, values: Tensor) -> Any:

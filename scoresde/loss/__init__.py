@@ -4,6 +4,7 @@ from scoresde.loss.base import Draw, Loss, LossTerms, draw
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.elbo import ELBO, ReconstructionError
+from scoresde.loss.latent import LatentELBO
 from scoresde.loss.weighting import (
     EDMWeighting,
     LikelihoodWeighting,
@@ -17,6 +18,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "Draw",
     "EDMWeighting",
+    "LatentELBO",
     "LikelihoodWeighting",
     "Loss",
     "LossTerms",

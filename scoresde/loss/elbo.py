@@ -57,13 +57,10 @@ class ELBO(Loss):
 
     def __post_init__(self) -> None:
         for name in ("beta", "free_bits", "warmup"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise InputError(f"{name} must be non-negative and finite, got {value}.")
+            check_weight(name, getattr(self, name))
 
     def at(self, step: int) -> "ELBO":
-        risen = min(1.0, step / self.warmup) if self.warmup else 1.0
-        return replace(self, beta=self.beta * risen, warmup=0)
+        return replace(self, beta=self.beta * risen(step, self.warmup), warmup=0)
 
     @property
     def held_out(self) -> "ELBO":
@@ -128,6 +125,21 @@ class ReconstructionError(Loss):
             raise InputError(
                 f"model must be an Autoencoder, got {type(model).__name__}; a VAE has ELBO()."
             )
+
+
+def check_weight(name: str, value: float) -> None:
+    """Checks that a weight, or a length of its rise, is not negative.
+
+    Raises:
+        InputError: If it is, or is not finite.
+    """
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InputError(f"{name} must be non-negative and finite, got {value}.")
+
+
+def risen(step: int, warmup: int) -> float:
+    """Returns how much of a weight counts at an update, if it rises over ``warmup`` of them."""
+    return min(1.0, step / warmup) if warmup else 1.0
 
 
 def latent_noise(

@@ -32,6 +32,7 @@ from scoresde.model.classes import classes_of
 from scoresde.model.classifier import Classifier
 from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
+from scoresde.model.latent import LatentModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
     ChainIndex,
@@ -60,6 +61,7 @@ __all__ = [
     "FullMixtureModel",
     "GaussianMixtureModel",
     "GaussianModel",
+    "LatentModel",
     "Model",
     "NoiseLabel",
     "NoiseLevel",

@@ -456,7 +456,8 @@ def _plane_figures(
 ) -> list[Figure]:
     """Draws the density of two-dimensional data and the paths of the deterministic flow."""
     figures = []
-    if has_density(trained.data) and not trained.conditional:
+    exact = has_density(trained.data) and not trained.data.codec.stochastic
+    if exact and not trained.conditional:
         figures.append(_density_figure(trained, view.extent(), likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
