@@ -229,8 +229,11 @@ def with_codec(data: Any, config: DictConfig) -> Any:
 
     if config.codec is None:
         return data
-    if not isinstance(config.codec, str):
-        raise InputError(f"codec must be the folder of a run, got {config.codec}.")
+    if not isinstance(config.codec, str) or not config.codec:
+        raise InputError(
+            f"codec must be the folder of a run of an autoencoder, got {config.codec!r}; use "
+            "codec=RUN, such as one of +experiment=digits_vae."
+        )
     run = load_run(config.codec, allow=allowed(config))
     if not isinstance(run.model, NeuralCodec):
         raise InputError(
