@@ -106,7 +106,7 @@ def report_autoencoder(
         Figure(
             "Held-out examples, their reconstructions from the mean latents"
             + (", and latents of N(0, I), decoded." if isinstance(model, VAE) else "."),
-            view.compare(panels, folder / "reconstructions.png"),
+            view.compare(panels, folder / "comparison.png"),
         ),
         Figure(
             "The loss in training (faint: as recorded) and on validation data.",
