@@ -1,5 +1,6 @@
 """Autoencoders as codecs: the bound against probabilistic PCA, the codec's terms, the losses."""
 
+import dataclasses
 import functools
 import math
 
@@ -174,34 +175,41 @@ def test_a_trained_linear_vae_is_within_a_hundredth_of_the_evidence():
 
 @pytest.mark.parametrize("columns", [D, N])
 def test_an_orthogonal_codec_has_the_likelihood_of_the_pixel_model(columns):
-    """Square W: log p(x) = log p_z(W^T (x - mu)); tall W: and the residual under N(0, s^2 I).
+    """With orthonormal columns of W and a prior N(0, C) of the latents,
 
-    The decoder's scale is the encoder's, so that the terms of their noise cancel.
+    log p(x) = log N(W^T x; 0, C + s^2 I) + log N(residual; 0, s^2 I),
+    and a square W leaves no residual.
     """
     torch.manual_seed(1)
-    mean = torch.zeros(D, dtype=torch.float64)  # the prior of both is N(0, I)
     frame = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64))[0][:, :columns]
-    small = 1e-6
-    gain = torch.cat([frame.T, torch.zeros(columns, D, dtype=torch.float64)])
-    bias = torch.cat([-frame.T @ mean, torch.full((columns,), math.log(small)).double()])
-    std = small if columns == D else 0.3
-    vae = VAE(GaussianEncoder(affine(gain, bias)), affine(frame, mean), gaussian(std))
-    root = torch.randn(columns, columns, dtype=torch.float64) * 0.5
-    covariance = root @ root.T + 0.2 * torch.eye(columns, dtype=torch.float64)
-    latents = GaussianModel(
-        mean=torch.zeros(columns, dtype=torch.float64), covariance=covariance, sde=VPSDE()
-    )
-    x = mean + latents.sample(4, seed=0) @ frame.T
-    x = x + (0 if columns == D else 0.3 * torch.randn(4, D, dtype=torch.float64))
-    streams = Streams.of(0, batch=4)
-    z = vae.encode(x, streams)
-    # t = 0 of both: their exact densities. The latents' noise moves them by about `small`.
-    found = latents.log_prob(z, 0.0) + vae.log_det(x, z)
-    if columns == D:
-        pixels = GaussianModel(mean=mean, covariance=frame @ covariance @ frame.T, sde=VPSDE())
-        torch.testing.assert_close(found, pixels.log_prob(x, 0.0), rtol=0, atol=1e-4)
+    root, one = torch.randn(columns, columns).double(), torch.eye(columns, dtype=torch.float64)
+    covariance, std = root @ root.T + 0.2 * one, 0.3
+    inside = (covariance.inverse() + one / std**2).inverse()
+
+    class Exact(LatentEncoder):
+        raw_shape, shape = (D,), (columns,)
+
+        def law(self, x):
+            return Full(x @ frame @ inside / std**2, inside)
+
+    vae = VAE(Exact(), affine(frame, torch.zeros(D).double()), gaussian(std))
+    options = {"mean": torch.zeros(columns).double(), "sde": VPSDE()}
+    prior = GaussianModel(covariance=covariance, **options)
+    seen = GaussianModel(covariance=covariance + std**2 * one, **options)
+    x = torch.randn(4, D, dtype=torch.float64)
+    z = vae.encode(x, Streams.of(0, batch=4))
+    found = prior.log_prob(z, 0.0) + vae.log_det(x, z)
+    size = D - columns
+    residual = (x - x @ frame @ frame.T).square().sum(1)
+    rest = -0.5 * residual / std**2 - size * math.log(std * math.sqrt(2 * math.pi))
+    wanted = seen.log_prob(x @ frame, 0.0) + rest
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    if size == 0:  # the pixels' own model, also along the flow
+        turned = frame @ (covariance + std**2 * one) @ frame.T
+        pixels = GaussianModel(mean=torch.zeros(D).double(), covariance=turned, sde=VPSDE())
+        torch.testing.assert_close(found, pixels.log_prob(x, 0.0), rtol=0, atol=1e-6)
         exact = Likelihood(probes="exact", rtol=1e-9, atol=1e-9)
-        both = exact(latents, x @ frame).log_prob, exact(pixels, x).log_prob
+        both = exact(seen, x @ frame).log_prob, exact(pixels, x).log_prob
         torch.testing.assert_close(*both, rtol=0, atol=1e-6)
 
 
@@ -383,6 +391,25 @@ def test_a_codec_is_described_with_its_weights_and_built_again(images):
     again = build(alone.describe())
     z = torch.randn(2, 2, 2, 2)
     torch.testing.assert_close(again.decode(z), alone.eval().decode(z).detach())
+
+
+def test_moments_are_kept_for_the_latents_of_every_batch(images):
+    torch.manual_seed(0)
+    rows = torch.tensor([3, 0, 17])
+    for codec in (small_vae(levels=4), Autoencoder(Dense([1, 4, 4], [2]), Dense([2], [1, 4, 4]))):
+        data = images.with_codec(codec)
+        for draw in (0, 1):
+            streams = Streams(5, rows)
+            found = data.batch("train", streams, draw).x
+            wanted = data.codec.encode(images.train[rows], streams, draw)
+            torch.testing.assert_close(found, wanted)
+        flipped = dataclasses.replace(data, flip=True)
+        streams = Streams(5, rows)
+        found = flipped.batch("train", streams, draw=1).x
+        both = [data.codec.encode(raw, streams, 1) for raw in
+                (images.train[rows], images.train[rows].flip(-1))]  # fmt: skip
+        near = [torch.isclose(found, one, atol=1e-5).flatten(1).all(1) for one in both]
+        assert (near[0] ^ near[1]).all()
 
 
 def test_training_goes_on_without_changing_a_codec(images):

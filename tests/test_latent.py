@@ -85,7 +85,9 @@ def expected_cross_entropy(prior, vae, eps, nodes=64):
 def test_the_cross_entropy_is_that_of_normal_laws_with_the_priors_divergence(mean, std):
     eps = 1e-5
     sde = VPSDE(beta_min=0.1, beta_max=15.9)  # whose log-SNR ends at -8
-    prior = GaussianModel(mean=torch.full((SIZE,), M, dtype=torch.float64), std=math.sqrt(C), sde=sde)
+    prior = GaussianModel(
+        mean=torch.full((SIZE,), M, dtype=torch.float64), std=math.sqrt(C), sde=sde
+    )
     found, z = expected_cross_entropy(prior, encoded(mean, std), eps)
     variance = std**2 + (mean - M) ** 2
     wanted = SIZE * 0.5 * (math.log(2 * math.pi * C) + variance / C)

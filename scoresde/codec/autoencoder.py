@@ -26,11 +26,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scoresde.codec.base import Codec
 from scoresde.codec.emission import Emission
-from scoresde.codec.encoder import LatentEncoder, known_shape
+from scoresde.codec.encoder import DiagonalGaussian, LatentEncoder, LatentLaw, known_shape
 from scoresde.errors import InputError
 from scoresde.recipe import describable
 from scoresde.shapes import check_batch, check_output, sum_features
@@ -57,6 +58,15 @@ class NeuralCodec(Codec, Trainable):
     @abstractmethod
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
         """Returns latents ``(B, *)`` of examples: a draw where there are streams, or the mean."""
+
+    @abstractmethod
+    def moments(self, raw: Tensor) -> Tensor | None:
+        """Returns what latents are drawn from, to be kept: it costs a network, a draw does not.
+
+        Returns:
+            The mean and the logarithm of the standard deviation of each latent, ``(B, 2, *)``; of
+            latents that are not drawn themselves, ``(B, 1, *)``; None if their law is another.
+        """
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
         """Returns the mean of the examples of latents, ``(B, *)``."""
@@ -129,7 +139,12 @@ class Autoencoder(NeuralCodec):
         x = self._take(raw)
         if not isinstance(self.encoder, LatentEncoder):
             return check_output(self.encoder(x))
-        return _drawn(self.encoder, x, streams, draw)
+        return draw_latents(self.encoder.law(x), streams, draw)
+
+    def moments(self, raw: Tensor) -> Tensor | None:
+        if isinstance(self.encoder, LatentEncoder):
+            return _moments(self.encoder.law(self._take(raw)))
+        return self.encode(raw)[:, None]
 
     def log_det(self, raw: Tensor, x: Tensor) -> None:
         """Returns None: it has no density."""
@@ -227,7 +242,10 @@ class VAE(NeuralCodec):
 
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
         x = self.likelihood.seen(self._take(raw))
-        return _drawn(self.encoder, x, streams, draw)
+        return draw_latents(self.encoder.law(x), streams, draw)
+
+    def moments(self, raw: Tensor) -> Tensor | None:
+        return _moments(self.encoder.law(self.likelihood.seen(self._take(raw))))
 
     def log_det(self, raw: Tensor, x: Tensor) -> Tensor:
         r"""Returns :math:`\log p(x \mid z) - \log q(z \mid x)` at latents z, ``(B,)``."""
@@ -235,10 +253,16 @@ class VAE(NeuralCodec):
         return self.likelihood.log_prob(seen, self.decode(z)) - self.encoder.law(seen).log_prob(z)
 
 
-def _drawn(encoder: LatentEncoder, x: Tensor, streams: Streams | None, draw: int) -> Tensor:
-    """Returns the latents of examples: their mean, or a draw where there are streams."""
-    law = encoder.law(x)
+def draw_latents(law: LatentLaw, streams: Streams | None, draw: int) -> Tensor:
+    """Returns latents of a law: their mean, or a draw where there are streams."""
+    mean = law.mean
     if streams is None:
-        return law.mean
-    noise = streams.normal(encoder.shape, Purpose.ENCODE, draw, law.mean.dtype)
-    return law.sample(noise.to(x.device))
+        return mean
+    noise = streams.normal(mean.shape[1:], Purpose.ENCODE, draw, mean.dtype)
+    return law.sample(noise.to(mean.device))
+
+
+def _moments(law: LatentLaw) -> Tensor | None:
+    if not isinstance(law, DiagonalGaussian):
+        return None
+    return torch.stack([law.mean, law.log_std], 1)

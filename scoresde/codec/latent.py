@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from scoresde.codec.affine import Affine, Numbers, fitted
-from scoresde.codec.autoencoder import NeuralCodec
+from scoresde.codec.autoencoder import NeuralCodec, draw_latents
 from scoresde.codec.base import Codec
+from scoresde.codec.encoder import DiagonalGaussian
 from scoresde.errors import InputError
 from scoresde.recipe import brief, describe
 from scoresde.streams import Streams
@@ -129,6 +130,26 @@ class LatentCodec(Codec):
             return ((z - m) / w).to(raw.device)
 
         return _by_parts(one, raw)
+
+    def moments(self, raw: Tensor) -> Tensor | None:
+        """Returns what the latents of raw examples are drawn from, on their device, to be kept."""
+        if self.autoencoder.moments(self.units.encode(raw[:1])) is None:
+            return None
+
+        def one(part: Tensor, rows: slice) -> Tensor:
+            found = self.autoencoder.moments(self.units.encode(part))
+            assert found is not None
+            return found.to(raw.device)
+
+        return _by_parts(one, raw)
+
+    def draw(self, moments: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
+        """Returns what :meth:`encode` does, of moments that were kept, ``(B, 2, *)``."""
+        z = moments[:, 0]
+        if moments.shape[1] == 2:
+            z = draw_latents(DiagonalGaussian(z, moments[:, 1]), streams, draw)
+        m, w = self._scale(z)
+        return (z - m) / w
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
         def one(part: Tensor, rows: slice) -> Tensor:

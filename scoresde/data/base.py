@@ -30,6 +30,7 @@ SPLITS = ("train", "validation", "test")
 
 Kind = TypeVar("Kind")
 
+_KEPT = 2**26  # numbers that latents are drawn from, kept for a split
 _MEASURED = 10_000  # examples of which the size in model units is taken
 
 
@@ -454,10 +455,31 @@ class Dataset:
         mirrored = self.flip and split == "train"
         if mirrored and self.codec.scale is None:
             x, mirrored = _flip(x, streams, draw), False
-        random = self.dequantise or split != "train"
+        random = self.dequantise or split != "train" or self.codec.stochastic
+        kept = None if self.flip and split == "train" else self._moments(split)
+        if kept is not None:
+            assert isinstance(self.codec, LatentCodec)
+            return self.codec.draw(kept[streams.indices], streams, draw)
         x = self.codec.encode(x, streams if random else None, draw)
         # With one scale for all the order is free, and seeds have always meant this one.
         return _flip(x, streams, draw) if mirrored else x
+
+    def _moments(self, split: str) -> Tensor | None:
+        """Returns what the latents of a split are drawn from, computed once, if memory allows.
+
+        Test examples are seen once, and perhaps not all of them.
+        """
+        raw, codec = self.split(split), self.codec
+        if split == "test" or not isinstance(codec, LatentCodec) or not isinstance(raw, Tensor):
+            return None
+        if split not in self._kept:
+            small = 2 * len(raw) * math.prod(codec.shape) <= _KEPT
+            self._kept[split] = codec.moments(raw) if small else None
+        return self._kept[split]
+
+    @cached_property
+    def _kept(self) -> dict[str, Tensor | None]:
+        return {}
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves all examples to a device; those that are read when needed are moved then."""
