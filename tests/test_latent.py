@@ -1,5 +1,7 @@
 """Models of latents: the bound and the joint loss against closed forms, and the program."""
 
+import copy
+import functools
 import math
 
 import numpy as np
@@ -26,17 +28,19 @@ from scoresde.codec import (
     LevelEmission,
 )
 from scoresde.data import Dataset
+from scoresde.errors import OtherRunError
 from scoresde.likelihood import LatentBound, prior_kl
-from scoresde.loss import Draw, LatentELBO
+from scoresde.loss import DenoisingScoreMatching, Draw, LatentELBO
 from scoresde.loss.latent import cross_entropy
 from scoresde.model import LatentModel
 from scoresde.nn import MLP, Dense
+from scoresde.recipe import describe
 from scoresde.sample import ProbabilityFlow, UniPC
 from scoresde.sde import as_time
 from scoresde.streams import Streams
 from scoresde.tasks.evaluation import Draws, evaluate_likelihood
 from scoresde.tasks.sampling import Drawing
-from scoresde.train import Checkpoint
+from scoresde.train import Checkpoint, Training, train
 from tests.test_autoencoder import EVIDENCE, MU, STD, N, W, X, diagonal
 
 C, M = 0.6, 0.4  # of the normal prior that a diffusion model knows exactly
@@ -253,6 +257,32 @@ def test_a_checkpoint_carries_the_codec_with_its_weights(latent_run):
     out = UniPC(steps=5)(run.model, shape=(4, 2), seed=0, label=torch.tensor([0, 1, 0, 1]))
     torch.testing.assert_close(run.codec.decode(out.x), data.decode(out.x))
     assert run.codec.decode(out.x).dtype == torch.uint8
+
+
+def test_a_training_is_resumed_behind_the_same_codec_alone(squares, vae, tmp_path):
+    data, other = squares.with_codec(vae), squares.with_codec(copy.deepcopy(vae).requires_grad_())
+    torch.nn.init.normal_(other.codec.autoencoder.decoder.layers[0].weight)
+    adam = functools.partial(torch.optim.Adam, lr=1e-3)
+
+    def run(data, steps, folder=tmp_path):
+        torch.manual_seed(0)
+        model, options = ScoreModel(MLP(2, width=8, depth=1), VPSDE()), {"progress": False}
+        training = Training(steps=steps, batch_size=16)
+        options["recipe"] = {"model": describe(model), "units": data.codec.describe()}
+        return train(model, data, DenoisingScoreMatching(), training, adam, folder, **options)
+
+    whole = run(data, 4, made(tmp_path / "whole"))
+    run(data, 2)
+    with pytest.raises(OtherRunError, match="weights"):
+        run(other, 4)
+    resumed = run(data, 4)
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def made(folder):
+    folder.mkdir()
+    return folder
 
 
 def test_a_codec_larger_than_its_weights_is_refused(latent_run):
