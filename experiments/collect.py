@@ -51,6 +51,8 @@ APART = """
   [figure](average_lengths/README.md) (`task=ema`)
 - what the scale of guidance buys and costs, on the digits:
   [figure](guidance_scale/README.md) (`guidance_scale.py`)
+- a diffusion of a VAE's latents against the VAE alone, and what a sample costs:
+  [tables](latent_digits/README.md) (`latent_digits.py`)
 """
 WAITING = """
 

@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from torch.utils.flop_counter import FlopCounterMode
 
 from scoresde import load
 from scoresde.codec import LatentCodec
+from scoresde.nn import ImageDecoder
+from tests.test_recipes import composed
 from tests.test_run import TINY, program, refused
 
 SMALL = ["network.widths=[8,8]", "network.latents=2", "network.outputs=4", "loss.warmup=0"]
@@ -82,3 +86,23 @@ def test_what_is_not_an_autoencoder_is_no_codec(folder):
     assert "ScoreModel" in refused(*options, "codec=run", cwd=folder)
     assert "(1, 8, 8)" in refused(*options, "codec=vae", "data=two_moons", cwd=folder)
     assert "codec" in refused("task=sample", "checkpoint=run", "codec=vae", cwd=folder)
+
+
+def test_a_latent_sample_takes_a_third_of_the_operations_at_most():
+    """By torch's counter, at ten passes, with the networks of both recipes and the decoder."""
+    sizes = composed("digits_vae")["network"]
+    decoder = ImageDecoder((1, 8, 8), sizes["latents"], sizes["widths"], sizes["blocks"])
+    z, t = torch.zeros(1, *decoder.input_shape), torch.zeros(1)
+    networks = [
+        instantiate({**composed(name)["network"], "shape": list(x.shape[1:])}, _convert_="all")
+        for name, x in (("digits_vp", torch.zeros(1, 1, 8, 8)), ("digits_latent", z))
+    ]
+    pixels = 10 * operations(lambda: networks[0](torch.zeros(1, 1, 8, 8), t))
+    latents = 10 * operations(lambda: networks[1](z, t)) + operations(lambda: decoder(z))
+    assert pixels > 3 * latents
+
+
+def operations(act):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        act()
+    return counter.get_total_flops()
