@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Cutoffs,
         DiscreteVP,
         Interpolant,
+        LearnedSchedule,
         RectifiedFlow,
         SubVPSDE,
     )
@@ -55,7 +56,7 @@ _ROOMS = {
     "errors": ("InputError", "SolverError"),
     "sde": (
         *("SDE", "VESDE", "VPSDE", "Cutoffs", "DiscreteVP", "SubVPSDE"),
-        *("Interpolant", "RectifiedFlow"),
+        *("Interpolant", "LearnedSchedule", "RectifiedFlow"),
     ),
     "model": (
         *("ChainIndex", "NoiseLevel", "ScaledTime"),

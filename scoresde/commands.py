@@ -1,10 +1,12 @@
 """What each task does: from a configuration to files in a folder."""
 
 import copy
+import dataclasses
 import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,8 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from scoresde.configuration import (
     allowed,
     build_data,
+    changed_section,
     check_given,
     check_told,
+    chosen,
+    cut_of,
     describe,
     device_of,
     evaluated_data,
@@ -29,9 +34,9 @@ from scoresde.configuration import (
     load,
     log_prior_of,
     measured,
-    merged,
     place,
     random_data,
+    replaced,
     requested,
     stored_averages,
     try_model,
@@ -39,6 +44,7 @@ from scoresde.configuration import (
     with_codec,
 )
 from scoresde.errors import InputError, check_count
+from scoresde.recipe import build
 from scoresde.tasks.identity import fingerprint
 from scoresde.tasks.parts import SUBSET, Parts, Rank
 from scoresde.tasks.summary import format_table
@@ -56,6 +62,8 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.codec import NeuralCodec
+    from scoresde.loss import only_time
     from scoresde.model import Classifier, ScoreFunction
     from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained
@@ -71,6 +79,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
+    if not isinstance(model, NeuralCodec):  # which has no process
+        plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     loss.check(model)
     _say_misfits(model, data, loss)
@@ -83,6 +93,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
     drawn = isinstance(model, ScoreFunction)
+    if drawn and training.inspect_every is not None and only_time(loss, model.process) is not None:
+        raise InputError(
+            f"train.inspect_every must be null for a loss of one noise level, got "
+            f"{training.inspect_every}."
+        )
     if not drawn and training.inspect_every is not None:
         raise InputError(
             f"train.inspect_every must be null for a {type(model).__name__}, which no sampler "
@@ -467,6 +482,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split)
     try_model(model, data)
+    _refuse_one_level(checkpoint, model, config)
     sampler = instantiate(config.sampler, "sampler")
     identity = {
         **_identity(checkpoint, config),
@@ -493,13 +509,16 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
-    from scoresde.tasks.sampling import Drawing
+    from scoresde.tasks.sampling import Drawing, at_time
 
     checkpoint, model = load(config)
     codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+    only = _only_time(checkpoint, model, config)
+    if only is not None:
+        sampler = at_time(sampler, only)
     model, told = guided(model, config, codec)
     latents, cond = None, requested(config, model)
     if config.latents is not None:
@@ -509,6 +528,27 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     names = checkpoint.recipe.get("class_names", ())
     drawing = Drawing(model, sampler, codec, config.seed, latents, cond, names)
     return checkpoint, drawing, told
+
+
+def _only_time(checkpoint: Any, model: Any, config: DictConfig) -> float | None:
+    """Returns the one time at which a checkpoint's model was trained, or None."""
+    from scoresde.loss import Loss, only_time
+
+    try:
+        loss = checkpoint.build("loss", Loss, allowed(config))
+    except InputError:  # there is none, or it is of another package
+        return None
+    return only_time(loss, model.process)
+
+
+def _refuse_one_level(checkpoint: Any, model: Any, config: DictConfig) -> None:
+    """Refuses a model that was trained at one time, of which nothing between 0 and 1 is known."""
+    if _only_time(checkpoint, model, config) is not None:
+        raise InputError(
+            f"task={config.task} must have a model of all noise levels, got one that was trained "
+            f"at one level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); "
+            "train with times over all levels."
+        )
 
 
 def _save_guidance(guidance: Any, folder: Path) -> None:
@@ -533,15 +573,16 @@ def _drawn_from(drawing: Any, guidance: Any) -> dict[str, Any]:
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Evaluates a checkpoint on a split of its data, or of the data given."""
-    from scoresde.tasks.evaluation import check_draws, evaluate_likelihood
+    from scoresde.tasks.evaluation import check_draws, check_levels, evaluate_likelihood
     from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 
     checkpoint, model = load(config)
     data = evaluated_data(checkpoint, config).to(model.device)
     check_told(model, data, config.split)
     try_model(model, data)
-    exact = _likelihood(checkpoint, config)
-    draws = _draws(config)
+    exact = _likelihood(checkpoint, config, data, model)
+    draws = _draws(config, exact)
+    check_levels(data, exact, draws)
     check_draws(data, draws)
     sets = {PARTS: data}
     if config.get("ood") is not None:
@@ -575,6 +616,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         evaluated.append(Evaluated(one, evaluation, config.split))
     if rank_of().index > 0:
         return {}
+    remarks = _untrained_for(exact, checkpoint, data)
     results = report_likelihood(
         evaluated[0],
         evaluated[1] if len(evaluated) > 1 else None,
@@ -582,9 +624,24 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
         title=checkpoint.recipe.get("name", "a model"),
         facts=[("likelihood", str(exact)), ("SDE", str(model.sde))],
         configuration=OmegaConf.to_yaml(config),
+        remarks=remarks,
     )
     _say(config, evaluated, results, folder)
     return {**results, "likelihood": str(exact)}
+
+
+def _untrained_for(exact: Any, checkpoint: Any, data: Any) -> list[str]:
+    """Says if integers at the centres of their levels are not what a model was trained on."""
+    loss = checkpoint.recipe.get("loss") or {}
+    if exact.levels is None or not data.dequantise or loss.get("decoder") is not None:
+        return []
+    text = (
+        "The model was trained on dequantised integers, whose density is flat within a level; a "
+        "bound with a decoder over levels is for a model of integers at the centres, and is loose "
+        "for this one. likelihood=default evaluates what it was trained for."
+    )
+    log.warning("%s", text)
+    return [text]
 
 
 def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -593,9 +650,9 @@ def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
     from scoresde.tasks.classification_report import report_classes
 
     checkpoint, model = load(config)
-    exact = _likelihood(checkpoint, config)
-    classifier = _classifier(model, exact, config)
     data = evaluated_data(checkpoint, config).to(model.device)
+    exact = _likelihood(checkpoint, config, data, model)
+    classifier = _classifier(model, exact, config)
     check_told(model, data, config.split, optional=["label"])
     try_model(model, data)
     identity = {
@@ -676,28 +733,35 @@ def _estimate(results: dict[str, Any], name: str) -> str:
     return f"{results[name]:.4f} ± {results[f'{name}_standard_error']:.4f}"
 
 
-def _likelihood(checkpoint: Any, config: DictConfig) -> Any:
-    from scoresde.likelihood import Likelihood, VariationalBound
+def _likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any) -> Any:
+    from scoresde.likelihood import LogProb
 
-    if "likelihood" in checkpoint.recipe:
-        exact = merged(checkpoint, "likelihood", object, config)
-    else:  # of fit(folder=)
-        exact = instantiate(config.likelihood, "likelihood")
-    if not isinstance(exact, Likelihood | VariationalBound):
+    _refuse_one_level(checkpoint, model, config)
+    # A training by fit(folder=) says none.
+    own = "likelihood" in checkpoint.recipe and not replaced("likelihood")
+    if own:
+        plan = changed_section(checkpoint, "likelihood", config)
+    else:
+        plan = OmegaConf.to_container(config.likelihood, resolve=True)  # type: ignore[assignment]
+    plan = cut_of(measured(plan, data), model.process)
+    exact = build(plan, allowed(config)) if own else instantiate(plan, "likelihood")
+    if not isinstance(exact, LogProb):
         raise InputError(
-            f"likelihood is a {type(exact).__name__}; give a Likelihood or a VariationalBound."
+            f"likelihood must be a Likelihood, a VariationalBound or a DiscreteBound, got "
+            f"{type(exact).__name__}; use likelihood=default."
         )
     return exact
 
 
-def _draws(config: DictConfig) -> Any:
+def _draws(config: DictConfig, likelihood: Any) -> Any:
     """Returns how integers are dequantised, or None for the plain way."""
     from scoresde.tasks.evaluation import Draws
 
     if config.draws == 1 and not given("dequantisation"):
-        if config.weighted:
+        if not config.weighted:
+            return None
+        if likelihood.levels is None:
             raise InputError("weighted=true has no effect on a single draw; give draws=16, say.")
-        return None
     return Draws(
         config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
     )
@@ -784,7 +848,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
     return compare_averages(
         model,
         stored_averages(config),
-        _likelihood(checkpoint, config),
+        _likelihood(checkpoint, config, data, model),
         data,
         config.split if given("split") else "validation",  # to choose by test data is to cheat
         folder,
@@ -816,7 +880,8 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
         lambda fused: partial(make, fused=fused),
         options.rounds,
     )
-    exact = instantiate(plan["likelihood"], "likelihood") if options.likelihood else None
+    exact = cut_of(plan["likelihood"], model.process)
+    exact = instantiate(exact, "likelihood") if options.likelihood else None
     sampler = instantiate(options.sampler, "benchmark.sampler")
     results = bench.measure(setup, list(options.batch_sizes), sampler, exact)
     bench.save(results, folder)
@@ -860,6 +925,32 @@ def search(config: DictConfig, folder: Path) -> dict[str, Any]:
     ).run(objective)
 
 
+def design(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Designs noise levels and Langevin steps for data, and writes a recipe with them."""
+    from scoresde.loss import NoiseDesign
+    from scoresde.tasks import design as designs
+
+    data, options = build_data(config.data), config.design
+    if not isinstance(options, DictConfig):
+        raise InputError(
+            f"design must be a mapping, got {options}; set design.sigma_min=0.01, say."
+        )
+    made = NoiseDesign.of(data, **OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]
+    values: Any = OmegaConf.to_container(config.data, resolve=True)
+    recipe = designs.recipe(made, data.shape, chosen("data"), values)
+    about = f"Noise designed for {data.name} (Song and Ermon 2020)."
+    path = designs.save(f"# @package _global_\n# {about}\n{OmegaConf.to_yaml(recipe)}", folder)
+    command = f"scoresde --config-dir {shlex.quote(str(folder / designs.CONF))} "
+    log.info("%s\n%s\nRecipe: %s", about, designs.summary(made, data.shape), path)
+    log.info("Train:  %s+experiment=%s", command, designs.NAME)
+    return {
+        **dataclasses.asdict(made),
+        "ratio": made.ratio,
+        "step_size": made.step_size,
+        "recipe": str(path),
+    }
+
+
 def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Turns a checkpoint of another program into one of ours."""
     from scoresde.tasks.importing import import_checkpoint, read_foreign
@@ -891,6 +982,7 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "ema": ema,
     "benchmark": benchmark,
     "search": search,
+    "design": design,
     "import": import_,
 }
 # Those that keep what is done, go on with it, and share it between processes.

@@ -41,6 +41,7 @@ USED = {
     "classify": ("data", "likelihood"),
     "import": ("data", "likelihood"),
     "ema": ("data", "likelihood"),
+    "design": ("data",),
 }
 
 
@@ -68,6 +69,8 @@ SERVES = {
     "compile": (False, _EVERY),
     "channels_last": (True, _EVERY),
 }
+
+_STEPS = 1000  # of a continuous process, cut into a chain
 
 
 def run_name(*, _parent_: DictConfig) -> str:
@@ -151,9 +154,13 @@ def check(config: DictConfig) -> None:
     if config.task in USED:
         idle = [g for g in (*GROUPS, "samplers") if g not in USED[config.task] and given(g)]
         if idle:
+            why = (
+                "it takes data alone"
+                if config.task == "design"
+                else "the checkpoint holds its own"
+            )
             raise InputError(
-                f"{idle[0]} has no effect on task={config.task}: the checkpoint holds its own; "
-                "leave it out."
+                f"{idle[0]} has no effect on task={config.task}: {why}; leave it out."
             )
 
 
@@ -163,18 +170,55 @@ def given(section: str) -> list[str]:
     return [text for text in texts if text.startswith((f"{section}=", f"{section}."))]
 
 
+def chosen(group: str) -> str:
+    """Returns the option of a group that the configuration is composed with."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
 def measured(plan: Any, data: Any) -> Any:
-    """Fills in what the data decide, ``shape: null`` and ``sigma_data: auto``, wherever it is."""
+    """Fills in what the data decide, wherever it is.
+
+    That is ``shape: null``, ``sigma_data: auto``, of a bound ``variance: auto``, and ``levels:
+    auto`` with its range; for real data the whole recipe of what needs levels is None.
+    """
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]
     if not isinstance(plan, dict):
         return plan
     plan = {k: v if k == "data" else measured(v, data) for k, v in plan.items()}
+    if plan.get("variance") == "auto":
+        plan["variance"] = variance_of(plan)
     if plan.get("sigma_data") == "auto":
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
+    if plan.get("levels") == "auto":
+        return None if data.levels is None else {**plan, **levels_of(plan, data)}
     return plan
+
+
+def levels_of(plan: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Returns the number of levels of integers, and their range where the plan asks for it."""
+    ends = dict(zip(("low", "high"), data.codec.range, strict=True))
+    asked = {key: end for key, end in ends.items() if plan.get(key) == "auto"}
+    return {"levels": data.levels, **asked}
+
+
+def variance_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variance that suits a bound: the lower one for levels, else the upper one.
+
+    The first state tells levels, but not real data (:mod:`scoresde.likelihood.discrete`).
+    """
+    kind = "ForwardVariance" if plan.get("decoder") is None else "PosteriorVariance"
+    return {"_target_": f"scoresde.likelihood.{kind}"}
+
+
+def cut_of(plan: Any, sde: Any) -> Any:
+    """Fills in the steps of a bound that names none, for a process that is no discrete chain."""
+    from scoresde.sde import Chain
+
+    open_ = isinstance(plan, Mapping) and plan.get("steps", 0) is None
+    return {**plan, "steps": _STEPS} if open_ and not isinstance(sde, Chain) else plan
 
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:

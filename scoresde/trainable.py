@@ -28,7 +28,7 @@ class Trainable(nn.Module, ABC):
         """
         raise InputError(
             f"model must be one of noised examples, got {type(self).__name__}; use its own loss, "
-            "such as ELBO()."
+            "such as ELBO(), or train a diffusion of its latents (codec=RUN)."
         )
 
     @property

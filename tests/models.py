@@ -9,36 +9,6 @@ from scoresde.passes import count_pass
 from scoresde.shapes import expand
 
 
-class MonotoneSchedule(nn.Module, SDE):
-    r"""A variance-preserving SDE whose log-SNR is a monotone network, with float32 weights.
-
-    References:
-        Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
-        (appendix H).
-    """
-
-    def __init__(self, width: int = 32, seed: int = 0) -> None:
-        super().__init__()
-        draw = torch.Generator().manual_seed(seed)
-        self.slope = nn.Parameter(torch.tensor([[15.0]]))
-        self.first = nn.Parameter(torch.tensor([-10.0]))
-        self.into = nn.Parameter(torch.randn(width, 1, generator=draw))
-        self.shift = nn.Parameter(torch.randn(width, generator=draw))
-        self.out = nn.Parameter(torch.full((1, width), -4.0))
-
-    def minus_log_snr(self, t: Tensor) -> Tensor:
-        line, softplus, t = nn.functional.linear, nn.functional.softplus, t.unsqueeze(-1)
-        hidden = torch.sigmoid(line(t, softplus(self.into), self.shift))
-        total = line(t, softplus(self.slope), self.first) + line(hidden, softplus(self.out))
-        return total.squeeze(-1)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(-self.minus_log_snr(t)).sqrt()
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(self.minus_log_snr(t)).sqrt()
-
-
 class LearnedParametrisation(nn.Module, Parametrisation):
     r"""The network predicts the noise beyond a learned share of the state, :math:`w \sigma x + F`.
 

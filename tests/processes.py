@@ -9,12 +9,21 @@ from pathlib import Path
 
 import torch
 
-from scoresde import VPSDE, DenoisingScoreMatching, Preconditioned, ScoreModel
+from scoresde import (
+    VPSDE,
+    DenoisingScoreMatching,
+    DiscreteVP,
+    LearnedSchedule,
+    Preconditioned,
+    ScoreModel,
+)
 from scoresde.data import two_moons
+from scoresde.loss import BoundLoss, ImportanceSampled, Loss, UncertaintyWeighted, VariationalLoss
 from scoresde.nn import MLP
+from scoresde.sde import ListedBetas
 from scoresde.times import LowDiscrepancy
 from scoresde.train import Replicated, Sharded, Training, TrainingStopped, process_group, train
-from tests.models import LearnedParametrisation, Mean, MonotoneSchedule
+from tests.models import LearnedParametrisation, Mean
 
 TRAININGS = {
     "ddp_64": (Replicated(), torch.float64, {}),
@@ -31,14 +40,26 @@ OTHERS = {
     "fsdp_64_learned": (Sharded(block=500), torch.float64, {}),
     "fsdp_32_learned": (Sharded(block=500), torch.float32, {"snapshots": 0}),
     "fsdp_64_pair": (Sharded(block=500), torch.float64, {"accumulate": 2}),
+    "ddp_64_variational": (Replicated(), torch.float64, {"accumulate": 2}),
 }
 # Conditions are left out at random.
 TOLD = {
     "ddp_64_told": (Replicated(), torch.float64, {"condition_dropout": 0.5, "accumulate": 2}),
     "fsdp_64_told": (Sharded(block=500), torch.float64, {"condition_dropout": 0.5}),
 }
-TRAININGS |= OTHERS | TOLD
-STOPPED = ("ddp_64", "fsdp_64", "ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair")
+# The loss has weights, or a history.
+LEARNING = {
+    "ddp_64_uncertain": (Replicated(), torch.float64, {"accumulate": 2}),
+    "fsdp_64_uncertain": (Sharded(block=500), torch.float64, {}),
+    "ddp_64_history": (Replicated(), torch.float64, {"accumulate": 3}),
+    "fsdp_64_history": (Sharded(block=500), torch.float64, {}),
+}
+TRAININGS |= OTHERS | TOLD | LEARNING
+STOPPED = (
+    *("ddp_64", "fsdp_64", "ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair"),
+    *("ddp_64_history", "fsdp_64_uncertain"),
+)
+LEVELS = 5
 
 
 def model_of(name):
@@ -46,12 +67,24 @@ def model_of(name):
     if name in TOLD:
         network = MLP(2, width=32, depth=2, classes=2, conditions={"context": 2})
         return ScoreModel(network, VPSDE(), Preconditioned(1.0))
-    learned = MonotoneSchedule() if name in OTHERS else VPSDE()
+    learned = LearnedSchedule() if name in OTHERS else VPSDE()
+    if name.endswith("history"):
+        learned = DiscreteVP(ListedBetas([0.05, 0.1, 0.2, 0.4, 0.8][:LEVELS]))
     model = ScoreModel(MLP(2, width=32, depth=2), learned, Preconditioned(1.0))
     if name.endswith("pair"):
         other = ScoreModel(MLP(2, width=24, depth=1), model.sde, LearnedParametrisation())
         return Mean(model, other)
     return model
+
+
+def loss_of(name):
+    if name.endswith("uncertain"):
+        return UncertaintyWeighted(DenoisingScoreMatching(times=LowDiscrepancy()), 8).double()
+    if name.endswith("history"):
+        return ImportanceSampled(BoundLoss(), LEVELS, history=4)
+    if name.endswith("variational"):
+        return VariationalLoss()
+    return DenoisingScoreMatching(times=LowDiscrepancy())
 
 
 def data_of(name):
@@ -61,24 +94,26 @@ def data_of(name):
     return dataclasses.replace(data, conditions=known) if name in TOLD else data
 
 
-class Acting(DenoisingScoreMatching):
-    """Does something at one step, in the second process if there is one."""
+class Acting(torch.nn.Module, Loss):
+    """Does something at one step, in the second process if there is one; a loss around another."""
 
-    def __init__(self, step, act):
-        super().__init__(times=LowDiscrepancy())
-        object.__setattr__(self, "step", step)
-        object.__setattr__(self, "act", act)
+    def __init__(self, loss, step, act):
+        super().__init__()
+        self.loss, self.step, self.act = loss, step, act
+        self.fixed, self.first_time, self.keep = loss.fixed, loss.first_time, loss.keep
+        if isinstance(loss, torch.nn.Module):  # under the names of the one without this
+            self.state_dict, self.load_state_dict = loss.state_dict, loss.load_state_dict
 
     def terms(self, model, x, **options):
         last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
         seeds = options.get("seeds")
         if last and isinstance(seeds, range) and seeds.start // len(seeds) == self.step:
-            object.__setattr__(self, "step", None)  # once, though a batch may come in parts
+            self.step = None  # once, though a batch may come in parts
             self.act()
-        return super().terms(model, x, **options)
+        return self.loss.terms(model, x, **options)
 
 
-def fit(path, name, loss=None):
+def fit(path, name, act=None):
     engine, dtype, options = TRAININGS[name]
     path.mkdir(exist_ok=True, parents=True)
     model = model_of(name).to(dtype)
@@ -86,7 +121,7 @@ def fit(path, name, loss=None):
     return train(
         model,
         data_of(name),
-        loss or DenoisingScoreMatching(times=LowDiscrepancy()),
+        loss_of(name) if act is None else Acting(loss_of(name), *act),
         Training(steps=20, batch_size=31, **options),
         functools.partial(torch.optim.Adam, lr=2e-4, fused=dtype == torch.float32),
         path,
@@ -108,7 +143,7 @@ def main(folder):
 def interrupted(folder):
     """One process is asked to stop; all of them stop together, and go on together."""
     for name in STOPPED:
-        ask = Acting(6, lambda: signal.raise_signal(signal.SIGTERM))
+        ask = 6, lambda: signal.raise_signal(signal.SIGTERM)
         try:
             fit(folder / f"{name}_stopped", name, ask)
         except TrainingStopped as stop:

@@ -266,8 +266,8 @@ def test_the_loss_is_the_negative_bound_with_its_weights():
 def test_the_warm_up_is_of_the_updates_and_not_of_validation():
     loss = ELBO(beta=2.0, free_bits=0.1, warmup=10)
     assert [loss.at(step).beta for step in (0, 5, 10, 99)] == [0.0, 1.0, 2.0, 2.0]
-    assert loss.held_out == ELBO()
-    assert DenoisingScoreMatching().at(3) == DenoisingScoreMatching().held_out
+    assert loss.fixed() == ELBO()
+    assert DenoisingScoreMatching().at(3) == DenoisingScoreMatching().fixed()
     torch.manual_seed(0)
     vae, x = small_vae(), torch.randn(8, 1, 4, 4)
     training = Training(steps=20, batch_size=8, clip=None)

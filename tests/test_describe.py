@@ -83,11 +83,12 @@ OBJECTS = [
     sample.TorchSDE(motion=solvers.Increments()),
     *(inverse.DDNM(eta=0.3, **STEPS), inverse.DPSStep(zeta=0.5, **STEPS)),
     *(inverse.Replacement(resamplings=3, jump=2, **STEPS), inverse.SDEdit(0.3, sample.DDIM(5))),
+    sample.LangevinDynamics(7, 0.01, **COMMON),
     *(times.UniformGrid(), times.LogSNRGrid(), times.KarrasGrid(3.0), times.PowerGrid(3.0)),
     *(times.CosineGrid(0.5), times.ExplicitGrid((1.0, 0.4, 0.1))),
     *(times.UniformTimes(), times.ImportanceTimes(), times.LogNormalTimes(0.3, 2.0)),
     *(times.ChainTimes(), times.LevelTimes(10), times.LowDiscrepancy(times.LevelTimes(10))),
-    times.FoldedTimes(times.ImportanceTimes()),
+    *(times.FoldedTimes(times.ImportanceTimes()), times.FirstTime()),
     *(VPSDE(0.2, 10.0), SubVPSDE(0.2, 10.0), VESDE(0.02, 9.0), RectifiedFlow()),
     DiscreteVP(sde.LinearBetas(0.2, 10.0, 50)),
     DiscreteVP(sde.ListedBetas((0.1, 0.2, 0.3))),
@@ -107,11 +108,21 @@ OBJECTS = [
     ),
     VariationalBound(4, times.UniformTimes(), 0.1, 2),
     DenoisingScoreMatching(weighting=EDMWeighting(), times=times.LogNormalTimes()),
+    sample.PredictorCorrector(predictor=sample.ChainPredictor(likelihood.ForwardVariance())),
+    loss.HybridLoss(0.01, likelihood.Levels(17), times=times.LowDiscrepancy(times.ChainTimes())),
+    loss.BoundLoss(None, likelihood.LearnedRange()),
+    *(loss.MinSNRWeighting(4.0), loss.SoftMinSNRWeighting(5.0), loss.BoundWeighting(10)),
+    loss.ExplicitScoreMatching(NoiseWeighting(), eps=0.1, trace=divergence.Hutchinson(2)),
+    loss.SlicedScoreMatching(probes=3, reduced=False, distribution=divergence.Gaussian()),
+    loss.OneLevel(0.2),
+    loss.VariationalLoss(likelihood.Levels(17), schedule=loss.LeastVariance(2.0)),
+    loss.VariationalLoss(steps=50, schedule=loss.WholeBound(), times=times.UniformTimes()),
 ]
 BASES = (
     *(sample.Sampler, sample.Predictor, sample.Corrector, sample.StepRule, sample.Variable),
     *(times.Grid, times.Times, sde.SDE, sde.Betas, loss.Weighting, solvers.Motion),
     *(divergence.Trace, divergence.Distribution, likelihood.Cutoff, likelihood.Clock),
+    loss.ScheduleGradient,
 )
 
 
@@ -130,7 +141,20 @@ def parts(thing):
 def test_there_is_an_example_of_every_class():
     seen = {type(part) for thing in OBJECTS for part in parts(thing)}
     known = {k for base in BASES for k in below(base) if k.__module__.startswith("scoresde.")}
-    assert {kind for kind in known if not inspect.isabstract(kind)} <= seen
+    with_weights = {kind for kind in known if issubclass(kind, torch.nn.Module)}
+    assert {kind for kind in known - with_weights if not inspect.isabstract(kind)} <= seen
+
+
+def test_a_learned_schedule_is_built_of_its_recipe():
+    one = sde.LearnedSchedule(10.0, width=8, fixed_ends=True)
+    assert describe(one) == {
+        "_target_": "scoresde.LearnedSchedule",
+        **{"log_snr_max": 10.0, "width": 8, "fixed_ends": True},
+    }
+    two = build(describe(one))
+    assert one != two
+    assert {*one.state_dict()} == {*two.state_dict()}
+    assert all(torch.equal(value, two.state_dict()[k]) for k, value in one.state_dict().items())
 
 
 def named(value):
@@ -206,8 +230,10 @@ def test_what_cannot_be_described_is_a_sentence(thing):
 
 MODULES = [
     nn.MLP(3, width=8, classes=2, conditions={"context": 4}),
+    nn.MLP(3, width=8, output_heads=2),
     nn.MLP((2, 3), embedding=nn.PositionalEmbedding(8, scale=100.0)),
     nn.UNet((1, 8, 8), 8, attention=[0], dropout=0.1, centre=True),
+    nn.UNet((1, 7, 8), 8, architecture=nn.Architecture(output_heads=2)),
     nn.UNet((1, 8, 8), np.int64(8), architecture=nn.Architecture(activation=torch.nn.ReLU())),
     nn.UNet(
         (1, 8, 8),

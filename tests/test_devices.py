@@ -27,6 +27,7 @@ from scoresde import (
     EDMWeighting,
     GaussianMixtureModel,
     GaussianModel,
+    LearnedSchedule,
     Likelihood,
     LikelihoodWeighting,
     NoiseLevel,
@@ -130,7 +131,6 @@ from scoresde.times import (
 )
 from scoresde.train import Training, Update, train
 from tests.fake_cuda import CPU, CUDA, fake_cuda
-from tests.models import MonotoneSchedule
 
 CHAIN = DiscreteVP(LinearBetas(steps=25))
 SDES: list[SDE] = [VPSDE(), SubVPSDE(), VESDE(0.01, 10.0), CHAIN, RectifiedFlow()]
@@ -637,7 +637,7 @@ def test_an_update(precision: str, how: dict[str, bool]) -> None:
 @by_name("times", [UniformTimes(), LowDiscrepancy(ImportanceTimes()), LogNormalTimes()])
 def test_an_update_of_a_learned_schedule(times: Times) -> None:
     def compute(device: torch.device) -> list[Tensor]:
-        model = perceptron(MonotoneSchedule()).to(device)
+        model = perceptron(LearnedSchedule()).to(device)
         training = Training(precision="float32", compile=False, accumulate=2)
         loss = DenoisingScoreMatching(LikelihoodWeighting(), times)
         update = Update(model, loss, training, partial(torch.optim.Adam, lr=1e-2))
@@ -653,7 +653,7 @@ def test_an_update_of_a_learned_schedule(times: Times) -> None:
 )
 def test_samples_of_a_learned_schedule(sampler: Sampler) -> None:
     def compute(device: torch.device) -> list[Tensor]:
-        model = perceptron(MonotoneSchedule()).to(device)
+        model = perceptron(LearnedSchedule()).to(device)
         return [sampler(model, shape=(3, *points(device).shape[1:]), seed=0).x]
 
     check(compute, rtol=1e-3, atol=1e-3)

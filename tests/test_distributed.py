@@ -13,7 +13,7 @@ import torch
 from scoresde.errors import InputError
 from scoresde.train import Checkpoint, ProcessGroup, Snapshots, read_metrics
 from scoresde.train.engine import process_group
-from tests.processes import STOPPED, TRAININGS
+from tests.processes import LEARNING, STOPPED, TRAININGS
 from tests.processes import main as train_alone
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +55,17 @@ def test_two_processes_end_with_the_weights_of_one(name, folder):
     assert distance(one.ema, two.ema) <= bar
 
 
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_the_loss_has_learned_is_that_of_one_process(name, folder):
+    last = f"checkpoints/00000020{'' if 'fsdp' in name else '.pt'}"
+    early = last.replace("20", "16")
+    one = Checkpoint.load(folder / f"{name}_1/checkpoints/00000020.pt").state["loss"]
+    two = Checkpoint.load(folder / f"{name}_2" / last).state["loss"]
+    before = Checkpoint.load(folder / f"{name}_2" / early).state["loss"]
+    assert distance(one, two) <= 1e-12
+    assert distance(before, two) > 1e-4
+
+
 def test_the_weights_have_moved(folder):
     early = Checkpoint.load(folder / "fsdp_64_2/checkpoints/00000016")
     assert distance(early.model, Checkpoint.load(folder / "fsdp_64_2").model) > 1e-4
@@ -94,13 +105,15 @@ def test_a_checkpoint_in_parts_holds_the_optimiser(folder):
         assert distance(state, two.optimizer["state"][number]) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["ddp_64_learned", "fsdp_64_learned", "fsdp_64_pair"])
+@pytest.mark.parametrize(
+    "name", ["ddp_64_learned", "ddp_64_variational", "fsdp_64_learned", "fsdp_64_pair"]
+)
 def test_weights_outside_of_networks_have_moved_and_are_whole(name, folder):
     early, late = (
         Checkpoint.load(folder / f"{name}_2/checkpoints" / step)
         for step in (f"000000{i}{'.pt' if 'ddp' in name else ''}" for i in (16, 20))
     )
-    shapes = {"sde.slope": (1, 1), "parametrisation.weight": ()}
+    shapes = {"sde.slope": (), "parametrisation.weight": ()}
     found = {
         key: shape for key in late.model for end, shape in shapes.items() if key.endswith(end)
     }

@@ -127,7 +127,7 @@ def test_the_joint_loss_is_the_bound_of_its_parts():
     error = float(difference.std() / len(many) ** 0.5)
     assert abs(float(difference.mean())) < 4 * error
     assert LatentELBO(beta=2.0, warmup=4).at(2).beta == 1.0
-    assert LatentELBO(beta=2.0, warmup=4).held_out == LatentELBO()
+    assert LatentELBO(beta=2.0, warmup=4).fixed() == LatentELBO()
     value = LatentELBO(beta=0.5)(model, x, seed=0).detach()
     torch.testing.assert_close(value, 0.5 * (p["cross_entropy"] - p["entropy"])
                                - p["reconstruction"])  # fmt: skip
@@ -141,12 +141,12 @@ def test_both_parts_are_trained_together():
     )
     model = LatentModel(vae, ScoreModel(MLP(2, width=32, depth=2), VPSDE()))
     loss = LatentELBO(warmup=50)
-    start = loss.held_out(model, x, seed=0).mean().detach()
+    start = loss.fixed()(model, x, seed=0).mean().detach()
     before = [p.clone() for p in model.parameters()]
     trained = fit(model, x, steps=80, batch_size=128, loss=loss, ema=0.9, progress=False)
     moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
     assert all(moved)
-    assert float(loss.held_out(trained, x, seed=0).mean().detach()) < float(start) - 1
+    assert float(loss.fixed()(trained, x, seed=0).mean().detach()) < float(start) - 1
 
 
 def test_the_latent_bound_is_the_elbo_for_a_normal_prior():

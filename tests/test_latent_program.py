@@ -86,6 +86,8 @@ def test_what_is_not_an_autoencoder_is_no_codec(folder):
     assert "ScoreModel" in refused(*options, "codec=run", cwd=folder)
     assert "(1, 8, 8)" in refused(*options, "codec=vae", "data=two_moons", cwd=folder)
     assert "codec" in refused("task=sample", "checkpoint=run", "codec=vae", cwd=folder)
+    for task in ("sample", "likelihood", "encode"):
+        assert "VAE" in refused(f"task={task}", "checkpoint=vae", cwd=folder)
 
 
 def test_a_latent_sample_takes_a_third_of_the_operations_at_most():

@@ -28,7 +28,7 @@ FLOORS = {  # the design's table; a room that serves others of its floor stands 
     "model": 2,
     "likelihood": 2.5,
     "sample": 3,
-    "loss": 3,
+    "loss": 3.3,  # a design of noise levels has its sampler
     "guidance": 3,
     "inverse": 3.5,
     "data": 4,

@@ -106,6 +106,8 @@ def shortened(recipe: str, sets: Path) -> list[str]:
     kind = recipe.partition("_")[0]
     if kind == "moons":
         return ["data.count=400"]
+    if recipe == "digits_improved":
+        return ["samplers.chain.steps=2"]
     if kind == "digits":
         return []
     options = ["examples=4", "samplers.probability_flow.rtol=0.1"]
@@ -281,6 +283,7 @@ INCOMPLETE = (
     "array",
     "folder",
     "cifar10",
+    "emnist",
     "mnist",
     "fashion_mnist",
     "masking",

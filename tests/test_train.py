@@ -16,6 +16,7 @@ from scoresde import (
     DenoisingScoreMatching,
     GaussianModel,
     InputError,
+    LearnedSchedule,
     NoiseWeighting,
     Preconditioned,
     RectifiedFlow,
@@ -43,7 +44,7 @@ from scoresde.train.engine import networks
 from scoresde.train.loop import batches
 from scoresde.train.precision import LossScale
 from scoresde.train.validation import LEVELS, error_by_level, log_snr_levels
-from tests.models import LearnedParametrisation, Mean, MonotoneSchedule
+from tests.models import LearnedParametrisation, Mean
 
 RECIPE = {
     "model": {
@@ -261,7 +262,7 @@ def test_without_a_compiler_nothing_is_compiled(
 def test_networks_are_what_is_run_by_its_forward() -> None:
     one, two = small_model().network, small_model().network
     learned = LearnedParametrisation()
-    pair = Mean(ScoreModel(one, MonotoneSchedule(), learned), ScoreModel(two, VPSDE(), learned))
+    pair = Mean(ScoreModel(one, LearnedSchedule(), learned), ScoreModel(two, VPSDE(), learned))
     pair.more = nn.ModuleDict({"a": nn.ModuleList([nn.Linear(2, 2)]), "again": one})
     pair.numbers = nn.ParameterList([torch.ones(2)])
     assert networks(pair) == [one, two, pair.more["a"][0]]

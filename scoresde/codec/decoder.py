@@ -82,6 +82,10 @@ class Decoder(ABC):
             Nats, with shape ``(B,)``.
         """
 
+    def centre(self, x: Tensor) -> Tensor:
+        """Returns values on levels moved to the nearest centre, and real data as they are."""
+        return x
+
     def check(self, x: Tensor) -> None:
         """Checks that data can be decoded.
 
@@ -123,6 +127,10 @@ class _OnLevels(Decoder):
         """Returns the level of each value as a real number: whole at the centres."""
         return (x - self.low) / self.step - 0.5
 
+    def centre(self, x: Tensor) -> Tensor:
+        level = self.place(x).round().clamp(0, self.levels - 1)
+        return self.low + (level + 0.5) * self.step
+
     def check(self, x: Tensor) -> None:
         super().check(x)
         place = self.place(x)
@@ -157,7 +165,8 @@ class Levels(_OnLevels):
     """
 
     def log_prob(self, x: Tensor, first: First) -> Tensor:
-        k = torch.arange(self.levels, device=x.device)
+        # In float64 until here, whatever the type of the state.
+        k = torch.arange(self.levels, device=x.device, dtype=torch.float64)
         centres = (self.low + (k + 0.5) * self.step).to(first.x)
         away = (first.x / expand(first.alpha, x)).unsqueeze(-1) - centres
         logits = -0.5 * (away * expand(first.alpha / first.sigma, away)).square()
@@ -179,8 +188,9 @@ class DiscretisedGaussian(_OnLevels):
     from :math:`D` both are tiny.
 
     References:
-        Ho et al. 2020 (equation 13). There the levels include -1 and 1, and h = 1 / (L - 1);
-        here they are at the centres of L steps that fill the range, and h = 1 / L.
+        Ho et al. 2020 (equation 13). There the levels include -1 and 1, and h = 1 / (L - 1)
+        (:meth:`reference`); here they are at the centres of L steps that fill the range, and
+        h = 1 / L.
 
     Example:
         >>> x = torch.tensor([[-0.5], [0.5]])
@@ -188,6 +198,19 @@ class DiscretisedGaussian(_OnLevels):
         >>> DiscretisedGaussian(2).log_prob(x, first).exp()
         tensor([0.8413, 0.8413], dtype=torch.float64)
     """
+
+    @staticmethod
+    def reference(levels: int) -> "DiscretisedGaussian":
+        """Returns the decoder of Ho et al., for data scaled to ``2 y / (L - 1) - 1``.
+
+        The outermost levels are -1 and 1, and half a step is 1 / (L - 1).
+
+        Example:
+            >>> DiscretisedGaussian.reference(3).place(torch.tensor([-1.0, 0.0, 1.0]))
+            tensor([0., 1., 2.])
+        """
+        end = check_levels(levels) / (levels - 1)
+        return DiscretisedGaussian(levels, -end, end)
 
     def log_prob(self, x: Tensor, first: First) -> Tensor:
         away = x.double() - first.denoise().double()

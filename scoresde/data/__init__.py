@@ -18,7 +18,7 @@ from scoresde.data.model_conditions import (
     class_count,
     required_conditions,
 )
-from scoresde.data.published import cifar10, fashion_mnist, mnist
+from scoresde.data.published import cifar10, emnist, fashion_mnist, mnist
 from scoresde.data.scales import check_scales
 from scoresde.data.splits import make_splits, split_indices
 from scoresde.data.toy import (
@@ -65,6 +65,7 @@ __all__ = [
     "cifar10",
     "class_count",
     "digits",
+    "emnist",
     "fashion_mnist",
     "folder",
     "gaussian_mixture",

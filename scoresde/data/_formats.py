@@ -15,6 +15,7 @@ import io
 import math
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Collection
 
@@ -103,3 +104,27 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
     if missing:
         raise InputError(f"{name} lacks {missing[0]}; get it again.")
     return {path: found[path] for path in wanted}
+
+
+def zipped(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, bytes]:
+    """Reads files of a ``.zip`` archive, in whichever folder of it; nothing is written to disk.
+
+    Arguments:
+        archive: Its content.
+        name: What it is called in errors.
+        wanted: The names of the files, in the order in which they are returned.
+
+    Raises:
+        InputError: If the archive is damaged, or lacks one.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            there = [info for info in opened.infolist() if info.file_size <= _MOST]
+            places = {info.filename.rpartition("/")[2]: info for info in there}
+            found = {file: opened.read(places[file]) for file in wanted if file in places}
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{name} is damaged ({error}); get it again.") from error
+    missing = [file for file in wanted if file not in found]
+    if missing:
+        raise InputError(f"{name} lacks {missing[0]}; get it again.")
+    return found

@@ -399,7 +399,7 @@ class Dataset:
         """Converts model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
         return self.codec.to_unit(x)
 
-    def batch(self, split: str, streams: Streams, draw: int = 0) -> Batch:
+    def batch(self, split: str, streams: Streams, draw: int = 0, *, centre: bool = False) -> Batch:
         """Returns examples with their conditions: dequantised, and in training perhaps flipped.
 
         Example :math:`i` has its own random stream, so that it comes out the same in any batch,
@@ -410,6 +410,7 @@ class Dataset:
                 stay at the centres of its levels.
             streams: The seed, and which examples (its indices).
             draw: Which dequantisation and flip, in :math:`[0, 2^{32})`.
+            centre: Whether integers lie at the centres of their levels instead.
 
         Returns:
             The batch, on the device of the data.
@@ -418,8 +419,8 @@ class Dataset:
         if isinstance(raw, Examples):
             read, told = raw.read(rows.cpu())
             there = {name: raw.moved(values) for name, values in told.items()}
-            return self._batch(raw.moved(read), there, split, streams, draw)
-        return self._batch(raw[_on(rows, raw)], {}, split, streams, draw)
+            return self._batch(raw.moved(read), there, split, streams, draw, centre)
+        return self._batch(raw[_on(rows, raw)], {}, split, streams, draw, centre)
 
     def batches(
         self, split: str, orders: Iterator[tuple[int, Tensor]], seed: int
@@ -439,7 +440,13 @@ class Dataset:
             yield draw, streams, self._batch(raw, told, split, streams, draw)
 
     def _batch(
-        self, raw: Tensor, told: dict[str, Tensor], split: str, streams: Streams, draw: int
+        self,
+        raw: Tensor,
+        told: dict[str, Tensor],
+        split: str,
+        streams: Streams,
+        draw: int,
+        centre: bool = False,
     ) -> Batch:
         """Returns the batch of raw examples that have been read."""
         if isinstance(self.split(split), DatasetExamples) and self.levels is not None:
@@ -449,17 +456,17 @@ class Dataset:
         if self.flip and split == "train":  # an image stays one of its example
             ours = {name: c for name, c in cond.items() if c.shape[2:] == raw.shape[2:]}
             cond |= {name: _flip(c, streams, draw) for name, c in ours.items()}
-        return Batch(self._encoded(raw, split, streams, draw), cond)
+        return Batch(self._encoded(raw, split, streams, draw, centre), cond)
 
-    def _encoded(self, x: Tensor, split: str, streams: Streams, draw: int) -> Tensor:
+    def _encoded(self, x: Tensor, split: str, streams: Streams, draw: int, centre: bool) -> Tensor:
         mirrored = self.flip and split == "train"
         if mirrored and self.codec.scale is None:
             x, mirrored = _flip(x, streams, draw), False
-        random = self.dequantise or split != "train" or self.codec.stochastic
+        random = not centre and (self.dequantise or split != "train" or self.codec.stochastic)
         kept = None if self.flip and split == "train" else self._moments(split)
         if kept is not None:
             assert isinstance(self.codec, LatentCodec)
-            return self.codec.draw(kept[streams.indices], streams, draw)
+            return self.codec.draw(kept[streams.indices], streams if random else None, draw)
         x = self.codec.encode(x, streams if random else None, draw)
         # With one scale for all the order is free, and seeds have always meant this one.
         return _flip(x, streams, draw) if mirrored else x

@@ -1,7 +1,8 @@
 """The published image sets, from files that are checked against their published checksums.
 
 They are read from the user's own copy (``root``), which is never written to, or else from a folder
-in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), into which they are downloaded once.
+in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), into which they are downloaded once (but
+for EMNIST, whose archive is large).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +21,15 @@ from scoresde.data.splits import split_indices
 from scoresde.errors import InputError
 
 _IN_SAMPLE = 1000  # training examples that stand for a validation split where none is held out
-_CLASSES = 10
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a set is found. Each edition maps file names to checksums; the first is downloaded."""
+    """Where a set is found. Each edition maps file names to checksums; the first is downloaded.
+
+    A checksum that the publisher does not give is empty. Without ``automatic`` the files are the
+    user's to get, at the address of ``url``.
+    """
 
     title: str
     name: str
@@ -33,6 +37,8 @@ class _Source:
     url: str
     editions: tuple[Mapping[str, str], ...]
     class_names: tuple[str, ...] = ()
+    classes: int = 10
+    automatic: bool = True
 
     @property
     def cache(self) -> Path:
@@ -50,19 +56,31 @@ class _Source:
         base = Path(root).expanduser()
         if not base.is_dir():
             raise InputError(
-                f"data.root={root} is no folder; give that of your copy of {self.title}, or leave "
-                f"it out, and it is downloaded to {self.cache}."
+                f"data.root={root} is no folder; give that of your copy of {self.title}, or "
+                f"{self._remedy}."
             )
         found, missing = self._search(base)
         if missing:
             raise InputError(
                 f"data.root={root} lacks {missing[0].name} of {self.title} (looked for in "
-                f"{', '.join(str(base / place) for place in self.places)}); leave data.root out, "
-                f"and it is downloaded to {self.cache}."
+                f"{', '.join(str(base / place) for place in self.places)}); {self._remedy}."
             )
         return found
 
+    @property
+    def _remedy(self) -> str:
+        """How else the files are had."""
+        if self.automatic:
+            return f"leave data.root out, and it is downloaded to {self.cache}"
+        archive = next(iter(self.editions[0]))
+        return f"download {self.url}{archive} into {self.cache}, and leave data.root out"
+
     def _download(self) -> dict[Path, str]:
+        if not self.automatic:
+            raise InputError(
+                f"{self.title} must be downloaded by hand, got no copy in {self.cache}; give "
+                f"data.root=FOLDER, or {self._remedy}."
+            )
         found = {self.cache / name: checksum for name, checksum in self.editions[0].items()}
         _cache.make(self.cache)
         for path, checksum in found.items():
@@ -161,6 +179,26 @@ _CIFAR10 = _Source(
             "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
             "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
         },
+    ),
+)
+_EMNIST = _Source(
+    title="EMNIST letters",
+    name="emnist",
+    class_names=tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    classes=26,
+    automatic=False,  # 560 MB, of which the letters are a fifth
+    places=("", "gzip", "emnist", "EMNIST", "emnist/gzip", "EMNIST/gzip", "EMNIST/raw"),
+    url="https://biometrics.nist.gov/cs_links/EMNIST/",
+    editions=(
+        {"gzip.zip": "58c8d27c78d21e728a6bc7b3cc06412e"},
+        *(  # what is in it has no published checksums; packed or not
+            {
+                f"emnist-letters-{part}-{kind}-ubyte{end}": ""
+                for part in ("train", "test")
+                for kind in ("images-idx3", "labels-idx1")
+            }
+            for end in (".gz", "")
+        ),
     ),
 )
 
@@ -264,6 +302,39 @@ def cifar10(
     return how.dataset(_CIFAR10, root, _read_cifar)
 
 
+def emnist(
+    root: str | Path | None = None,
+    validation: int = 1000,
+    keep_test: int | str | Path | None = None,
+    flip: bool = False,
+    centred: bool = True,
+    dequantise: bool = True,
+    verify: bool = True,
+    seed: int = 0,
+) -> Dataset:
+    """124,800 and 20,800 handwritten letters in 28 x 28 grey pixels of 256 levels, with labels.
+
+    The classes 0 to 25 are A to Z, each in both cases. The published images are transposed; here
+    they are upright.
+
+    References:
+        Cohen et al., *EMNIST: an extension of MNIST to handwritten letters*, 2017,
+        https://arxiv.org/abs/1702.05373.
+
+    Arguments:
+        root: A folder with the publisher's archive ``gzip.zip``, or with its four files of letters
+            (``emnist-letters-train-images-idx3-ubyte.gz`` and so on), packed or not; it is only
+            read. None means the user's cache. The archive (560 MB) is never downloaded for you.
+            Without the archive there are no published checksums, and the name says "not verified".
+        validation: As in :func:`mnist`; likewise the other arguments.
+
+    Raises:
+        InputError: If a file is missing, damaged or another; or if an argument cannot be used.
+    """
+    how = _How(validation, keep_test, flip, centred, dequantise, verify, seed)
+    return how.dataset(_EMNIST, root, _read_emnist)
+
+
 # Training images, training labels, test images, test labels; and how they are read from files.
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _Read = Callable[[Mapping[Path, str | None]], _Arrays]
@@ -283,12 +354,15 @@ class _How:
 
     def dataset(self, source: _Source, root: str | Path | None, read: _Read) -> Dataset:
         files = source.find(root)
-        arrays = read({path: files[path] if self.verify else None for path in files})
-        _check_pairs(source.title, arrays)
+        verified = self.verify and all(files.values())
+        arrays = read(
+            {path: (checksum if self.verify else "") or None for path, checksum in files.items()}
+        )
+        _check_pairs(source, arrays)
         train, train_labels, test, test_labels = map(torch.from_numpy, arrays)
         kept = self._kept(len(test))
         fit, held_out = self._split(train)
-        notes = [] if self.verify else ["not verified"]
+        notes = [] if verified else ["not verified"]
         if len(kept) < len(test):
             notes.append(f"{len(kept)} of {len(test)} test images")
         return Dataset.of(
@@ -328,25 +402,52 @@ class _How:
         return torch.from_numpy(mask).nonzero()[:, 0]
 
 
-def _check_pairs(title: str, arrays: _Arrays) -> None:
+def _check_pairs(source: _Source, arrays: _Arrays) -> None:
     """Refuses images and labels that do not belong together."""
     train, train_labels, test, test_labels = arrays
     pairs = (len(train), len(train_labels)), (len(test), len(test_labels))
     if train.shape[1:] != test.shape[1:] or any(a != b for a, b in pairs):
         raise InputError(
-            f"The files of {title} have images {train.shape} and {test.shape}, and labels "
+            f"The files of {source.title} have images {train.shape} and {test.shape}, and labels "
             f"{train_labels.shape} and {test_labels.shape}, which do not fit; get them again."
         )
-    if max(train_labels.max(), test_labels.max()) >= _CLASSES:
-        raise InputError(f"The files of {title} have labels above 9; get them again.")
+    if max(train_labels.max(), test_labels.max()) >= source.classes:
+        raise InputError(
+            f"The files of {source.title} have labels above {source.classes - 1}; get them again."
+        )
 
 
 def _read_idx(files: Mapping[Path, str | None]) -> _Arrays:
+    return _read_parts(
+        {str(path): _checksum.read(path, checksum) for path, checksum in files.items()}
+    )
+
+
+def _read_parts(parts: Mapping[str, bytes]) -> _Arrays:
+    """Reads four IDX files by their names: training images and labels, and those of the test."""
     images, labels, test_images, test_labels = (
-        _formats.idx(_checksum.read(path, checksum), str(path), axes)
-        for (path, checksum), axes in zip(files.items(), (3, 1, 3, 1), strict=True)
+        _formats.idx(data, name, axes)
+        for (name, data), axes in zip(parts.items(), (3, 1, 3, 1), strict=True)
     )
     return images[:, None], labels, test_images[:, None], test_labels
+
+
+def _read_emnist(files: Mapping[Path, str | None]) -> _Arrays:
+    parts = {str(path): _checksum.read(path, checksum) for path, checksum in files.items()}
+    if len(parts) == 1:
+        ((name, archive),) = parts.items()
+        parts = _formats.zipped(archive, name, list(_EMNIST.editions[1]))
+    images, labels, test_images, test_labels = _read_parts(parts)
+    if min(labels.min(), test_labels.min()) < 1:
+        raise InputError(
+            "The labels of EMNIST letters must be 1 to 26, got 0; get the files again."
+        )
+    # Published with columns for rows, and classes counted from 1.
+    return *_upright(images, labels), *_upright(test_images, test_labels)
+
+
+def _upright(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.ascontiguousarray(images.swapaxes(2, 3)), labels - 1
 
 
 def _read_cifar(files: Mapping[Path, str | None]) -> _Arrays:

@@ -1,6 +1,7 @@
 """Everything about log p: flow, clocks, cut-offs, exact likelihoods, the bound, classification."""
 
 from scoresde.codec import Decoder, DiscretisedGaussian, GaussianDecoder, Levels
+from scoresde.likelihood.base import LogProb, LogProbResult
 from scoresde.likelihood.bound import BoundResult, VariationalBound
 from scoresde.likelihood.classifier import Classification, GenerativeClassifier
 from scoresde.likelihood.clock import Clock, NoiseClock, TimeClock
@@ -9,8 +10,14 @@ from scoresde.likelihood.discrete import DiscreteBound, DiscreteBoundResult
 from scoresde.likelihood.exact import Likelihood, LogLikelihood
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
 from scoresde.likelihood.latent import LatentBound, LatentBoundResult
+from scoresde.likelihood.learned_range import LearnedRange
 from scoresde.likelihood.prior import prior_kl, prior_mismatch, spectrum
-from scoresde.likelihood.variance import ForwardVariance, PosteriorVariance, Variance
+from scoresde.likelihood.variance import (
+    ForwardVariance,
+    PosteriorVariance,
+    ReferenceVariance,
+    Variance,
+)
 
 __all__ = [
     "BoundResult",
@@ -28,12 +35,16 @@ __all__ = [
     "GenerativeClassifier",
     "LatentBound",
     "LatentBoundResult",
+    "LearnedRange",
     "Levels",
     "Likelihood",
     "LogLikelihood",
+    "LogProb",
+    "LogProbResult",
     "NoiseClock",
     "PlainCutoff",
     "PosteriorVariance",
+    "ReferenceVariance",
     "RescaledCutoff",
     "TimeClock",
     "Variance",

@@ -70,6 +70,7 @@ from torch import Tensor
 
 from scoresde.codec import Decoder, First, GaussianDecoder
 from scoresde.errors import InputError, check_count
+from scoresde.likelihood.base import LogProb, LogProbResult
 from scoresde.likelihood.prior import prior_kl
 from scoresde.model import Conditioned, ScoreFunction, check_model, evaluating
 from scoresde.passes import counting
@@ -80,12 +81,12 @@ from scoresde.times import FoldedTimes, ImportanceTimes, Times
 
 
 @dataclass(frozen=True)
-class BoundResult:
-    """What an evaluation of the bound returns; B examples, in nats of model units.
+class BoundResult(LogProbResult):
+    """What an evaluation of the bound returns; B examples, in nats.
 
     Arguments:
-        log_prob: The lower bound of the log-density, ``(B,)``: the reconstruction, less the two
-            divergences.
+        log_prob: The lower bound of the log-density in model units, or of the log-probability of
+            a decoder's levels, ``(B,)``: the reconstruction, less the two divergences.
         prior_kl: The divergence of the noised example from the prior, exact, ``(B,)``.
         reconstruction: The expected log-density of the last step, ``(B,)``.
         diffusion: The weighted error of the noise, ``(B,)``.
@@ -104,9 +105,17 @@ class BoundResult:
     seed: int
     estimates: Tensor | None = None
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        return {
+            "reconstruction": -self.reconstruction,
+            "diffusion": self.diffusion,
+            "prior": self.prior_kl,
+        }
+
 
 @dataclass(frozen=True)
-class VariationalBound:
+class VariationalBound(LogProb):
     r"""Bounds :math:`\log p(x)` from below under a score function.
 
     An example's times are spread over its own draws, from its own stream, so that it has the same

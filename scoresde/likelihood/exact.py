@@ -30,6 +30,7 @@ from torch import Tensor
 
 from scoresde.divergence import ExactTrace, Trace
 from scoresde.errors import InputError, check_count
+from scoresde.likelihood.base import LogProb, LogProbResult
 from scoresde.likelihood.clock import Clock, NoiseClock
 from scoresde.likelihood.cutoff import Cutoff, PlainCutoff
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
@@ -41,7 +42,7 @@ from scoresde.streams import Streams
 
 
 @dataclass(frozen=True)
-class LogLikelihood:
+class LogLikelihood(LogProbResult):
     """What a likelihood evaluation returns; B examples.
 
     Arguments:
@@ -73,7 +74,7 @@ class LogLikelihood:
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(LogProb):
     r"""Evaluates :math:`\log p(x)` under a score function.
 
     Every probe is fixed along the path, each integrates its own divergence, and all share the

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from scoresde.divergence import ExactTrace
 from scoresde.errors import InputError, check_count
+from scoresde.likelihood.base import LogProb
 from scoresde.likelihood.bound import VariationalBound
 from scoresde.likelihood.exact import Likelihood
 from scoresde.likelihood.flow import as_trace
@@ -86,7 +87,7 @@ class LatentBound:
         tensor([-3.2242], dtype=torch.float64)
     """
 
-    likelihood: Likelihood | VariationalBound = field(default_factory=VariationalBound)
+    likelihood: LogProb = field(default_factory=VariationalBound)
     draws: int = 1
     weighted: bool = False
 

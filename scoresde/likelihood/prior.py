@@ -23,10 +23,10 @@ def prior_kl(sde: SDE, x: Tensor) -> Tensor:
         x: Data in model units, with shape ``(B, *)``.
 
     Returns:
-        The divergences in nats, with shape ``(B,)``.
+        The divergences in nats, with shape ``(B,)``, differentiable in the weights of a schedule.
     """
-    signal, noise = _at_the_end(sde)
-    constant = 0.5 * x.shape[1:].numel() * float(_excess(as_time(noise - 1)))
+    signal, noise = _at_the_end(sde, x.device)
+    constant = 0.5 * x.shape[1:].numel() * _excess(noise - 1)
     return 0.5 * signal * sum_features(x.square()) + constant
 
 
@@ -72,7 +72,7 @@ def prior_mismatch(sde: SDE, mean: Tensor, variances: Tensor) -> Tensor:
             f"Eigenvalues of shape {tuple(variances.shape)} do not fit a mean of {mean.numel()} "
             "elements, or one is negative; give one per element, such as spectrum(data) returns."
         )
-    signal, noise = _at_the_end(sde)
+    signal, noise = _at_the_end(sde, mean.device)
     excess = _excess(signal * variances + (noise - 1)).sum()
     return 0.5 * (signal * mean.square().sum() + excess)
 
@@ -111,11 +111,10 @@ def spectrum(data: Tensor) -> tuple[Tensor, Tensor]:
     return mean, values.clamp(min=0)
 
 
-def _at_the_end(sde: SDE) -> tuple[float, float]:
+def _at_the_end(sde: SDE, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the variances of signal and noise at t = 1, in units of the prior's."""
-    end = as_time(1.0)
-    scale = sde.prior_std
-    return (float(sde.alpha(end)) / scale) ** 2, (float(sde.sigma(end)) / scale) ** 2
+    end, scale = as_time(1.0).to(device), sde.prior_scale()
+    return (sde.alpha(end) / scale) ** 2, (sde.sigma(end) / scale) ** 2
 
 
 def _excess(r: Tensor) -> Tensor:

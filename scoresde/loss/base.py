@@ -25,16 +25,24 @@ class LossTerms:
         parts: The named parts that it consists of, or that describe it, each ``(B,)``, without a
             graph. The training loop records the mean of each; the names are the same in all parts
             of a batch.
+        record: What the loss itself keeps of each example (:meth:`Loss.keep`), ``(B, n)``,
+            without a graph; None for a loss that keeps nothing.
     """
 
     value: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    record: Tensor | None = None
 
 
 class Loss(ABC):
     """Base class for losses: subclasses implement :meth:`terms`.
 
     A loss is a value: it holds no model and no data.
+
+    **Losses that learn.** A loss with weights or buffers is a ``torch.nn.Module`` as well. Its
+    weights are trained by the optimiser of the model, and are not averaged; its buffers change in
+    :meth:`keep`; both are in the checkpoints of a training run. It takes no part in what the model
+    does afterwards.
     """
 
     @abstractmethod
@@ -89,9 +97,21 @@ class Loss(ABC):
         """
         return self
 
-    @property
-    def held_out(self) -> "Loss":
-        """The loss that measures held-out examples: this one, unless its weights are a means."""
+    def keep(self, record: Tensor) -> None:
+        """Takes note of what an update has found; does nothing by default.
+
+        Several processes get the same record: that of all their examples, in order.
+
+        Arguments:
+            record: The records of :class:`LossTerms`, ``(B, n)``.
+        """
+        return
+
+    def fixed(self) -> "Loss":
+        """Returns the loss without what it learns, by which held-out examples are evaluated.
+
+        It is the loss itself, unless that would change its scale during training.
+        """
         return self
 
     def first_time(self, process: Interpolant) -> float:

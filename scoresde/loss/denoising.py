@@ -8,19 +8,24 @@ For data :math:`x_0`, a time :math:`t` and noise :math:`z`, the expected noise o
 Its least value over all functions is reached by :math:`\hat z = E[z \mid x_t]`, that is by the
 exact score, for any positive weight.
 
-======================  =======================================  ================================
-weighting               w(t)                                     equals
-======================  =======================================  ================================
-noise                   1                                        "simple" loss of DDPM
-likelihood              :math:`g^2 / \sigma^2`                   the bound on the log-likelihood
-EDM                     :math:`1 + \sigma^2/(\alpha\sigma_d)^2`  unit variance of the target
-======================  =======================================  ================================
+======================  =========================================  ================================
+weighting               w(t)                                       equals
+======================  =========================================  ================================
+noise                   1                                          "simple" loss of DDPM
+likelihood              :math:`g^2 / \sigma^2`                     the bound on the log-likelihood
+EDM                     :math:`1 + \sigma^2/(\alpha\sigma_d)^2`    unit variance of the target
+min-SNR                 :math:`\min(1, \gamma / \mathrm{SNR})`     data error up to :math:`\gamma`
+soft min-SNR            :math:`\gamma / (\mathrm{SNR} + \gamma)`   the same, smooth
+bound                   :math:`(e^{\lambda_s - \lambda_t} - 1)/2`  a step of a chain's bound
+======================  =========================================  ================================
 
 References:
     Vincent, *A connection between score matching and denoising autoencoders*, 2011.
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 7).
     Song et al. 2021, https://arxiv.org/abs/2101.09258 (likelihood weighting, equation 7).
     Karras et al. 2022, https://arxiv.org/abs/2206.00364 (table 1).
+    Hang et al. 2023, https://arxiv.org/abs/2303.09556 (min-SNR).
+    Crowson et al. 2024, https://arxiv.org/abs/2401.11605 (soft min-SNR).
 """
 
 from collections.abc import Iterable

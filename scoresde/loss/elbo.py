@@ -62,8 +62,7 @@ class ELBO(Loss):
     def at(self, step: int) -> "ELBO":
         return replace(self, beta=self.beta * risen(step, self.warmup), warmup=0)
 
-    @property
-    def held_out(self) -> "ELBO":
+    def fixed(self) -> "ELBO":
         return ELBO()
 
     def terms(

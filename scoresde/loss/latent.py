@@ -93,8 +93,7 @@ class LatentELBO(Loss):
     def at(self, step: int) -> "LatentELBO":
         return replace(self, beta=self.beta * risen(step, self.warmup), warmup=0)
 
-    @property
-    def held_out(self) -> "LatentELBO":
+    def fixed(self) -> "LatentELBO":
         return replace(self, beta=1.0, warmup=0)
 
     def terms(

@@ -50,7 +50,7 @@ from scoresde.model.parametrisation import (
     ScoreParametrisation,
     VParametrisation,
 )
-from scoresde.model.score_model import ScoreModel
+from scoresde.model.score_model import Prediction, ScoreModel
 from scoresde.recipe import renamed
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "NoiseParametrisation",
     "Parametrisation",
     "Preconditioned",
+    "Prediction",
     "ReversedIndex",
     "ScaledTime",
     "ScoreFunction",

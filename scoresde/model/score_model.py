@@ -1,6 +1,7 @@
 """A network plus an SDE."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ class ScoreModel(ScoreFunction):
     Arguments:
         network: A callable ``network(x, c, **cond)`` from data ``(B, *)`` and labels ``(B,)`` to
             an output of the shape of the data. Of the conditions of a data set it is given those
-            that its arguments name (all of them for ``**cond``), or a ``Conditioning`` in it.
+            that its arguments name (all of them for ``**cond``), or a ``Conditioning`` in it. It
+            may have a second head: an output of twice the channels, of which the second half is
+            kept for a learned variance (:meth:`predict`).
         sde: The forward process.
         parametrisation: What the network's output means.
         noise_label: The number by which the network is conditioned on the time.
@@ -66,6 +69,16 @@ class ScoreModel(ScoreFunction):
     def score(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -self.noise(x, t, **cond) / expand(self.sde.sigma(t), x)
 
+    def predict(self, x: Tensor, t: Tensor, **cond: Tensor) -> "Prediction":
+        """Returns all that one pass says; arguments as for :meth:`noise`."""
+        t = as_time(t)
+        scales = self.sde.alpha(t), self.sde.sigma(t)
+        output, head = self._run(x, t, scales, cond)
+        readings = self.parametrisation.to_noise, self.parametrisation.to_data
+        pairs = (reading(*scales) for reading in readings)
+        noise, data = (expand(a, x) * x + expand(b, x) * output for a, b in pairs)
+        return Prediction(noise, data, head)
+
     def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         data, noise = self.parametrisation.to_data, self.parametrisation.to_noise
         rates = self.sde.alpha_dot(t), self.sde.sigma_dot(t)
@@ -97,24 +110,55 @@ class ScoreModel(ScoreFunction):
         t: Tensor,
         cond: dict[str, Tensor],
     ) -> Tensor:
-        """Calls the network and combines its output with its input."""
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        scale = expand(self.parametrisation.scale_in(alpha, sigma), x)
+        """Calls the network and combines the output of its first head with its input."""
+        scales = self.sde.alpha(t), self.sde.sigma(t)
+        output, _ = self._run(x, t, scales, cond)
+        a, b = reading(*scales)
+        return expand(a, x) * x + expand(b, x) * output
+
+    def _run(
+        self, x: Tensor, t: Tensor, scales: Pair, cond: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Calls the network; returns the outputs of its first and of its second head, if any."""
+        scale = expand(self.parametrisation.scale_in(*scales), x)
         dtype = x.dtype if self._float() is None else self.dtype
         # The label keeps float32: bfloat16 would merge neighbouring times.
         c = self.noise_label(self.sde, t).to(x.device, torch.promote_types(torch.float32, dtype))
         count_pass(len(x))
         output = check_output(self.network((scale * x).to(dtype), c.expand(len(x)), **cond))
-        if output.shape != x.shape:
-            raise InputError(
-                f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "
-                "return the shape of its input."
-            )
+        _check_shape(output, x)
         if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             raise InputError(
                 "The network's output carries no gradient of its input, which a likelihood or a "
                 "posterior needs; remove torch.no_grad, detach or NumPy from it (to a constant, "
                 "add 0 * x)."
             )
-        a, b = reading(alpha, sigma)
-        return expand(a, x) * x + expand(b, x) * output.to(x.dtype)
+        output = output.to(x.dtype)
+        if output.shape == x.shape:
+            return output, None
+        mean, head = output.chunk(2, dim=1)
+        return mean, head
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one pass of a network says of states ``(B, *)``.
+
+    Arguments:
+        noise: The predicted noise, with the shape of the states.
+        data: The denoised estimate, with that shape.
+        head: The output of the second head, with that shape; None for a network without.
+    """
+
+    noise: Tensor
+    data: Tensor
+    head: Tensor | None
+
+
+def _check_shape(output: Tensor, x: Tensor) -> None:
+    two = x.ndim > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:])
+    if output.shape != x.shape and not two:
+        raise InputError(
+            f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "
+            "return the shape of its input (or twice its channels, for a learned variance)."
+        )

@@ -19,6 +19,7 @@ from scoresde.nn.blocks import (
 from scoresde.nn.conditions import Conditions
 from scoresde.nn.embedding import Conditioning, Embedding, FourierEmbedding, PositionalEmbedding
 from scoresde.nn.encoder import Encoder
+from scoresde.nn.features import FourierFeatures
 from scoresde.nn.mlp import MLP
 from scoresde.nn.pyramids import (
     Combination,
@@ -59,6 +60,7 @@ __all__ = [
     "Encoder",
     "FIRResampling",
     "FourierEmbedding",
+    "FourierFeatures",
     "GeometricSigmas",
     "Groups",
     "ImageDecoder",

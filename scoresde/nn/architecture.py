@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from scoresde.errors import InputError
-from scoresde.nn.basics import Groups, check_flag
+from scoresde.nn.basics import Groups, check_flag, check_whole
 from scoresde.nn.blocks import BigGANTransition, Transition
+from scoresde.nn.features import FourierFeatures
 from scoresde.nn.pyramids import InputPyramid, OutputPyramid
 from scoresde.nn.resampling import BoxResampling, Resampling
 
@@ -30,6 +31,10 @@ class Architecture:
         output_pyramid: How levels paint the output, such as ``OutputSkip()`` or
             ``OutputResidual()``; ``None``: only the last one does.
         conditional: Whether the blocks are told the noise label.
+        features: What of the input is shown besides, such as ``FourierFeatures(256)``; ``None``:
+            nothing.
+        output_heads: The number of outputs of the shape of the data, joined at the channels: 1,
+            or 2 where the variance is learned too (:class:`~scoresde.likelihood.LearnedRange`).
 
     Raises:
         InputError: If a value is of another type or out of its range.
@@ -44,6 +49,8 @@ class Architecture:
     input_pyramid: InputPyramid | None = None
     output_pyramid: OutputPyramid | None = None
     conditional: bool = True
+    features: FourierFeatures | None = None
+    output_heads: int = 1
 
     def __post_init__(self) -> None:
         self._check("transition", Transition, "DDPMTransition()")
@@ -52,8 +59,14 @@ class Architecture:
         self._check("activation", nn.Module | None, "torch.nn.SiLU()")
         self._check("input_pyramid", InputPyramid | None, "InputSkip()")
         self._check("output_pyramid", OutputPyramid | None, "OutputSkip()")
+        self._check("features", FourierFeatures | None, "FourierFeatures(256)")
         check_flag("architecture.rescale", self.rescale)
         check_flag("architecture.conditional", self.conditional)
+        heads = check_whole("architecture.output_heads", self.output_heads)
+        if heads > 1 and self.output_pyramid is not None:
+            raise InputError(
+                f"architecture.output_heads must be 1 with an output pyramid, got {heads}."
+            )
         if not isinstance(self.init_scale, int | float) or not 0 <= self.init_scale < math.inf:
             raise InputError(
                 "architecture.init_scale must be non-negative and finite, got "

@@ -21,6 +21,7 @@ from torch.nn.functional import silu
 from scoresde.errors import InputError
 from scoresde.nn.basics import check_dropout, check_whole, check_wholes, initialise
 from scoresde.nn.embedding import ConditionalNetwork, Conditioning, Embedding, FourierEmbedding
+from scoresde.nn.features import FourierFeatures, check_features
 from scoresde.recipe import describable
 
 _EMBEDDED = 64
@@ -44,6 +45,10 @@ class MLP(ConditionalNetwork):
             0 takes no label.
         outputs: The number of outputs ``(B, outputs)``, such as that of the classes of a
             classifier; None: an output of the shape of the data.
+        output_heads: The number of outputs of the shape of the data, joined at the channels: 1,
+            or 2 where the variance is learned too (:class:`~scoresde.likelihood.LearnedRange`).
+        features: What of the input is shown besides, such as :class:`FourierFeatures`; ``None``:
+            nothing.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -66,33 +71,45 @@ class MLP(ConditionalNetwork):
         conditions: Mapping[str, int] | None = None,
         classes: int = 0,
         outputs: int | None = None,
+        output_heads: int = 1,
+        features: FourierFeatures | None = None,
     ) -> None:
         super().__init__()
+        if check_whole("output_heads", output_heads) > 1 and outputs is not None:
+            raise InputError(f"output_heads must be 1 with outputs={outputs}, got {output_heads}.")
+        self.features = check_features(features)
         self.outputs = None if outputs is None else check_whole("outputs", outputs)
         self.shape = check_wholes("shape", [shape] if isinstance(shape, int) else shape)
         check_whole("width", width)
         check_whole("depth", depth)
         size = math.prod(self.shape)
+        self.output_heads = output_heads
         embedding = embedding or FourierEmbedding(_EMBEDDED)
         self.conditioning = Conditioning(embedding, width, conditions=conditions, classes=classes)
-        self.linear_in = initialise(nn.Linear(size, width))
+        seen = size if features is None else features.channels(size)
+        self.linear_in = initialise(nn.Linear(seen, width))
         self.blocks = nn.ModuleList(PerceptronBlock(width, width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
-        self.linear_out = initialise(nn.Linear(width, outputs or size), scale=0.0)
+        self.linear_out = initialise(nn.Linear(width, outputs or output_heads * size), scale=0.0)
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output for labels ``(B,)``: with the shape of the data, or the outputs."""
+        """Returns an output for labels ``(B,)``: with the shape of the data, or the outputs.
+
+        Two heads have twice the channels.
+        """
         if x.shape[1:] != self.shape:
             raise InputError(
                 f"The examples have the shape {tuple(x.shape[1:])}, and the network was built for "
                 f"{self.shape}; give it data of its shape."
             )
-        features = self.conditioning(c, x, conditions)
-        h = self.linear_in(x.reshape(-1, self.linear_in.in_features))
+        told = self.conditioning(c, x, conditions)
+        seen = x if self.features is None else self.features(x)
+        h = self.linear_in(seen.reshape(-1, self.linear_in.in_features))
         for block in self.blocks:
-            h = block(h, features)
+            h = block(h, told)
         out = self.linear_out(silu(self.norm_out(h)))
-        return out if self.outputs else out.reshape(x.shape)
+        channels, *rest = self.shape
+        return out if self.outputs else out.reshape(len(x), self.output_heads * channels, *rest)
 
 
 class PerceptronBlock(nn.Module):

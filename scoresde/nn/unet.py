@@ -157,7 +157,9 @@ class UNet(ConditionalNetwork):
             self.conditioning = Conditioning(
                 embedding, features, self.activation, vectors, classes
             )
-        self.conv_in = conv3x3(self.shape[0], width, dims=dims)
+        waves = architecture.features
+        channels = self.shape[0] if waves is None else waves.channels(self.shape[0])
+        self.conv_in = conv3x3(channels, width, dims=dims)
         down = plan.down(self.shape[0], width, architecture.input_pyramid)
         self.down = nn.ModuleList(down)
         self.middle = Middle(widths[-1], parts)
@@ -166,19 +168,26 @@ class UNet(ConditionalNetwork):
         self.paints = painted is not None and painted.is_output
         if not self.paints:
             self.norm_out = parts.norm(widths[0])
-            self.conv_out = conv3x3(widths[0], self.shape[0], parts.init_scale, dims)
+            channels = architecture.output_heads * self.shape[0]
+            self.conv_out = conv3x3(widths[0], channels, parts.init_scale, dims)
         parts.norm.make_exceptions(self)
         # Last, so that the other weights begin as those without.
         self.images = ImageConditions(images, width, dims) if images else None
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``."""
+        """Returns an output with the shape ``(B, C, *)`` of the data, for labels ``(B,)``.
+
+        Two heads have twice the channels.
+        """
         self._check_input(x)
         given = dict(conditions)
         shown = self._shown(x, given)
         features = self._features(x, c, given)
-        image = padded(2 * x - 1 if self.centre else x, self.levels)
-        skips = [sum(shown, start=self.conv_in(image))]
+        image = 2 * x - 1 if self.centre else x
+        waves = self.architecture.features
+        seen = padded(image if waves is None else waves(image), self.levels)
+        image = padded(image, self.levels)
+        skips = [sum(shown, start=self.conv_in(seen))]
         for level in self.down:
             states, image = level(skips[-1], image, features)
             skips += states
@@ -186,7 +195,7 @@ class UNet(ConditionalNetwork):
         for level in self.up:
             h, image = level(h, image, skips, features)
         out = image if self.paints else self.conv_out(self.activation(self.norm_out(h)))
-        return out if out.shape == x.shape else out[tuple(slice(n) for n in x.shape)]
+        return out if out.shape[2:] == x.shape[2:] else out[(..., *map(slice, x.shape[2:]))]
 
     def _shown(self, x: Tensor, conditions: dict[str, Tensor]) -> list[Tensor]:
         """Takes the images out of the conditions, and returns what each adds at the start."""

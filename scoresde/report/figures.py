@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Extent = tuple[float, float, float, float]  # lowest and highest x1, and likewise of x2
 
@@ -36,6 +37,7 @@ RED = (204, 64, 64)
 SEPARATOR = (150, 150, 150)
 MARGIN = 24  # pixels around the panels of a comparison
 LABEL = 26  # pixels for a line of text below an image
+_DEPTH = 8.0  # nats of a log-density that are drawn
 TITLE = 150  # pixels for a text beside a row of images
 
 
@@ -104,6 +106,37 @@ def level_curve(curves: Mapping[int, Mapping[float, float]], path: Path) -> Path
     return _save(figure, path)
 
 
+def schedule(t: Tensor, log_snr: Tensor, errors: Mapping[float, float], path: Path) -> Path:
+    r"""Draws a log-SNR over time beside the straight line, and the size of the bound at each time.
+
+    That is :math:`-\tfrac12 \lambda'(t) h(\lambda(t))` nats per dimension, where h is the size of
+    the squared error of the noise.
+
+    Arguments:
+        t: Times, ascending from 0 to 1, with shape ``(T,)``.
+        log_snr: The log-SNR there.
+        errors: h at some log-SNRs; between them it is interpolated. None at all leave that out.
+        path: Where to write.
+    """
+    times, own = t.double().numpy(), log_snr.double().numpy()
+    line = own[0] + (own[-1] - own[0]) * times
+    figure, axes = _figure(2 if errors else 1, width=7.4 if errors else 4.0, height=3.2)
+    curves = {"as learned": (own, BLUE), "a straight line": (line, ORANGE)}
+    levels = sorted(errors)
+    heights = [errors[level] for level in levels]
+    for label, (curve, colour) in curves.items():
+        axes[0].plot(times, curve, color=colour, lw=1.6, label=label)
+        if errors:
+            share = -0.5 * np.gradient(curve, times) * np.interp(curve, levels, heights)
+            axes[1].plot(times, share, color=colour, lw=1.6)
+    axes[0].set(xlabel="time", ylabel="log-SNR")
+    _legend(axes[0])
+    if errors:
+        axes[1].set(xlabel="time", ylabel="diffusion term (nats/dim)")
+        axes[1].set_ylim(bottom=0)
+    return _save(figure, path)
+
+
 def average_lengths(
     values: Mapping[float, float],
     errors: Mapping[float, float],
@@ -132,6 +165,46 @@ def average_lengths(
     axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
     axes.minorticks_off()
     return _save(figure, path)
+
+
+def bound_steps(terms: Tensor, path: Path, label: str) -> Path:
+    """Draws the terms of a chain of T equal steps against the time, with the error of each mean.
+
+    Both axes are logarithmic: most of a bound is in a few early steps. Late steps, which are many,
+    are averaged to a point for every 1/16 of an octave or so.
+
+    Arguments:
+        terms: The terms of N examples, with shape ``(N, T)``.
+        path: Where to write.
+        label: What a term is, with its unit.
+    """
+    times, mean, error = _by_octave(_array(terms))
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    there = mean > 0  # a random subset may have left some out
+    if there.any():
+        times, mean, error = times[there], mean[there], np.nan_to_num(error[there])
+        # A band that reaches 0 ends at the lowest mean, lest it decide the axis.
+        low = np.maximum(mean - error, 0.5 * mean.min())
+        axes.fill_between(times, low, mean + error, color=SKY, alpha=0.5, lw=0)
+        axes.plot(times, mean, color=BLUE, lw=1.2, marker="o", ms=2.5)
+        axes.set(xscale="log", yscale="log")
+    else:
+        _blank(axes, "no terms")
+    axes.set(xlabel="time t (data to the left, noise to the right)", ylabel=label)
+    return _save(figure, path)
+
+
+def _by_octave(terms: np.ndarray, parts: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns times, means and their errors of groups of neighbouring steps, each ``(G,)``."""
+    count = terms.shape[1]
+    steps = np.arange(1, count + 1)
+    _, first = np.unique(np.floor(parts * np.log2(steps)), return_index=True)
+    sizes = np.diff([*first, count])
+    # Each example's own mean over a group first: its steps are not independent.
+    own = np.add.reduceat(terms, first, axis=1) / sizes
+    times = np.add.reduceat(steps, first) / sizes / count
+    spread = own.std(0, ddof=1) if len(own) > 1 else np.full(len(first), np.nan)
+    return times, own.mean(0), spread / len(own) ** 0.5
 
 
 def search(
@@ -369,6 +442,94 @@ def density(
     bar = figure.colorbar(image, ax=axes, label="density (1 / data unit²)", shrink=0.85, pad=0.02)
     bar.outline.set_visible(False)
     return _save(figure, path)
+
+
+def score_field(
+    score: Tensor,
+    extent: Extent,
+    path: Path,
+    log_density: Tensor | None = None,
+    samples: Tensor | None = None,
+) -> Path:
+    """Draws a score in the plane as arrows, over a log-density or a histogram of points.
+
+    Arrows start on the grid; they point uphill and grow with the norm of the score, up to the
+    spacing of the grid, four fifths of which is the length at the median norm.
+
+    Arguments:
+        score: The score on a grid, in 1 / data unit, with shape ``(n, n, 2)``: row ``i`` is the
+            ``i``-th value of the second coordinate, from the lowest; a column, of the first. What
+            is not finite has no arrow.
+        extent: The lowest and highest first coordinate, and likewise of the second.
+        path: Where to write.
+        log_density: A log-density in nats on a finer grid of the same order, ``(m, m)``, drawn
+            down to 8 nats below its largest value.
+        samples: Or points ``(N, 2)``, drawn as a histogram.
+
+    Raises:
+        InputError: If the shapes do not fit, or there is neither a density nor points.
+    """
+    if score.ndim != 3 or score.shape[0] != score.shape[1] or score.shape[2] != 2:
+        raise InputError(f"score must have shape (n, n, 2), got {tuple(score.shape)}.")
+    if (log_density is None) == (samples is None):
+        raise InputError("score_field must have either log_density or samples, got both or none.")
+    figure, (axes,) = _figure(1, width=5.2, height=4.4)
+    if log_density is not None:
+        image, label = _relief(axes, log_density, extent)
+    else:
+        assert samples is not None
+        image, label = _counts(axes, _plane(samples, "samples"), extent)
+    n = len(score)
+    x, y = (_places(*ends, n) for ends in (extent[:2], extent[2:]))
+    arrows = _shrunk(_array(score), (extent[1] - extent[0]) / n, (extent[3] - extent[2]) / n)
+    axes.quiver(
+        *np.meshgrid(x, y),
+        arrows[..., 0],
+        arrows[..., 1],
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.0045,
+        color=ORANGE,
+    )
+    _plane_axes(axes, extent, "", first=True)
+    bar = figure.colorbar(image, ax=axes, label=label, shrink=0.85)
+    bar.outline.set_visible(False)
+    return _save(figure, path)
+
+
+def _places(low: float, high: float, n: int) -> np.ndarray:
+    """Returns the middles of n equal intervals."""
+    return low + (np.arange(n) + 0.5) * (high - low) / n
+
+
+def _relief(axes: "Axes", log_density: Tensor, extent: Extent) -> "tuple[AxesImage, str]":
+    """Draws a log-density down to a few nats below its top."""
+    values = _array(log_density)
+    finite = values[np.isfinite(values)]
+    top = float(finite.max()) if finite.size else 0.0
+    shown = np.nan_to_num(values, nan=-np.inf, posinf=top).clip(top - _DEPTH, top)
+    image = axes.imshow(shown, cmap="Blues", origin="lower", extent=extent, aspect=_aspect(extent))
+    return image, f"log-density of the data (nats, down to {_DEPTH:g} below the top)"
+
+
+def _counts(axes: "Axes", x: np.ndarray, extent: Extent) -> "tuple[AxesImage, str]":
+    """Draws how many points lie in each cell."""
+    ranges = [list(extent[:2]), list(extent[2:])]
+    counts, _, _ = np.histogram2d(x[:, 0], x[:, 1], bins=40, range=ranges)
+    image = axes.imshow(
+        counts.T, cmap="Blues", origin="lower", extent=extent, aspect=_aspect(extent)
+    )
+    return image, "examples in a cell"
+
+
+def _shrunk(score: np.ndarray, across: float, up: float) -> np.ndarray:
+    """Returns arrows in data units, of at most one cell of the grid; the axes may differ."""
+    cell = np.array([across, up])
+    vectors = np.where(np.isfinite(score).all(-1, keepdims=True), score, 0.0) * cell
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    middle = 0.25 * float(np.median(norms[norms > 0])) if (norms > 0).any() else 1.0
+    return vectors / (norms + middle) * cell
 
 
 def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:

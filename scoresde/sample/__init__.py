@@ -23,11 +23,13 @@ from scoresde.sample.ddim import DDIM, Euler
 from scoresde.sample.euler_maruyama import EulerMaruyama
 from scoresde.sample.exponential import HalfLogSNR, RelativeNoise, Time, Variable
 from scoresde.sample.gotta_go_fast import GottaGoFast
+from scoresde.sample.langevin import LangevinDynamics
 from scoresde.sample.multistep import DEIS, IPNDM, DPMSolverPP, DPMSolverPPSDE, UniPC
 from scoresde.sample.plan import LinearUpdate, Node, PlannedSampler, Stage, run_stages
 from scoresde.sample.predictor_corrector import PredictorCorrector
 from scoresde.sample.predictors import (
     AncestralPredictor,
+    ChainPredictor,
     EulerMaruyamaPredictor,
     Interval,
     Predictor,
@@ -49,6 +51,7 @@ __all__ = [
     "AnnealedLangevin",
     "AnnealedLangevinDynamics",
     "BatchMeanNorm",
+    "ChainPredictor",
     "Corrector",
     "DPMSolver",
     "DPMSolverPP",
@@ -63,6 +66,7 @@ __all__ = [
     "Heun",
     "Interval",
     "Langevin",
+    "LangevinDynamics",
     "LinearUpdate",
     "Node",
     "Noise",

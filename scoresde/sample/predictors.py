@@ -11,12 +11,13 @@ References:
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.likelihood import LearnedRange, Variance
 from scoresde.model import Conditioned
 from scoresde.sample.base import Noise
 from scoresde.sample.plan import LinearUpdate
@@ -151,3 +152,41 @@ class AncestralPredictor(Predictor):
         share = (step.sigma_s / step.sigma_t) ** (1 - self.variance)
         of_noise = -(step.tau**2) / step.sigma_t
         return LinearUpdate(1 / step.a, (of_noise / step.a,), (share * step.tau,))
+
+
+@dataclass(frozen=True)
+class ChainPredictor(Predictor):
+    r"""A step of the model's own chain: the one that a :class:`DiscreteBound` bounds.
+
+    .. math:: x_s = \mu(x, D) + \sqrt{v} \, z,
+
+    with the mean of :meth:`scoresde.sde.SDE.posterior` at the denoised data, and a variance that
+    may depend on the state, and be learned. On the times of a chain
+    (``PredictorCorrector(steps=chain.steps - 1, predictor=ChainPredictor(), corrector=None)``)
+    the samples have the law whose likelihood the bound bounds.
+
+    References:
+        Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (equation 15).
+
+    Arguments:
+        variance: The variance; by default that of the network's second head.
+    """
+
+    variance: Variance = field(default_factory=LearnedRange)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.variance, Variance):
+            raise InputError(
+                f"variance must be a Variance, such as LearnedRange(), got {self.variance}; for "
+                "a number use AncestralPredictor."
+            )
+
+    def row(self, sde: SDE, step: Interval) -> LinearUpdate:
+        """Returns the step with the posterior's variance, all of it that is linear."""
+        return AncestralPredictor().row(sde, step)
+
+    def __call__(self, field: Conditioned, x: Tensor, step: Interval, z: Tensor) -> Tensor:
+        t, s = step.t, step.t - step.h
+        data, v = self.variance.step(field.model, x, t, s, **field.cond)
+        mean, _ = field.sde.posterior(x, data, t, s)
+        return mean + v.sqrt().to(x) * z

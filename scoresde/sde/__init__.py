@@ -24,7 +24,8 @@ SDE and the probability-flow ODE
 
 have the same marginals :math:`p_t` as the forward process.
 
-Four processes are defined here, and discrete chains (:class:`DiscreteVP`). With :math:`B(t) =
+Four processes are defined here, discrete chains (:class:`DiscreteVP`) and a schedule that is
+learned (:class:`LearnedSchedule`). With :math:`B(t) =
 \beta_0 t + \tfrac12 (\beta_1 - \beta_0) t^2`:
 
 ======  ====================  =======================  ==========================
@@ -57,6 +58,7 @@ from scoresde.sde.discrete import (
     ZeroSNRChain,
 )
 from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time, derivative
+from scoresde.sde.learned import LearnedSchedule
 from scoresde.sde.rectified import RectifiedFlow
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "Cutoffs",
     "DiscreteVP",
     "Interpolant",
+    "LearnedSchedule",
     "LinearBetas",
     "ListedBetas",
     "RectifiedFlow",

@@ -158,9 +158,12 @@ class SDE(Interpolant):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Returns the log-density of the prior in nats: ``(B, *)`` to ``(B,)``."""
-        # Of a schedule with weights the likelihood has a gradient in the noise at t = 1 as well.
+        return log_normal(x, self.prior_scale())
+
+    def prior_scale(self) -> Tensor | float:
+        """Returns the prior's standard deviation, as a tensor with a graph where it is learned."""
         learned = isinstance(self, nn.Module) and type(self).prior_std is SDE.prior_std
-        return log_normal(x, self.sigma(as_time(1.0)) if learned else self.prior_std)
+        return self.sigma(as_time(1.0)) if learned else self.prior_std
 
     def check_eps(self, eps: float) -> float:
         r"""Returns a cut-off if it is usable.

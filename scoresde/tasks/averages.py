@@ -10,7 +10,7 @@ import torch
 
 from scoresde.data import Dataset
 from scoresde.errors import InputError
-from scoresde.likelihood import Likelihood, VariationalBound
+from scoresde.likelihood import LogProb
 from scoresde.metrics import Estimate
 from scoresde.model import ScoreFunction
 from scoresde.progress import Progress
@@ -28,7 +28,7 @@ TABLE, FIGURE = "averages.csv", "averages.png"
 def compare_averages(
     model: ScoreFunction,
     stored: Snapshots,
-    likelihood: Likelihood | VariationalBound,
+    likelihood: LogProb,
     data: Dataset,
     split: str,
     folder: Path,

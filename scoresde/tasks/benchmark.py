@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scoresde.data import Batch, Dataset
-from scoresde.likelihood import Likelihood
+from scoresde.likelihood import LogProb
 from scoresde.loss import Loss
 from scoresde.model import ScoreFunction
 from scoresde.nn.speed import LAYOUTS, PRECISIONS, can_compile, channels_last
@@ -239,10 +239,12 @@ def sampling(bench: Bench, sampler: Sampler, size: int) -> dict[str, float]:
     return {"seconds": seconds, "examples_per_second": size / seconds, "nfe": passes[-1]}
 
 
-def likelihoods(bench: Bench, likelihood: Likelihood, size: int) -> dict[str, float]:
+def likelihoods(bench: Bench, likelihood: LogProb, size: int) -> dict[str, float]:
     """Times a likelihood; returns seconds, examples/s and network passes."""
     model = bench.model.eval()
-    batch = _examples(bench, size)
+    at_levels = likelihood.levels is not None
+    data = replace(bench.data, dequantise=False) if at_levels else bench.data
+    batch = _examples(replace(bench, data=data), size)
     passes: list[float] = []
 
     def evaluate() -> None:
@@ -341,7 +343,7 @@ def _of_process(field: str) -> float:
 
 
 def measure(
-    bench: Bench, sizes: Sequence[int], sampler: Sampler, likelihood: Likelihood | None
+    bench: Bench, sizes: Sequence[int], sampler: Sampler, likelihood: LogProb | None
 ) -> dict[str, Any]:
     """Measures everything: training at each batch size, and the rest at the first of them."""
     variants, size = VARIANTS[bench.device.type], sizes[0]

@@ -18,7 +18,15 @@ from scoresde.metrics import Estimate, Reliability, accuracy, reliability
 from scoresde.model import ScoreFunction
 from scoresde.progress import Progress
 from scoresde.streams import Streams
-from scoresde.tasks.evaluation import codec_log_det, has_density, in_units, rows_of
+from scoresde.tasks.evaluation import (
+    check_levels,
+    codec_log_det,
+    examples_of,
+    has_density,
+    in_units,
+    rows_of,
+    volume_of,
+)
 from scoresde.tasks.parts import Columns, Parts, gather, write_whole
 
 _KEPT = ("log_prob", "standard_error", "posterior", "label", "margin", "margin_error")
@@ -171,6 +179,7 @@ def classify_examples(
     """
     rows = rows_of(len(data.split(split)), examples, parts)
     classifier.check(model)
+    check_levels(data, classifier.likelihood)
     truth = _truth(data, split, rows, classifier.classes)
 
     def compute(piece: range) -> Columns:
@@ -208,7 +217,8 @@ def classify_batch(
 ) -> Columns:
     """Classifies the examples of a split that streams name; one row for each, on the CPU."""
     clock = time.perf_counter()
-    batch = data.batch(split, streams).to(model.device)
+    likelihood = classifier.likelihood
+    batch = examples_of(likelihood, data, split, streams).to(model.device)
     cond = {name: values for name, values in batch.cond.items() if name != "label"}
     result = classifier(
         model, batch.x, seed=streams.seed, seeds=streams.indices, **model.select(cond)
@@ -216,6 +226,8 @@ def classify_batch(
     there = has_density(data)
     log_det = codec_log_det(data, split, streams, batch.x) if there else {}
     columns = {name: getattr(result, name).cpu() for name in (*_KEPT, "total_log_prob", "nfe")}
+    for name in ("log_prob", "total_log_prob"):
+        columns[name] = columns[name] - volume_of(likelihood, data)
     seconds = (time.perf_counter() - clock) / len(streams)
     each = torch.full((len(streams),), seconds, dtype=torch.float64)
     return {**log_det, **columns, "seconds": each}

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.codec import Affine
-from scoresde.data import Dataset, Dequantisation, UniformDequantisation, random_rows
+from scoresde.data import Batch, Dataset, Dequantisation, UniformDequantisation, random_rows
 from scoresde.data.probability import (
     LogProbability,
     average,
@@ -22,12 +22,10 @@ from scoresde.data.probability import (
 )
 from scoresde.errors import InputError, check_count
 from scoresde.likelihood import (
-    BoundResult,
     LatentBound,
     LatentBoundResult,
-    Likelihood,
-    LogLikelihood,
-    VariationalBound,
+    LogProb,
+    LogProbResult,
     prior_mismatch,
     spectrum,
 )
@@ -38,6 +36,7 @@ from scoresde.streams import Streams
 from scoresde.tasks.classes import by_class, labels_of, summary_of
 from scoresde.tasks.parts import Columns, Parts, gather
 
+_PART = "part_"  # of the names of columns
 _NUMBERS = 2**21  # the most of which moments are taken
 
 
@@ -65,8 +64,8 @@ class Evaluation:
 
     Arguments:
         split: Which examples; ``all`` of data that are not divided.
-        unit: ``bits/dim`` (quantised data, dequantised) or ``nats`` (the negative log-density in
-            raw units).
+        unit: ``bits/dim`` (quantised data, dequantised or at their levels) or ``nats`` (the
+            negative log-density in raw units).
         mean: The mean over examples, in that unit; lower is better.
         standard_error: That of the mean, over examples and probes.
         rows: Which examples of the split they are, int64 ``(N,)``.
@@ -82,6 +81,9 @@ class Evaluation:
         labels: The classes under which they were evaluated, int64 ``(N,)``, if the model takes
             them.
         class_names: What the classes are called, if they have names.
+        parts: What adds up to the values, by name, each ``(N,)`` and in their unit; what the codec
+            adds to a density is in the first. Empty where the likelihood has no parts.
+        steps: The terms of T equal steps of t from 0 to 1, ``(N, T)``, in that unit; None without.
     """
 
     split: str
@@ -99,6 +101,24 @@ class Evaluation:
     mismatch: float
     labels: Tensor | None = None
     class_names: Sequence[str] = ()
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: Tensor | None = None
+
+    @property
+    def part_means(self) -> dict[str, Estimate]:
+        """The mean of each part over the examples that did not fail, with its standard error."""
+        good = ~self.values.isnan()
+        return {name: Estimate.of(part[good]) for name, part in self.parts.items()}
+
+    @property
+    def step_means(self) -> tuple[Tensor, Tensor]:
+        """The means of the steps' terms over these examples, and their standard errors, ``(T,)``.
+
+        Only for a likelihood with steps.
+        """
+        assert self.steps is not None
+        good = self.steps[~self.values.isnan()].double()
+        return good.mean(0), good.std(0) / len(good) ** 0.5
 
     @property
     def classes(self) -> dict[int, Estimate]:
@@ -121,11 +141,17 @@ class Evaluation:
             "seconds": self.seconds,
             "seed": self.seed,
             "prior_mismatch_nats": self.mismatch,
+            **{name: found.mean for name, found in self.part_means.items()},
+            **{
+                f"{name}_standard_error": found.standard_error
+                for name, found in self.part_means.items()
+            },
         }
 
     def save(self, folder: Path, name: str = "likelihood") -> None:
         """Saves ``NAME.json`` and the table of all examples, ``NAME.npz``."""
-        told: dict[str, Any] = {}
+        told: dict[str, Any] = {name: part.numpy() for name, part in self.parts.items()}
+        told |= self._steps()
         summary: dict[str, Any] = dict(self.summary())
         if self.labels is not None:
             told["label"] = self.labels.numpy()
@@ -142,10 +168,22 @@ class Evaluation:
             **told,
         )
 
+    def _steps(self) -> dict[str, Any]:
+        """Returns the arrays of the steps' terms, each ``(T,)``."""
+        if self.steps is None:
+            return {}
+        mean, error = self.step_means
+        times = np.arange(1, len(mean) + 1) / len(mean)
+        return {
+            "step_time": times,
+            "step_mean": mean.numpy(),
+            "step_standard_error": error.numpy(),
+        }
+
 
 def evaluate_likelihood(
     model: ScoreFunction,
-    likelihood: Likelihood | VariationalBound,
+    likelihood: LogProb,
     data: Dataset,
     split: str = "test",
     *,
@@ -180,6 +218,7 @@ def evaluate_likelihood(
     count = len(rows)
     likelihood.check(model)
     check_density(data)
+    check_levels(data, likelihood, draws)
     check_draws(data, draws)
     if draws is not None and data.codec.stochastic:
         LatentBound(likelihood, draws.count, draws.weighted)  # which may refuse weights
@@ -199,8 +238,7 @@ def evaluate_likelihood(
         torch.cat([columns[name] for columns in table])
         for name in ("log_prob", "standard_error", "nfe", "seconds")
     )
-    own = [columns["log_det"] for columns in table if "log_det" in columns]
-    values, unit, width = in_units(log_prob, data, torch.cat(own) if own else None)
+    values, unit, width = in_units(log_prob, data, _joined(table, "log_det"))
     finite = values[~values.isnan()]
     if len(finite) == 0:
         raise InputError("No example could be evaluated; check the model, or give a larger eps.")
@@ -221,7 +259,27 @@ def evaluate_likelihood(
         mismatch=_mismatch(model, data),
         labels=labels_of(model, data, split, rows),
         class_names=data.class_names,
+        parts=_parts(table, values, width),
+        steps=None if (steps := _joined(table, "steps")) is None else steps * width,
     )
+
+
+def _joined(table: Sequence[Columns], name: str) -> Tensor | None:
+    """Returns a column of all pieces; None where one lacks it, as earlier releases left some."""
+    if not all(name in columns for columns in table):
+        return None
+    return torch.cat([columns[name] for columns in table])
+
+
+def _parts(table: Sequence[Columns], values: Tensor, width: float) -> dict[str, Tensor]:
+    """Returns the parts of the values, which add up to them, in their unit."""
+    names = [name for name in table[0] if name.startswith(_PART)]
+    found = {name.removeprefix(_PART): _joined(table, name) for name in names}
+    parts = {name: part * width for name, part in found.items() if part is not None}
+    if len(parts) < len(names) or not names:
+        return {}
+    first, *rest = parts
+    return {**parts, first: values - sum(parts[name] for name in rest)}
 
 
 def rows_of(count: int, examples: int | None, parts: Parts | None) -> Tensor:
@@ -238,7 +296,7 @@ def rows_of(count: int, examples: int | None, parts: Parts | None) -> Tensor:
 
 def evaluate_batch(
     model: ScoreFunction,
-    likelihood: Likelihood | VariationalBound,
+    likelihood: LogProb,
     data: Dataset,
     split: str,
     streams: Streams,
@@ -246,31 +304,54 @@ def evaluate_batch(
 ) -> Columns:
     """Evaluates the examples of a split that streams name; one row for each, on the CPU."""
     clock, seeds = time.perf_counter(), streams.indices
-    result: LogLikelihood | BoundResult | LogProbability | LatentBoundResult
+    result: LogProbResult | LogProbability | LatentBoundResult
+    others: Columns
     if draws is not None and data.codec.stochastic:
         bound = LatentBound(likelihood, draws.count, draws.weighted)
         raw, known = _raw(data, split, streams), data.conditions_of(split, seeds)
         latent = LatentModel(data.codec, model)
         result = bound(latent, raw, seed=streams.seed, seeds=seeds, **model.select(known))
-        log_det = {"log_det": result.log_det.cpu()}
-        log_prob = result.log_prob - result.log_det
+        log_prob, others = result.log_prob - result.log_det, {"log_det": result.log_det.cpu()}
     elif draws is None or data.levels is None:
-        batch = data.batch(split, streams).to(model.device)
+        batch = examples_of(likelihood, data, split, streams).to(model.device)
         cond = model.select(batch.cond)
         result = likelihood(model, batch.x, seed=streams.seed, seeds=seeds, **cond)
-        log_prob, log_det = result.log_prob.double(), codec_log_det(data, split, streams, batch.x)
+        log_prob = result.log_prob.double() - volume_of(likelihood, data)
+        others = codec_log_det(data, split, streams, batch.x) | _columns(result)
     else:
         result = _probability(model, likelihood, data, split, streams, draws)
         # The columns hold densities in model units, whatever they come from.
-        log_prob, log_det = result.log_prob.double() - _affine(data).log_volume, {}
+        log_prob, others = result.log_prob.double() - _affine(data).log_volume, {}
     seconds = (time.perf_counter() - clock) / len(seeds)
     return {
-        **log_det,
+        **others,
         "log_prob": log_prob.cpu(),
         "standard_error": result.standard_error.double().cpu(),
         "nfe": result.nfe.cpu(),
         "seconds": torch.full((len(seeds),), seconds, dtype=torch.float64),
     }
+
+
+def _columns(result: LogProbResult) -> Columns:
+    """Returns the parts of a result in nats, and the terms of its steps."""
+    parts = {f"{_PART}{name}": part.double().cpu() for name, part in result.parts.items()}
+    return parts if result.steps is None else {**parts, "steps": result.steps.float().cpu()}
+
+
+def examples_of(likelihood: LogProb, data: Dataset, split: str, streams: Streams) -> Batch:
+    """Returns the examples of a split that streams name, as a likelihood takes them.
+
+    Integers are dequantised, or at the centres of their levels for a decoder over these.
+    """
+    return data.batch(split, streams, centre=likelihood.levels is not None)
+
+
+def volume_of(likelihood: LogProb, data: Dataset) -> float:
+    """Returns the log-volume of a level's step in model units, for a decoder over levels.
+
+    A probability of levels less this is a density of model units, which all columns hold.
+    """
+    return 0.0 if likelihood.levels is None else _affine(data).log_volume
 
 
 def codec_log_det(data: Dataset, split: str, streams: Streams, x: Tensor) -> Columns:
@@ -291,15 +372,16 @@ def _affine(data: Dataset) -> Affine:
     """Returns the codec of data of which several dequantisations can be drawn."""
     if not isinstance(data.codec, Affine):
         raise InputError(
-            f"The codec of {data.name} must be an Affine one for draws of its own, got "
-            f"{type(data.codec).__name__}; leave draws, weighted and dequantisation out."
+            f"The codec of {data.name} must be an Affine one for draws of its own or a decoder "
+            f"over levels, got {type(data.codec).__name__}; leave draws, weighted and "
+            "dequantisation out, and use likelihood.decoder=null."
         )
     return data.codec
 
 
 def _probability(
     model: ScoreFunction,
-    likelihood: Likelihood | VariationalBound,
+    likelihood: LogProb,
     data: Dataset,
     split: str,
     streams: Streams,
@@ -319,6 +401,29 @@ def _probability(
         seeds=streams.indices,
         **model.select(known),
     )
+
+
+def check_levels(data: Dataset, likelihood: LogProb, draws: Draws | None = None) -> None:
+    """Checks that a decoder over levels fits the data, which are not dequantised for it.
+
+    Raises:
+        InputError: If the data have other levels, or are to be dequantised.
+    """
+    if likelihood.levels is None:
+        return
+    if likelihood.levels != data.levels:
+        kind = "is real-valued" if data.levels is None else f"has {data.levels} levels"
+        raise InputError(
+            f"likelihood.decoder must suit the data, got {likelihood.levels} levels, but "
+            f"{data.name} {kind}; use likelihood.decoder.levels=auto."
+        )
+    _affine(data)
+    if draws is not None:
+        raise InputError(
+            f"draws={draws.count} has no effect on a decoder over levels, for which nothing is "
+            "dequantised; leave draws, weighted and dequantisation out, or use "
+            "likelihood.decoder=null."
+        )
 
 
 def check_draws(data: Dataset, draws: Draws | None) -> None:
@@ -365,6 +470,7 @@ def check_density(data: Dataset) -> None:
         )
 
 
+@torch.no_grad()  # a schedule may have weights
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     """How far the noised training data is from the prior, in nats, by their moments."""
     most = min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))

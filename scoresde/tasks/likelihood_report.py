@@ -7,7 +7,7 @@ from typing import Any
 
 from scoresde.data import Dataset
 from scoresde.errors import InputError
-from scoresde.metrics import auroc
+from scoresde.metrics import Estimate, auroc
 from scoresde.report import Figure, Report, Score, Table, write_report
 from scoresde.report import figures as plots
 from scoresde.tasks.classes import class_table
@@ -47,6 +47,7 @@ def report_likelihood(
     title: str,
     facts: Sequence[tuple[str, str]] = (),
     configuration: str = "",
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes the tables, figures and ``report.html`` of an evaluation.
 
@@ -57,6 +58,7 @@ def report_likelihood(
         title: The model's name.
         facts: What else a reader wants to know, as pairs of label and value.
         configuration: The whole configuration as YAML.
+        remarks: What a reader must know before the numbers.
 
     Returns:
         The results in numbers.
@@ -75,6 +77,7 @@ def report_likelihood(
     values = {e.title: e.evaluation.values for e in both}
     figures = [
         Figure(caption, plots.histogram(values, folder / "values.png", unit)),
+        *(figure for e in both for figure in _steps(e, folder)),
         *(figure for e in both for figure in _extremes(e, folder)),
     ]
     scores = [
@@ -90,11 +93,66 @@ def report_likelihood(
             figures=figures,
             configuration=configuration,
             data_sets=True,
-            tables=_class_tables(both),
+            remarks=remarks,
+            tables=[*_part_tables(both), *_class_tables(both)],
         ),
         folder / "report.html",
     )
     return results
+
+
+# What the parts of a bound are, by their names.
+_PARTS = {
+    "reconstruction": "the last step, to the data",
+    "consistency": "the steps of the chain",
+    "diffusion": "the reverse process",
+    "prior": "what is left of the data at t = 1",
+}
+
+
+def _part_tables(sets: Sequence[Evaluated]) -> list[Table]:
+    """Returns the parts of a bound, which add up to it."""
+    sets = [e for e in sets if e.evaluation.parts]
+    if not sets:
+        return []
+    columns = [(e.evaluation.part_means, e.evaluation) for e in sets]
+    rows = [
+        [name, _PARTS.get(name, ""), *(_precise(means[name]) for means, _ in columns)]
+        for name in sets[0].evaluation.parts
+    ]
+    total = [f"{e.mean:.4f} ± {e.standard_error:.4f}" for _, e in columns]
+    about = (
+        f"In {sets[0].evaluation.unit}, each with its standard error over examples and noise. The "
+        "parts of an example vary together, so that their errors do not add up."
+    )
+    head = ["part", "of", *(e.title for e in sets)]
+    return [Table("Parts of the bound", about, head, [*rows, ["sum", "", *total]])]
+
+
+def _precise(estimate: Estimate) -> str:
+    """Writes a mean that may be small: 0.0123 ± 0.0004, 2.1e-05 ± 3e-07."""
+    small = 0 < abs(estimate.mean) < 1e-3
+    form = ".2e" if small else ".4f"
+    return f"{estimate.mean:{form}} ± {estimate.standard_error:{form}}"
+
+
+def _steps(one: Evaluated, folder: Path) -> list[Figure]:
+    """Draws the terms of the steps of a chain, if there are any."""
+    terms = one.evaluation.steps
+    if terms is None:
+        return []
+    good = terms[~one.evaluation.values.isnan()]
+    path = folder / f"steps_{_in_file(one)}.png"
+    picture = plots.bound_steps(good, path, f"{one.evaluation.unit} per step")
+    caption = (
+        f"{one.title}: what each of the {terms.shape[1]} steps of the chain adds to the bound, "
+        "with its standard error over examples."
+    )
+    return [Figure(caption, picture)]
+
+
+def _in_file(one: Evaluated) -> str:
+    return "".join(c if c.isalnum() else "_" for c in one.data.name + one.also)
 
 
 def _class_tables(sets: Sequence[Evaluated]) -> list[Table]:
@@ -183,8 +241,7 @@ def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
     figures = []
     for word, rows in ends.items():
         raw = data.split(one.split).cpu()[one.evaluation.rows[rows]]
-        name = "".join(c if c.isalnum() else "_" for c in data.name + one.also)
-        path = folder / f"{word}_likely_{name}.png"
+        path = folder / f"{word}_likely_{_in_file(one)}.png"
         labels = [_short(float(value)) for value in values[rows]]
         picture = plots.labelled_grid(data.to_unit(data.codec.encode(raw)), labels, path)
         caption = f"{one.title}: the {word} likely images, with their {one.evaluation.unit}."

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import scoresde
+from scoresde.codec import LatentCodec
 from scoresde.data import Dataset, random_rows
 from scoresde.errors import InputError
-from scoresde.likelihood import Likelihood
-from scoresde.loss import Loss
+from scoresde.likelihood import LogProb
+from scoresde.loss import Loss, only_time
 from scoresde.metrics import (
     MOST_FEATURES,
     Baseline,
@@ -29,13 +30,14 @@ from scoresde.metrics import (
 from scoresde.model import ScoreFunction, ScoreModel
 from scoresde.report import Figure, Report, SamplerResult, Score, Table, write_report
 from scoresde.report import figures as plots
-from scoresde.sample import Sampler, Step
+from scoresde.sample import LangevinDynamics, Sampler, Step
 from scoresde.streams import Streams
 from scoresde.tasks.classes import by_class, class_figure, class_table, each_class, labels_of
 from scoresde.tasks.comparison import Neighbours, compare
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood, has_density, in_units
 from scoresde.tasks.parts import Parts
-from scoresde.tasks.sampling import Drawing, Drawn, draw_samples, save_samples
+from scoresde.tasks.sampling import Drawing, Drawn, at_time, draw_samples, save_samples
+from scoresde.tasks.schedule import schedule_figure
 from scoresde.tasks.verdict import divergence, overfitting
 from scoresde.tasks.views import Images, Points, View, view_of
 from scoresde.train import level_curves, read_metrics, validation_losses
@@ -46,6 +48,8 @@ log = logging.getLogger("scoresde")
 _BASELINE_SEED = 0
 _PIXELS = 96
 _IN_MEMORY = 2**24  # bytes of examples that are too many to be kept in memory
+_ARROWS = 22  # on a side, of a score
+_SCORE_LEVEL = 0.1  # the noise at which a score is drawn, in sizes of the data
 _PATHS = 64
 _NEIGHBOURS, _PAIRS = 256, 8  # samples whose nearest training examples are found, and are drawn
 _SHARE, _LEAST = 0.1, 5.0  # of the training's seconds that the baselines take, and at least
@@ -87,6 +91,11 @@ class Trained:
         return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
 
     @property
+    def evaluable(self) -> bool:
+        """True if examples have a likelihood: not without a density, nor of a single time."""
+        return has_density(self.data) and only_time(self.loss, self.model.process) is None
+
+    @property
     def held_out(self) -> Tensor:
         """The raw examples that it is measured with, on the CPU; of very many some."""
         return in_memory(self.data, self.split)
@@ -99,7 +108,7 @@ class Trained:
 def report_training(
     trained: Trained,
     samplers: Mapping[str, Sampler],
-    likelihood: Likelihood,
+    likelihood: LogProb,
     folder: Path,
     *,
     count: int = 64,
@@ -136,7 +145,8 @@ def report_training(
             model, likelihood, data, trained.split, examples=examples, parts=parts, **options
         )
 
-    known = has_density(data)
+    known = trained.evaluable
+    samplers = suitable(samplers, trained)
     if parts is not None and parts.rank.index > 0:
         if known:
             evaluate()
@@ -175,10 +185,8 @@ def report_training(
             "The loss in training (faint: as recorded) and on validation data.",
             plots.loss_curve(read_metrics(folder), folder / "loss.png"),
         ),
-        Figure(
-            "The error of the expected noise at each noise level: 1 is that of a guess of zero.",
-            plots.level_curve(level_curves(read_metrics(folder)), folder / "levels.png"),
-        ),
+        *_level_figures(trained, folder),
+        *schedule_figure(model, data, trained.loss, seed, folder),
         *([] if evaluation is None else [_histogram(trained, evaluation, folder)]),
     ]
     remarks = _remarks(folder, scores)
@@ -200,6 +208,22 @@ def report_training(
         folder / "report.html",
     )
     return _results(trained, drawn, evaluation, scores)
+
+
+def suitable(samplers: Mapping[str, Sampler], trained: Trained) -> dict[str, Sampler]:
+    """Returns the samplers for a model: if it knows one noise level, Langevin dynamics there."""
+    only = only_time(trained.loss, trained.model.process)
+    if only is None:
+        return dict(samplers)
+    left = [n for n, sampler in samplers.items() if not isinstance(sampler, LangevinDynamics)]
+    if left:
+        log.warning(
+            "The loss trains the model at one noise level, where it has no likelihood; left out: "
+            "%s. Use samplers such as langevin, or times over all levels.",
+            ", ".join(left),
+        )
+    kept = {name: sampler for name, sampler in samplers.items() if name not in left}
+    return {name: at_time(sampler, only) for name, sampler in kept.items()}
 
 
 def _compared(
@@ -277,6 +301,14 @@ def _remarks(folder: Path, scores: Sequence[Score]) -> list[str]:
     said = [overfitting(read_metrics(folder), (folder / BEST).is_file())]
     said += [divergence(score, scores) for score in own]
     return [text for text in said if text]
+
+
+def _level_figures(trained: Trained, folder: Path) -> list[Figure]:
+    if only_time(trained.loss, trained.model.process) is not None:
+        return []
+    about = "The error of the expected noise at each noise level: 1 is that of a guess of zero."
+    curves = level_curves(read_metrics(folder))
+    return [Figure(about, plots.level_curve(curves, folder / "levels.png"))]
 
 
 def _histogram(trained: Trained, evaluation: Evaluation, folder: Path) -> Figure:
@@ -451,13 +483,15 @@ def _plane_figures(
     trained: Trained,
     samplers: Mapping[str, Sampler],
     view: Points,
-    likelihood: Likelihood,
+    likelihood: LogProb,
     folder: Path,
 ) -> list[Figure]:
-    """Draws the density of two-dimensional data and the paths of the deterministic flow."""
+    """Draws the score and the density of two-dimensional data, and the paths of samples."""
     figures = []
-    exact = has_density(trained.data) and not trained.data.codec.stochastic
-    if exact and not trained.conditional:
+    if not trained.conditional and not isinstance(trained.data.codec, LatentCodec):
+        figures.append(_score_figure(trained, view.extent(), folder))
+    exact = trained.evaluable and not trained.data.codec.stochastic
+    if exact and likelihood.levels is None and not trained.conditional:
         figures.append(_density_figure(trained, view.extent(), likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)
@@ -466,8 +500,55 @@ def _plane_figures(
     return figures
 
 
+def _score_figure(trained: Trained, extent: plots.Extent, folder: Path) -> Figure:
+    """Draws the score in raw units, over the density of the data or over their histogram."""
+    model, data = trained.model, trained.data
+    t = _score_time(trained)
+    with torch.no_grad():
+        alpha, sigma = (float(c(t)) for c in (model.sde.alpha, model.sde.sigma))
+    level = sigma / alpha
+    raw = _grid(extent, _ARROWS).requires_grad_()
+    points = alpha * data.codec.encode(raw)
+    with torch.no_grad():
+        score = model.score(model.state(points), t.to(model.device)).to(points)
+    (score,) = torch.autograd.grad(points, raw, score)  # by the chain rule, per raw unit
+    known = data.log_prob
+    path = plots.score_field(
+        score.reshape(_ARROWS, _ARROWS, 2),
+        extent,
+        folder / "score.png",
+        None if known is None else known(_grid(extent, _PIXELS)).reshape(_PIXELS, _PIXELS),
+        in_memory(data, "train").float() if known is None else None,
+    )
+    under = "training data" if known is None else "log-density of the data"
+    return Figure(
+        f"The score of the model (arrows) at the relative noise {level:.2g}, over the {under}. "
+        "Short arrows grow with the score; no arrow is longer than a cell of the grid.",
+        path,
+    )
+
+
+def _score_time(trained: Trained) -> Tensor:
+    """Returns the time of the score that is drawn: of the noise of a tenth of the data's size."""
+    sde, loss = trained.model.sde, trained.loss
+    only = only_time(loss, sde)
+    if only is not None:
+        return torch.tensor(only, dtype=torch.float64)
+    first = sde.cutoffs.training if loss is None else loss.first_time(sde)
+    level = torch.tensor(_SCORE_LEVEL * trained.data.sigma_data, dtype=torch.float64)
+    with torch.no_grad():
+        return sde.time(-2 * level.log().to(trained.model.device)).clamp(first, 1.0).cpu()
+
+
+def _grid(extent: plots.Extent, count: int) -> Tensor:
+    """Returns the middles of equal cells, rows from the lowest, ``(count * count, 2)``."""
+    places = (torch.arange(count) + 0.5) / count
+    x, y = (low + (high - low) * places for low, high in (extent[:2], extent[2:]))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
 def _density_figure(
-    trained: Trained, extent: plots.Extent, likelihood: Likelihood, folder: Path
+    trained: Trained, extent: plots.Extent, likelihood: LogProb, folder: Path
 ) -> Figure:
     data = trained.data
     x = torch.linspace(extent[0], extent[1], _PIXELS)

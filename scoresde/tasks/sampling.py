@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scoresde.codec import Codec
 from scoresde.errors import InputError, check_count
 from scoresde.model import ScoreFunction
 from scoresde.progress import Progress
-from scoresde.sample import Sampler, Samples, sample_trajectory
+from scoresde.sample import LangevinDynamics, Sampler, Samples, sample_trajectory
 from scoresde.streams import fresh_seed
 from scoresde.tasks.classes import titled
 from scoresde.tasks.image_files import ImageFiles
@@ -26,6 +26,7 @@ from scoresde.tasks.views import is_image, raw_states, view_of
 __all__ = [
     "Drawing",
     "Drawn",
+    "at_time",
     "draw_samples",
     "is_image",
     "raw_states",
@@ -38,6 +39,20 @@ log = logging.getLogger("scoresde")
 
 _DRAWN = 256  # samples in a picture
 _TRACED = 8  # samples whose way is drawn
+
+
+def at_time(sampler: Sampler, t: float) -> Sampler:
+    """Returns a sampler for a model that was trained at one time.
+
+    Raises:
+        InputError: If it evaluates a model at other times.
+    """
+    if not isinstance(sampler, LangevinDynamics):
+        raise InputError(
+            f"sampler must be LangevinDynamics for a model that was trained at one noise level, "
+            f"got {type(sampler).__name__}; use sampler=langevin."
+        )
+    return replace(sampler, eps=t)
 
 
 @dataclass(frozen=True)

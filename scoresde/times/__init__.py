@@ -2,6 +2,7 @@
 
 from scoresde.times.densities import (
     ChainTimes,
+    FirstTime,
     FoldedTimes,
     ImportanceTimes,
     LevelTimes,
@@ -24,6 +25,7 @@ __all__ = [
     "ChainTimes",
     "CosineGrid",
     "ExplicitGrid",
+    "FirstTime",
     "FoldedTimes",
     "Grid",
     "ImportanceTimes",

@@ -186,6 +186,21 @@ class LevelTimes(Times):
 
 
 @dataclass(frozen=True)
+class FirstTime(Times):
+    """The smallest time alone, ``eps``: one noise level.
+
+    A model trained with it is a score at that level, and is defined by nothing but the network's
+    extrapolation at the others.
+    """
+
+    def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.full_like(u, eps)
+
+    def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
 class LowDiscrepancy(Times):
     r"""Covers the times of a batch evenly: :math:`u_i = (u_0 + i / n) \bmod 1`.
 

@@ -98,7 +98,9 @@ def process_group() -> Iterator[ProcessGroup]:
 
 
 class ModelLoss(nn.Module):
-    """The loss of a model as one module: all that the model computes is in its forward.
+    """The loss of a model as one module: all that is computed is in its forward.
+
+    A loss that is a module is a part of it, with its weights and buffers.
 
     Arguments:
         model: The model.
@@ -109,10 +111,25 @@ class ModelLoss(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, x: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the value and the parts of the loss; arguments as for :meth:`Loss.terms`."""
+    def forward(
+        self, x: Tensor, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Returns the value, parts and record of the loss; arguments as for :meth:`Loss.terms`."""
         terms = self.loss.terms(self.model, x, **options)
-        return terms.value, terms.parts
+        return terms.value, terms.parts, terms.record
+
+    def loss_state(self) -> dict[str, Tensor]:
+        """Returns the weights and buffers of the loss; an empty mapping if it has none."""
+        return self.loss.state_dict() if isinstance(self.loss, nn.Module) else {}
+
+    def load_loss_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights and buffers of the loss.
+
+        Raises:
+            RuntimeError: If they do not fit.
+        """
+        if isinstance(self.loss, nn.Module):
+            self.loss.load_state_dict(state)
 
 
 class SharedLoss:
@@ -151,7 +168,7 @@ class _ShardedLoss(SharedLoss):
     def __init__(self, terms: ModelLoss, networks: "Sequence[FSDPModule]") -> None:
         super().__init__(terms)
         self.networks = networks
-        self.rest = [p for p in terms.model.parameters() if not in_parts(p)]
+        self.rest = [p for p in terms.parameters() if not in_parts(p)]
 
     @contextlib.contextmanager
     def computing(self, last: bool) -> Iterator[None]:
@@ -228,7 +245,7 @@ class Sharded(Engine):
 
     Blocks of a network are gathered when they are computed: the network may be larger than the
     memory of one device. Checkpoints are written in parts, one for each process. Weights
-    outside of the networks, such as those of a learned schedule, are few and stay whole.
+    outside of the networks, such as those of a learned schedule or a loss, are few and stay whole.
 
     Arguments:
         block: The least number of weights that are gathered together, positive.

@@ -135,7 +135,7 @@ def train(
     _check_images(model, data, training)
     update = Update(model, loss, training, optimizer, engine, seed)
     state = State(
-        model, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
+        update.terms, update.averages, update.optimiser, update.scale, recipe or {}, seed, folder
     )
     keeper = CheckpointManager(folder, training.keep)
     average = cast(Kind, update.averages[0].model)

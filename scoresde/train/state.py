@@ -11,10 +11,10 @@ from torch import Tensor
 
 from scoresde.errors import InputError, OtherRunError
 from scoresde.model import Trainable
-from scoresde.recipe import complete, updated
+from scoresde.recipe import brief, complete, updated
 from scoresde.train.checkpoint import Checkpoint, tree_digest
 from scoresde.train.ema import Average
-from scoresde.train.engine import ProcessGroup, like, own
+from scoresde.train.engine import ModelLoss, ProcessGroup, like, own
 from scoresde.train.precision import LossScale
 
 # What a training may change while it is interrupted: it does not change the weights.
@@ -36,10 +36,10 @@ class State:
     """Everything that changes in a training.
 
     Arguments:
-        model: The model.
-        averages: Its averages, of which the first is the one that counts.
-        optimiser: The optimiser of its weights.
-        scale: The scale of its loss.
+        terms: The model with its loss.
+        averages: The model's averages, of which the first is the one that counts.
+        optimiser: The optimiser of the weights of both.
+        scale: The scale of the loss.
         recipe: What the checkpoints say of the run.
         seed: The run's seed.
         folder: The run's folder.
@@ -47,7 +47,7 @@ class State:
         best: The least validation loss so far.
     """
 
-    model: Trainable
+    terms: ModelLoss
     averages: list[Average]
     optimiser: torch.optim.Optimizer
     scale: LossScale
@@ -57,6 +57,11 @@ class State:
     skipped: int = 0
     best: float = math.inf
 
+    @property
+    def model(self) -> Trainable:
+        """The model."""
+        return self.terms.model
+
     def checkpoint(self, step: int) -> Checkpoint:
         """Returns the state after so many updates; all processes must ask.
 
@@ -64,7 +69,7 @@ class State:
             InputError: If a weight is not finite, which no checkpoint is to hold.
         """
         group = ProcessGroup.here()
-        bad = sum((~own(p).isfinite()).any().float() for p in self.model.parameters())
+        bad = sum((~own(p).isfinite()).any().float() for p in self.terms.parameters())
         if bool(group.total(torch.as_tensor(bad)) > 0):
             raise InputError(
                 f"Training stopped at step {step}: a weight is not finite any more. Lower the "
@@ -83,6 +88,7 @@ class State:
             state={
                 "averaged": self.averages[0].updates,
                 "averages": [average.model.state_dict() for average in self.averages[1:]],
+                "loss": self.terms.loss_state(),
                 "scale": self.scale.state.tolist(),
                 "skipped": self.skipped,
                 "best": self.best,
@@ -106,6 +112,7 @@ class State:
             )
         pattern, state = self.pattern(), checkpoint.state
         self.model.load_state_dict(like(checkpoint.model, pattern["model"]))
+        self._restore_loss(state.get("loss", {}))  # which the first checkpoints did not have
         self.optimiser.load_state_dict(like(checkpoint.optimizer, pattern["optimizer"]))
         for average, values in zip(
             self.averages, [checkpoint.ema, *state["averages"]], strict=True
@@ -131,6 +138,15 @@ class State:
             "state": {"averages": [model] * (len(self.averages) - 1)},
         }
 
+    def _restore_loss(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            self.terms.load_loss_state(state)
+        except RuntimeError as error:
+            raise OtherRunError(
+                f"The checkpoint in this folder does not hold the weights of the loss "
+                f"({brief(error)}); choose another folder by hydra.run.dir=FOLDER."
+            ) from error
+
     def _continue(self, generators: list[dict[str, Tensor]]) -> None:
         """Goes on with the random numbers of this process, if there was one of its number."""
         rank = ProcessGroup.here().rank
@@ -142,7 +158,7 @@ class State:
 
     def size(self) -> int:
         """Returns how many bytes a checkpoint takes, with two numbers of Adam for each weight."""
-        tensors: list[Tensor] = list(self.model.state_dict().values())
+        tensors: list[Tensor] = list(self.terms.state_dict().values())
         copies = 3 + len(self.averages)
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

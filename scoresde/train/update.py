@@ -32,10 +32,10 @@ class Update:
 
     Arguments:
         model: The model, on its device; it is changed.
-        loss: The loss.
+        loss: The loss; one with weights is brought to the model's device, and trained too.
         training: How to train.
-        optimizer: Makes an optimiser of parameters, or of groups of them where the model has some
-            outside of its networks.
+        optimizer: Makes an optimiser of parameters, or of groups of them where there are some
+            outside of the model's networks.
         engine: How several processes share the model.
         seed: Names the times and the noise.
     """
@@ -58,9 +58,11 @@ class Update:
         self.averages = training.averages(model)
         training.prepare(model)
         copies = [average.model for average in self.averages]
+        if isinstance(loss, nn.Module):
+            loss.to(model.device)
         self.loss, self.terms = loss, ModelLoss(model, loss)
         self.shared = (engine or Replicated()).share(self.terms, copies)
-        self.optimiser = _optimiser(optimizer, model)
+        self.optimiser = _optimiser(optimizer, self.terms)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.scale = LossScale(training.precision_on(model.device), model.device)
         self.parts: dict[str, Tensor] = {}  # those of the last loss, each the mean of the batch
@@ -82,7 +84,7 @@ class Update:
             group["lr"] = rate * factor
         self.terms.loss = self.loss.at(step)
         value = self._backward(x, cond, step, size)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.terms.parameters() if p.grad is not None]
         scale = self.scale.state[0]
         norm = _norm(gradients) / scale
         good = torch.isfinite(value) & torch.isfinite(norm)
@@ -105,36 +107,48 @@ class Update:
         if rate:
             cond = drop_conditions(cond, rate, Streams.of(self.seed, seeds, device=x.device)[mine])
         means = torch.zeros(1, device=x.device)  # of the loss, then of its parts
+        records = []
         for first, end in itertools.pairwise(bounds):
             part = slice(mine.start + first, mine.start + end)
             labels = {name: label[first:end] for name, label in cond.items()}
             with self.shared.computing(last=end == len(x)):
                 with self.training.autocast(x.device):
-                    losses, parts = self.shared.terms(
+                    losses, parts, record = self.shared.terms(
                         x[first:end], seed=self.seed, seeds=seeds, part=part, **labels
                     )
                 # Gradients of several processes are averaged, not added.
                 self.scale.scaled(losses.sum() * (group.size / size)).backward()
             sums = [value.detach().sum().to(losses) for value in (losses, *parts.values())]
             means = means + torch.stack(sums) / size
+            records += [] if record is None else [record]
         value, *rest = group.total(means)
         self.parts = dict(zip(parts, rest, strict=True))
+        self._keep(records, mine, size)
         return value
+
+    def _keep(self, records: list[Tensor], mine: slice, size: int) -> None:
+        """Hands the records of all processes' examples to the loss."""
+        if not records:
+            return
+        own = torch.cat(records)
+        every = own.new_zeros(size, *own.shape[1:])
+        every[mine] = own
+        self.terms.loss.keep(ProcessGroup.here().total(every))
 
 
 def _optimiser(
-    make: Callable[[Iterable[Any]], torch.optim.Optimizer], model: Trainable
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer], terms: ModelLoss
 ) -> torch.optim.Optimizer:
-    """Makes the optimiser of a model's weights: those of its networks, then the others.
+    """Makes the optimiser of all weights: those of the model's networks, then the others.
 
     They are groups of their own, since an optimiser cannot take weights that are sharded and
     weights that are whole in one go.
     """
-    inside = {p: None for network in networks(model) for p in network.parameters()}
-    outside = [p for p in model.parameters() if p not in inside]
+    inside = {p: None for network in networks(terms.model) for p in network.parameters()}
+    outside = [p for p in terms.parameters() if p not in inside]
     both: Any = [{"params": [*inside]}, {"params": outside}]
     try:
-        return make(both if inside and outside else model.parameters())
+        return make(both if inside and outside else terms.parameters())
     except (ValueError, TypeError) as error:
         raise InputError(f"The optimiser refuses its settings, {make}: {error}.") from error
 

@@ -74,8 +74,7 @@ def _losses(
     x, cond = _batch(model, data, Streams(seed, rows[part]))
     # All of them share their times, in however many batches they are evaluated.
     here = slice(int(part[0]), int(part[-1]) + 1)
-    held_out = loss.held_out
-    return held_out(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
+    return loss.fixed()(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
 
 
 @torch.no_grad()

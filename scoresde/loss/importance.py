@@ -1,0 +1,150 @@
+r"""Steps of a chain drawn in proportion to their losses, as far as these are known.
+
+A sum over the T steps of a chain is estimated by one step, drawn with the probability
+:math:`p_t` and the weight :math:`1 / (T p_t)`. Its variance is least for
+
+.. math:: p_t \propto \sqrt{E[L_t^2]},
+
+where the expectation is estimated by the last losses of each step.
+
+References:
+    Nichol and Dhariwal, *Improved denoising diffusion probabilistic models*, 2021,
+    https://arxiv.org/abs/2102.09672 (equation 18).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import InputError, check_count
+from scoresde.loss.base import Loss, LossTerms
+from scoresde.model import Trainable
+from scoresde.recipe import describable
+from scoresde.sde import Chain, Interpolant
+from scoresde.streams import Purpose, Streams
+
+
+@describable
+class ImportanceSampled(Loss, nn.Module):
+    """A loss on a chain whose steps are drawn by the history of their values.
+
+    Until every step has a full history, all are equally likely. The history follows the updates of
+    a training run, in all processes alike; its loss has the expectation of the loss with steps
+    that are equally likely, by which held-out examples are evaluated (:meth:`fixed`).
+
+    Arguments:
+        loss: The loss of given times of the chain, such as ``BoundLoss()``.
+        steps: The number T of steps of the chain.
+        history: The number of values of each step that are kept, positive.
+        floor: The share of steps that are drawn with equal probability, in (0, 1]: no step is
+            forgotten.
+    """
+
+    values: Tensor
+    counts: Tensor
+
+    def __init__(
+        self, loss: Loss, steps: int = 1000, history: int = 10, floor: float = 0.001
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, Loss) or isinstance(loss, nn.Module):
+            raise InputError(
+                f"loss must be a Loss without weights, such as BoundLoss(), got {loss}."
+            )
+        if not isinstance(floor, int | float) or not 0 < floor <= 1:
+            raise InputError(f"floor must be in (0, 1], got {floor}; 0.001 was published.")
+        self.loss, self.floor = loss, floor
+        shape = check_count("steps", steps), check_count("history", history)
+        self.register_buffer("values", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(shape[0], dtype=torch.int64))
+
+    def shares(self) -> Tensor:
+        """Returns the probability of each step, float64 ``(T,)``."""
+        steps, history = self.values.shape
+        size = self.values.square().mean(1).sqrt()
+        ready = (self.counts >= history).all() & (size.sum() > 0)
+        found = (1 - self.floor) * size / size.sum() + self.floor / steps
+        return torch.where(ready, found, 1 / steps)
+
+    def terms(
+        self,
+        model: Trainable,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> LossTerms:
+        """Returns the weighted loss of each example; arguments as for :class:`Loss`.
+
+        Given times are taken as they are.
+
+        Raises:
+            InputError: As the loss does.
+        """
+        if t is not None:
+            return self.loss.terms(model, x, t, noise, seed=seed, seeds=seeds, part=part, **cond)
+        sde = self._chain(model.process)
+        named = seeds if seeds is None or isinstance(seeds, range) else tuple(seeds)
+        streams = Streams.of(seed, named, len(x) if part is None else None, x.device)
+        u = streams.uniform((), Purpose.TIME, dtype=torch.float64)[part or slice(None)]
+        shares = self.shares().to(u.device)
+        row = torch.searchsorted(shares.cumsum(0), u, right=True).clamp(max=sde.steps - 1)
+        found = self.loss.terms(
+            model,
+            x,
+            sde.time_of_index(row),
+            noise,
+            seed=streams.seed,
+            seeds=named,
+            part=part,
+            **cond,
+        )
+        record = torch.stack((row.double(), found.value.detach().double()), 1)
+        weight = (1 / (sde.steps * shares[row])).to(found.value)
+        return LossTerms(weight * found.value, found.parts, record)
+
+    @torch.no_grad()
+    def keep(self, record: Tensor) -> None:
+        """Adds the values of an update, in the order of its examples, to the history.
+
+        Arguments:
+            record: The row of each step and its value, float64 ``(B, 2)``; those that are not
+                finite are left out.
+        """
+        steps, history = self.values.shape
+        row = torch.where(record[:, 1].isfinite(), record[:, 0].long(), steps)
+        order = row.argsort(stable=True)
+        row, value = row[order], record[order, 1]
+        count = torch.bincount(row, minlength=steps + 1)
+        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        # Of more values of a step than are kept, the last ones; others go to a row of their own.
+        kept = torch.where(count[row] - place <= history, row, steps)
+        slot = (nn.functional.pad(self.counts, (0, 1))[row] + place) % history
+        table = nn.functional.pad(self.values, (0, 0, 0, 1))
+        table[kept, slot] = value
+        self.values.copy_(table[:steps])
+        self.counts.add_(count[:steps])
+
+    def fixed(self) -> Loss:
+        return self.loss
+
+    def check(self, model: Trainable) -> None:
+        self.loss.check(model)
+        self._chain(model.process)
+
+    def first_time(self, process: Interpolant) -> float:
+        return self.loss.first_time(process)
+
+    def _chain(self, process: Interpolant) -> Chain:
+        steps = len(self.counts)
+        if not isinstance(process, Chain) or process.steps != steps:
+            there = process.steps if isinstance(process, Chain) else f"{process}, no chain"
+            raise InputError(
+                f"steps must be the number of the chain's steps, {there}, got {steps}."
+            )
+        return process

@@ -1,0 +1,126 @@
+"""Denoising score matching at one noise level, and what a loss of one level leaves out."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import InputError
+from scoresde.loss.base import Loss, LossTerms
+from scoresde.loss.denoising import DenoisingScoreMatching
+from scoresde.loss.score_matching import ScoreMatching
+from scoresde.loss.weighting import NoiseWeighting
+from scoresde.model import ScoreFunction, Trainable, check_model
+from scoresde.sde import SDE, Interpolant
+from scoresde.times import FirstTime
+
+
+@dataclass(frozen=True)
+class OneLevel(Loss):
+    r"""Denoising score matching at one noise level :math:`\sigma / \alpha`.
+
+    .. math:: \tfrac1D \lVert \hat z(x + \sigma z) - z \rVert^2
+
+    It learns the score of :math:`p * N(0, \sigma^2 I)` and not that of the data: on
+    :math:`N(0, c)` the variance learned is :math:`c + \sigma^2`. A smaller :math:`\sigma` has less
+    bias and, since the error of the score has a variance of the order of :math:`D / \sigma^2`,
+    takes more examples.
+
+    References:
+        Vincent, *A connection between score matching and denoising autoencoders*, 2011
+        (equation 9).
+
+    Arguments:
+        sigma: The noise relative to the data in model units, :math:`\sigma / \alpha`, positive;
+            a level that the process has.
+
+    Example:
+        >>> from scoresde import GaussianModel, VESDE
+        >>> exact = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VESDE(0.01, 10.0))
+        >>> OneLevel(0.1)(exact, torch.zeros(1, 2), noise=torch.ones(1, 2))
+        tensor([0.9803])
+    """
+
+    sigma: float = 0.1
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.sigma, int | float) and not isinstance(self.sigma, bool)
+        if not number or not 0 < self.sigma < math.inf:
+            raise InputError(f"sigma must be positive and finite, got {self.sigma}; 0.1 is usual.")
+
+    def terms(
+        self,
+        model: Trainable,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> LossTerms:
+        """Returns the error of the predicted noise of each example; arguments as for the base.
+
+        Times that are given are taken as they are, and may be those of another level.
+
+        Raises:
+            InputError: If the process has no such level, or shapes do not fit.
+        """
+        self.check(model)
+        one = DenoisingScoreMatching(
+            NoiseWeighting(), FirstTime(), eps=self.first_time(model.process)
+        )
+        return one.terms(model, x, t, noise, seed=seed, seeds=seeds, part=part, **cond)
+
+    def first_time(self, process: Interpolant) -> float:
+        """Returns the time of the level.
+
+        Raises:
+            InputError: If the process has no such level.
+        """
+        if not isinstance(process, SDE):
+            raise InputError(f"The process must be an SDE, got {process}.")
+        low, high = _levels(process)
+        if not low <= self.sigma <= high:
+            raise InputError(
+                f"sigma must be in [{low:.3g}, {high:.3g}], the levels sigma / alpha of "
+                f"{process}, got {self.sigma}."
+            )
+        time = process.time(torch.tensor(-2 * math.log(self.sigma), dtype=torch.float64))
+        return float(time.detach().clamp(0, 1))
+
+    def check(self, model: Trainable) -> None:
+        check_model(model, ScoreFunction)
+        self.first_time(model.process)
+
+
+@torch.no_grad()
+def _levels(sde: SDE) -> tuple[float, float]:
+    """Returns the smallest and the largest noise relative to the data."""
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    low, high = (sde.sigma(ends) / sde.alpha(ends)).tolist()
+    # A level that is given as the process's own end must not fail by rounding.
+    return low * (1 - 1e-9), high * (1 + 1e-9)
+
+
+def only_time(loss: Loss | None, process: Interpolant) -> float | None:
+    """Returns the one time at which a loss trains a model, or None if it trains at several.
+
+    A model of one time has neither a likelihood nor a reverse process: Langevin dynamics at that
+    time samples it.
+
+    Example:
+        >>> from scoresde import VESDE
+        >>> sde = VESDE(0.01, 50.0)
+        >>> only_time(OneLevel(0.01), sde), only_time(DenoisingScoreMatching(), sde)
+        (0.0, None)
+    """
+    match loss:
+        case OneLevel() | ScoreMatching(times=FirstTime()):
+            return loss.first_time(process)
+        case DenoisingScoreMatching(times=FirstTime()):
+            return loss.first_time(process)
+    return None

@@ -1,0 +1,300 @@
+r"""The variational bound as a loss: of the network, and of the schedule with it.
+
+.. math:: -\log p(x) \le \underbrace{-E \log p(x \mid x_\epsilon)}_{\text{reconstruction}}
+          + \underbrace{\tfrac12 \int_\epsilon^1 \gamma'(t) \, E \lVert z - \hat z(x_t, t)
+          \rVert^2 \, dt}_{\text{diffusion}}
+          + \underbrace{KL(q(x_1 \mid x) \,\|\, p(x_1))}_{\text{prior}},
+          \qquad \gamma = -\lambda ,
+
+with one draw of the time and one of the noise for each example: the diffusion term becomes
+
+.. math:: \ell(t, z) = \tfrac12 \gamma'(t) \, \lVert z - \hat z(x_t, t) \rVert^2 , \qquad
+          \ell_T(t, z) = \tfrac{T}{2} \, (e^{\gamma_t - \gamma_s} - 1) \, \lVert z - \hat z(x_t, t)
+          \rVert^2 ,
+
+in continuous time, and for a chain of T steps from t to s = t - 1/T.
+
+**What trains what.** The network, the decoder and the end points of a learned schedule get the
+gradient of the bound. Its interior gets none of use: with :math:`d\gamma = \gamma' dt` the
+integral is one over :math:`\gamma` and depends on its ends alone, so that :math:`E[\partial \ell]
+= 0` in the interior, whatever the network. But the interior decides how much :math:`\ell` varies,
+and since its mean stays where it is,
+
+.. math:: \partial \operatorname{Var} \ell = \partial E[\ell^2] = E[2 \ell \, \partial \ell] .
+
+So on its way to the interior the gradient of each example is multiplied by its own :math:`2 \ell`:
+one backward pass serves both (:meth:`~scoresde.sde.LearnedSchedule.scaled_interior`). For this the
+state, the noise label and all coefficients must carry their gradients in :math:`\gamma`: with a
+state cut off from it, :math:`E[\partial \ell]` is not 0.
+
+**Which variance.** That of one example at one uniform time. Times spread over a batch are each
+still uniform, so the schedule is trained for the same; that the mean of a batch then varies
+less, it does not know. The least is reached where the density of :math:`\lambda` is proportional
+to :math:`\sqrt{E[\ell_\lambda^2]}`; for isotropic Gaussian data in D dimensions the standard
+deviation is then :math:`\sqrt{2 / D}` times the mean.
+
+A chain of few steps is another matter: the schedule decides how large its bound is, and gets the
+gradient of that.
+
+References:
+    Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
+    (equations 13 and 17, sections 5.1 and 5.2, and the appendix on the variance of the loss).
+"""
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from scoresde.codec import Decoder, GaussianDecoder
+from scoresde.errors import InputError, check_count
+from scoresde.likelihood import PosteriorVariance, prior_kl
+from scoresde.likelihood.discrete import reconstruction_term
+from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.weighting import LikelihoodWeighting
+from scoresde.model import ScoreFunction, Trainable, check_model
+from scoresde.sde import SDE, Interpolant, LearnedSchedule, as_time
+from scoresde.shapes import sum_features
+from scoresde.streams import Purpose, Streams, fresh_seed
+from scoresde.times import LowDiscrepancy, Times, UniformTimes
+
+
+class ScheduleGradient(ABC):
+    """Base class for what the interior of a schedule is trained for."""
+
+    @abstractmethod
+    def applied(
+        self, sde: SDE, value: Callable[[], Tensor]
+    ) -> contextlib.AbstractContextManager[None]:
+        """While entered, the schedule computes what the loss depends on.
+
+        Arguments:
+            sde: The process.
+            value: Returns the diffusion term of each example, ``(B,)``, in the backward pass.
+        """
+
+    @abstractmethod
+    def check(self, sde: Interpolant, steps: int | None) -> None:
+        """Checks that a process can be trained so.
+
+        Arguments:
+            sde: The process.
+            steps: The number of steps of the chain; None in continuous time.
+
+        Raises:
+            InputError: If not.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class WholeBound(ScheduleGradient):
+    """The bound itself, as all else: right for a chain, of no use in continuous time."""
+
+    def applied(
+        self, sde: SDE, value: Callable[[], Tensor]
+    ) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def check(self, sde: Interpolant, steps: int | None) -> None:
+        """Any process will do."""
+
+
+@final
+@dataclass(frozen=True)
+class LeastVariance(ScheduleGradient):
+    r"""The variance of the diffusion term in continuous time, in nats per dimension squared.
+
+    Arguments:
+        weight: The factor of its gradient, positive. It meets a clipped norm of all gradients.
+
+    References:
+        Kingma et al. 2021 (section 5.2, and the appendix on the variance of the loss).
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise InputError(f"weight must be positive and finite, got {self.weight}; use 1.")
+
+    def applied(
+        self, sde: SDE, value: Callable[[], Tensor]
+    ) -> contextlib.AbstractContextManager[None]:
+        assert isinstance(sde, LearnedSchedule)
+        return sde.scaled_interior(lambda: 2 * self.weight * value())
+
+    def check(self, sde: Interpolant, steps: int | None) -> None:
+        if not isinstance(sde, LearnedSchedule):
+            raise InputError(
+                f"schedule=LeastVariance() needs a LearnedSchedule, whose interior it trains, got "
+                f"{sde}; use sde=learned, or schedule=WholeBound()."
+            )
+        if steps is not None:
+            raise InputError(
+                f"steps must be None with schedule=LeastVariance(), got {steps}: the bound of a "
+                "chain depends on the interior; use schedule=WholeBound()."
+            )
+
+
+@dataclass(frozen=True)
+class VariationalLoss(Loss):
+    """The negative variational bound, in nats per dimension, by one time for each example.
+
+    Of levels, it is of their probability; of real data, of the density in model units. Values of
+    data on levels are moved to the centres of their levels first, so that it makes no difference
+    whether they were dequantised.
+
+    Arguments:
+        decoder: The last step: :class:`~scoresde.codec.Levels` for data on levels; None for real
+            data, a Gaussian around the denoised data (one more pass, as for every decoder that
+            asks for the denoised data).
+        steps: The number T of steps of a chain, at least 2, uniform in t: from t = 0 where noise
+            is left there, else the first step ends at 1/T. None: continuous time.
+        schedule: What the interior of a learned schedule is trained for; None:
+            ``LeastVariance()`` in continuous time, ``WholeBound()`` for a chain.
+        times: Uniform times: ``UniformTimes()``, or those spread over a batch.
+        eps: The smallest time, in [0, 1); None takes the default of the SDE (0 for a
+            :class:`~scoresde.sde.LearnedSchedule`).
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example:
+        >>> from scoresde import GaussianModel, LearnedSchedule
+        >>> exact = GaussianModel(mean=torch.zeros(2), std=0.5, sde=LearnedSchedule())
+        >>> terms = VariationalLoss()(exact, exact.sample(8, seed=0), seed=0)
+        >>> terms.shape
+        torch.Size([8])
+    """
+
+    decoder: Decoder | None = None
+    steps: int | None = None
+    schedule: ScheduleGradient | None = None
+    times: Times = field(default_factory=LowDiscrepancy)
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.decoder, Decoder | None):
+            raise InputError(
+                f"decoder must be a Decoder, such as Levels(256), or None, got {self.decoder}."
+            )
+        if self.steps is not None and check_count("steps", self.steps, "use 1000") < 2:
+            raise InputError(f"steps must be at least 2, got {self.steps}; use 1000.")
+        if not isinstance(self.schedule, ScheduleGradient | None):
+            raise InputError(
+                f"schedule must be LeastVariance() or WholeBound(), got {self.schedule}."
+            )
+        inner = self.times.times if isinstance(self.times, LowDiscrepancy) else self.times
+        if not isinstance(inner, UniformTimes):
+            raise InputError(
+                f"times must be uniform, got {self.times}: the schedule decides which noise "
+                "levels are drawn; use UniformTimes() or LowDiscrepancy()."
+            )
+
+    def terms(
+        self,
+        model: Trainable,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> LossTerms:
+        """Returns the bound of each example, with its parts; arguments as for :class:`Loss`.
+
+        The parts ``reconstruction``, ``diffusion`` and ``prior`` add to it. A given time is where
+        a step of a chain begins.
+
+        Raises:
+            InputError: If the loss does not fit the model, or shapes do not fit.
+        """
+        self.check(model)
+        assert isinstance(model, ScoreFunction)
+        sde, size = model.sde, x.shape[1:].numel()
+        decoder = self.decoder or GaussianDecoder()
+        x, seed = decoder.centre(x), fresh_seed() if seed is None else seed
+        seeds = seeds if isinstance(seeds, range | None) else list(seeds)
+        begin = self.first_time(sde) if self.steps is None else 0.0
+        drawn = draw(
+            sde, x, t, noise, times=self.times, eps=begin, seed=seed, seeds=seeds, part=part
+        )
+        t = (self._on_chain(sde, drawn.t) if t is None else drawn.t).expand(len(x))
+        found: list[Tensor] = []
+        with self._of(sde).applied(sde, lambda: found[0]):
+            weight = self._weight(sde, t)
+            error = drawn.noise - model.noise(sde.perturb(x, t, drawn.noise), t, **cond)
+            diffusion = (weight / size).to(x) * sum_features(error.square())
+        found.append(diffusion.detach())
+        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
+        again = streams[slice(None) if part is None else part].normal(
+            x.shape[1:], Purpose.NOISE, 1, x.dtype
+        )
+        parts = {
+            "reconstruction": self._reconstruction(model, x, decoder, again, cond) / size,
+            "diffusion": diffusion,
+            "prior": prior_kl(sde, x) / size,
+        }
+        value = torch.stack(list(parts.values())).sum(0)
+        return LossTerms(value, {name: one.detach() for name, one in parts.items()})
+
+    def check(self, model: Trainable) -> None:
+        check_model(model)
+        self._of(model.process).check(model.process, self.steps)
+        if self.steps is not None and model.process.zero_snr:  # type: ignore[attr-defined]
+            raise InputError(
+                f"steps must be None for {model.process}, the first step of whose chain has an "
+                f"infinite weight, got {self.steps}; leave steps out."
+            )
+        self.first_time(model.process)
+
+    def first_time(self, process: Interpolant) -> float:
+        if self.steps is not None:
+            return self._skipped(process) / self.steps
+        return process.check_eps(process.cutoffs.training if self.eps is None else self.eps)
+
+    def _of(self, process: Interpolant) -> ScheduleGradient:
+        """Returns what the interior of a schedule is trained for."""
+        learned = isinstance(process, LearnedSchedule) and self.steps is None
+        return self.schedule or (LeastVariance() if learned else WholeBound())
+
+    def _skipped(self, process: Interpolant) -> int:
+        """Returns the number of steps before the first state: 1 where no noise is left at 0."""
+        noised = process.cutoffs.training == 0 or float(process.sigma(as_time(0.0))) > 0
+        return 0 if noised else 1
+
+    def _on_chain(self, sde: SDE, u: Tensor) -> Tensor:
+        """Returns where a step begins for each uniform number; the number itself without steps."""
+        if self.steps is None:
+            return u
+        skipped = self._skipped(sde)
+        return (skipped + torch.ceil((self.steps - skipped) * u)) / self.steps
+
+    def _weight(self, sde: SDE, t: Tensor) -> Tensor:
+        """Returns the weight of the squared error of the noise."""
+        if self.steps is None:
+            return 0.5 * (1 - self.first_time(sde)) * LikelihoodWeighting()(sde, t)
+        s = torch.round(self.steps * t - 1) / self.steps
+        count = self.steps - self._skipped(sde)
+        return 0.5 * count * torch.expm1(sde.log_snr(s) - sde.log_snr(t))
+
+    def _reconstruction(
+        self,
+        model: ScoreFunction,
+        x: Tensor,
+        decoder: Decoder,
+        noise: Tensor,
+        cond: dict[str, Tensor],
+    ) -> Tensor:
+        """Returns the negative log-probability of the last step, ``(B,)``, in nats."""
+        t = as_time(self.first_time(model.sde)).to(x.device)
+        state = model.sde.perturb(x, t, noise)
+        return reconstruction_term(model, x, state, t, decoder, PosteriorVariance(), **cond)
