@@ -55,6 +55,8 @@ APART = """
   [table](flow_matching/README.md) (`flow_matching.py`, `task=reflow`)
 - what the scale of guidance buys and costs, on the digits:
   [figure](guidance_scale/README.md) (`guidance_scale.py`)
+- a diffusion of a VAE's latents against the VAE alone, and what a sample costs:
+  [tables](latent_digits/README.md) (`latent_digits.py`)
 """
 WAITING = """
 
@@ -84,7 +86,9 @@ def record(run: Path, note: str) -> None:
     overrides = [o for o in result.pop("overrides") if not o.startswith(("progress", "hydra."))]
     # Where the data lay is nobody's business, and nobody else's path.
     overrides = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides]
-    if any(o.partition("=")[0] not in ("+experiment", "seed", "data.root") for o in overrides):
+    overrides = ["codec=RUN" if o.startswith("codec=") else o for o in overrides]
+    own = ("+experiment", "seed", "data.root", "codec")
+    if any(o.partition("=")[0] not in own for o in overrides):
         sys.exit(f"{run} was changed by {overrides}; an experiment is its recipe as it stands.")
     about = {
         "command": " ".join(["python -m scoresde.run", *overrides]),

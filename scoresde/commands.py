@@ -41,6 +41,7 @@ from scoresde.configuration import (
     stored_averages,
     try_model,
     undivided,
+    with_codec,
 )
 from scoresde.errors import InputError, check_count
 from scoresde.recipe import build
@@ -61,9 +62,10 @@ def rank_of() -> Rank:
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
+    from scoresde.codec import NeuralCodec
     from scoresde.likelihood import VariationalBound
     from scoresde.loss import only_time
-    from scoresde.model import BridgeModel, Classifier
+    from scoresde.model import BridgeModel, Classifier, ScoreFunction
     from scoresde.tasks.inspection import Inspection
     from scoresde.tasks.report import Trained
     from scoresde.train import ProcessGroup
@@ -71,13 +73,15 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     group, device = ProcessGroup.here(), device_of(config.device)
     torch.manual_seed(config.seed)
-    data = build_data(config.data)
+    data = with_codec(build_data(config.data), config)
     data.split(config.split)  # which must exist, before hours of training
-    data = data.to(device) if config.resident else data
+    codec = data.codec.placed(device)
+    data = data.to(device) if config.resident else replace(data, codec=codec)
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
-    plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
+    if not isinstance(model, NeuralCodec):  # which has no process
+        plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     loss.check(model)
     if isinstance(model, BridgeModel):
@@ -91,21 +95,21 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     samplers = _each(plan, "samplers")
     exact = instantiate(plan["likelihood"], "likelihood")
     quick = instantiate(plan["inspect"]["sampler"], "inspect.sampler")
-    classifying, restoring = isinstance(model, Classifier), isinstance(model, BridgeModel)
-    if training.inspect_every is not None and only_time(loss, model.process) is not None:
+    drawn, restoring = isinstance(model, ScoreFunction), isinstance(model, BridgeModel)
+    if drawn and training.inspect_every is not None and only_time(loss, model.process) is not None:
         raise InputError(
             f"train.inspect_every must be null for a loss of one noise level, got "
             f"{training.inspect_every}."
         )
-    if (classifying or restoring) and training.inspect_every is not None:
+    if not drawn and training.inspect_every is not None:
         raise InputError(
-            "train.inspect_every must be null for a classifier and for a bridge, which draw no "
-            f"samples from noise, got {training.inspect_every}."
+            f"train.inspect_every must be null for a {type(model).__name__}, which no sampler "
+            f"draws from noise, got {training.inspect_every}."
         )
     path = _path_of(config) if restoring else None
     if not restoring:
         _no_path(config)
-    for tool in () if classifying or restoring else (*samplers.values(), exact, quick):
+    for tool in () if not drawn else (*samplers.values(), exact, quick):
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
@@ -123,7 +127,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         progress=config.progress,
         engine=instantiate(plan["distributed"], "distributed"),
         inspect=None
-        if classifying or restoring
+        if not drawn
         else Inspection(
             data,
             quick,
@@ -152,10 +156,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         loss=loss,
         none=training.condition_dropout > 0,
     )
-    if classifying:
-        return _report_classifier(config, folder, trained) if group.first else {}
     if restoring:
         return _report_bridge(config, folder, trained, path) if group.first else {}
+    if not drawn:
+        report = _report_classifier if isinstance(model, Classifier) else _report_autoencoder
+        return report(config, folder, trained) if group.first else {}
     results = _report(config, folder, trained, samplers, exact, parts)
     return results if group.first else {}
 
@@ -256,6 +261,18 @@ def _report_bridge(config: DictConfig, folder: Path, trained: Any, path: Any) ->
         draws=config.draws if given("draws") else 4,
         batch_size=config.batch_size,
         progress=config.progress,
+    )
+    log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
+    log.info("Report: %s", folder / "report.html")
+    return results
+
+
+def _report_autoencoder(config: DictConfig, folder: Path, trained: Any) -> dict[str, Any]:
+    """Evaluates a trained autoencoder on held-out examples, and writes its report."""
+    from scoresde.tasks.autoencoder_report import report_autoencoder
+
+    results = report_autoencoder(
+        trained, folder, examples=config.examples, batch_size=config.batch_size
     )
     log.info("%s", format_table([{"result": k, "value": v} for k, v in results.items()]))
     log.info("Report: %s", folder / "report.html")
@@ -483,7 +500,7 @@ def _restoration(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, 
     from scoresde.streams import random_rows
     from scoresde.tasks.restoration import Restoration, simulate
 
-    codec = checkpoint.build("units", Codec, allowed(config))
+    codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
     model, guidance = guided(model, config, codec)
     method, sampler = _method(config)
     std = config.std
@@ -636,7 +653,7 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     from scoresde.tasks.sampling import Drawing, at_time
 
     checkpoint, model = load(config)
-    codec = checkpoint.build("units", Codec, allowed(config))
+    codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
         raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
@@ -1023,7 +1040,7 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
     device, options = device_of(config.device), config.benchmark
     torch.manual_seed(config.seed)
     data = random_data(options.shape) if options.shape else build_data(config.data)
-    data = data.to(device)
+    data = with_codec(data, config).to(device)
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     model = place(instantiate(describe(plan, data)["model"], "model"), device)
     try_model(model, data)

@@ -55,6 +55,7 @@ SERVES = {
     "guidance": (None, _SAMPLING),
     "latents": (None, ("sample", "interpolate")),
     "label": (None, (*_SAMPLING, "reflow")),
+    "codec": (None, ("train", "search", "benchmark")),
     "images": (False, ("sample", "restore")),
     "conditions": (None, (*_SAMPLING, "reflow")),
     "operator": (None, ("restore",)),
@@ -266,6 +267,37 @@ def build_data(section: Any) -> Any:
     return data
 
 
+def with_codec(data: Any, config: DictConfig) -> Any:
+    """Returns a data set behind the requested autoencoder, or as it is.
+
+    Raises:
+        InputError: If ``codec`` is not a run of an autoencoder, or a folder of diffusers.
+    """
+    from scoresde.codec import NeuralCodec
+    from scoresde.train import load as load_run
+
+    if config.codec is None:
+        return data
+    if not isinstance(config.codec, str) or not config.codec:
+        raise InputError(
+            f"codec must be the folder of a run of an autoencoder, got {config.codec!r}; use "
+            "codec=RUN, such as one of +experiment=digits_vae."
+        )
+    run = load_run(config.codec, allow=allowed(config))
+    if not isinstance(run.model, NeuralCodec):
+        raise InputError(
+            f"codec must be a run of an autoencoder, got {config.codec}, which holds a "
+            f"{type(run.model).__name__}; train one, such as +experiment=digits_vae."
+        )
+    if (data.raw_shape, data.levels) != (tuple(run.codec.raw_shape), run.codec.levels):
+        raise InputError(
+            f"codec must be for data of shape {data.raw_shape} and levels={data.levels}, got one "
+            f"for {tuple(run.codec.raw_shape)} and levels={run.codec.levels}; train one on these "
+            "data."
+        )
+    return data.with_codec(run.codec).with_codec(run.model)
+
+
 def random_data(shape: Sequence[int]) -> Any:
     """Returns images of random bytes, for what does not depend on their content."""
     from scoresde.data import Dataset
@@ -346,9 +378,9 @@ def guided(model: Any, config: DictConfig, codec: Any) -> tuple[Any, Any]:
         others = {key: _other(key, recipe[key], config) for key in _OTHERS if key in recipe}
         told.append({**recipe, **{key: _print(other) for key, other in others.items()}})
         plan = {key: value for key, value in recipe.items() if key not in others}
-        for name, value in zip(("low", "high"), codec.range, strict=True):
+        for i, name in enumerate(("low", "high")):
             if plan.get(name, 0) is None:
-                plan[name] = value
+                plan[name] = codec.range[i]
         guidance = instantiate(plan, "guidance")
         if not callable(guidance):
             raise InputError(f"guidance must map a model to one, got a {type(guidance).__name__}.")
@@ -610,6 +642,7 @@ def device_of(name: str) -> torch.device:
 @torch.no_grad()
 def try_model(model: Any, data: Any, labels: int = 0) -> None:
     """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
+    from scoresde.codec import NeuralCodec
     from scoresde.model import Classifier, ScoreFunction
     from scoresde.streams import Streams
 
@@ -618,7 +651,9 @@ def try_model(model: Any, data: Any, labels: int = 0) -> None:
     cond |= {"augment": x.new_zeros(1, labels)} if labels else {}
     t = torch.full((1,), 0.5, device=x.device)
     try:
-        if isinstance(model, Classifier):
+        if isinstance(model, NeuralCodec):
+            model.decode(model.encode(x))
+        elif isinstance(model, Classifier):
             model(x, t)
         else:
             ask = model.noise if isinstance(model, ScoreFunction) else model.denoise

@@ -30,6 +30,7 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_SEEDS = 0xFF  # a purpose that no stream has
 _SUBSET = 2**32 - 2  # a draw apart from those of data
 
 
@@ -60,6 +61,7 @@ class Purpose(IntEnum):
     JUMP = 18
     SOURCE = 19
     MEASUREMENT = 20
+    ENCODE = 21
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -254,6 +256,25 @@ class Streams:
         """Draws -1 or 1 with equal probability (the distribution of Rademacher)."""
         words = self._words(shape, purpose, draw) >> 31
         return self._fill(1 - 2 * words, shape, dtype)
+
+
+def probe_seed(seed: int, draw: int) -> int:
+    """Returns the seed of the probes of a draw: for the first draw the seed itself.
+
+    The others are random words at an address (seed, draw) of their own.
+
+    Arguments:
+        seed: The seed, in :math:`[0, 2^{64})`.
+        draw: The number of the draw, in :math:`[0, 2^{32})`.
+
+    Returns:
+        A seed, in :math:`[0, 2^{64})`.
+    """
+    if draw == 0:
+        return seed
+    counter = torch.tensor([[0], [draw], [0], [_SEEDS]])
+    low, high = philox(counter, (seed & _WORD, seed >> 32)).flatten().tolist()[:2]
+    return high << 32 | low
 
 
 def random_rows(count: int, most: int | None = None) -> Tensor:

@@ -21,6 +21,7 @@ FLOORS = {  # the design's table; a room that serves others of its floor stands 
     "nn": 1,
     "solvers": 1,
     "divergence": 1,
+    "trainable": 1.2,
     "operators": 1.7,
     "times": 1.5,
     "codec": 1.5,

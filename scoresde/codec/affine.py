@@ -82,7 +82,7 @@ class Affine(Codec):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         for name in ("shift", "width", "low", "high"):
-            object.__setattr__(self, name, _fitted(name, getattr(self, name), self.shape))
+            object.__setattr__(self, name, fitted(name, getattr(self, name), self.shape))
         width = torch.as_tensor(self.width, dtype=torch.float64)
         if bool((width < 0).any()) or not bool((width > 0).any()):
             raise InputError(
@@ -236,7 +236,7 @@ def _number(value: Any, device: torch.device | None = None) -> Any:
     return torch.tensor(value, dtype=torch.float64, device=device)
 
 
-def _fitted(name: str, value: Numbers, shape: Sequence[int]) -> float | tuple[Any, ...]:
+def fitted(name: str, value: Numbers, shape: Sequence[int]) -> float | tuple[Any, ...]:
     """Returns numbers as one float or nested tuples, once they are known to fit the shape."""
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
@@ -114,6 +115,15 @@ class Codec(ABC):
         training value.
         """
         return ((self.decode(x).double() - self.low) / (self.high - self.low)).clamp(0, 1).float()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether an encoder draws the examples in model units: a log-density is then a bound."""
+        return False
+
+    def placed(self, device: torch.device | str) -> "Codec":
+        """Returns the codec with what it holds on a device; one of plain values holds nothing."""
+        return self
 
     def describe(self) -> dict[str, Any]:
         """Returns the recipe of the codec: plain values from which a checkpoint rebuilds it."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from scoresde.codec import Affine, Codec, PerChannel, Standardisation
+from scoresde.codec import Affine, Codec, LatentCodec, NeuralCodec, PerChannel, Standardisation
 from scoresde.codec.scaling import Scaling
 from scoresde.codec.standardise import as_it_is
 from scoresde.data.checks import check_finite, check_range, integer_type
@@ -31,6 +31,7 @@ SPLITS = ("train", "validation", "test")
 
 Kind = TypeVar("Kind")
 
+_KEPT = 2**26  # numbers that latents are drawn from, kept for a split
 _MEASURED = 10_000  # examples of which the size in model units is taken
 
 
@@ -340,12 +341,28 @@ class Dataset:
         warnings.warn("Dataset.units is now Dataset.codec.", FutureWarning, stacklevel=2)
         return self.codec
 
+    def with_codec(self, codec: Codec) -> "Dataset":
+        """Returns the data set with another codec.
+
+        An autoencoder becomes one by its latents, behind the codec of this data set: its units
+        are those that the autoencoder was trained in, and the latents' shift and width are
+        measured over training examples (at most 10,000).
+
+        Arguments:
+            codec: The codec, or an autoencoder such as a trained ``VAE``.
+        """
+        if not isinstance(codec, NeuralCodec):
+            return replace(self, codec=codec)
+        rows = random_rows(len(self.train), _MEASURED).to(self.train.device)
+        return replace(self, codec=LatentCodec.measured(self.codec, codec, self.train[rows]))
+
     @cached_property
     def sigma_data(self) -> float:
         """The root mean square of the training data in model units."""
         train = self.train
         if self.codec.scale is None or (self.levels is None and isinstance(train, Examples)):
-            x = self.codec.encode(train[random_rows(len(train), _MEASURED).to(train.device)])
+            raw = train[random_rows(len(train), _MEASURED).to(train.device)]
+            x = self.encode(raw, centre=not self.codec.stochastic)
             return float(x.double().square().mean().sqrt())
         if self.levels is None:
             return float(self.codec.encode(train[:]).double().square().mean().sqrt())
@@ -461,16 +478,38 @@ class Dataset:
         mirrored = self.flip and split == "train"
         if mirrored and self.codec.scale is None:
             x, mirrored = _flip(x, streams, draw), False
-        random = not centre and (self.dequantise or split != "train")
+        random = not centre and (self.dequantise or split != "train" or self.codec.stochastic)
+        kept = None if self.flip and split == "train" else self._moments(split)
+        if kept is not None:
+            assert isinstance(self.codec, LatentCodec)
+            return self.codec.draw(kept[streams.indices], streams if random else None, draw)
         x = self.codec.encode(x, streams if random else None, draw)
         # With one scale for all the order is free, and seeds have always meant this one.
         return _flip(x, streams, draw) if mirrored else x
+
+    def _moments(self, split: str) -> Tensor | None:
+        """Returns what the latents of a split are drawn from, computed once, if memory allows.
+
+        Test examples are seen once, and perhaps not all of them.
+        """
+        raw, codec = self.split(split), self.codec
+        if split == "test" or not isinstance(codec, LatentCodec) or not isinstance(raw, Tensor):
+            return None
+        if split not in self._kept:
+            small = 2 * len(raw) * math.prod(codec.shape) <= _KEPT
+            self._kept[split] = codec.moments(raw) if small else None
+        return self._kept[split]
+
+    @cached_property
+    def _kept(self) -> dict[str, Tensor | None]:
+        return {}
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves all examples to a device; those that are read when needed are moved then."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
         known = {k: [part.to(device) for part in parts] for k, parts in self.conditions.items()}
-        return replace(self, train=train, validation=validation, test=test, conditions=known)
+        moved = replace(self, train=train, validation=validation, test=test, conditions=known)
+        return replace(moved, codec=self.codec.placed(device))
 
 
 def _on(rows: Any, values: Tensor) -> Any:

@@ -52,10 +52,8 @@ from scoresde.data.checks import check_integer
 from scoresde.data.dequantisation import Dequantisation, UniformDequantisation
 from scoresde.errors import InputError
 from scoresde.model import ScoreFunction
-from scoresde.streams import Streams, philox
+from scoresde.streams import Streams, probe_seed
 
-_WORD = 0xFFFFFFFF
-_SEEDS = 0xFF  # a purpose that no stream has
 _MOST_BIAS = 0.1  # nats
 
 
@@ -302,25 +300,6 @@ def log_probability(
     return LogProbability(
         bound.log_prob, bound.standard_error, nfe, bound, weights, noise, streams.seed
     )
-
-
-def probe_seed(seed: int, draw: int) -> int:
-    """Returns the seed of the probes of a draw: for the first draw the seed itself.
-
-    The others are random words at an address (seed, draw) of their own.
-
-    Arguments:
-        seed: The seed, in :math:`[0, 2^{64})`.
-        draw: The number of the draw, in :math:`[0, 2^{32})`.
-
-    Returns:
-        A seed, in :math:`[0, 2^{64})`.
-    """
-    if draw == 0:
-        return seed
-    counter = torch.tensor([[0], [draw], [0], [_SEEDS]])
-    low, high = philox(counter, (seed & _WORD, seed >> 32)).flatten().tolist()[:2]
-    return high << 32 | low
 
 
 def _check_raw(codec: Affine, raw: Tensor) -> int:

@@ -9,6 +9,7 @@ from scoresde.likelihood.cutoff import Cutoff, PlainCutoff, RescaledCutoff, Vari
 from scoresde.likelihood.discrete import DiscreteBound, DiscreteBoundResult
 from scoresde.likelihood.exact import Likelihood, LogLikelihood
 from scoresde.likelihood.flow import Flow, FlowSolution, as_trace
+from scoresde.likelihood.latent import LatentBound, LatentBoundResult
 from scoresde.likelihood.learned_range import LearnedRange
 from scoresde.likelihood.prior import prior_kl, prior_mismatch, spectrum
 from scoresde.likelihood.variance import (
@@ -32,6 +33,8 @@ __all__ = [
     "ForwardVariance",
     "GaussianDecoder",
     "GenerativeClassifier",
+    "LatentBound",
+    "LatentBoundResult",
     "LearnedRange",
     "Levels",
     "Likelihood",

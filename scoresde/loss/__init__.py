@@ -5,9 +5,11 @@ from scoresde.loss.coupling import Coupling, Independent, OptimalTransport, Sour
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.design import NoiseDesign
+from scoresde.loss.elbo import ELBO, ReconstructionError
 from scoresde.loss.flow_matching import FlowMatching
 from scoresde.loss.hybrid import BoundLoss, HybridLoss
 from scoresde.loss.importance import ImportanceSampled
+from scoresde.loss.latent import LatentELBO
 from scoresde.loss.one_level import OneLevel, only_time
 from scoresde.loss.paired import (
     BridgeVelocityWeighting,
@@ -40,6 +42,7 @@ from scoresde.loss.weighting import (
 )
 
 __all__ = [
+    "ELBO",
     "BoundLoss",
     "BoundWeighting",
     "BridgeVelocityWeighting",
@@ -55,6 +58,7 @@ __all__ = [
     "ImportanceSampled",
     "Independent",
     "InterpolantMatching",
+    "LatentELBO",
     "LeastVariance",
     "LikelihoodWeighting",
     "Loss",
@@ -66,6 +70,7 @@ __all__ = [
     "OptimalTransport",
     "PairWeighting",
     "Paired",
+    "ReconstructionError",
     "ScheduleGradient",
     "ScoreMatching",
     "SlicedScoreMatching",

@@ -102,6 +102,14 @@ class Loss(ABC):
         """
         return []
 
+    def at(self, step: int) -> "Loss":
+        """Returns the loss of an update, where a training changes it as it goes on.
+
+        Arguments:
+            step: The number of the update, counted from 0.
+        """
+        return self
+
     def keep(self, record: Tensor) -> None:
         """Takes note of what an update has found; does nothing by default.
 

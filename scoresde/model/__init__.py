@@ -42,6 +42,7 @@ from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.model.gaussian import GaussianModel
 from scoresde.model.gaussian_bridge import GaussianBridge
 from scoresde.model.interpolant import InterpolantModel
+from scoresde.model.latent import LatentModel
 from scoresde.model.mixture import GaussianMixtureModel
 from scoresde.model.noise_label import (
     ChainIndex,
@@ -75,6 +76,7 @@ __all__ = [
     "GaussianMixtureModel",
     "GaussianModel",
     "InterpolantModel",
+    "LatentModel",
     "Model",
     "NoiseLabel",
     "NoiseLevel",

@@ -6,6 +6,7 @@ a network reads it. Further conditions are given by name; :mod:`scoresde.nn.cond
 """
 
 from scoresde.nn.architecture import Architecture
+from scoresde.nn.autoencoder import Dense, ImageDecoder, ImageEncoder
 from scoresde.nn.basics import Groups
 from scoresde.nn.blocks import (
     Attention,
@@ -53,6 +54,7 @@ __all__ = [
     "Conditioning",
     "Conditions",
     "DDPMTransition",
+    "Dense",
     "Downsample",
     "Embedding",
     "Encoder",
@@ -61,6 +63,8 @@ __all__ = [
     "FourierFeatures",
     "GeometricSigmas",
     "Groups",
+    "ImageDecoder",
+    "ImageEncoder",
     "InputPyramid",
     "InputResidual",
     "InputSkip",

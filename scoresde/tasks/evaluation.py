@@ -21,9 +21,16 @@ from scoresde.data.probability import (
     log_probability,
 )
 from scoresde.errors import InputError, check_count
-from scoresde.likelihood import LogProb, LogProbResult, prior_mismatch, spectrum
+from scoresde.likelihood import (
+    LatentBound,
+    LatentBoundResult,
+    LogProb,
+    LogProbResult,
+    prior_mismatch,
+    spectrum,
+)
 from scoresde.metrics import Estimate, bits_per_dim, nats
-from scoresde.model import ScoreFunction
+from scoresde.model import LatentModel, ScoreFunction
 from scoresde.progress import Progress
 from scoresde.streams import Streams
 from scoresde.tasks.classes import by_class, labels_of, summary_of
@@ -196,8 +203,9 @@ def evaluate_likelihood(
         split: ``train``, ``validation`` or ``test``.
         examples: How many of its examples, drawn at random, positive; ``None``: all.
         batch_size: The number of examples evaluated together, positive.
-        draws: How integers are dequantised; ``None``: once, uniformly.
-        seed: The seed of dequantisation and probes.
+        draws: How integers are dequantised, or how many latents are drawn of each example;
+            ``None``: once, uniformly.
+        seed: The seed of dequantisation, latents and probes.
         parts: Where finished batches are kept and, if they are there, read.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
@@ -212,6 +220,8 @@ def evaluate_likelihood(
     check_density(data)
     check_levels(data, likelihood, draws)
     check_draws(data, draws)
+    if draws is not None and data.codec.stochastic:
+        LatentBound(likelihood, draws.count, draws.weighted)  # which may refuse weights
 
     def compute(piece: range) -> Columns:
         streams = Streams(seed, rows[piece.start : piece.stop].to(model.device))
@@ -294,8 +304,15 @@ def evaluate_batch(
 ) -> Columns:
     """Evaluates the examples of a split that streams name; one row for each, on the CPU."""
     clock, seeds = time.perf_counter(), streams.indices
-    result: LogProbResult | LogProbability
-    if draws is None or data.levels is None:
+    result: LogProbResult | LogProbability | LatentBoundResult
+    others: Columns
+    if draws is not None and data.codec.stochastic:
+        bound = LatentBound(likelihood, draws.count, draws.weighted)
+        raw, known = _raw(data, split, streams), data.conditions_of(split, seeds)
+        latent = LatentModel(data.codec, model)
+        result = bound(latent, raw, seed=streams.seed, seeds=seeds, **model.select(known))
+        log_prob, others = result.log_prob - result.log_det, {"log_det": result.log_det.cpu()}
+    elif draws is None or data.levels is None:
         batch = examples_of(likelihood, data, split, streams).to(model.device)
         cond = model.select(batch.cond)
         result = likelihood(model, batch.x, seed=streams.seed, seeds=seeds, **cond)
@@ -417,6 +434,13 @@ def check_draws(data: Dataset, draws: Draws | None) -> None:
     """
     if draws is None:
         return
+    if data.codec.stochastic:
+        if draws.dequantisation != UniformDequantisation():
+            raise InputError(
+                f"dequantisation must be left out for a {type(data.codec).__name__}, which draws "
+                f"latents of integers as they are, got {draws.dequantisation}."
+            )
+        return
     if data.levels is None:
         raise InputError(
             f"draws={draws.count} has no effect: {data.name} is real-valued, and only integers "
@@ -453,7 +477,8 @@ def _mismatch(model: ScoreFunction, data: Dataset) -> float:
     train = data.train[random_rows(len(data.train), most).to(data.train.device)].cpu()
     if len(train) < 2:  # which has no spread
         return math.nan
-    return float(prior_mismatch(model.sde, *spectrum(data.codec.encode(train).double())))
+    x = data.encode(train, centre=not data.codec.stochastic)
+    return float(prior_mismatch(model.sde, *spectrum(x.double())))
 
 
 def in_units(

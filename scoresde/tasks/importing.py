@@ -1,6 +1,6 @@
 """Foreign checkpoints become checkpoints of ours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,8 @@ def import_checkpoint(
     Raises:
         InputError: If its weights do not fit its model, or are not finite.
     """
-    network = _network(imported.recipe)
-    centred = not network["centre"]
-    codec = Affine.of_levels(network["shape"], _LEVELS, centred)
+    shape, centred = _taken(imported.recipe)
+    codec = Affine.of_levels(shape, _LEVELS, centred)
     data = data or _named_data(imported.config, centred)
     recipe = {
         "model": imported.recipe,
@@ -75,6 +74,14 @@ def import_checkpoint(
         checkpoint.build_model(average=choice)
     checkpoint.save(folder / NAME)
     return checkpoint
+
+
+def _taken(recipe: Mapping[str, Any]) -> tuple[Sequence[int], bool]:
+    """Returns the shape of the images that a model takes, and whether they are in [-1, 1]."""
+    if "encoder" in recipe:  # an autoencoder
+        return recipe["encoder"]["network"]["shape"], True
+    network = _network(recipe)
+    return network["shape"], not network["centre"]
 
 
 def _network(recipe: Mapping[str, Any]) -> Mapping[str, Any]:

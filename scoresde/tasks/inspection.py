@@ -10,7 +10,7 @@ from scoresde.data import Dataset, random_rows
 from scoresde.likelihood import LogProb, VariationalBound
 from scoresde.model import ScoreFunction
 from scoresde.sample import Sampler
-from scoresde.tasks.evaluation import evaluate_likelihood
+from scoresde.tasks.evaluation import evaluate_likelihood, has_density
 from scoresde.tasks.sampling import draw_samples
 from scoresde.tasks.views import view_of
 from scoresde.train import ProcessGroup
@@ -59,6 +59,8 @@ class Inspection:
             real = self.data.validation[rows.to(self.data.validation.device)].cpu()
             panels = {"validation data": real, f"{done} updates": self.data.decode(drawn.x)}
             view_of(self.data.codec).compare(panels, path)
+        if not has_density(self.data):
+            return {"samples": path}
         evaluation = evaluate_likelihood(
             model,
             self.bound,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import scoresde
+from scoresde.codec import LatentCodec
 from scoresde.data import Dataset, random_rows
 from scoresde.errors import InputError
 from scoresde.likelihood import LogProb
@@ -487,9 +488,10 @@ def _plane_figures(
 ) -> list[Figure]:
     """Draws the score and the density of two-dimensional data, and the paths of samples."""
     figures = []
-    if not trained.conditional:
+    if not trained.conditional and not isinstance(trained.data.codec, LatentCodec):
         figures.append(_score_figure(trained, view.extent(), folder))
-    if trained.evaluable and likelihood.levels is None and not trained.conditional:
+    exact = trained.evaluable and not trained.data.codec.stochastic
+    if exact and likelihood.levels is None and not trained.conditional:
         figures.append(_density_figure(trained, view.extent(), likelihood, folder))
     for name, sampler in samplers.items():
         times, paths = _record(trained, sampler)

@@ -106,6 +106,8 @@ class Drawing:
         """Returns the log-densities of samples in raw units, and their errors, if known."""
         if samples.log_prob is None:
             return {}
+        if self.codec.stochastic:  # the latents of a sample are not a draw of its encoder
+            return {}
         x = samples.x.cpu()
         log_det = self.codec.log_det(self.codec.decode(x), x)
         if log_det is None:  # the codec knows no density of raw data

@@ -63,7 +63,7 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all: to a temporary one, flushed, then renamed."""
         parts = _shallow(self)
-        content = {"format": _FORMAT, "version": _VERSION, **parts, "digest": _digest(parts)}
+        content = {"format": _FORMAT, "version": _VERSION, **parts, "digest": tree_digest(parts)}
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
             torch.save(content, file)
@@ -128,7 +128,7 @@ class Checkpoint:
         odd = [name for name in names if not isinstance(parts[name], kinds[name])]
         if odd:
             raise InputError(f"{file}: {odd[0]} is no {kinds[odd[0]].__name__}; it is damaged.")
-        if "digest" in content and content["digest"] != _digest(parts):
+        if "digest" in content and content["digest"] != tree_digest(parts):
             raise InputError(f"{file} is damaged: its numbers are not those that were written.")
         recipe = updated(parts["recipe"])
         return Checkpoint(**{**parts, "recipe": recipe, "source": parts["recipe"]})
@@ -165,8 +165,8 @@ class Checkpoint:
             InputError: If a class is not allowed or not found, or the weights do not fit.
         """
         weights = self.ema if average else self.model
-        with _no_larger_than(sum(getattr(v, "numel", int)() for v in weights.values())):
-            model = self.build("model", Trainable, allow)
+        with _no_larger_than(_count(weights)):
+            model = self._built("model", Trainable, allow)
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -202,6 +202,11 @@ class Checkpoint:
         Raises:
             InputError: If it is missing, cannot be built, or is of another kind.
         """
+        plan = self.recipe.get(section) if isinstance(self.recipe, Mapping) else None
+        with _no_larger_than(_count(plan)):  # such as a codec with its weights
+            return self._built(section, kind, allow)
+
+    def _built(self, section: str, kind: type, allow: Iterable[str]) -> Any:
         if not isinstance(self.recipe, Mapping) or section not in self.recipe:
             raise InputError(f"The checkpoint does not say its {section}; the file is damaged.")
         part = build(self.recipe[section], allow)
@@ -211,6 +216,18 @@ class Checkpoint:
                 "the file is damaged."
             )
         return part
+
+
+def _count(tree: Any) -> int:
+    """Returns how many numbers the tensors in a tree of values have."""
+    match tree:
+        case torch.Tensor():
+            return tree.numel()
+        case Mapping():
+            return sum(_count(value) for value in tree.values())
+        case list() | tuple():
+            return sum(_count(value) for value in tree)
+    return 0
 
 
 @contextlib.contextmanager
@@ -278,7 +295,7 @@ def _copied(tree: Any) -> Any:
     return tree
 
 
-def _digest(parts: Mapping[str, Any]) -> str:
+def tree_digest(parts: Mapping[str, Any]) -> str:
     """Returns 32 digits that change with any number, name or text of a tree."""
     digest = hashlib.blake2b(digest_size=16)
 

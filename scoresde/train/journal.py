@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,9 @@ class Journal:
         self.trackers = None
         if ProcessGroup.here().first:
             name = str(state.recipe.get("name", "training"))
-            self.trackers = Trackers(Run(name, state.folder, start, state.recipe), trackers)
+            self.trackers = Trackers(
+                Run(name, state.folder, start, _plain(state.recipe)), trackers
+            )
         self.recent: list[Tensor] = []
         self.parts: list[Mapping[str, Tensor]] = []
         self.clock = time.perf_counter()
@@ -183,3 +186,11 @@ def _memory(device: torch.device) -> float:
         return 0.0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _plain(tree: Any) -> Any:
+    """Returns a recipe without tensors, such as the weights of a codec."""
+    if not isinstance(tree, Mapping):
+        return tree
+    kept = {key: value for key, value in tree.items() if not isinstance(value, Tensor)}
+    return {key: _plain(value) for key, value in kept.items()}

@@ -54,4 +54,4 @@ def load(
     checkpoint = Checkpoint.load_best(path) if weights == "best" else Checkpoint.load(path)
     model = checkpoint.build_model(allow, average=weights != "raw")
     codec = checkpoint.build("units", Codec, allow)
-    return Run(model.to(device or "cpu"), codec, checkpoint.recipe)
+    return Run(model.to(device or "cpu"), codec.placed(device or "cpu"), checkpoint.recipe)

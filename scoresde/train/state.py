@@ -12,7 +12,7 @@ from torch import Tensor
 from scoresde.errors import InputError, OtherRunError
 from scoresde.model import Trainable
 from scoresde.recipe import brief, complete, updated
-from scoresde.train.checkpoint import Checkpoint
+from scoresde.train.checkpoint import Checkpoint, tree_digest
 from scoresde.train.ema import Average
 from scoresde.train.engine import ModelLoss, ProcessGroup, like, own
 from scoresde.train.precision import LossScale
@@ -188,5 +188,5 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             leaves |= _flat(value, f"{name}.")
         else:
-            leaves[name] = value
+            leaves[name] = tree_digest({name: value}) if isinstance(value, Tensor) else value
     return leaves

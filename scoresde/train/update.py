@@ -60,7 +60,7 @@ class Update:
         copies = [average.model for average in self.averages]
         if isinstance(loss, nn.Module):
             loss.to(model.device)
-        self.terms = ModelLoss(model, loss)
+        self.loss, self.terms = loss, ModelLoss(model, loss)
         self.shared = (engine or Replicated()).share(self.terms, copies)
         self.optimiser = _optimiser(optimizer, self.terms)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -82,6 +82,7 @@ class Update:
         factor = self.training.rate(step, self.training.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        self.terms.loss = self.loss.at(step)
         value = self._backward(x, cond, step, size)
         gradients = [p.grad for p in self.terms.parameters() if p.grad is not None]
         scale = self.scale.state[0]

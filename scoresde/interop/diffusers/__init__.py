@@ -1,4 +1,4 @@
-r"""Checkpoints of the diffusers library: folders of its ``UNet2DModel``.
+r"""Checkpoints of the diffusers library: folders of its ``UNet2DModel`` and ``AutoencoderKL``.
 
 What their score is made of the network's output :math:`F`, and what the network is told:
 
@@ -28,15 +28,18 @@ References:
 
 from pathlib import Path
 
+from scoresde.codec import Autoencoder
+from scoresde.errors import InputError
+from scoresde.interop.diffusers.autoencoder import NAME, autoencoder_places, describe_autoencoder
 from scoresde.interop.diffusers.configuration import describe, swaps_sines
-from scoresde.interop.diffusers.files import read_folder
+from scoresde.interop.diffusers.files import Content, read_folder
 from scoresde.interop.diffusers.tensors import add_none, places, renamed, swap_sines
 from scoresde.interop.score_sde import Imported
 from scoresde.interop.score_sde.tensors import convert
-from scoresde.model import ScoreModel
+from scoresde.model import ScoreModel, Trainable
 from scoresde.recipe import build
 
-__all__ = ["load_checkpoint", "load_recipe"]
+__all__ = ["load_autoencoder", "load_checkpoint", "load_recipe"]
 
 
 def load_checkpoint(folder: str | Path) -> ScoreModel:
@@ -57,10 +60,31 @@ def load_checkpoint(folder: str | Path) -> ScoreModel:
             the configuration describes another kind of network or of noise, or a tensor is
             missing, left over or of another shape than the configuration says.
     """
-    imported = load_recipe(folder)
-    model = build(imported.recipe)
-    model.load_state_dict(imported.raw)
-    return model.eval()
+    model = _built(load_recipe(folder))
+    if not isinstance(model, ScoreModel):
+        raise InputError(f"{folder} must hold a UNet2DModel, got {NAME}; use load_autoencoder.")
+    return model
+
+
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """Reads an ``AutoencoderKL`` as a codec without a density. Nothing in it is executed.
+
+    It takes images in [-1, 1] of the size that its configuration says (``sample_size``). As the
+    codec of a data set (:meth:`scoresde.data.Dataset.with_codec`) its latents' scale is measured.
+
+    Arguments:
+        folder: The folder of an ``AutoencoderKL``, with ``config.json`` and its weights.
+
+    Returns:
+        The codec, in evaluation mode.
+
+    Raises:
+        InputError: As in :func:`load_checkpoint`.
+    """
+    codec = _built(load_recipe(folder))
+    if not isinstance(codec, Autoencoder):
+        raise InputError(f"{folder} must hold an {NAME}, got a UNet2DModel; use load_checkpoint.")
+    return codec
 
 
 def load_recipe(folder: str | Path) -> Imported:
@@ -70,9 +94,23 @@ def load_recipe(folder: str | Path) -> Imported:
     Arguments and errors are those of :func:`load_checkpoint`.
     """
     content = read_folder(folder)
+    if content.config.get("_class_name", None) == NAME:
+        return _autoencoder(content)
     recipe = describe(content.config, content.scheduler)
     state = convert(renamed(content.weights), places(recipe["network"]), content.path)
     add_none(state)
     if swaps_sines(content.config):
         swap_sines(state)
     return Imported(recipe=recipe, ema=None, raw=state, step=0, config=content.config.values)
+
+
+def _autoencoder(content: Content) -> Imported:
+    recipe = describe_autoencoder(content.config)
+    state = convert(renamed(content.weights), autoencoder_places(recipe), content.path)
+    return Imported(recipe=recipe, ema=None, raw=state, step=0, config=content.config.values)
+
+
+def _built(imported: Imported) -> Trainable:
+    model = build(imported.recipe)
+    model.load_state_dict(imported.raw)
+    return model.eval()

@@ -115,13 +115,13 @@ def read_folder(folder: str | Path) -> Content:
 
 
 def _network_folder(folder: Path) -> Path:
-    """Returns the folder of the network itself."""
-    for home in (folder / "unet", folder):
+    """Returns the folder of the network itself: of a pipeline, its model before its codec."""
+    for home in (folder / "unet", folder, folder / "vae"):
         if (home / _CONFIG).is_file():
             return home
     raise InputError(
         f"{folder} has no {_CONFIG}, and no folder unet with one; give the folder of a "
-        "UNet2DModel or of a pipeline that diffusers has saved."
+        "UNet2DModel, of an AutoencoderKL or of a pipeline that diffusers has saved."
     )
 
 

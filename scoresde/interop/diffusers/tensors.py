@@ -51,13 +51,18 @@ def places(recipe: Mapping[str, Any]) -> list[Place]:
     with torch.device("meta"):
         model = nn.ModuleDict({"network": build(recipe)})
     name, network = next((n, m) for n, m in model.named_modules() if isinstance(m, UNet))
-    return [place for layer in layers(network) for place in _places(name, layer)]
+    return [place for layer in layers(network) for place in places_of(name, layer)]
 
 
 def layers(network: UNet) -> Iterator[Layer]:
     """Yields all layers of the library for one of our networks."""
-    names = {module: name for name, module in network.named_modules()}
-    for theirs, module in _listed(network):
+    return layers_of(network, _listed(network))
+
+
+def layers_of(root: nn.Module, listed: Iterable[tuple[str, nn.Module]]) -> Iterator[Layer]:
+    """Yields the layers of modules in a root, each given with the name of its counterpart."""
+    names = {module: name for name, module in root.named_modules()}
+    for theirs, module in listed:
         for inner, ours, part in _parts(module):
             yield Layer(
                 theirs=f"{theirs}.{inner}".rstrip("."),
@@ -93,8 +98,9 @@ def add_none(state: dict[str, Tensor]) -> None:
             state[name] = nn.functional.pad(state[name], (0, 0, 0, 1))
 
 
-def _places(network: str, layer: Layer) -> Iterator[Place]:
-    """Yields the tensors of one layer."""
+def places_of(network: str | None, layer: Layer) -> Iterator[Place]:
+    """Yields the tensors of one layer, ours in a network of a name or in none."""
+    path = layer.ours if network is None else f"{network}.{layer.ours}"
     for name, tensor in layer.module.state_dict().items():
         classes = isinstance(layer.module, nn.Embedding)
         target = (len(tensor) - classes, *tensor.shape[1:])  # without the row of no class
@@ -102,7 +108,7 @@ def _places(network: str, layer: Layer) -> Iterator[Place]:
         yield Place(
             theirs=f"{layer.theirs}.{'weight' if name == 'W' else name}",
             shape=(rows, *target[1:]),
-            ours=f"{network}.{layer.ours}.{name}",
+            ours=f"{path}.{name}",
             target=target,
             part=layer.part,
             turned=False,
@@ -122,16 +128,16 @@ def _listed(network: Any) -> Iterator[tuple[str, nn.Module]]:
     yield "conv_in", network.conv_in
     for i, level in enumerate(network.down):
         name = f"down_blocks.{i}"
-        yield from _level(name, level.blocks, level.attentions)
-        yield from _change(name, "down", level.downsample)
+        yield from level_of(name, level.blocks, level.attentions)
+        yield from change_of(name, "down", level.downsample)
         if level.pyramid is not None:
             yield f"{name}.skip_conv", level.pyramid.conv
     middle = network.middle
-    yield from _level("mid_block", [middle.block_in, middle.block_out], [middle.attention])
+    yield from level_of("mid_block", [middle.block_in, middle.block_out], [middle.attention])
     for i, level in enumerate(network.up):
         name = f"up_blocks.{i}"
-        yield from _level(name, level.blocks, [*level.early_attentions, level.attention])
-        yield from _change(name, "up", level.upsample)
+        yield from level_of(name, level.blocks, [*level.early_attentions, level.attention])
+        yield from change_of(name, "up", level.upsample)
         if level.pyramid is not None:
             last = level is network.up[-1]
             yield "conv_norm_out" if last else f"{name}.skip_norm", level.pyramid.head.norm
@@ -141,7 +147,7 @@ def _listed(network: Any) -> Iterator[tuple[str, nn.Module]]:
         yield "conv_out", network.conv_out
 
 
-def _level(
+def level_of(
     name: str, blocks: Iterable[nn.Module], attentions: Iterable[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yields the blocks of a level, and the attentions that are there."""
@@ -152,7 +158,7 @@ def _level(
         yield f"{name}.attentions.{i}", attention
 
 
-def _change(name: str, way: str, module: Any) -> Iterator[tuple[str, nn.Module]]:
+def change_of(name: str, way: str, module: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yields what leads from one level to the next."""
     if isinstance(module, Between):
         yield f"{name}.{way}samplers.0.conv", module.layer.get_submodule("conv")
@@ -164,7 +170,8 @@ def _parts(module: nn.Module) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Yields the layers in a module: their name, ours, and which part of ours it is."""
     match module:
         case ResidualBlock():
-            yield from ((theirs, ours, _WHOLE) for theirs, ours in _BLOCK.items())
+            there = {t: o for t, o in _BLOCK.items() if getattr(module, o) is not None}
+            yield from ((theirs, ours, _WHOLE) for theirs, ours in there.items())
             if isinstance(module.shortcut, nn.Conv2d):
                 yield "conv_shortcut", "shortcut", _WHOLE
         case Attention():

@@ -1,0 +1,154 @@
+r"""The losses of autoencoders.
+
+.. math:: L = -\mathbb{E}_{q(z \mid x)} \log p(x \mid z)
+          + \beta \sum_j \max(\lambda, \mathrm{KL}_j) ,
+
+in nats, summed over the values of an example and over its latents j. With :math:`\beta = 1` and
+:math:`\lambda = 0` it is the negative evidence lower bound.
+
+**Collapse.** While the decoder is still poor, the divergence is the easier of the two to lower,
+and latents may be given up for good. A *warm-up* raises :math:`\beta` from 0 linearly over the
+first updates; *free bits* charge nothing for the first :math:`\lambda` nats of a latent.
+
+References:
+    Kingma and Welling 2014, https://arxiv.org/abs/1312.6114 (equation 3).
+    Higgins et al., *beta-VAE*, 2017 (equation 4).
+    Sonderby et al., *Ladder variational autoencoders*, 2016, https://arxiv.org/abs/1602.02282
+    (the warm-up).
+    Kingma et al., *Improving variational inference with inverse autoregressive flow*, 2016,
+    https://arxiv.org/abs/1606.04934 (free bits; there of the mean over a batch, here of each
+    example, since nothing couples the examples of a batch).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from scoresde.codec import VAE, Autoencoder
+from scoresde.errors import InputError
+from scoresde.loss.base import Loss, LossTerms
+from scoresde.model import Trainable
+from scoresde.shapes import sum_features
+from scoresde.streams import Purpose, Streams
+
+
+@dataclass(frozen=True)
+class ELBO(Loss):
+    """The negative evidence lower bound of a VAE.
+
+    The parts ``reconstruction`` and ``kl`` are its two terms, in nats. Held-out examples are
+    measured by the bound itself, whatever the weights.
+
+    Arguments:
+        beta: The weight of the divergence, non-negative.
+        free_bits: The nats of each latent that are free, non-negative.
+        warmup: The number of updates over which ``beta`` rises from 0; 0: none.
+
+    Raises:
+        InputError: If a number is out of its range.
+    """
+
+    beta: float = 1.0
+    free_bits: float = 0.0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "free_bits", "warmup"):
+            check_weight(name, getattr(self, name))
+
+    def at(self, step: int) -> "ELBO":
+        return replace(self, beta=self.beta * risen(step, self.warmup), warmup=0)
+
+    def fixed(self) -> "ELBO":
+        return ELBO()
+
+    def terms(
+        self,
+        model: Trainable,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> LossTerms:
+        """Returns the loss of each example in nats; arguments as for :class:`Loss`.
+
+        ``noise`` is that of the latents, ``(B, *)``; a VAE has no times.
+        """
+        self.check(model)
+        assert isinstance(model, VAE)
+        if noise is None:
+            noise = latent_noise(model, x, seed, seeds, part)
+        found = model.elbo(x, noise)
+        cost = sum_features(found.kls.clamp(min=self.free_bits)) if self.free_bits else found.kl
+        parts = {"reconstruction": found.reconstruction.detach(), "kl": found.kl.detach()}
+        return LossTerms(self.beta * cost - found.reconstruction, parts)
+
+    def check(self, model: Trainable) -> None:
+        if not isinstance(model, VAE):
+            raise InputError(
+                f"model must be a VAE for its bound, got {type(model).__name__}; use "
+                "VAE(encoder, decoder, likelihood)."
+            )
+
+
+@dataclass(frozen=True)
+class ReconstructionError(Loss):
+    """The squared error of an autoencoder, the mean over the values of an example."""
+
+    def terms(
+        self,
+        model: Trainable,
+        x: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        part: slice | None = None,
+        **cond: Tensor,
+    ) -> LossTerms:
+        """Returns the squared error of each example; arguments as for :class:`Loss`."""
+        self.check(model)
+        assert isinstance(model, Autoencoder)
+        return LossTerms(model.squared_error(x))
+
+    def check(self, model: Trainable) -> None:
+        if not isinstance(model, Autoencoder):
+            raise InputError(
+                f"model must be an Autoencoder, got {type(model).__name__}; a VAE has ELBO()."
+            )
+
+
+def check_weight(name: str, value: float) -> None:
+    """Checks that a weight, or a length of its rise, is not negative.
+
+    Raises:
+        InputError: If it is, or is not finite.
+    """
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InputError(f"{name} must be non-negative and finite, got {value}.")
+
+
+def risen(step: int, warmup: int) -> float:
+    """Returns how much of a weight counts at an update, if it rises over ``warmup`` of them."""
+    return min(1.0, step / warmup) if warmup else 1.0
+
+
+def latent_noise(
+    codec: Any,
+    x: Tensor,
+    seed: int | None,
+    seeds: Iterable[int] | None,
+    part: slice | None,
+) -> Tensor:
+    """Returns the noise of the latents of a part of a batch, ``(B, *)``."""
+    streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
+    own = streams if part is None else streams[part]
+    return own.normal(codec.shape, Purpose.ENCODE, dtype=codec.dtype)
