@@ -189,12 +189,13 @@ def test_the_commands_of_the_page_on_guidance_run(tmp_path):
                 assert file["nfe"].tolist() == [2] * 3
 
 
-def test_the_programs_of_the_page_on_bridges_run():
+def test_the_programs_of_the_page_on_bridges_run(monkeypatch):
     """Means and spreads of the exact law, within what 500 updates of a small network leave."""
     torch.manual_seed(0)
-    space = {"torch": torch, "fit": functools.partial(fit, progress=False)}
+    monkeypatch.setattr(scoresde, "fit", functools.partial(fit, progress=False))
+    space = {}
     for part in blocks(BRIDGES, "python"):
-        exec(part.replace("from scoresde import fit\n", ""), space)
+        exec(part, space)
     mean, std = 0.8 / 0.89, math.sqrt(1 - 0.64 / 0.89)
     assert float(space["best"].mean()) == pytest.approx(mean, abs=0.1)
     assert float(space["best"].std()) < 0.1
@@ -202,6 +203,10 @@ def test_the_programs_of_the_page_on_bridges_run():
         found = space[name]
         assert float(found.mean()) == pytest.approx(mean, abs=off)
         assert float(found.std()) == pytest.approx(std, abs=off)
+    assert space["errors"][1] < 0.5 * space["errors"][0]
+    assert space["images"].shape == (64, 1, 8, 8)
+    # Uniform levels cost log 17 each.
+    assert float(space["bounds"].mean()) > -64 * math.log(17)
     for name in ("ode", "sde"):
         assert float(space[name].mean()) == pytest.approx(0, abs=0.15)
         assert float(space[name].std()) == pytest.approx(1, abs=0.15)
@@ -211,12 +216,23 @@ def test_the_programs_of_the_page_on_bridges_run():
 def test_the_commands_of_the_page_on_bridges_run(tmp_path):
     write_images(tmp_path)
     lines = list(filter(None, "\n".join(blocks(BRIDGES, "sh")).splitlines()))
-    assert len(lines) == 5
+    assert len(lines) == 11
     for line in lines:
         words = shlex.split(line)[3:]
-        small = [*TINY, "steps=2"] if "task=restore" not in words else []
-        words = [word for word in words if not word.startswith(("steps=", "draws="))]
-        quick = small or ["steps=1", "draws=2", "examples=2", "progress=false"]
+        if "task=restore" in words:
+            quick = ["steps=1", "draws=2", "examples=2", "progress=false"]
+            words = [word for word in words if not word.startswith(("steps=", "draws="))]
+        elif any(word.startswith("task=") for word in words):
+            own = {"sample": ["count=2"], "likelihood": ["examples=2", "draws=2"]}
+            task = next(w for w in words if w.startswith("task=")).removeprefix("task=")
+            quick = [*own.get(task, ["count=8", "train.steps=2"]), "progress=false"]
+            words = [word for word in words if not word.startswith(("draws=", "train.steps"))]
+        else:
+            recipe = words[0].partition("=")[2]
+            quick = [*TINY, *(["steps=2"] if recipe == "digits_indi" else [])]
+            quick += ["data.count=400"] if recipe == "moons_flow" else []
+            if recipe == "digits_latent":
+                quick = [w for w in quick if not w.startswith("likelihood.")]
         program(*words, *quick, cwd=tmp_path)
 
 
