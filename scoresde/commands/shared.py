@@ -1,0 +1,135 @@
+"""What several tasks share: the likelihood of a configuration, and what identifies a result."""
+
+import json
+import os
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from scoresde.configuration import (
+    allowed,
+    changed_section,
+    cut_of,
+    given,
+    instantiate,
+    measured,
+    replaced,
+)
+from scoresde.errors import InputError
+from scoresde.recipe import build
+from scoresde.tasks.identity import fingerprint
+from scoresde.tasks.parts import SUBSET, Rank
+
+PARTS = "parts"  # where a task keeps the batches that are done
+
+
+def rank_of() -> Rank:
+    """Which of the processes that torchrun has started this is."""
+    return Rank(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any) -> Any:
+    """Returns the likelihood that the checkpoint and the command line ask for."""
+    from scoresde.likelihood import LogProb
+
+    refuse_one_level(checkpoint, model, config)
+    # A training by fit(folder=) says none.
+    own = "likelihood" in checkpoint.recipe and not replaced("likelihood")
+    if own:
+        plan = changed_section(checkpoint, "likelihood", config)
+    else:
+        plan = OmegaConf.to_container(config.likelihood, resolve=True)  # type: ignore[assignment]
+    plan = cut_of(measured(plan, data), model.process)
+    exact = build(plan, allowed(config)) if own else instantiate(plan, "likelihood")
+    if not isinstance(exact, LogProb):
+        raise InputError(
+            f"likelihood must be a Likelihood, a VariationalBound or a DiscreteBound, got "
+            f"{type(exact).__name__}; use likelihood=default."
+        )
+    return exact
+
+
+def built_draws(config: DictConfig, likelihood: Any) -> Any:
+    """Returns how integers are dequantised, or None for the plain way."""
+    from scoresde.tasks.evaluation import Draws
+
+    if config.draws == 1 and not given("dequantisation"):
+        if not config.weighted:
+            return None
+        if likelihood.levels is None:
+            raise InputError("weighted=true has no effect on a single draw; give draws=16, say.")
+    return Draws(
+        config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
+    )
+
+
+def identity_of(checkpoint: Any, config: DictConfig) -> dict[str, str]:
+    """What all numbers depend on, in words; where the files lie is no part of it."""
+    weights = checkpoint.model if config.weights == "raw" else checkpoint.ema
+    recipe = checkpoint.source or checkpoint.recipe  # as it was written: names move
+    plan = json.dumps(recipe.get("model"), sort_keys=True, default=str)
+    print_ = fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
+    identity = {
+        "checkpoint": f"step {checkpoint.step}, {print_}",
+        "seed": str(config.seed),
+        "weights": str(config.weights),
+        "batch_size": str(config.batch_size),
+    }
+    plain = config.precision == "float32"
+    return identity if plain else {**identity, "precision": config.precision}
+
+
+def data_identity(data: Any, config: DictConfig, model: Any) -> dict[str, str]:
+    """Returns what identifies the examples that a task evaluates."""
+    split = config.split
+    values = data.split(split)
+    some = config.examples is not None and config.examples < len(values)
+    kind = f"{data.name}, {tuple(values.shape)}, levels {data.levels}, {data.scaling}"
+    return {
+        "data": f"{kind}, {_digest(values)}",
+        "split": split,
+        **({SUBSET: "a random subset"} if some else {}),
+        **_told(data, split, model),
+    }
+
+
+def _told(data: Any, split: str, model: Any) -> dict[str, str]:
+    """Returns the fingerprints of the conditions of a split that a model takes."""
+    names = model.select(data.conditions_of(split, slice(1)))
+    if not names:
+        return {}
+    prints: dict[str, list[str]] = {name: [] for name in names}
+    for rows in torch.arange(len(data.split(split))).split(4096):
+        for name, values in data.conditions_of(split, rows).items():
+            if name in prints:
+                prints[name].append(fingerprint(values))
+    return {name: fingerprint(*parts) for name, parts in prints.items()}
+
+
+def _digest(values: Any) -> str:
+    """Returns the fingerprint of raw examples, also if they are larger than memory."""
+    if isinstance(values, torch.Tensor):
+        return fingerprint(values)
+    return fingerprint(*(fingerprint(part) for part in values.chunks()))
+
+
+def only_time_of(checkpoint: Any, model: Any, config: DictConfig) -> float | None:
+    """Returns the one time at which a checkpoint's model was trained, or None."""
+    from scoresde.loss import Loss, only_time
+
+    try:
+        loss = checkpoint.build("loss", Loss, allowed(config))
+    except InputError:  # there is none, or it is of another package
+        return None
+    return only_time(loss, model.process)
+
+
+def refuse_one_level(checkpoint: Any, model: Any, config: DictConfig) -> None:
+    """Refuses a model that was trained at one time, of which nothing between 0 and 1 is known."""
+    if only_time_of(checkpoint, model, config) is not None:
+        raise InputError(
+            f"task={config.task} must have a model of all noise levels, got one that was trained "
+            f"at one level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); "
+            "train with times over all levels."
+        )
