@@ -75,7 +75,7 @@ def report(found: dict[str, Evaluation], log_snr: list[float]) -> dict[str, obje
 
 
 def main() -> None:
-    """Measures, prints, and writes ``results.json``."""
+    """Measures, prints, and writes ``table.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs=2)
     parser.add_argument("--draws", type=int, default=96)
@@ -86,7 +86,7 @@ def main() -> None:
     ends = vdm.sde.log_snr(torch.tensor([0.0, 1.0])).tolist()
     results = report(measure(vdm, vp, asked.draws), ends)
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (asked.out / "table.json").write_text(json.dumps(results, indent=2) + "\n")
     for name, row in results["rows"].items():
         print(name, {key: round(value, 4) for key, value in row.items()})
 

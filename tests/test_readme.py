@@ -108,7 +108,9 @@ def test_command_runs(command: list[str], place: Path, monkeypatch: pytest.Monke
         small = [*TINY, "data.fractions=[0.6,0.2,0.2]"]
     if "checkpoint=RUN" in text:
         small = ["count=4", "progress=false"]
-        if "task=likelihood" in text and "likelihood=bound" not in text:
+        if "likelihood=discrete" in text:
+            small += ["examples=4", "likelihood.draws=2"]
+        elif "task=likelihood" in text and "likelihood=bound" not in text:
             small += ["likelihood.rtol=0.1", "likelihood.atol=0.1"]
         small += [] if "allow=" in text else ["allow=my_parts"]
         if "task=encode" in text:

@@ -87,7 +87,7 @@ def test_the_design_is_the_published_one(space):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_commands_of_the_page_run(tmp_path):
-    lines = "\n".join(blocks(PAGE, "sh")).splitlines()
+    lines = filter(None, "\n".join(blocks(PAGE, "sh")).splitlines())
     first, *others = (shlex.split(line, comments=True)[3:] for line in lines)
     small = ["network.width=8", "network.blocks=1"]
     program(*first, *tiny("digits_vdm"), *small, "hydra.run.dir=DIGITS", cwd=tmp_path)

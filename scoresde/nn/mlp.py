@@ -108,8 +108,10 @@ class MLP(ConditionalNetwork):
         for block in self.blocks:
             h = block(h, told)
         out = self.linear_out(silu(self.norm_out(h)))
-        channels, *rest = self.shape
-        return out if self.outputs else out.reshape(len(x), self.output_heads * channels, *rest)
+        if self.outputs:
+            return out
+        heads = out.reshape(len(x), self.output_heads, *self.shape)
+        return heads.flatten(1, 2) if self.shape else heads[:, 0]
 
 
 class PerceptronBlock(nn.Module):
