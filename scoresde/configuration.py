@@ -196,16 +196,18 @@ def measured(plan: Any, data: Any) -> Any:
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
-    if plan.get("levels") == "auto":
-        return None if data.levels is None else {**plan, **levels_of(plan, data)}
+    if plan.get("levels") == "auto" and data.levels is None:
+        return None
+    if "levels" in plan and "auto" in (plan["levels"], plan.get("low"), plan.get("high")):
+        return {**plan, **levels_of(plan, data)}
     return plan
 
 
 def levels_of(plan: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """Returns the number of levels of integers, and their range where the plan asks for it."""
     ends = dict(zip(("low", "high"), data.codec.range, strict=True))
-    asked = {key: end for key, end in ends.items() if plan.get(key) == "auto"}
-    return {"levels": data.levels, **asked}
+    auto = {"levels": data.levels, **ends}
+    return {key: value for key, value in auto.items() if plan.get(key) == "auto"}
 
 
 def variance_of(plan: Mapping[str, Any]) -> dict[str, Any]:

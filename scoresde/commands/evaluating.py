@@ -93,6 +93,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
 def _untrained_for(exact: Any, checkpoint: Any, data: Any) -> list[str]:
     """Says if integers at the centres of their levels are not what a model was trained on."""
     loss = checkpoint.recipe.get("loss") or {}
+    loss = loss.get("loss") or loss  # the one that is wrapped
     if exact.levels is None or not data.dequantise or loss.get("decoder") is not None:
         return []
     text = (

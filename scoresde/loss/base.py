@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.codec import Decoder
 from scoresde.errors import InputError
 from scoresde.model import Trainable, check_model
 from scoresde.sde import Interpolant, as_time
@@ -43,7 +44,12 @@ class Loss(ABC):
     weights are trained by the optimiser of the model, and are not averaged; its buffers change in
     :meth:`keep`; both are in the checkpoints of a training run. It takes no part in what the model
     does afterwards.
+
+    Attributes:
+        decoder: The last step to the data, where the loss evaluates that.
     """
+
+    decoder: Decoder | None = None
 
     @abstractmethod
     def terms(
@@ -130,7 +136,7 @@ class Loss(ABC):
     @property
     def on_levels(self) -> bool:
         """Whether it evaluates the levels of integers, which lie at their centres then."""
-        return False
+        return self.decoder is not None and self.decoder.levels is not None
 
     def first_time(self, process: Interpolant) -> float:
         """Returns the smallest time at which the loss evaluates a model of a process."""

@@ -45,8 +45,9 @@ class HybridLoss(Loss):
 
     Arguments:
         scale: The factor :math:`\lambda` of the bound, non-negative.
-        decoder: The last step, to the data, for the term of step 1: a decoder over levels for
-            data at their levels; None for real data, a Gaussian around the denoised data.
+        decoder: The last step, to the data, for the term of step 1: a decoder over levels, to
+            whose centres data on levels are moved first, dequantised or not; None for real data,
+            a Gaussian around the denoised data.
         variance: What the second head of the network means.
         times: How steps are drawn; all equally likely by default.
 
@@ -93,6 +94,7 @@ class HybridLoss(Loss):
         """
         self.check(model)
         assert isinstance(model, ScoreModel)
+        x = x if self.decoder is None else self.decoder.centre(x)
         step = ChainStep.of(
             model, x, t, noise, times=self.times, seed=seed, seeds=seeds, part=part
         )
@@ -102,10 +104,6 @@ class HybridLoss(Loss):
         vb = step.bound(model, found.data.detach(), variance, self.variance, self.decoder)
         value = step.weight * (simple + self.scale * vb)
         return LossTerms(value, {"simple": simple.detach(), "vb": vb.detach()})
-
-    @property
-    def on_levels(self) -> bool:
-        return self.decoder is not None and self.decoder.levels is not None
 
     def check(self, model: Trainable) -> None:
         check_model(model, ScoreModel)
@@ -158,16 +156,13 @@ class BoundLoss(Loss):
         """
         self.check(model)
         assert isinstance(model, ScoreFunction)
+        x = x if self.decoder is None else self.decoder.centre(x)
         step = ChainStep.of(
             model, x, t, noise, times=self.times, seed=seed, seeds=seeds, part=part
         )
         data, variance = self.variance.step(model, step.state, step.t, step.s, **cond)
         vb = step.bound(model, data, variance, self.variance, self.decoder)
         return LossTerms(step.weight * vb)
-
-    @property
-    def on_levels(self) -> bool:
-        return self.decoder is not None and self.decoder.levels is not None
 
     def check(self, model: Trainable) -> None:
         check_model(model)
@@ -240,8 +235,6 @@ class ChainStep:
         assert isinstance(model.sde, Chain)
         divergence = step_divergence(model, self.x, data, v, self.t, self.s)
         steps, last_step = model.sde.steps, GaussianDecoder()
-        if decoder is not None:
-            decoder.check(self.x)
         # Everywhere the first time: other rows are not used, and must be finite.
         t = self.t.new_tensor(1 / steps)
         first = First.of(

@@ -54,7 +54,7 @@ class ImportanceSampled(Loss, nn.Module):
             )
         if not isinstance(floor, int | float) or not 0 < floor <= 1:
             raise InputError(f"floor must be in (0, 1], got {floor}; 0.001 was published.")
-        self.loss, self.floor = loss, floor
+        self.loss, self.floor, self.decoder = loss, floor, loss.decoder
         shape = check_count("steps", steps), check_count("history", history)
         self.register_buffer("values", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(shape[0], dtype=torch.int64))

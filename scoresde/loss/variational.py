@@ -246,10 +246,6 @@ class VariationalLoss(Loss):
         value = torch.stack(list(parts.values())).sum(0)
         return LossTerms(value, {name: one.detach() for name, one in parts.items()})
 
-    @property
-    def on_levels(self) -> bool:
-        return self.decoder is not None and self.decoder.levels is not None
-
     def check(self, model: Trainable) -> None:
         check_model(model)
         self._of(model.process).check(model.process, self.steps)

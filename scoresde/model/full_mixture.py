@@ -123,6 +123,7 @@ class FullMixtureModel(Mixture):
         means = expand(self.sde.alpha_dot(t), x) * self._means(responsibilities, x)
         return means + self._mix(responsibilities, rates / v * deviations, x)
 
+    @torch.no_grad()  # a schedule may have weights
     def sample(
         self,
         n: int,

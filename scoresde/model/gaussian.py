@@ -85,6 +85,7 @@ class GaussianModel(ScoreFunction):
         y, _, _, v = self._eigen(x, as_time(t))
         return -0.5 * (y**2 / v + torch.log(2 * torch.pi * v)).sum(1)
 
+    @torch.no_grad()  # a schedule may have weights
     def sample(self, n: int, t: Tensor | float = 0.0, *, seed: int | None = None) -> Tensor:
         """Draws ``n`` examples of the marginal at ``t``, with shape ``(n, *)``."""
         z = Streams.of(seed, batch=check_count("n", n), device=self.mean.device).normal(

@@ -137,6 +137,7 @@ class GaussianMixtureModel(Mixture):
         variances = self.stds[:, None].expand(-1, self.means[0].numel()) ** 2
         return condition(observed, self.means, torch.diag_embed(variances))
 
+    @torch.no_grad()  # a schedule may have weights
     def sample(
         self,
         n: int,

@@ -96,7 +96,7 @@ def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:
     h = 1 / steps
     # Its index is computed in float32, which decides where t lies just above or below a level.
     i = int(t.float() * (steps - 1))
-    sigma = float(sde.sigma(t))
+    sigma = float(sde.sigma(t).detach())
     match sde:
         case VPSDE():
             return _vp_step(LinearBetas(sde.beta_min, sde.beta_max, steps), t, h, i, sigma)

@@ -81,7 +81,8 @@ class LearnedSchedule(nn.Module, SDE):
         fixed_ends: bool = False,
     ) -> None:
         super().__init__()
-        if not -math.inf < log_snr_min < log_snr_max < math.inf:
+        numbers = all(isinstance(end, int | float) for end in (log_snr_max, log_snr_min))
+        if not numbers or not -math.inf < log_snr_min < log_snr_max < math.inf:
             raise InputError(
                 f"log_snr_max must be above log_snr_min, and both finite, got {log_snr_max} and "
                 f"{log_snr_min}; 13.3 and -5 are usual for images."

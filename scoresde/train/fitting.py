@@ -22,6 +22,7 @@ from scoresde.recipe import describe
 from scoresde.shapes import check_data
 from scoresde.train.checkpoint import NAME, Checkpoint
 from scoresde.train.dropout import check_dropout
+from scoresde.train.levels import check_levels
 from scoresde.train.loop import batches
 from scoresde.train.training import Training
 from scoresde.train.update import Update
@@ -89,6 +90,7 @@ def fit(
     loss.check(model)
     model = model if device is None else model.to(device)
     source = _source(data, held_out, seed)
+    check_levels(loss, source)
     _warn(source, model, loss)
     training = Training(
         steps=steps, batch_size=batch_size, ema=ema, condition_dropout=condition_dropout

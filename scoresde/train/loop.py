@@ -17,6 +17,7 @@ from scoresde.train.checkpoint import NAME
 from scoresde.train.dropout import check_dropout
 from scoresde.train.engine import Engine, ProcessGroup
 from scoresde.train.journal import Bad, Journal
+from scoresde.train.levels import check_levels
 from scoresde.train.saving import CheckpointManager
 from scoresde.train.snapshots import save_snapshot
 from scoresde.train.state import State
@@ -132,6 +133,7 @@ def train(
             f"{training.augment.width}}}."
         )
     check_dropout(model, data, training.condition_dropout)
+    check_levels(loss, data)
     _check_images(model, data, training)
     update = Update(model, loss, training, optimizer, engine, seed)
     state = State(

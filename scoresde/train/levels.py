@@ -1,0 +1,54 @@
+"""Whether the levels of a loss are those of the data."""
+
+import torch
+from torch import Tensor
+
+from scoresde.data import Dataset
+from scoresde.errors import InputError
+from scoresde.loss import Loss
+from scoresde.streams import Streams
+
+_EXAMPLES = 256  # of real numbers that are looked at
+_FAR = 1e9  # in model units: beyond every level
+_OFF = 1e-3  # steps by which ends may differ
+
+
+def check_levels(loss: Loss, data: Dataset) -> None:
+    """Checks that the decoder of a loss is for the levels of the data, and for their range.
+
+    It moves examples to the centres of its own levels, whatever they are: with other levels a
+    model would be trained for other data. Real numbers may lie anywhere in the range.
+
+    Raises:
+        InputError: If not.
+    """
+    decoder = loss.decoder
+    if decoder is None or decoder.levels is None:
+        return
+    least, most = decoder.centre(torch.tensor([-_FAR, _FAR], dtype=torch.float64)).tolist()
+    step = (most - least) / (decoder.levels - 1)
+    low, high = least - step / 2, most + step / 2
+    asked = f"{decoder.levels} levels in [{low:.4g}, {high:.4g}]"
+    if data.levels is None:
+        x = _examples(data)
+        away = torch.maximum(low - x, x - high)
+        if float(away.max()) > _OFF * step:
+            raise InputError(
+                f"decoder must suit the data, got {asked}, but {data.name} is real-valued with "
+                f"{float(x.flatten()[away.argmax()]):.4g} in model units; use decoder=None, or a "
+                "data set with levels."
+            )
+        return
+    ends = data.codec.range
+    off = max(abs(low - ends[0]), abs(high - ends[1]))
+    if decoder.levels != data.levels or off > _OFF * step:
+        raise InputError(
+            f"decoder must suit the data, got {asked}, but {data.name} has {data.levels} levels "
+            f"in [{ends[0]:.4g}, {ends[1]:.4g}]; give levels, low and high as there (auto on the "
+            "command line)."
+        )
+
+
+def _examples(data: Dataset) -> Tensor:
+    count = min(_EXAMPLES, len(data.train))
+    return data.batch("train", Streams(0, torch.arange(count))).x.double().cpu().flatten()
