@@ -1,13 +1,12 @@
 """A bridge as a user would write it: a process, its models, exact and learned, and a loss."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from scoresde import InputError, Interpolant
-from scoresde.loss import Loss, LossTerms, draw
+from scoresde.loss import Given, Loss, LossTerms
 from scoresde.model import Model
 from scoresde.passes import count_pass
 from scoresde.sde import as_time
@@ -153,21 +152,9 @@ class BridgeNetwork(Model):
 class Regression(Loss):
     r"""The squared error of the example, :math:`|D(x_t, t, x_1) - x_0|^2 / d`."""
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        process, times = model.process, UniformTimes()
-        eps = self.first_time(process)
-        drawn = draw(process, x, t, noise, times=times, eps=eps, seed=seed, seeds=seeds, part=part)
+    def evaluate(self, model: Model, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        process = model.process
+        drawn = given.draw(process, x, UniformTimes(), self.first_time(process))
         state = process.interpolate(x, cond["source"], drawn.t, drawn.noise)
         error = (model.denoise(state, drawn.t, **cond) - x).square().flatten(1).mean(1)
         return LossTerms(error, {"early": error.detach() * (drawn.t < 0.5)})
@@ -176,5 +163,5 @@ class Regression(Loss):
 class Degraded(Regression):
     """Where the source is the example made worse, the data alone are enough."""
 
-    def terms(self, model: Model, x: Tensor, *args, **options) -> LossTerms:
-        return super().terms(model, x, *args, **options, source=0.5 * x + 1)
+    def evaluate(self, model: Model, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        return super().evaluate(model, x, given, **cond, source=0.5 * x + 1)

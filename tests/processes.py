@@ -104,13 +104,13 @@ class Acting(torch.nn.Module, Loss):
         if isinstance(loss, torch.nn.Module):  # under the names of the one without this
             self.state_dict, self.load_state_dict = loss.state_dict, loss.load_state_dict
 
-    def terms(self, model, x, **options):
+    def evaluate(self, model, x, given, **cond):
         last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
-        seeds = options.get("seeds")
+        seeds = given.batch.seeds
         if last and isinstance(seeds, range) and seeds.start // len(seeds) == self.step:
             self.step = None  # once, though a batch may come in parts
             self.act()
-        return self.loss.terms(model, x, **options)
+        return self.loss.evaluate(model, x, given, **cond)
 
 
 def fit(path, name, act=None):

@@ -1,6 +1,6 @@
 """Losses: one value per example, from a model and clean data."""
 
-from scoresde.loss.base import Draw, Loss, LossTerms, draw
+from scoresde.loss.base import BatchStreams, Draw, Given, Loss, LossTerms
 from scoresde.loss.coupling import Coupling, Independent, OptimalTransport, SourceSamples
 from scoresde.loss.cross_entropy import CrossEntropy
 from scoresde.loss.denoising import DenoisingScoreMatching
@@ -43,6 +43,7 @@ from scoresde.loss.weighting import (
 
 __all__ = [
     "ELBO",
+    "BatchStreams",
     "BoundLoss",
     "BoundWeighting",
     "BridgeVelocityWeighting",
@@ -54,6 +55,7 @@ __all__ = [
     "EDMWeighting",
     "ExplicitScoreMatching",
     "FlowMatching",
+    "Given",
     "HybridLoss",
     "ImportanceSampled",
     "Independent",
@@ -81,6 +83,5 @@ __all__ = [
     "VelocityWeighting",
     "Weighting",
     "WholeBound",
-    "draw",
     "only_time",
 ]

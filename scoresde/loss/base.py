@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,8 +36,115 @@ class LossTerms:
     record: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Times and noise for a batch.
+
+    Arguments:
+        t: The times, ``()`` or ``(B,)``.
+        noise: Standard normal noise, with the shape of the batch.
+        weight: What corrects for the density of drawn times, ``(B,)``; 1 for given ones.
+    """
+
+    t: Tensor
+    noise: Tensor
+    weight: Tensor | float
+
+
+@dataclass(frozen=True, eq=False)
+class BatchStreams:
+    """The random streams of a batch of which a part may be evaluated.
+
+    Arguments:
+        seed: Seed of the streams. If None, a new one is drawn when they are used.
+        seeds: The index of each example's stream; None: as many as there are examples.
+        part: Which of the ``seeds`` are those of the part; None: all.
+        size: The number of examples in the part.
+        device: Where the numbers are made.
+    """
+
+    seed: int | None
+    seeds: Iterable[int] | None
+    part: slice | None
+    size: int
+    device: torch.device
+
+    @cached_property
+    def whole(self) -> Streams:
+        """The streams of the whole batch."""
+        count = self.size if self.part is None else None
+        return Streams.of(self.seed, self.seeds, count, self.device)
+
+    @property
+    def own(self) -> Streams:
+        """The streams of the part."""
+        return self.whole if self.part is None else self.whole[self.part]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The times and the noise that a loss is given, and the streams of what it draws.
+
+    Arguments:
+        t: Times, with shape ``()`` or ``(B,)``; None: they are drawn.
+        noise: Standard normal noise, with shape ``(B, *)``; None: it is drawn.
+        batch: The streams.
+    """
+
+    t: Tensor | None
+    noise: Tensor | None
+    batch: BatchStreams
+
+    @property
+    def own(self) -> Streams:
+        """The streams of the examples that are evaluated."""
+        return self.batch.own
+
+    def at(self, t: Tensor, noise: Tensor | None) -> "Given":
+        """Returns other times and noise with the same streams."""
+        return Given(t, noise, self.batch)
+
+    def draw(self, process: Any, x: Tensor, times: Times, eps: float) -> Draw:
+        """Draws the times and the noise that are not given.
+
+        Arguments:
+            process: The process whose times they are.
+            x: Clean data, with shape ``(B, *)``.
+            times: The density of drawn times.
+            eps: The smallest time.
+
+        Raises:
+            InputError: If a given time is outside [0, 1], or shapes disagree.
+        """
+        check_batch(x)
+        t, noise = self.t, self.noise
+        weight: Tensor | float = 1.0
+        if t is None:
+            with torch.no_grad():  # times are constants, also those that a learned schedule draws
+                t, weight = self._times(process, times, eps)
+        elif not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
+            low, high = float(as_time(t).min()), float(as_time(t).max())
+            raise InputError(
+                f"t must be in [0, 1], got {low:.4g} to {high:.4g}; it is not a step number."
+            )
+        if noise is None:
+            noise = self.own.normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
+        if noise.shape != x.shape:
+            raise InputError(
+                f"noise must have the shape of the data, {tuple(x.shape)}, got "
+                f"{tuple(noise.shape)}."
+            )
+        return Draw(as_time(t), noise, weight)
+
+    def _times(self, process: Any, times: Times, eps: float) -> tuple[Tensor, Tensor]:
+        """Returns times that cover the whole batch, those of the part, and their weights."""
+        u = times.spread(self.batch.whole.uniform((), Purpose.TIME, dtype=torch.float64))
+        t = times.quantile(u if self.batch.part is None else u[self.batch.part], process, eps)
+        return t, times.weight(t, process, eps)
+
+
 class Loss(ABC):
-    """Base class for losses: subclasses implement :meth:`terms`.
+    """Base class for losses: subclasses implement :meth:`evaluate`.
 
     A loss is a value: it holds no model and no data.
 
@@ -52,6 +160,16 @@ class Loss(ABC):
     decoder: Decoder | None = None
 
     @abstractmethod
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the loss of each example, and its named parts.
+
+        Arguments:
+            model: The model.
+            x: Clean data in model units, with shape ``(B, *)``.
+            given: The times and the noise that are given, and the streams of what is drawn.
+            **cond: Conditions for the model, each with shape ``(B, *)``.
+        """
+
     def terms(
         self,
         model: Trainable,
@@ -77,6 +195,8 @@ class Loss(ABC):
                 whose times are drawn together.
             **cond: Conditions for the model, each with shape ``(B, *)``.
         """
+        batch = BatchStreams(seed, seeds, part, len(x), x.device)
+        return self.evaluate(model, x, Given(t, noise, batch), **cond)
 
     def __call__(
         self,
@@ -149,71 +269,3 @@ class Loss(ABC):
             InputError: If not.
         """
         check_model(model, Trainable)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Times and noise for a batch.
-
-    Arguments:
-        t: The times, ``()`` or ``(B,)``.
-        noise: Standard normal noise, with the shape of the batch.
-        weight: What corrects for the density of drawn times, ``(B,)``; 1 for given ones.
-    """
-
-    t: Tensor
-    noise: Tensor
-    weight: Tensor | float
-
-
-def draw(
-    process: Any,
-    x: Tensor,
-    t: Tensor | None,
-    noise: Tensor | None,
-    *,
-    times: Times,
-    eps: float,
-    seed: int | None,
-    seeds: Iterable[int] | None,
-    part: slice | None,
-) -> Draw:
-    """Draws the times and the noise that are not given.
-
-    Arguments:
-        process: The process whose times they are.
-        x: Clean data, with shape ``(B, *)``.
-        t: Times that are given, or None.
-        noise: Noise that is given, or None.
-        times: The density of drawn times.
-        eps: The smallest time.
-        seed: As in :meth:`Loss.terms`.
-        seeds: As in :meth:`Loss.terms`.
-        part: As in :meth:`Loss.terms`.
-
-    Raises:
-        InputError: If a given time is outside [0, 1], or shapes disagree.
-    """
-    check_batch(x)
-    here = slice(None) if part is None else part
-    weight: Tensor | float = 1.0
-    if t is not None and not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
-        low, high = float(as_time(t).min()), float(as_time(t).max())
-        raise InputError(
-            f"t must be in [0, 1], got {low:.4g} to {high:.4g}; it is not a step number."
-        )
-    if t is None or noise is None:
-        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
-    if t is None:
-        with torch.no_grad():  # times are constants, also those that a learned schedule draws
-            u = times.spread(streams.uniform((), Purpose.TIME, dtype=torch.float64))[here]
-            t = times.quantile(u, process, eps)
-            weight = times.weight(t, process, eps)
-    if noise is None:
-        noise = streams[here].normal(x.shape[1:], Purpose.NOISE, dtype=x.dtype)
-    if noise.shape != x.shape:
-        raise InputError(
-            f"The noise has shape {tuple(noise.shape)} and the data {tuple(x.shape)}; they must "
-            "agree."
-        )
-    return Draw(as_time(t), noise, weight)

@@ -1,12 +1,11 @@
 """The loss of a classifier of noised examples."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.model import Classifier, Trainable, check_model
 from scoresde.sde import Interpolant
 from scoresde.times import LogNormalTimes, Times
@@ -40,19 +39,8 @@ class CrossEntropy(Loss):
     times: Times = field(default_factory=lambda: LogNormalTimes(0.0, 2.0, tail=0.1))
     eps: float | None = None
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the cross entropy of each example in nats; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the cross entropy of each example in nats; arguments as for the base.
 
         The part ``accuracy`` is 1 where the most likely class is the true one.
 
@@ -68,9 +56,7 @@ class CrossEntropy(Loss):
                 f"{'none' if label is None else tuple(label.shape)}; use data with classes."
             )
         sde, eps = model.sde, self.first_time(model.sde)
-        drawn = draw(
-            sde, x, t, noise, times=self.times, eps=eps, seed=seed, seeds=seeds, part=part
-        )
+        drawn = given.draw(sde, x, self.times, eps)
         found = model(sde.perturb(x, drawn.t, drawn.noise), drawn.t)
         known = label >= 0
         own = found.gather(1, label.clamp(min=0)[:, None])[:, 0]

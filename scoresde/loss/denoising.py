@@ -28,13 +28,12 @@ References:
     Crowson et al. 2024, https://arxiv.org/abs/2401.11605 (soft min-SNR).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.loss.weighting import EDMWeighting, NoiseWeighting, Weighting
 from scoresde.model import ScoreFunction, ScoreModel, Trainable, check_model
 from scoresde.sde import Interpolant
@@ -84,19 +83,8 @@ class DenoisingScoreMatching(Loss):
                 "UniformTimes(), or neither."
             )
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the weighted squared error of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the weighted squared error of each example; arguments as for the base.
 
         Given times are taken as they are; drawn ones are weighted for the density that they come
         from. The part ``noise_error`` is the mean squared error of the noise, unweighted.
@@ -108,7 +96,7 @@ class DenoisingScoreMatching(Loss):
         assert isinstance(model, ScoreFunction)
         sde, eps = model.sde, self.first_time(model.sde)
         weighting, times = self.pair(model)
-        drawn = draw(sde, x, t, noise, times=times, eps=eps, seed=seed, seeds=seeds, part=part)
+        drawn = given.draw(sde, x, times, eps)
         state = sde.perturb(x, drawn.t, drawn.noise)
         error = model.noise(state, drawn.t, **cond) - drawn.noise
         squares = error.square().flatten(1)

@@ -21,7 +21,6 @@ References:
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,10 +28,10 @@ from torch import Tensor
 
 from scoresde.codec import VAE, Autoencoder
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.model import Trainable
 from scoresde.shapes import sum_features
-from scoresde.streams import Purpose, Streams
+from scoresde.streams import Purpose
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,14 @@ class ELBO(Loss):
     def fixed(self) -> "ELBO":
         return ELBO()
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the loss of each example in nats; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the loss of each example in nats; arguments as for the base.
 
         ``noise`` is that of the latents, ``(B, *)``; a VAE has no times.
         """
         self.check(model)
         assert isinstance(model, VAE)
-        if noise is None:
-            noise = latent_noise(model, x, seed, seeds, part)
+        noise = latent_noise(model, given) if given.noise is None else given.noise
         found = model.elbo(x, noise)
         cost = sum_features(found.kls.clamp(min=self.free_bits)) if self.free_bits else found.kl
         parts = {"reconstruction": found.reconstruction.detach(), "kl": found.kl.detach()}
@@ -102,19 +89,8 @@ class ELBO(Loss):
 class ReconstructionError(Loss):
     """The squared error of an autoencoder, the mean over the values of an example."""
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the squared error of each example; arguments as for :class:`Loss`."""
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the squared error of each example; arguments as for the base."""
         self.check(model)
         assert isinstance(model, Autoencoder)
         return LossTerms(model.squared_error(x))
@@ -141,14 +117,6 @@ def risen(step: int, warmup: int) -> float:
     return min(1.0, step / warmup) if warmup else 1.0
 
 
-def latent_noise(
-    codec: Any,
-    x: Tensor,
-    seed: int | None,
-    seeds: Iterable[int] | None,
-    part: slice | None,
-) -> Tensor:
+def latent_noise(codec: Any, given: Given) -> Tensor:
     """Returns the noise of the latents of a part of a batch, ``(B, *)``."""
-    streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
-    own = streams if part is None else streams[part]
-    return own.normal(codec.shape, Purpose.ENCODE, dtype=codec.dtype)
+    return given.own.normal(codec.shape, Purpose.ENCODE, dtype=codec.dtype)

@@ -24,7 +24,7 @@ References:
     (equation 1).
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,12 +32,11 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.loss.coupling import Coupling, Independent
 from scoresde.model import Model, Trainable, check_model
 from scoresde.sde import SDE, Interpolant
 from scoresde.shapes import expand
-from scoresde.streams import Streams, fresh_seed
 from scoresde.times import Times, UniformTimes
 
 _SOURCE = "source"  # the condition that holds the other end of each example's path
@@ -75,19 +74,8 @@ class FlowMatching(Loss):
                 f"{self.times} and {self.coupling}; use UniformTimes() and Independent()."
             )
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the squared error of each example's velocity; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the squared error of each example's velocity; arguments as for the base.
 
         Drawn times have the weight of their density, as it says. The part ``velocity_error`` is
         the error, unweighted.
@@ -98,17 +86,12 @@ class FlowMatching(Loss):
         self.check(model)
         assert isinstance(model, Model)
         process, eps = model.process, self.first_time(model.process)
-        seed = fresh_seed() if seed is None else seed
-        drawn = draw(
-            process, x, t, noise, times=self.times, eps=eps, seed=seed, seeds=seeds, part=part
-        )
-        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
+        drawn = given.draw(process, x, self.times, eps)
         known = {name: c for name, c in cond.items() if name != _SOURCE or model.takes(name)}
         if _SOURCE in cond:
             end = self._given(cond[_SOURCE], x)
         else:
-            here = slice(None) if part is None else part
-            end = self._coupled(model)(x, drawn.noise, known, streams[here])
+            end = self._coupled(model)(x, drawn.noise, known, given.own)
         state = process.interpolate(x, end, drawn.t)
         rates = process.alpha_dot(drawn.t), process.sigma_dot(drawn.t)
         target = expand(rates[0], x) * x + expand(rates[1], x) * end

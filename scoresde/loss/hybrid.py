@@ -17,7 +17,6 @@ References:
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,7 @@ from scoresde.codec import Decoder, First, GaussianDecoder
 from scoresde.errors import InputError
 from scoresde.likelihood import LearnedRange, PosteriorVariance, Variance
 from scoresde.likelihood.discrete import step_divergence
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.model import ScoreFunction, ScoreModel, Trainable, check_model
 from scoresde.sde import Chain, Interpolant
 from scoresde.times import ChainTimes, Times
@@ -74,19 +73,8 @@ class HybridLoss(Loss):
             )
         _check_parts(self.decoder, self.variance, LearnedRange)
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the hybrid loss of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the hybrid loss of each example; arguments as for the base.
 
         Raises:
             InputError: If a given time is not that of a level, the network has no second head, or
@@ -95,9 +83,7 @@ class HybridLoss(Loss):
         self.check(model)
         assert isinstance(model, ScoreModel)
         x = x if self.decoder is None else self.decoder.centre(x)
-        step = ChainStep.of(
-            model, x, t, noise, times=self.times, seed=seed, seeds=seeds, part=part
-        )
+        step = ChainStep.of(model, x, given, self.times)
         found = model.predict(step.state, step.t, **cond)
         variance = self.variance.of_head(model, found.head, step.t, step.s)
         simple = (found.noise - step.noise).square().flatten(1).mean(1)
@@ -137,19 +123,8 @@ class BoundLoss(Loss):
     def __post_init__(self) -> None:
         _check_parts(self.decoder, self.variance, Variance)
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the loss of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the loss of each example; arguments as for the base.
 
         Raises:
             InputError: If a given time is not that of a level, or shapes do not fit.
@@ -157,9 +132,7 @@ class BoundLoss(Loss):
         self.check(model)
         assert isinstance(model, ScoreFunction)
         x = x if self.decoder is None else self.decoder.centre(x)
-        step = ChainStep.of(
-            model, x, t, noise, times=self.times, seed=seed, seeds=seeds, part=part
-        )
+        step = ChainStep.of(model, x, given, self.times)
         data, variance = self.variance.step(model, step.state, step.t, step.s, **cond)
         vb = step.bound(model, data, variance, self.variance, self.decoder)
         return LossTerms(step.weight * vb)
@@ -195,18 +168,16 @@ class ChainStep:
     weight: Tensor | float
 
     @staticmethod
-    def of(
-        model: ScoreFunction, x: Tensor, t: Tensor | None, noise: Tensor | None, **options: Any
-    ) -> "ChainStep":
-        """Draws what is not given; options as for :func:`scoresde.loss.draw`.
+    def of(model: ScoreFunction, x: Tensor, given: Given, times: Times) -> "ChainStep":
+        """Draws what is not given.
 
         Raises:
             InputError: If a given time is not that of a level.
         """
         sde = model.sde
         assert isinstance(sde, Chain)
-        drawn = draw(sde, x, t, noise, eps=sde.cutoffs.training, **options)
-        if t is not None:
+        drawn = given.draw(sde, x, times, sde.cutoffs.training)
+        if given.t is not None:
             _check_levels(sde, drawn.t)
         index = sde.index(drawn.t.double()).round().expand(len(x))
         first, time = index == 0, sde.time_of_index(index)

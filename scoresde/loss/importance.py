@@ -12,17 +12,15 @@ References:
     https://arxiv.org/abs/2102.09672 (equation 18).
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError, check_count
-from scoresde.loss.base import Loss, LossTerms
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.model import Trainable
 from scoresde.recipe import describable
 from scoresde.sde import Chain, Interpolant
-from scoresde.streams import Purpose, Streams
+from scoresde.streams import Purpose
 
 
 @describable
@@ -67,43 +65,22 @@ class ImportanceSampled(Loss, nn.Module):
         found = (1 - self.floor) * size / size.sum() + self.floor / steps
         return torch.where(ready, found, 1 / steps)
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the weighted loss of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the weighted loss of each example; arguments as for the base.
 
         Given times are taken as they are.
 
         Raises:
             InputError: As the loss does.
         """
-        if t is not None:
-            return self.loss.terms(model, x, t, noise, seed=seed, seeds=seeds, part=part, **cond)
+        if given.t is not None:
+            return self.loss.evaluate(model, x, given, **cond)
         sde = self._chain(model.process)
-        named = seeds if seeds is None or isinstance(seeds, range) else tuple(seeds)
-        streams = Streams.of(seed, named, len(x) if part is None else None, x.device)
-        u = streams.uniform((), Purpose.TIME, dtype=torch.float64)[part or slice(None)]
+        u = given.own.uniform((), Purpose.TIME, dtype=torch.float64)
         shares = self.shares().to(u.device)
         row = torch.searchsorted(shares.cumsum(0), u, right=True).clamp(max=sde.steps - 1)
-        found = self.loss.terms(
-            model,
-            x,
-            sde.time_of_index(row),
-            noise,
-            seed=streams.seed,
-            seeds=named,
-            part=part,
-            **cond,
-        )
+        at_steps = given.at(sde.time_of_index(row), given.noise)
+        found = self.loss.evaluate(model, x, at_steps, **cond)
         record = torch.stack((row.double(), found.value.detach().double()), 1)
         weight = (1 / (sde.steps * shares[row])).to(found.value)
         return LossTerms(weight * found.value, found.parts, record)

@@ -22,7 +22,6 @@ References:
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -30,7 +29,7 @@ from torch import Tensor
 from scoresde.codec import VAE
 from scoresde.errors import InputError
 from scoresde.likelihood import prior_kl
-from scoresde.loss.base import Draw, Loss, LossTerms, draw
+from scoresde.loss.base import Draw, Given, Loss, LossTerms
 from scoresde.loss.elbo import check_weight, latent_noise, risen
 from scoresde.model import LatentModel, ScoreFunction, Trainable
 from scoresde.sde import Interpolant, as_time
@@ -96,19 +95,8 @@ class LatentELBO(Loss):
     def fixed(self) -> "LatentELBO":
         return replace(self, beta=1.0, warmup=0)
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the loss of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the loss of each example; arguments as for the base.
 
         ``t`` and ``noise`` are those of the diffusion, ``noise`` of the latents' shape.
         """
@@ -116,19 +104,11 @@ class LatentELBO(Loss):
         assert isinstance(model, LatentModel)
         assert isinstance(model.codec, VAE)
         vae, eps = model.codec, self.first_time(model.process)
-        own = latent_noise(vae, x, seed, seeds, part)
+        own = latent_noise(vae, given)
         seen = vae.likelihood.seen(vae.state(x))
         law = vae.encoder.law(seen)
         z = law.sample(own)
-        drawn = draw(
-            model.process,
-            *(z, t, noise),
-            times=self.times,
-            eps=eps,
-            seed=seed,
-            seeds=seeds,
-            part=part,
-        )
+        drawn = given.draw(model.process, z, self.times, eps)
         found = vae.likelihood.log_prob(seen, vae.decode(z))
         entropy, cross = -law.log_prob(z), cross_entropy(model.prior, z, drawn, eps, **cond)
         parts = {"reconstruction": found, "entropy": entropy, "cross_entropy": cross}

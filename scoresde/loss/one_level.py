@@ -1,14 +1,13 @@
 """Denoising score matching at one noise level, and what a loss of one level leaves out."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.loss.score_matching import ScoreMatching
 from scoresde.loss.weighting import NoiseWeighting
@@ -50,18 +49,7 @@ class OneLevel(Loss):
         if not number or not 0 < self.sigma < math.inf:
             raise InputError(f"sigma must be positive and finite, got {self.sigma}; 0.1 is usual.")
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the error of the predicted noise of each example; arguments as for the base.
 
         Times that are given are taken as they are, and may be those of another level.
@@ -73,7 +61,7 @@ class OneLevel(Loss):
         one = DenoisingScoreMatching(
             NoiseWeighting(), FirstTime(), eps=self.first_time(model.process)
         )
-        return one.terms(model, x, t, noise, seed=seed, seeds=seeds, part=part, **cond)
+        return one.evaluate(model, x, given, **cond)
 
     def first_time(self, process: Interpolant) -> float:
         """Returns the time of the level.

@@ -21,19 +21,17 @@ References:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.model import InterpolantModel, Model, Trainable, check_model
 from scoresde.sde import Bridge, Interpolant, check_source
 from scoresde.shapes import expand
-from scoresde.streams import Purpose, Streams, fresh_seed
+from scoresde.streams import Purpose
 from scoresde.times import ClosedTimes, Times, UniformTimes
 
 
@@ -93,19 +91,8 @@ class Paired(Loss):
                 f"{self.weighting} and {self.times}; use DataWeighting() and ClosedTimes()."
             )
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the weighted error of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the weighted error of each example; arguments as for the base.
 
         The part ``data_error`` is the mean squared error of the data, unweighted.
 
@@ -117,7 +104,7 @@ class Paired(Loss):
         assert isinstance(model.process, Bridge)
         bridge, eps = model.process, self.first_time(model.process)
         times, source = self.times, check_source(cond, x)
-        drawn = draw(bridge, x, t, noise, times=times, eps=eps, seed=seed, seeds=seeds, part=part)
+        drawn = given.draw(bridge, x, times, eps)
         state = bridge.interpolate(x, source, drawn.t, drawn.noise)
         error = (model.denoise(state, drawn.t, **cond) - x).square().flatten(1).mean(1)
         weight = (drawn.weight * self.weighting(bridge, drawn.t)).to(x)
@@ -159,19 +146,8 @@ class InterpolantMatching(Loss):
 
     times: Times = field(default_factory=UniformTimes)
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the sum of both errors of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the sum of both errors of each example; arguments as for the base.
 
         The parts are ``velocity_error`` and ``noise_error``, mean squared errors.
 
@@ -181,12 +157,8 @@ class InterpolantMatching(Loss):
         self.check(model)
         assert isinstance(model, InterpolantModel)
         process, eps = model.process, self.first_time(model.process)
-        seed = fresh_seed() if seed is None else seed
-        options: dict[str, Any] = {"seed": seed, "seeds": seeds, "part": part}
-        drawn = draw(process, x, t, noise, times=self.times, eps=eps, **options)
-        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
-        here = streams[slice(None) if part is None else part]
-        end = process.end(here.normal(x.shape[1:], Purpose.SOURCE, dtype=x.dtype), cond)
+        drawn = given.draw(process, x, self.times, eps)
+        end = process.end(given.own.normal(x.shape[1:], Purpose.SOURCE, dtype=x.dtype), cond)
         state = process.interpolate(x, end, drawn.t, drawn.noise)
         velocity = model.difference(state, drawn.t, **cond) - (end - x)
         gamma = expand(process.gamma(drawn.t), x)

@@ -39,7 +39,6 @@ References:
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -47,12 +46,11 @@ from torch import Tensor
 
 from scoresde.divergence import Distribution, ExactTrace, Hutchinson, Rademacher, Trace
 from scoresde.errors import InputError
-from scoresde.loss.base import Draw, Loss, LossTerms, draw
+from scoresde.loss.base import Draw, Given, Loss, LossTerms
 from scoresde.loss.weighting import Weighting
 from scoresde.model import ScoreFunction, Trainable, check_model
 from scoresde.sde import SDE, Interpolant
 from scoresde.shapes import sum_features
-from scoresde.streams import Streams
 from scoresde.times import FirstTime, Times
 
 
@@ -98,19 +96,8 @@ class ScoreMatching(Loss):
         """
         return 0.5 * sum_features(score.square())
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the objective of each example at noised data; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the objective of each example at noised data; arguments as for the base.
 
         It is the sum over dimensions, in units of the squared score times the weight; it has
         either sign. The parts are the unweighted ``divergence`` and ``half_square``.
@@ -121,11 +108,8 @@ class ScoreMatching(Loss):
         check_model(model)
         assert isinstance(model, ScoreFunction)
         sde, eps = model.sde, self.first_time(model.sde)
-        drawn = draw(
-            sde, x, t, noise, times=self.times, eps=eps, seed=seed, seeds=seeds, part=part
-        )
-        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
-        probes = self.directions.probes(streams[slice(None) if part is None else part], x)
+        drawn = given.draw(sde, x, self.times, eps)
+        probes = self.directions.probes(given.own, x)
         # Without a graph outside, as in a validation, none is kept inside.
         with torch.compiler.set_stance("force_eager"):
             score, traces = self.directions(

@@ -20,13 +20,11 @@ References:
     semantics*, 2018, https://arxiv.org/abs/1705.07115.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import InputError
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.loss.denoising import DenoisingScoreMatching
 from scoresde.model import NoiseLevel, ScoreFunction, Trainable, check_model
 from scoresde.nn import FourierEmbedding
@@ -72,19 +70,8 @@ class UncertaintyWeighted(Loss, nn.Module):
         with torch.autocast(label.device.type, enabled=False):  # it is an exponent
             return self.linear(self.embedding(label)).squeeze(1)
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the weighed loss of each example; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the weighed loss of each example; arguments as for the base.
 
         Raises:
             InputError: As the loss does.
@@ -93,12 +80,8 @@ class UncertaintyWeighted(Loss, nn.Module):
         assert isinstance(model, ScoreFunction)
         _, times = self.loss.pair(model)
         eps = self.first_time(model.sde)
-        drawn = draw(
-            model.sde, x, t, noise, times=times, eps=eps, seed=seed, seeds=seeds, part=part
-        )
-        found = self.loss.terms(
-            model, x, drawn.t, drawn.noise, seed=seed, seeds=seeds, part=part, **cond
-        )
+        drawn = given.draw(model.sde, x, times, eps)
+        found = self.loss.evaluate(model, x, given.at(drawn.t, drawn.noise), **cond)
         u = self.uncertainty(model.sde, drawn.t.expand(len(x))).to(found.value)
         weight = drawn.weight.to(x) if isinstance(drawn.weight, Tensor) else drawn.weight
         parts = {"error": found.value.detach(), "uncertainty": u.detach()}

@@ -44,7 +44,7 @@ References:
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -55,12 +55,12 @@ from scoresde.codec import Decoder, GaussianDecoder
 from scoresde.errors import InputError, check_count
 from scoresde.likelihood import PosteriorVariance, prior_kl
 from scoresde.likelihood.discrete import reconstruction_term
-from scoresde.loss.base import Loss, LossTerms, draw
+from scoresde.loss.base import Given, Loss, LossTerms
 from scoresde.loss.weighting import LikelihoodWeighting
 from scoresde.model import ScoreFunction, Trainable, check_model
 from scoresde.sde import SDE, Interpolant, LearnedSchedule, as_time
 from scoresde.shapes import sum_features
-from scoresde.streams import Purpose, Streams, fresh_seed
+from scoresde.streams import Purpose
 from scoresde.times import LowDiscrepancy, Times, UniformTimes
 
 
@@ -197,19 +197,8 @@ class VariationalLoss(Loss):
                 "levels are drawn; use UniformTimes() or LowDiscrepancy()."
             )
 
-    def terms(
-        self,
-        model: Trainable,
-        x: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        part: slice | None = None,
-        **cond: Tensor,
-    ) -> LossTerms:
-        """Returns the bound of each example, with its parts; arguments as for :class:`Loss`.
+    def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
+        """Returns the bound of each example, with its parts; arguments as for the base.
 
         The parts ``reconstruction``, ``diffusion`` and ``prior`` add to it. A given time is where
         a step of a chain begins.
@@ -221,23 +210,17 @@ class VariationalLoss(Loss):
         assert isinstance(model, ScoreFunction)
         sde, size = model.sde, x.shape[1:].numel()
         decoder = self.decoder or GaussianDecoder()
-        x, seed = decoder.centre(x), fresh_seed() if seed is None else seed
-        seeds = seeds if isinstance(seeds, range | None) else list(seeds)
+        x = decoder.centre(x)
         begin = self.first_time(sde) if self.steps is None else 0.0
-        drawn = draw(
-            sde, x, t, noise, times=self.times, eps=begin, seed=seed, seeds=seeds, part=part
-        )
-        t = (self._on_chain(sde, drawn.t) if t is None else drawn.t).expand(len(x))
+        drawn = given.draw(sde, x, self.times, begin)
+        t = (self._on_chain(sde, drawn.t) if given.t is None else drawn.t).expand(len(x))
         found: list[Tensor] = []
         with self._of(sde).applied(sde, lambda: found[0]):
             weight = self._weight(sde, t)
             error = drawn.noise - model.noise(sde.perturb(x, t, drawn.noise), t, **cond)
             diffusion = (weight / size).to(x) * sum_features(error.square())
         found.append(diffusion.detach())
-        streams = Streams.of(seed, seeds, len(x) if part is None else None, x.device)
-        again = streams[slice(None) if part is None else part].normal(
-            x.shape[1:], Purpose.NOISE, 1, x.dtype
-        )
+        again = given.own.normal(x.shape[1:], Purpose.NOISE, 1, x.dtype)
         parts = {
             "reconstruction": self._reconstruction(model, x, decoder, again, cond) / size,
             "diffusion": diffusion,

@@ -14,13 +14,13 @@ If D is :math:`x_0` itself, the right side has mean :math:`(1 - w_s) x_0 + w_s y
 :math:`r^2 \nu_t^2 + \tau^2`. So this :math:`\tau`, and no other, keeps the marginals. It exists if
 and only if :math:`\nu(w) / w` does not increase, and other laws are refused.
 
-======================  ============================  ==========================================
-law                     :math:`\nu(w)`                :math:`\tau` from w to v
-======================  ============================  ==========================================
-:class:`Constant`       :math:`\sigma w`              0
-:class:`Brownian`       :math:`\sigma \sqrt w`        :math:`\sigma \sqrt{v (w - v) / w}`
-:class:`BrownianPin`    :math:`\sigma \sqrt{w (1-w)}` :math:`\sigma \sqrt{v (w - v) / w}`
-======================  ============================  ==========================================
+======================  ==============================  =======================================
+law                     :math:`\nu(w)`                  :math:`\tau` from w to v
+======================  ==============================  =======================================
+:class:`Constant`       :math:`\sigma w`                0
+:class:`Brownian`       :math:`\sigma \sqrt w`          :math:`\sigma \sqrt{v (w - v) / w}`
+:class:`BrownianPin`    :math:`\sigma \sqrt{w (1-w)}`   :math:`\sigma \sqrt{v (w - v) / w}`
+======================  ==============================  =======================================
 
 The increment :math:`s \sqrt{\sigma_s^2 - \sigma_t^2}` belongs to :math:`\nu = t \sigma_t`. Paired
 with the marginal :math:`\nu = \sqrt t \, \sigma_t`, it loses noise at every step.
