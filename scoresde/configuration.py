@@ -292,6 +292,11 @@ def with_codec(data: Any, config: DictConfig) -> Any:
             f"codec must be the folder of a run of an autoencoder, got {config.codec!r}; use "
             "codec=RUN, such as one of +experiment=digits_vae."
         )
+    if not Path(config.codec).expanduser().exists():
+        raise InputError(
+            f"codec must be the folder of a run, got {config.codec}, which does not exist; where "
+            "that run was moved, give its new folder."
+        )
     run = load_run(config.codec, allow=allowed(config))
     if not isinstance(run.model, NeuralCodec):
         raise InputError(

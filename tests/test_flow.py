@@ -61,6 +61,7 @@ from scoresde.train import (
     one_step_error,
 )
 from tests.bridges import Bridge
+from tests.test_run import program
 
 
 class Trigonometric(SDE):
@@ -666,3 +667,15 @@ def test_a_kept_fit_says_that_its_noise_was_coupled(tmp_path):
 def test_a_sampler_is_deterministic_if_streams_agree(sampler, fixed):
     model = GaussianModel(torch.zeros(2), 0.5, RectifiedFlow())
     assert is_deterministic(sampler, model, (2,), {}) is fixed
+
+
+@pytest.mark.filterwarnings("ignore:The noise is coupled")
+def test_a_stochastic_task_on_coupled_noise_says_so(tmp_path):
+    x, loss = normal(40, 2).float(), FlowMatching(coupling=OptimalTransport())
+    fit(tiny(), x, loss=loss, folder=tmp_path / "run", steps=2, progress=False)
+    words = ["task=sample", "checkpoint=run", "count=4", "progress=false"]
+    for sampler, said in (("euler", False), ("euler_maruyama", True)):
+        more = [f"sampler={sampler}", "sampler.steps=2", f"hydra.run.dir={sampler}"]
+        program(*words, *more, cwd=tmp_path)
+        log = (tmp_path / sampler / "run.log").read_text()
+        assert ("noise is coupled" in log) is said
