@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 
 from scoresde.errors import InputError, check_count
 from scoresde.recipe import build, complete
@@ -183,8 +183,11 @@ def measured(plan: Any, data: Any) -> Any:
     """Fills in what the data decide, wherever it is.
 
     That is ``shape: null``, ``sigma_data: auto``, of a bound ``variance: auto``, and ``levels:
-    auto`` with its range; for real data the whole recipe of what needs levels is None.
+    auto`` with its range; for real data, such as latents, the whole recipe of what needs levels
+    is None.
     """
+    from scoresde.codec import LatentCodec
+
     if isinstance(plan, list):
         return [measured(value, data) for value in plan]
     if not isinstance(plan, dict):
@@ -196,7 +199,8 @@ def measured(plan: Any, data: Any) -> Any:
         plan["sigma_data"] = round(data.sigma_data, 4)
     if "shape" in plan and plan["shape"] is None:
         plan["shape"] = list(data.shape)
-    if plan.get("levels") == "auto" and data.levels is None:
+    real = data.levels is None or isinstance(data.codec, LatentCodec)
+    if plan.get("levels") == "auto" and real:
         return None
     if "levels" in plan and "auto" in (plan["levels"], plan.get("low"), plan.get("high")):
         return {**plan, **levels_of(plan, data)}
@@ -245,11 +249,16 @@ def instantiate(section: Any, name: str) -> Any:
     """Builds the object that a section names.
 
     Raises:
-        InputError: If the section is empty.
+        InputError: If the section is empty, or a value in it is missing.
     """
     if section is None:
         raise InputError(f"{name} is empty; give it a value, or remove it by ~{name}.")
-    return hydra.utils.instantiate(section, _convert_="all")
+    try:
+        return hydra.utils.instantiate(section, _convert_="all")
+    except MissingMandatoryValue as error:  # of plain values, its key does not say the section
+        key = str(error.full_key)
+        key = key if key.startswith(f"{name}.") else f"{name}.{key}"
+        raise InputError(f"{key} has no value; give {key}=...") from error
 
 
 def build_data(section: Any) -> Any:
@@ -284,6 +293,11 @@ def with_codec(data: Any, config: DictConfig) -> Any:
         raise InputError(
             f"codec must be the folder of a run of an autoencoder, got {config.codec!r}; use "
             "codec=RUN, such as one of +experiment=digits_vae."
+        )
+    if not Path(config.codec).expanduser().exists():
+        raise InputError(
+            f"codec must be the folder of a run, got {config.codec}, which does not exist; where "
+            "that run was moved, give its new folder."
         )
     run = load_run(config.codec, allow=allowed(config))
     if not isinstance(run.model, NeuralCodec):
@@ -327,7 +341,20 @@ def load(config: DictConfig) -> tuple[Any, Any]:
             f"training with train.snapshots), got {weights}."
         )
     model = checkpoint.build_model(allowed(config), average=weights != "raw")
+    _check_start(model, config)
     return checkpoint, _prepared(model, config)
+
+
+def _check_start(model: Any, config: DictConfig) -> None:
+    """Refuses a model of a bridge where the task has its own start, noise or data."""
+    from scoresde.model import BridgeModel
+
+    if isinstance(model, BridgeModel) and config.task != "restore":
+        raise InputError(
+            f"checkpoint must be of a model that starts from noise for task={config.task}, got "
+            f"{config.checkpoint}, a bridge, which starts from a source; use task=restore "
+            f"checkpoint={config.checkpoint}, perhaps with source=PATH."
+        )
 
 
 def _prepared(model: Any, config: DictConfig) -> Any:

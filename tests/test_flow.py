@@ -52,8 +52,16 @@ from scoresde.times import (
     ModeTimes,
     UShapedTimes,
 )
-from scoresde.train import Checkpoint, Reflow, Training, Update, one_step_error
+from scoresde.train import (
+    Checkpoint,
+    Reflow,
+    Training,
+    Update,
+    is_deterministic,
+    one_step_error,
+)
 from tests.bridges import Bridge
+from tests.test_run import program
 
 
 class Trigonometric(SDE):
@@ -624,6 +632,7 @@ def test_the_task_leaves_a_checkpoint_of_a_straighter_flow(tmp_path):
     checkpoint = Checkpoint.load(tmp_path)
     assert isinstance(checkpoint.build_model(), ScoreModel)
     assert checkpoint.recipe["loss"]["_target_"].endswith("FlowMatching")
+    assert "not the score" in checkpoint.recipe["cautions"][0].replace("but ", "")
 
 
 def test_the_task_takes_classes_in_turn(tmp_path):
@@ -639,3 +648,34 @@ def test_the_task_refuses_paths_that_are_not_straight(tmp_path):
         run_task(ScoreModel(MLP(2), VPSDE()), tmp_path)
     with pytest.raises(InputError, match=r"sampler.*EulerMaruyama"):
         run_task(tiny(), tmp_path, sample.EulerMaruyama(4))
+
+
+@pytest.mark.filterwarnings("ignore:The noise is coupled")
+def test_a_kept_fit_says_that_its_noise_was_coupled(tmp_path):
+    x, options = normal(40, 2).float(), {"steps": 2, "progress": False}
+    fit(tiny(), x, loss=FlowMatching(), folder=tmp_path / "plain", **options)
+    coupled = FlowMatching(coupling=OptimalTransport())
+    fit(tiny(), x, loss=coupled, folder=tmp_path / "coupled", **options)
+    assert "cautions" not in Checkpoint.load(tmp_path / "plain").recipe
+    assert "the score" in Checkpoint.load(tmp_path / "coupled").recipe["cautions"][0]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fixed"),
+    [(sample.Euler(3), True), (sample.Heun(3), True), (sample.EulerMaruyama(3), False)],
+)
+def test_a_sampler_is_deterministic_if_streams_agree(sampler, fixed):
+    model = GaussianModel(torch.zeros(2), 0.5, RectifiedFlow())
+    assert is_deterministic(sampler, model, (2,), {}) is fixed
+
+
+@pytest.mark.filterwarnings("ignore:The noise is coupled")
+def test_a_stochastic_task_on_coupled_noise_says_so(tmp_path):
+    x, loss = normal(40, 2).float(), FlowMatching(coupling=OptimalTransport())
+    fit(tiny(), x, loss=loss, folder=tmp_path / "run", steps=2, progress=False)
+    words = ["task=sample", "checkpoint=run", "count=4", "progress=false"]
+    for sampler, said in (("euler", False), ("euler_maruyama", True)):
+        more = [f"sampler={sampler}", "sampler.steps=2", f"hydra.run.dir={sampler}"]
+        program(*words, *more, cwd=tmp_path)
+        log = (tmp_path / sampler / "run.log").read_text()
+        assert ("noise is coupled" in log) is said

@@ -30,7 +30,7 @@ from scoresde.codec import (
 from scoresde.data import Dataset
 from scoresde.errors import OtherRunError
 from scoresde.likelihood import LatentBound, prior_kl
-from scoresde.loss import DenoisingScoreMatching, Draw, LatentELBO
+from scoresde.loss import ELBO, DenoisingScoreMatching, Draw, LatentELBO
 from scoresde.loss.latent import cross_entropy
 from scoresde.model import LatentModel
 from scoresde.nn import MLP, Dense
@@ -343,3 +343,15 @@ def test_a_data_set_behind_a_plain_autoencoder_has_no_likelihood(squares):
     prior = GaussianModel(mean=torch.zeros(2), std=1.0, sde=VPSDE())
     with pytest.raises(InputError, match=r"LatentCodec\.log_det is None"):
         evaluate_likelihood(prior, VariationalBound(), data, progress=False)
+
+
+def test_an_autoencoder_is_not_trained_on_other_levels_nor_decodes_other_latents(squares):
+    vae = VAE(
+        GaussianEncoder(Dense([*squares.shape], [4])),
+        Dense([2], [*squares.shape]),
+        LevelEmission(squares.levels + 1),
+    )
+    with pytest.raises(InputError, match=rf"likelihood.*levels={squares.levels}"):
+        fit(vae, squares, steps=1, loss=ELBO(), progress=False)
+    with pytest.raises(InputError, match=r"\(2,\).*\(3,\)"):
+        LatentCodec.plain(Autoencoder(vae.encoder, vae.decoder)).decode(torch.zeros(1, 3))

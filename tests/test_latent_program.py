@@ -108,3 +108,31 @@ def operations(act):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         act()
     return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("option", ["levels", "discrete"])
+def test_a_bound_of_levels_is_one_of_latents(folder, option):
+    """The decoder of the levels is the autoencoder's."""
+    words = ["task=likelihood", "checkpoint=run", "examples=3", "progress=false"]
+    program(*words, f"likelihood={option}", f"hydra.run.dir={option}", cwd=folder)
+    found = json.loads((folder / option / "likelihood.json").read_text())
+    assert np.isfinite(found["mean"])
+
+
+@pytest.mark.parametrize("method", ["mmps", "dps"])
+def test_pixels_are_restored_through_the_decoder(folder, method):
+    words = ["task=restore", "checkpoint=run", "operator=hole", "std=1.0", "label=1", "draws=1"]
+    steps = ["examples=2", "restore.sampler.steps=2", "progress=false"]
+    program(*words, *steps, f"method={method}", f"hydra.run.dir={method}", cwd=folder)
+    assert np.load(folder / method / "restored.npz")["x"].shape == (2, 1, 8, 8)
+
+
+def test_the_remedy_of_noisy_weights_works(folder):
+    words = ["task=likelihood", "checkpoint=run", "examples=2", "draws=2", "weighted=true"]
+    exact = ["likelihood=default", "likelihood.probes=exact", "progress=false"]
+    program(*words, *exact, "hydra.run.dir=weighted", cwd=folder)
+
+
+def test_a_missing_value_of_the_model_is_named_in_full(tmp_path):
+    said = refused("data=digits", "model=vae", "network=convolutional", "loss=elbo", cwd=tmp_path)
+    assert "model.likelihood.levels=" in said

@@ -188,6 +188,7 @@ def test_an_image_without_a_source_is_named(folders):
         (lambda: pairs(few(), NonLinear(lambda x: x[..., :2])), r"operator.*\(1, 4, 2\)"),
         (lambda: JPEG(0), "quality.*0"),
         (lambda: JPEG(levels=1), "levels.*1"),
+        (lambda: pairs(few(), JPEG()), r"levels.*16.*256.*levels=16"),
         (lambda: JPEG()(torch.zeros(2, 4, 8, 8)), r"\(4, 8, 8\)"),
         (
             lambda: dataclasses.replace(

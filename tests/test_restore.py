@@ -281,3 +281,10 @@ def test_the_commands_of_the_page_run(digits):
         quick += [*few, "examples=2", "progress=false", f"hydra.run.dir=page{i}"]
         program(*words, *quick, cwd=digits)
         assert (digits / f"page{i}" / "restored.png").exists()
+
+
+def test_draws_without_a_spread_have_an_error():
+    truth = torch.randn(12, 2, dtype=torch.float64)
+    found = scores_of((truth + 3 * WIDTH)[:, None].expand(12, 4, 2), truth, CODEC)
+    assert found["rmse_mean"] == pytest.approx(3)
+    assert "spread_ratio" not in found

@@ -165,6 +165,12 @@ def test_what_cannot_be_restored_is_one_sentence(digits, arguments, message):
     assert re.search(message, said)
 
 
+@pytest.mark.parametrize("task", ["sample", "encode", "interpolate", "likelihood", "reflow"])
+def test_a_bridge_has_no_other_task(digits, task):
+    said = refused(f"task={task}", "checkpoint=run", "progress=false", cwd=digits)
+    assert re.search(f"task={task}.*run.*task=restore", said)
+
+
 def test_a_bridge_is_not_trained_without_sources_nor_other_models_with_its_options(tmp_path):
     said = refused("+experiment=digits_indi", *TINY, "data=digits", cwd=tmp_path)
     assert re.search("data.*digits", said)

@@ -70,7 +70,7 @@ class NeuralCodec(Codec, Trainable):
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
         """Returns the mean of the examples of latents, ``(B, *)``."""
-        output = check_output(self.decoder(self.state(x)))
+        output = check_output(self.decoder(self._seen(x)))
         if output.shape[1:] != tuple(self.raw_shape):
             raise InputError(
                 f"decoder must return examples of shape {tuple(self.raw_shape)}, got "
@@ -91,7 +91,11 @@ class NeuralCodec(Codec, Trainable):
             raise InputError(
                 f"Examples must have the shape {tuple(self.raw_shape)}, got {tuple(x.shape[1:])}."
             )
-        return self.state(x)
+        return self._seen(x)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Returns values as a state in the type of the weights: a wider one would not fit."""
+        return self.state(x).to(torch.promote_types(torch.float32, self.dtype))
 
 
 @describable

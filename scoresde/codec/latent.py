@@ -69,7 +69,7 @@ class LatentCodec(Codec):
     high: Any = field(init=False)
 
     def __post_init__(self, weights: Mapping[str, Tensor] | None) -> None:
-        _check(self.units, self.autoencoder)
+        check_units(self.units, self.autoencoder)
         own = copy.deepcopy(self.autoencoder)
         if weights is not None:
             _load(own, weights)
@@ -203,6 +203,10 @@ class LatentCodec(Codec):
 
     def _latents(self, x: Tensor) -> Tensor:
         """Returns the autoencoder's own latents."""
+        if x.shape[1:] != tuple(self.shape):
+            raise InputError(
+                f"Latents must have the shape {tuple(self.shape)}, got {tuple(x.shape[1:])}."
+            )
         z = self.autoencoder.state(x)
         m, w = self._scale(z)
         return z * w + m
@@ -219,7 +223,8 @@ def _by_parts(act: Callable[[Tensor, slice], Tensor], values: Tensor) -> Tensor:
     return torch.cat([act(values[i : i + _ROWS], slice(i, i + _ROWS)) for i in starts])
 
 
-def _check(units: Codec, autoencoder: NeuralCodec) -> None:
+def check_units(units: Codec, autoencoder: NeuralCodec) -> None:
+    """Refuses data that an autoencoder does not suit: of another shape, or of other levels."""
     if not isinstance(autoencoder, NeuralCodec) or not isinstance(units, Codec):
         raise InputError(
             "units and autoencoder must be a Codec and an autoencoder such as a VAE, got "

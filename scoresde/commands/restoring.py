@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from scoresde.commands.shared import PARTS, identity_of, rank_of
+from scoresde.commands.shared import PARTS, identity_of, rank_of, say_cautions
 from scoresde.commands.training import check_no_path, path_of
 from scoresde.configuration import (
     allowed,
@@ -37,6 +37,7 @@ def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
     if isinstance(model, BridgeModel):
         return _restore_by_bridge(config, folder, checkpoint, model)
     check_no_path(config)
+    say_cautions(checkpoint)  # a posterior relies on the score
     restoration, truth, title, guidance = _restoration(config, checkpoint, model)
     identity = {
         **identity_of(checkpoint, config),

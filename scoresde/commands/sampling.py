@@ -15,6 +15,7 @@ from scoresde.commands.shared import (
     only_time_of,
     rank_of,
     refuse_one_level,
+    say_cautions,
 )
 from scoresde.configuration import (
     allowed,
@@ -143,6 +144,7 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
     from scoresde.tasks.sampling import Drawing, at_time
+    from scoresde.train import is_deterministic
 
     checkpoint, model = load(config)
     codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
@@ -160,6 +162,10 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     check_given(model, cond, checkpoint.recipe)
     names = checkpoint.recipe.get("class_names", ())
     drawing = Drawing(model, sampler, codec, config.seed, latents, cond, names)
+    if checkpoint.recipe.get("cautions") and not is_deterministic(
+        sampler, model, codec.shape, cond
+    ):
+        say_cautions(checkpoint)
     return checkpoint, drawing, told
 
 

@@ -1,6 +1,7 @@
 """What several tasks share: the likelihood of a configuration, and what identifies a result."""
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -21,6 +22,8 @@ from scoresde.recipe import build
 from scoresde.tasks.identity import fingerprint
 from scoresde.tasks.parts import SUBSET, Rank
 
+log = logging.getLogger("scoresde")
+
 PARTS = "parts"  # where a task keeps the batches that are done
 
 
@@ -31,7 +34,7 @@ def rank_of() -> Rank:
 
 def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any) -> Any:
     """Returns the likelihood that the checkpoint and the command line ask for."""
-    from scoresde.likelihood import LogProb
+    from scoresde.likelihood import Likelihood, LogProb
 
     refuse_one_level(checkpoint, model, config)
     # A training by fit(folder=) says none.
@@ -47,6 +50,8 @@ def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any)
             f"likelihood must be a Likelihood, a VariationalBound or a DiscreteBound, got "
             f"{type(exact).__name__}; use likelihood=default."
         )
+    if not isinstance(exact, Likelihood):  # the bounds rely on the score
+        say_cautions(checkpoint)
     return exact
 
 
@@ -78,6 +83,12 @@ def identity_of(checkpoint: Any, config: DictConfig) -> dict[str, str]:
     }
     plain = config.precision == "float32"
     return identity if plain else {**identity, "precision": config.precision}
+
+
+def say_cautions(checkpoint: Any) -> None:
+    """Says what a checkpoint's model cannot do, such as the score of coupled noise."""
+    for sentence in checkpoint.recipe.get("cautions") or ():
+        log.warning("%s", sentence)
 
 
 def data_identity(data: Any, config: DictConfig, model: Any) -> dict[str, str]:

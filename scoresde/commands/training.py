@@ -33,6 +33,7 @@ log = logging.getLogger("scoresde")
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, samples it, evaluates it, and reports."""
     from scoresde.codec import NeuralCodec
+    from scoresde.codec.latent import check_units
     from scoresde.likelihood import VariationalBound
     from scoresde.loss import only_time
     from scoresde.model import BridgeModel, Classifier, ScoreFunction
@@ -50,13 +51,17 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
     recipe = describe(plan, data)
     model = place(instantiate(recipe["model"], "model"), device)
-    if not isinstance(model, NeuralCodec):  # which has no process
+    if isinstance(model, NeuralCodec):
+        check_units(data.codec, model)
+    else:  # which has a process
         plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     loss.check(model)
     if isinstance(model, BridgeModel):
         _check_pairs(data)
-    _say_misfits(model, data, loss)
+    cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
+    recipe |= {"cautions": cautions} if cautions else {}  # for the tasks on its checkpoint
+    _say_misfits(model, data, loss, cautions)
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     told = sorted(model.select(data.conditions_of("train", slice(1))))
     recipe |= {"conditions": told} if told else {}
@@ -135,7 +140,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     return results if group.first else {}
 
 
-def _say_misfits(model: Any, data: Any, loss: Any) -> None:
+def _say_misfits(model: Any, data: Any, loss: Any, cautions: list[str]) -> None:
     """Says which features of the data do not suit the process, and which conditions they lack."""
     from scoresde.data import check_conditions, check_scales
     from scoresde.model import ScoreFunction, ScoreModel
@@ -153,7 +158,6 @@ def _say_misfits(model: Any, data: Any, loss: Any) -> None:
             channels,
             length,
         )
-    cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
     for sentence in (*check_conditions(model, data), *cautions):
         log.warning("%s", sentence)
     if isinstance(model, ScoreFunction):

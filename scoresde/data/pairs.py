@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde.codec import Affine, Codec
 from scoresde.data.base import SPLITS, Dataset
-from scoresde.data.degradation import SOURCE, Degradation
+from scoresde.data.degradation import JPEG, SOURCE, Degradation
 from scoresde.data.examples import Examples
 from scoresde.data.images import stored_pairs
 from scoresde.data.splits import FRACTIONS
@@ -32,7 +32,7 @@ def pairs(clean: Dataset, operator: Operator, std: float = 0.0) -> Dataset:
         std: The standard deviation of the noise n in raw units, at least 0.
 
     Raises:
-        InputError: If the operator does not suit the examples.
+        InputError: If the operator does not suit the examples, as JPEG of other levels.
 
     Example:
         >>> from scoresde.data import digits
@@ -43,6 +43,11 @@ def pairs(clean: Dataset, operator: Operator, std: float = 0.0) -> Dataset:
     """
     if not isinstance(clean, Dataset):
         raise InputError(f"clean must be a Dataset, got {type(clean).__name__}; see Dataset.of.")
+    if isinstance(operator, JPEG) and clean.levels not in (None, operator.levels):
+        raise InputError(
+            f"levels must be those of the data for JPEG, {clean.levels}, got {operator.levels}; "
+            f"use JPEG(levels={clean.levels}), or data.operator.levels={clean.levels}."
+        )
     paired = replace(clean, degradation=Degradation(operator, std))
     for split in SPLITS:
         paired.conditions_of(split, slice(1))

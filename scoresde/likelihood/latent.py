@@ -97,7 +97,7 @@ class LatentBound:
             raise InputError(
                 f"likelihood must be exact for importance weights, got {self.likelihood}, whose "
                 "noise the weights would count as likelihood; use Likelihood(probes='exact') "
-                "(likelihood.probes=exact), or weighted=False."
+                "(likelihood=default likelihood.probes=exact), or weighted=False."
             )
 
     @property

@@ -13,10 +13,12 @@ leaves a linear operator affine, with the linear part :math:`A W`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.codec import Affine, Codec
 from scoresde.errors import InputError
@@ -198,14 +200,16 @@ class Observation:
         if self.linear:
             r = self.residual(x).to(x)
             return Linearised(r, self.variance(r), self.push, lambda u: self.pull(u, x.shape[1:]))
-        z, pull = torch.func.vjp(self.forward, x)  # type: ignore[misc]
+        with sdpa_kernel(SDPBackend.MATH):
+            z, pull = torch.func.vjp(self.forward, x)  # type: ignore[misc]
         r = self._compare(z).to(x)
-        return Linearised(
-            r,
-            self.variance(r),
-            lambda v: torch.func.jvp(self.forward, (x,), (v,))[1].to(x),
-            lambda u: pull(u.to(z))[0],
-        )
+        return Linearised(r, self.variance(r), partial(self._along, x), lambda u: pull(u.to(z))[0])
+
+    def _along(self, x: Tensor, v: Tensor) -> Tensor:
+        """Returns the derivative at examples in a direction, both ``(B, *)``."""
+        # A decoder may have attention, whose fused kernels have no forward derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(self.forward, (x,), (v,))[1].to(x)
 
     def matrix(self, shape: Sequence[int]) -> Tensor:
         """Returns the linear part as a matrix ``(B or 1, n, D)``, for small examples.

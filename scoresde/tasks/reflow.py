@@ -1,6 +1,7 @@
 """A model trained on the pairs that its own flow makes."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from scoresde.recipe import describe
 from scoresde.sample import Sampler
 from scoresde.sde import RectifiedFlow
 from scoresde.train import Reflow, Training, one_step_error, train
+
+log = logging.getLogger("scoresde")
 
 
 def reflow(
@@ -66,6 +69,9 @@ def reflow(
     pairs = pairs.to(model.device)
     making = time.perf_counter() - clock
     before, loss = one_step_error(model, pairs), FlowMatching()
+    cautions = loss.cautions(model, pairs.conditions_of("train", slice(1)))
+    for sentence in cautions:
+        log.warning("%s", sentence)
     straight = train(
         copy.deepcopy(model),
         pairs,
@@ -73,7 +79,7 @@ def reflow(
         training,
         optimizer,
         folder,
-        recipe={**recipe, "loss": describe(loss)},
+        recipe={**recipe, "loss": describe(loss), "cautions": cautions},
         seed=seed,
         progress=progress,
     )

@@ -252,8 +252,8 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     """Returns how near draws ``(N, K, *)`` are to the truth ``(N, *)``, and how honest.
 
     Errors and spreads are compared in model units, in which columns of other scales weigh the
-    same, and over values that vary. The range of PSNR is that of the levels, or of the training
-    data; it is for images and volumes.
+    same, and over values that vary (all of them, if none does). The range of PSNR is that of the
+    levels, or of the training data; it is for images and volumes.
     """
     found: dict[str, Any] = {}
     mean = x.double().mean(1)
@@ -269,8 +269,10 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
     own, draws = codec.encode(truth).double(), codec.encode(x.flatten(0, 1)).double()
     draws = draws.unflatten(0, x.shape[:2])
     varies = (draws.std(1) if x.shape[1] > 1 else draws[:, 0] - own) != 0
-    found["rmse_mean"] = float(((draws.mean(1) - own)[varies] ** 2).mean().sqrt())
-    if x.shape[1] > 1 and bool(varies.any()):
+    spread = bool(varies.any())
+    error = draws.mean(1) - own
+    found["rmse_mean"] = float((error[varies] if spread else error).square().mean().sqrt())
+    if x.shape[1] > 1 and spread:
         found["spread_ratio"] = spread_ratio(draws, own)
         if len(x) >= _LEAST:
             found["ranks_p_value"] = ranks_p_value(x, truth)

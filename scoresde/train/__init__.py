@@ -15,7 +15,7 @@ from scoresde.train.engine import (
 from scoresde.train.fitting import fit
 from scoresde.train.loading import Run, load
 from scoresde.train.loop import train
-from scoresde.train.reflow import Reflow, one_step_error
+from scoresde.train.reflow import Reflow, is_deterministic, one_step_error
 from scoresde.train.saving import CheckpointManager
 from scoresde.train.schedule import ConstantRate, CosineRate, Rate
 from scoresde.train.snapshots import Snapshots
@@ -51,6 +51,7 @@ __all__ = [
     "Update",
     "WandB",
     "fit",
+    "is_deterministic",
     "level_curves",
     "load",
     "one_step_error",

@@ -13,6 +13,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from scoresde.codec import NeuralCodec
+from scoresde.codec.latent import check_units
 from scoresde.data import Dataset, check_conditions, check_scales, split_indices
 from scoresde.errors import InputError
 from scoresde.loss import DenoisingScoreMatching, Loss
@@ -91,12 +93,14 @@ def fit(
     model = model if device is None else model.to(device)
     source = _source(data, held_out, seed)
     check_levels(loss, source)
+    if isinstance(model, NeuralCodec) and isinstance(data, Dataset):
+        check_units(source.codec, model)
     _warn(source, model, loss)
     training = Training(
         steps=steps, batch_size=batch_size, ema=ema, condition_dropout=condition_dropout
     )
     check_dropout(model, source, condition_dropout)
-    keep = _keeper(model, source, folder, seed, training)
+    keep = _keeper(model, source, folder, seed, training, loss)
     adam = functools.partial(torch.optim.Adam, lr=2e-3)
     update = Update(model, loss, training, optimizer or adam, seed=seed)
     average, size = update.averages[0].model, min(batch_size, len(source.train))
@@ -160,7 +164,12 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
 
 
 def _keeper(
-    model: Trainable, data: Dataset, folder: str | Path | None, seed: int, training: Training
+    model: Trainable,
+    data: Dataset,
+    folder: str | Path | None,
+    seed: int,
+    training: Training,
+    loss: Loss,
 ) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
     """Returns what writes weights, their averages and the number of updates, if requested."""
     if folder is None:
@@ -175,6 +184,8 @@ def _keeper(
     recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
     if training.condition_dropout:  # a reader must know whether "none" has been trained
         recipe["train"] = describe(training)
+    cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
+    recipe |= {"cautions": cautions} if cautions else {}
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

@@ -8,7 +8,7 @@ References:
     (section 2.2 and algorithm 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,15 +113,28 @@ class Reflow:
         return tuple(found)
 
     def _check_deterministic(self, shape: tuple[int, ...], cond: dict[str, Tensor]) -> None:
-        """Two random streams must lead from one latent to one example."""
-        told = self.flow.select({name: c[[0, 0]] for name, c in cond.items()})
-        latent = self.sampler.latent(self.flow, (1, *shape), seed=0)[[0, 0]]
-        ends = self.sampler(self.flow, latent=latent, seed=0, **told).x
-        if not torch.equal(ends[0], ends[1]):
+        if not is_deterministic(self.sampler, self.flow, shape, cond):
             raise InputError(
                 f"sampler must be deterministic, got {self.sampler}, which leads from one latent "
                 "to different examples; use ProbabilityFlow()."
             )
+
+
+def is_deterministic(
+    sampler: Sampler, model: Model, shape: Sequence[int], cond: Mapping[str, Tensor]
+) -> bool:
+    """Returns whether two random streams of a sampler lead from one latent to one example.
+
+    Arguments:
+        sampler: The sampler, which is tried.
+        model: A model that it suits.
+        shape: The shape of one example.
+        cond: Conditions, of which the first row is used.
+    """
+    told: dict[str, Any] = model.select({name: c[[0, 0]] for name, c in cond.items()})
+    latent = sampler.latent(model, (1, *shape), seed=0)[[0, 0]]
+    ends = sampler(model, latent=latent, seed=0, **told).x
+    return torch.equal(ends[0], ends[1])
 
 
 def one_step_error(flow: Model, pairs: Dataset, split: str = "test") -> float:

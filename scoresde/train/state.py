@@ -18,7 +18,7 @@ from scoresde.train.engine import ModelLoss, ProcessGroup, like, own
 from scoresde.train.precision import LossScale
 
 # What a training may change while it is interrupted: it does not change the weights.
-_FREE = {"name", "samplers", "likelihood", "class_names"}
+_FREE = {"name", "samplers", "likelihood", "class_names", "cautions"}
 _FREE_OF_TRAIN = {
     "log_every",
     "validate_every",
