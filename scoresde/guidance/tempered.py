@@ -53,7 +53,8 @@ class ChangedGuidance(ChangedData):
         if not isinstance(guide, PairGuidance):
             raise InputError(
                 f"guide must be a ClassifierFreeGuidance or an Autoguidance, got "
-                f"{type(guide).__name__}; guide the model first, on the command line by guidance=[cfg,apg]."
+                f"{type(guide).__name__}; guide the model first (guidance=[cfg,apg] on the command "
+                "line)."
             )
         super().__init__(guide)
 
