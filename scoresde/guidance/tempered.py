@@ -53,8 +53,7 @@ class ChangedGuidance(ChangedData):
         if not isinstance(guide, PairGuidance):
             raise InputError(
                 f"guide must be a ClassifierFreeGuidance or an Autoguidance, got "
-                f"{type(guide).__name__}; guide the model first (guidance=[cfg,apg] on the command "
-                "line)."
+                f"{type(guide).__name__}; guide the model first, as by guidance=[cfg,apg]."
             )
         super().__init__(guide)
 
