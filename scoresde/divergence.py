@@ -53,7 +53,7 @@ Field = Callable[[Tensor], Tensor]
 
 __getattr__ = renamed(__name__)
 
-# Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are no quicker than
+# Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are no faster than
 # unit vectors one by one.
 _MOST_NUMBERS, _LEAST_VECTORS = 2**15, 8
 
@@ -168,7 +168,7 @@ class Trace(ABC):
         Arguments:
             field: Maps ``(B, *)`` to ``(B, *)``, each example on its own.
             x: States, with shape ``(B, *)``.
-            probes: What :meth:`probes` returned.
+            probes: Probes from :meth:`probes`.
             create_graph: Whether both results can be differentiated with respect to the parameters
                 of the field, and to ``x`` if it requires a gradient. This takes the memory of a
                 backward pass for each product.

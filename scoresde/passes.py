@@ -57,7 +57,7 @@ class Passes:
         """Adds to the counts of the examples that own the rows.
 
         Raises:
-            InputError: If the number of rows does not match the declared rows.
+            InputError: If the number of rows is not a multiple of the declared rows.
         """
         size = self._counts.shape[1] if self._owners is None else len(self._owners)
         if rows % size:
