@@ -161,7 +161,7 @@ def _fields(value: Any, plain: str) -> Mapping[str, Any]:
 
 
 def renamed(module: str) -> Callable[[str], Any]:
-    """Returns a ``__getattr__`` for a module that resolves renamed items with a warning."""
+    """Returns a module's ``__getattr__``, which resolves renamed items with a warning."""
 
     def find(name: str) -> Any:
         old = f"{module}.{name}"

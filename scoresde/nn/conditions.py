@@ -1,4 +1,4 @@
-r"""Conditions of a network: known properties of an example, and the value "none".
+r"""Conditions of a network: known properties of an example, each of which may be "none".
 
 ========================  ==========================  =============================================
 condition                 enters by                   "none"
@@ -37,7 +37,7 @@ class Conditions(nn.Module, ABC):
 
     @abstractmethod
     def weights_of(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Returns the weights of "none" and the others of a condition, or None if it has none.
+        """Returns the weights of "none" and the others; None if "none" has no weights.
 
         Arguments:
             name: One of the names.
@@ -45,7 +45,7 @@ class Conditions(nn.Module, ABC):
 
 
 def absent(values: Tensor) -> Tensor:
-    """Returns whether each row of a continuous condition is "none", ``(B, *)`` to ``(B,)``."""
+    """Returns whether each row of a continuous condition is "none", bool ``(B,)``."""
     return values.isnan().flatten(1).all(1)
 
 

@@ -1,4 +1,4 @@
-r"""Embeddings of the noise label in features of different frequencies.
+r"""Embeddings of the noise label as features of different frequencies.
 
 A network that receives a single number :math:`c` learns only slowly varying functions of it. An
 embedding provides

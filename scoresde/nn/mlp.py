@@ -38,8 +38,9 @@ class MLP(ConditionalNetwork):
         dropout: The fraction of each block's hidden units dropped in training, in [0, 1).
         embedding: Embedding of the noise label. If None, ``FourierEmbedding(64)`` is used, which
             suits labels of order 1.
-        conditions: The name and the number of entries of each further condition, a vector ``(B,
-            n)`` passed to ``forward`` by name. A row of NaN, or a missing condition, is "none".
+        conditions: The name and the number of entries of each further condition, a vector
+            ``(B, n)`` passed to ``forward`` by name. A row of NaN, or a missing condition, is
+            "none".
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none. If
             0, no label is accepted.
         outputs: The number of outputs ``(B, outputs)``, such as the number of classes of a

@@ -45,7 +45,7 @@ class HalfPrecision(nn.Module):
 
 
 def channels_last(network: nn.Module) -> torch.memory_format:
-    """Returns the channels-last memory layout for a network, in which convolutions are fastest."""
+    """Returns the memory layout in which most convolutions of a network are fastest."""
     volumes = any(parameter.ndim == 5 for parameter in network.parameters())
     return LAYOUTS[5 if volumes else 4]
 

@@ -64,7 +64,7 @@ class UNet(ConditionalNetwork):
 
     Data may have one, two or three axes besides the channels. A network of L levels halves them
     L - 1 times. If a size is not divisible by 2^(L - 1), it is padded with zeros at its end, and
-    the output is cropped. Convolutions pad the borders with zeros anyway. Level l has ``width *
+    the output is cropped; convolutions pad the borders with zeros anyway. Level l has ``width *
     multipliers[l]`` channels, ``blocks`` residual blocks in the down path and ``blocks + 1`` in
     the up path.
 
@@ -83,10 +83,10 @@ class UNet(ConditionalNetwork):
             which suits labels of order 1.
         architecture: The kinds of blocks and levels; those of DDPM++ by default.
         centre: Whether images are in [0, 1] and are first rescaled to [-1, 1].
-        conditions: The name and the number of entries of each further condition, a vector ``(B,
-            n)`` passed to ``forward`` by name; or the shape ``(C', *)`` of an image of the size of
-            the input, which is concatenated to it. A condition that is NaN throughout, or missing,
-            is "none".
+        conditions: The name and the number of entries of each further condition, a vector
+            ``(B, n)`` passed to ``forward`` by name; or the shape ``(C', *)`` of an image of the
+            size of the input, which is concatenated to it. A condition that is NaN throughout, or
+            missing, is "none".
         classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none. If
             0, no label is accepted.
 

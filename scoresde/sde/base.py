@@ -16,7 +16,7 @@ _NO_SIGNAL = 1e-9  # alpha / sigma at t = 1 that is zero up to rounding
 
 
 class SDE(Interpolant):
-    r"""Base class for linear SDEs: define :math:`\alpha` and :math:`\sigma`; the rest follows.
+    r"""Base class for linear SDEs; subclasses define :math:`\alpha` and :math:`\sigma`.
 
     It is the :class:`~scoresde.sde.Interpolant` whose other end is noise, :math:`x_1 = z`. The
     functions of time take a tensor of any shape and return one of the same shape and data type (a
@@ -56,7 +56,7 @@ class SDE(Interpolant):
     def time(self, log_snr: Tensor) -> Tensor:
         """Returns the time in [0, 1] at which the log-SNR has a given value, by bisection.
 
-        The SDEs of this package override it with a closed form.
+        VP, sub-VP, VE and rectified flow override it with a closed form.
         """
         target = as_time(log_snr)
         low, high = torch.zeros_like(target), torch.ones_like(target)

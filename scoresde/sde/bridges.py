@@ -315,7 +315,7 @@ class I2SB(Bridge):
                     = \sigma_1^2 \, w (1 - w), \qquad \bar\sigma_t^2 = \sigma_1^2 - \sigma_t^2
 
     where :math:`\sqrt\beta` rises linearly to the middle of [0, 1] and falls again, as in the
-    paper.
+    published code.
 
     References:
         Liu et al. 2023, https://arxiv.org/abs/2302.05872 (equations 4 and 11; the schedule is

@@ -111,7 +111,7 @@ class Interpolant(ABC):
     def gamma_rate(self, t: Tensor) -> Tensor:
         r"""Returns :math:`\gamma \gamma' = \tfrac12 d \gamma^2 / dt`.
 
-        It can be finite where :math:`\gamma'` is infinite; such a subclass overrides it with a
+        It can be finite where :math:`\gamma'` is infinite; a subclass then overrides it with a
         closed form.
         """
         return derivative(lambda s: 0.5 * self.gamma(s) ** 2, as_time(t))

@@ -95,8 +95,7 @@ class LearnedSchedule(nn.Module, SDE):
             self.register_buffer(name, end) if fixed_ends else self.register_parameter(
                 name, nn.Parameter(end)
             )
-        # Equal sigmoids, evenly spaced, about as wide as their spacing: their sum is nearly a
-        # line.
+        # Equal, evenly spaced sigmoids, about as wide as their spacing: nearly a line in total.
         ones = torch.ones(count)
         self.slope = nn.Parameter(_softplus_inverse(torch.tensor(1.0)))
         self.steepness = nn.Parameter(_softplus_inverse(ones))  # in units of the width

@@ -146,7 +146,7 @@ class BatchedSolve(ABC):
     # --- The batch as a whole ---
 
     def _looks(self, i: int) -> bool:
-        """Returns whether the host reads the status of the batch now; on a CPU always.
+        """Returns whether the host reads the status of the batch now; always on a CPU.
 
         It also does so whenever there is a callback, which is not called for a step that no
         example takes.

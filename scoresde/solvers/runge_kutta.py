@@ -5,9 +5,9 @@ A step of size :math:`h` from :math:`y_n` evaluates the field in :math:`s` stage
 .. math:: k_i = v\Big(t_n + c_i h, \; y_n + h \sum_{j < i} a_{ij} k_j\Big), \qquad
           y_{n+1} = y_n + h \sum_i b_i k_i, \qquad e = h \sum_i (b_i - \hat b_i) k_i,
 
-where :math:`\hat b` are the weights of a second solution of lower order, so :math:`e`
-estimates the error of the step. The last stage is the field at :math:`y_{n+1}`, which is also the
-first stage of the next step ("first same as last"), so a step costs :math:`s - 1` evaluations.
+where :math:`\hat b` are the weights of a second solution of lower order, so :math:`e` estimates
+the error of the step. The last stage is the field at :math:`y_{n+1}`, which is also the first
+stage of the next step ("first same as last"), so a step costs :math:`s - 1` evaluations.
 
 Each example has its own time, step size, error estimate, and end. The error is measured, for
 each part of the state (the point, its log-density), by

@@ -15,8 +15,8 @@ class ClosedTimes(Times):
     """Times uniform in [eps, 1], with an additional share exactly at t = 1.
 
     Sampling with a bridge starts at t = 1, where an error is not corrected by later steps, and a
-    sampler with few steps evaluates few other times. This is a choice of emphasis, with weight
-    1.
+    sampler with few steps evaluates few other times. This is a choice of emphasis: the weight of
+    these times in the loss is 1.
 
     Arguments:
         share: The probability of t = 1, in [0, 1).

@@ -35,7 +35,7 @@ class CurvedTimes(Times):
 
     @abstractmethod
     def curve(self, u: Tensor) -> Tensor:
-        """Maps uniform numbers in (0, 1) to (0, 1); increasing, any shape."""
+        """Maps uniform numbers in (0, 1), of any shape, to (0, 1); increasing."""
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return eps + (1 - eps) * self.curve(u)
@@ -67,7 +67,7 @@ class LogitNormalTimes(CurvedTimes):
 
     Arguments:
         mean: The mean of the logit; below 0 favours times near the data, above 0 near the noise.
-        std: Its standard deviation, positive.
+        std: The standard deviation of the logit, positive.
     """
 
     mean: float = 0.0

@@ -15,8 +15,8 @@ only its variance changes. The exception is :class:`LogNormalTimes`, which is a 
 
 so for *every* linear SDE this is the uniform distribution in the log-SNR. Its normaliser is
 :math:`Z = \lambda(\epsilon) - \lambda(1)`, and its quantile function is the inverse of
-:math:`\lambda`, which has a closed form for the SDEs of this package. It needs no table and no
-bisection.
+:math:`\lambda`, which has a closed form for VP, sub-VP, VE and rectified flow. It needs no table
+and no bisection.
 
 References:
     Song et al., *Maximum likelihood training of score-based diffusion models*, 2021,
