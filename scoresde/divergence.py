@@ -1,26 +1,26 @@
-r"""The divergence of a vector field, exactly or by random probes.
+r"""Divergence of a vector field, exact or estimated by random probes.
 
 For a field :math:`v: \mathbb{R}^D \to \mathbb{R}^D` with Jacobian :math:`J`, the divergence is
-:math:`\operatorname{tr} J`. Exactly it costs :math:`D` backward passes. For probes :math:`e` with
-:math:`E[e e^T] = I`,
+:math:`\operatorname{tr} J`. The exact value costs :math:`D` backward passes. For probes :math:`e`
+with :math:`E[e e^T] = I`,
 
 .. math:: E[e^T J e] = \operatorname{tr} J,
 
-an unbiased estimate for one backward pass each (Skilling, Hutchinson). The field itself is
-evaluated once, whatever the number of probes. How far one estimate lies from the truth is up to
-the probes. With the symmetric part :math:`A = (J + J^T) / 2` its variance is
+so each probe gives an unbiased estimate for one backward pass (Skilling, Hutchinson). The field
+itself is evaluated once, for any number of probes. The error of an estimate depends on the
+distribution of the probes. With the symmetric part :math:`A = (J + J^T) / 2` its variance is
 
 - :class:`Rademacher` probes: :math:`2 \|A - \operatorname{diag} A\|_F^2`;
 - :class:`Gaussian` ones: :math:`2 \|A\|_F^2`;
 - :class:`Sphere`: :math:`2 \left(D \|A\|_F^2 - (\operatorname{tr} A)^2\right) / (D + 2)`;
 - :class:`ColourProbing`: :math:`2 \sum_{i \ne j} A_{ij}^2` over pixels of one colour alone.
 
-Signs are the best that independent entries can do. Colours are far better where an entry depends
-mostly on its neighbours, as in an image. Hutch++ (Meyer et al. 2021), which is made for Jacobians
-of few large singular values, is not here: along the path of a score function its error was two to
-four times that of signs at equal cost (at 16 products 0.089 against 0.034 bits/dim on the digits).
-Probes :math:`e` and :math:`-e` give the same product :math:`e^T J e`: antithetic pairs gain
-nothing, and there is no such option.
+Signs have the smallest variance among probes with independent entries. Colour probing is far
+better where an entry depends mostly on its neighbours, as in an image. Hutch++ (Meyer et al.
+2021), which is designed for Jacobians with few large singular values, is not implemented: along
+the path of a score function its error was two to four times that of signs at equal cost (at 16
+products 0.089 against 0.034 bits/dim on the digits). Probes :math:`e` and :math:`-e` give the same
+product :math:`e^T J e`: antithetic pairs gain nothing, so there is no such option.
 
 References:
     Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
@@ -53,7 +53,7 @@ Field = Callable[[Tensor], Tensor]
 
 __getattr__ = renamed(__name__)
 
-# Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are no quicker than
+# Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are no faster than
 # unit vectors one by one.
 _MOST_NUMBERS, _LEAST_VECTORS = 2**15, 8
 
@@ -66,9 +66,10 @@ class Products:
     Arguments:
         v: The field at ``x``, with shape ``(B, *)``.
         x: The states, with shape ``(B, *)``.
-        count: How many products there will be. The last one frees the graph as it goes, so that
-            the memory of the activations and that of their gradients are not needed at once.
-        create_graph: Whether the products can be differentiated themselves; nothing is freed then.
+        count: Number of products that will be computed. The last one frees the graph as it runs,
+            so the activations and their gradients are not all in memory at once.
+        create_graph: Whether the products can themselves be differentiated. If True, the graph is
+            not freed.
     """
 
     def __init__(self, v: Tensor, x: Tensor, count: int, create_graph: bool = False) -> None:
@@ -83,7 +84,8 @@ class Products:
     def batch(self, probes: Tensor) -> Tensor:
         """Returns products with many probes ``(n, B or 1, *)`` in one backward pass.
 
-        They keep the graph, and do not count: whoever meets an error can still go one by one.
+        They keep the graph and are not counted, so after an error the caller can still compute
+        products one by one.
         """
         probes = probes.expand(-1, *self.v.shape)
         product = self._product(probes, retain_graph=True, is_grads_batched=True)
@@ -105,7 +107,7 @@ class Products:
 
 
 class Trace(ABC):
-    """Abstract estimator of a divergence."""
+    """Base class for estimators of a divergence."""
 
     @abstractmethod
     def probes(self, streams: Streams, x: Tensor, draw: int = 0) -> Tensor:
@@ -114,18 +116,19 @@ class Trace(ABC):
         Arguments:
             streams: One random stream for each example.
             x: States ``(B, *)`` whose shape, device and data type the probes take.
-            draw: The number of the set, non-negative: sets of different numbers are independent.
+            draw: Index of the set of probes, non-negative. Sets with different indices are
+                independent.
 
         Returns:
             The probes, with shape ``(k, B or 1, *)``.
 
         Raises:
-            InputError: If there can be no such probes for states of this shape.
+            InputError: If such probes do not exist for states of this shape.
         """
 
     @abstractmethod
     def products(self, probes: Tensor) -> int:
-        """Returns how many products with the Jacobian an estimate by these probes takes."""
+        """Returns the number of products with the Jacobian for an estimate by these probes."""
 
     @abstractmethod
     def estimate(self, product: Products, probes: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ class Trace(ABC):
         Arguments:
             product: Returns :math:`J^T e`, ``(B, *)``, for ``e`` of shape ``(B or 1, *)``; it is
                 called :meth:`products` times.
-            probes: What :meth:`probes` returned.
+            probes: Probes from :meth:`probes`.
 
         Returns:
             Uncorrelated unbiased estimates, with shape ``(B, n)``.
@@ -151,10 +154,10 @@ class Trace(ABC):
 
         Arguments:
             estimates: From one set of probes or from several, with shape ``(B, n)``. They may be
-                integrals along a path: what is linear in the divergence.
+                integrals along a path, or any other linear function of the divergence.
 
         Returns:
-            The standard errors, with shape ``(B,)``: NaN where unknown, 0 where there is none.
+            The standard errors, with shape ``(B,)``: NaN where unknown, 0 for an exact estimate.
         """
 
     def __call__(
@@ -165,14 +168,14 @@ class Trace(ABC):
         Arguments:
             field: Maps ``(B, *)`` to ``(B, *)``, each example on its own.
             x: States, with shape ``(B, *)``.
-            probes: What :meth:`probes` returned.
-            create_graph: Whether both results can be differentiated, by the parameters of the
-                field and by ``x`` where it requires a gradient. It takes the memory of a backward
-                pass for each product.
+            probes: Probes from :meth:`probes`.
+            create_graph: Whether both results can be differentiated with respect to the parameters
+                of the field, and to ``x`` if it requires a gradient. This takes the memory of a
+                backward pass for each product.
 
         Returns:
             The field, with shape ``(B, *)``, and estimates of its divergence at every state, with
-            shape ``(B, n)``; without a graph unless one is asked for.
+            shape ``(B, n)``; without a graph unless ``create_graph`` is True.
         """
         with torch.enable_grad(), _twice_differentiable(create_graph):
             x = _leaf(x, create_graph)
@@ -187,7 +190,7 @@ def _leaf(x: Tensor, keep_graph: bool) -> Tensor:
 
 
 def _twice_differentiable(needed: bool) -> AbstractContextManager[Any]:
-    """Makes attention differentiable twice, and forwards, which torch's fused kernels are not."""
+    """Selects attention kernels that support second and forward-mode derivatives, if needed."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
@@ -210,36 +213,36 @@ def _sampled_error(estimates: Tensor) -> Tensor:
 
 
 def _set_count(value: Any, name: str, number: int, remedy: str = "give at least 1") -> None:
-    """Checks a number of a frozen value and stores it as an integer."""
+    """Checks a count in a frozen dataclass and stores it as an integer."""
     object.__setattr__(value, name, check_count(name, number, remedy))
 
 
-# --- The divergence itself -----------------------------------------------------------------------
+# --- The exact divergence ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ExactTrace(Trace):
-    r"""The divergence itself, by products with all of the D unit vectors: for small data.
+    r"""Exact divergence, by products with all D unit vectors; for small data.
 
     Backward passes take ``chunk`` unit vectors at a time, batched by ``torch.vmap``. For a single
-    example of 64 dimensions that was 7 times as quick as one by one with an MLP, 3 times with a
-    U-Net; for sixteen 3 times and 1.3 times, and for hundreds no quicker. Not every network can be
-    batched: torch has no batched backward pass of a group normalisation in the layout
-    ``channels_last``, for one. Left to itself the trace takes as many as are quick, and one by one
-    where that fails.
+    example of 64 dimensions this was 7 times as fast as one by one with an MLP and 3 times with a
+    U-Net. For 16 examples it was 3 times and 1.3 times as fast, and for hundreds no faster. Not
+    every network can be batched: for example, torch has no batched backward pass for group
+    normalisation in the layout ``channels_last``. By default, ``chunk`` is chosen for speed, and
+    the unit vectors are taken one by one if the batched pass fails.
 
     The forward mode evaluates :math:`J e` together with the field, by ``torch.func.jvp``. It keeps
-    no activations, so that it suits deep networks with little memory; it is slower than backward
-    passes in all that was measured, and evaluates the field once for each chunk.
+    no activations, so it suits deep networks when memory is short. It was slower than backward
+    passes in every measurement, and it evaluates the field once for each chunk.
 
     Arguments:
-        chunk: The number of unit vectors taken at once, positive; 1 works with every network.
-            ``None`` chooses.
+        chunk: Number of unit vectors taken at once, positive; 1 works with every network. If None,
+            it is chosen automatically.
         forward: Whether to use the forward mode.
 
     Raises:
-        InputError: If ``chunk`` is no positive integer, or when called, if the network cannot be
-            differentiated so many times at once, or forwards.
+        InputError: If ``chunk`` is not a positive integer. When called, if the network does not
+            support batched backward passes of this size, or the forward mode.
     """
 
     chunk: int | None = None
@@ -287,7 +290,7 @@ class ExactTrace(Trace):
             ) from error
 
     def _chunk(self, x: Tensor) -> int:
-        """Returns how many unit vectors to take at once for states ``(B, *)``."""
+        """Returns the number of unit vectors to take at once for states ``(B, *)``."""
         if self.chunk is not None:
             return self.chunk
         many = min(x.shape[1:].numel(), _MOST_NUMBERS // max(1, x.numel()))
@@ -300,7 +303,7 @@ class ExactTrace(Trace):
             results = torch.func.jvp(field, (x,), (e.expand_as(x),))
             return results[0], results[1]
 
-        # Dropout, if it is on, shall drop the same for all of the unit vectors.
+        # Active dropout must use the same mask for all unit vectors.
         tangents = torch.vmap(tangent, randomness="same")
         parts = []
         try:
@@ -317,7 +320,7 @@ class ExactTrace(Trace):
 
 
 def _diagonal(products: Tensor, units: Tensor) -> Tensor:
-    """Sums what unit vectors ``(n, 1, *)`` pick of products ``(n, B, *)``, to ``(B,)``."""
+    """Sums the entries of products ``(n, B, *)`` at unit vectors ``(n, 1, *)``, to ``(B,)``."""
     return sum_features((products * units).transpose(0, 1))
 
 
@@ -329,22 +332,22 @@ def _first_line(error: Exception) -> str:
 
 
 class Distribution(ABC):
-    """Abstract distribution of probes with :math:`E[e e^T] = I`."""
+    """Base class for distributions of probes with :math:`E[e e^T] = I`."""
 
     @abstractmethod
     def sample(self, streams: Streams, x: Tensor, draws: range) -> Tensor:
-        """Draws one probe for each of the addresses ``draws``, with shape ``(k, B, *)``."""
+        """Draws one probe for each index in ``draws``, with shape ``(k, B, *)``."""
 
     @abstractmethod
     def uncorrelated(self, products: Tensor, dimension: int) -> Tensor:
-        """Turns the products :math:`e^T J e` of one set, ``(B, k)``, into uncorrelated estimates.
+        """Converts products :math:`e^T J e` of one set, ``(B, k)``, to uncorrelated estimates.
 
-        The mean stays, and the map is linear.
+        The map is linear and preserves the mean.
         """
 
 
 class IndependentProbes(Distribution):
-    """Abstract distribution of probes that are drawn one by one."""
+    """Base class for distributions whose probes are drawn independently."""
 
     @abstractmethod
     def one(self, streams: Streams, x: Tensor, draw: int) -> Tensor:
@@ -359,7 +362,7 @@ class IndependentProbes(Distribution):
 
 @dataclass(frozen=True)
 class Rademacher(IndependentProbes):
-    """Independent signs: the smallest variance that independent entries can have."""
+    """Independent signs, the smallest variance among probes with independent entries."""
 
     def one(self, streams: Streams, x: Tensor, draw: int) -> Tensor:
         return streams.sign(x.shape[1:], Purpose.PROBE, draw, x.dtype)
@@ -367,7 +370,7 @@ class Rademacher(IndependentProbes):
 
 @dataclass(frozen=True)
 class Gaussian(IndependentProbes):
-    """Standard normal entries: the variance counts the diagonal of the Jacobian as well."""
+    """Standard normal entries; the variance includes the diagonal of the Jacobian."""
 
     def one(self, streams: Streams, x: Tensor, draw: int) -> Tensor:
         return streams.normal(x.shape[1:], Purpose.PROBE, draw, x.dtype)
@@ -375,7 +378,7 @@ class Gaussian(IndependentProbes):
 
 @dataclass(frozen=True)
 class Sphere(IndependentProbes):
-    r"""Directions uniform on the sphere of radius :math:`\sqrt{D}`: exact for a multiple of I."""
+    r"""Uniform directions on the sphere of radius :math:`\sqrt{D}`; exact for a multiple of I."""
 
     def one(self, streams: Streams, x: Tensor, draw: int) -> Tensor:
         z = streams.normal(x.shape[1:], Purpose.PROBE, draw, torch.float64).flatten(1)
@@ -385,18 +388,18 @@ class Sphere(IndependentProbes):
 
 @dataclass(frozen=True)
 class Orthogonal(Distribution):
-    r"""Orthogonal directions on the sphere: at most D of them, and exact with D.
+    r"""Orthogonal directions on the sphere, at most D; exact with D.
 
     The k probes are columns of a uniformly (Haar) random frame, times :math:`\sqrt{D}`. All D
-    products :math:`q_i = e_i^T J e_i` of a frame have the trace as their mean, so that k of them
-    are drawn from a finite population: their covariance is :math:`-\operatorname{Var}(q)/(D - 1)`,
+    products :math:`q_i = e_i^T J e_i` of a frame have the trace as their mean, so k of them are a
+    sample from a finite population. Their covariance is :math:`-\operatorname{Var}(q)/(D - 1)`,
     and with :math:`\operatorname{Var}(q)` as for :class:`Sphere`
 
     .. math:: \operatorname{Var}(\bar q) = \frac{\operatorname{Var}(q)}{k} \frac{D - k}{D - 1}
               = \frac{E[s^2]}{k} \left(1 - \frac{k}{D}\right)
 
     with the sample variance :math:`s^2`. The estimates :math:`\bar q + \sqrt{1 - k/D}\,
-    (q_i - \bar q)` have the same mean, and no correlation: the standard error is the usual one.
+    (q_i - \bar q)` have the same mean and are uncorrelated, so the usual standard error applies.
     """
 
     def sample(self, streams: Streams, x: Tensor, draws: range) -> Tensor:
@@ -407,7 +410,7 @@ class Orthogonal(Distribution):
                 f"shape {tuple(shape)}; give no more."
             )
         z = [streams.normal(shape, Purpose.PROBE, draw, torch.float64) for draw in draws]
-        # The signs of the columns are arbitrary, and do not matter in a quadratic form.
+        # The signs of the columns are arbitrary and cancel in a quadratic form.
         frame = _orthonormal(torch.stack(z))
         return (shape.numel() ** 0.5 * frame).to(x)
 
@@ -427,14 +430,15 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
-    """Random probes, one product each; sets of several draws may be joined.
+    """Random probes, with one product each; the sets of several draws can be concatenated.
 
     Arguments:
         count: The number of probes k, positive.
-        distribution: What they are drawn from.
+        distribution: Distribution of the probes.
 
     Raises:
-        InputError: If ``count`` is no positive integer, or ``distribution`` none.
+        InputError: If ``count`` is not a positive integer, or ``distribution`` is not a
+            :class:`Distribution`.
 
     Example:
         >>> trace, x = Hutchinson(2), torch.zeros(1, 3)
@@ -475,24 +479,24 @@ class Hutchinson(Trace):
 
 @dataclass(frozen=True)
 class ColourProbing(Trace):
-    r"""Probes that are non-zero on every s-th pixel only, so that neighbours do not interfere.
+    r"""Probes that are non-zero on every s-th pixel only, so neighbours do not interfere.
 
     The entries of the data are coloured by :math:`(i \bmod s, j \bmod s, \dots)` and the channel.
     A probe has random signs on one colour and zeros elsewhere; the products of all colours add up
-    to one estimate. Its error is that of Jacobian entries between pixels of one colour, s or more
-    apart, so that it is exact for a field that reaches less far. The first axis of the data
-    is the channel if there are two or more; all others are space.
+    to one estimate. Its error comes from the Jacobian entries between pixels of one colour, which
+    are at least s apart. It is exact if the field has a shorter range. If the data have two or
+    more axes, the first is the channel and the others are spatial.
 
-    One estimate takes :math:`s^d C` products for d axes of space and C channels (fewer where an
-    axis is shorter than s). Sets of several draws may be joined.
+    One estimate takes :math:`s^d C` products for d spatial axes and C channels (fewer if an axis
+    is shorter than s). The sets of several draws can be concatenated.
 
     Arguments:
         spacing: The distance s between pixels of one colour, positive; 1 is Hutchinson's estimate
             of each channel.
-        repeats: The number of estimates, positive; the error is known from two on.
+        repeats: The number of estimates, positive; the standard error requires at least two.
 
     Raises:
-        InputError: If an argument is no positive integer.
+        InputError: If an argument is not a positive integer.
     """
 
     spacing: int = 4
@@ -503,7 +507,7 @@ class ColourProbing(Trace):
         _set_count(self, "repeats", self.repeats)
 
     def probes(self, streams: Streams, x: Tensor, draw: int = 0) -> Tensor:
-        # Colours share no entry, so that one vector of signs serves all of them.
+        # Colours share no entry, so one vector of signs serves all of them.
         first = draw * self.repeats
         return Rademacher().sample(streams, x, range(first, first + self.repeats))
 

@@ -1,29 +1,29 @@
-"""The errors that a user can meet, and the check that most of them come from."""
+"""Exceptions of the library, and a check for counts."""
 
 from typing import Any
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message names the value and the remedy.
+    """Invalid input; the message states the value and the remedy.
 
-    The command line prints the message alone and leaves with code 2; in a program it is a
-    ``ValueError`` like any other.
+    The command line prints only the message and exits with code 2. In a program it is an ordinary
+    ``ValueError``.
     """
 
 
 class OtherRunError(InputError):
-    """The folder holds another run, which stays as it is."""
+    """The folder holds another run, which is left unchanged."""
 
 
 class SolverError(RuntimeError):
-    """A solver could not finish; the message names the time, the cause and the remedy."""
+    """A solver failed; the message states the time, the cause and the remedy."""
 
 
 def check_count(name: str, value: Any, remedy: str = "give at least 1") -> int:
     """Returns a positive whole number as an integer (2.0 passes, 2.5 does not).
 
     Raises:
-        InputError: If it is anything else.
+        InputError: If the value is not a positive whole number.
     """
     try:
         count = int(value)

@@ -1,9 +1,10 @@
-"""Network evaluations, counted for the example that each row of a batch belongs to.
+"""Network evaluations, counted per example.
 
-A network, or an exact model, reports every pass of its rows (:func:`count_pass`) where it runs: a
-model made of two models costs two passes. Every product with a transposed Jacobian is
-reported apart (:func:`count_products`). Whoever selects or repeats rows says whose they are
-(:func:`owned_by`); a row of nobody, as one that has reached its end, counts for no example.
+A network or an exact model reports each pass over its rows with :func:`count_pass`, so a model
+made of two models costs two passes. Products with a transposed Jacobian are reported separately,
+with :func:`count_products`. Code that selects or repeats rows declares the example that owns each
+row with :func:`owned_by`. A row without an owner, such as one that has reached its end, counts for
+no example.
 
 Example:
     >>> with counting(2) as passes:
@@ -25,38 +26,38 @@ from scoresde.errors import InputError
 
 
 class Passes:
-    """The evaluations of each of B examples so far.
+    """Number of evaluations so far for each of B examples.
 
     Arguments:
         batch: The number B of examples.
-        device: Where they are counted.
+        device: Device of the counts.
     """
 
     def __init__(self, batch: int, device: torch.device | str | None = None) -> None:
         self._counts = torch.zeros(2, batch, dtype=torch.int64, device=device)
-        self._owners: Tensor | None = None  # of the rows at present; None: row i is example i
-        # Evaluations of the present rows that are not yet among the counts: plain numbers, since
-        # a model may run inside of a transform that forbids writing into tensors.
+        self._owners: Tensor | None = None  # of the current rows; None: row i is example i
+        # Evaluations of the current rows that are not yet in the counts. They are plain numbers
+        # because a model may run inside a transform that forbids in-place writes to tensors.
         self._pending = [0, 0]
-        self._earlier: list[tuple[Tensor | None, list[int]]] = []  # of the rows before
+        self._earlier: list[tuple[Tensor | None, list[int]]] = []  # of earlier rows
 
     @property
     def network(self) -> Tensor:
-        """The passes of a network or an exact model, int64 ``(B,)``."""
+        """Number of passes of a network or an exact model, int64 ``(B,)``."""
         self._settle()
         return self._counts[0].clone()
 
     @property
     def products(self) -> Tensor:
-        """The products with a transposed Jacobian, int64 ``(B,)``."""
+        """Number of products with a transposed Jacobian, int64 ``(B,)``."""
         self._settle()
         return self._counts[1].clone()
 
     def add(self, kind: int, rows: int, times: int) -> None:
-        """Adds to the counts of the examples that the rows belong to.
+        """Adds to the counts of the examples that own the rows.
 
         Raises:
-            InputError: If there are other rows than anybody has said.
+            InputError: If the number of rows is not a multiple of the declared rows.
         """
         size = self._counts.shape[1] if self._owners is None else len(self._owners)
         if rows % size:
@@ -67,24 +68,24 @@ class Passes:
         self._pending[kind] += times * (rows // size)  # rows repeated as a whole have one owner
 
     def exchange(self, owners: Tensor | None) -> Tensor | None:
-        """Sets the owners of the rows that follow; returns those of the rows before."""
+        """Sets the owners of the following rows; returns the previous owners."""
         self._earlier.append((self._owners, self._pending))
         before, self._owners, self._pending = self._owners, owners, [0, 0]
-        if before is None or owners is None:  # between two rows of a solver, not inside of one
+        if before is None or owners is None:  # between two rows of a solver, not inside one
             self._settle()
         return before
 
     def among(self, wanted: Tensor) -> Tensor:
-        """Returns the indices of present rows that are wanted, bool ``(n,)``; -1 for the others.
+        """Returns the indices of the current rows where ``wanted``, bool ``(n,)``, else -1.
 
-        The rows of a batch that is repeated as a whole have its indices.
+        If the whole batch is repeated, its indices are repeated too.
         """
         size = self._counts.shape[1] if self._owners is None else len(self._owners)
         rows = torch.arange(len(wanted), device=wanted.device) % size
         return torch.where(wanted, rows, -1)
 
     def within(self, rows: Tensor) -> Tensor:
-        """Returns the owners of some of the present rows."""
+        """Returns the owners of some of the current rows."""
         if self._owners is None:
             return rows
         return torch.where(rows >= 0, self._owners[rows.clamp(min=0)], rows)
@@ -105,7 +106,7 @@ _passes: ContextVar[Passes | None] = ContextVar("passes", default=None)
 
 @contextmanager
 def counting(batch: int, device: torch.device | str | None = None) -> Iterator[Passes]:
-    """Counts the evaluations of a batch of examples for as long as it is entered."""
+    """Counts the evaluations of a batch of examples within a ``with`` block."""
     passes = Passes(batch, device)
     token = _passes.set(passes)
     try:
@@ -116,10 +117,10 @@ def counting(batch: int, device: torch.device | str | None = None) -> Iterator[P
 
 @contextmanager
 def owned_by(rows: Tensor) -> Iterator[None]:
-    """Says which rows of the present batch are evaluated.
+    """Declares which rows of the current batch are evaluated.
 
     Arguments:
-        rows: Their indices, int64 ``(n,)``; -1 for a row that belongs to nobody.
+        rows: Indices of the rows, int64 ``(n,)``; -1 for a row without an owner.
     """
     passes = _passes.get()
     if passes is None:
@@ -134,10 +135,10 @@ def owned_by(rows: Tensor) -> Iterator[None]:
 
 @contextmanager
 def counted(wanted: Tensor) -> Iterator[None]:
-    """Says which rows of the present batch, or of repetitions of it, count for their owners.
+    """Declares which rows of the current batch, or of its repetitions, count for their owners.
 
     Arguments:
-        wanted: Whether each counts, bool ``(n,)``; the others belong to nobody.
+        wanted: Whether each row counts, bool ``(n,)``; the others have no owner.
     """
     passes = _passes.get()
     with nullcontext() if passes is None else owned_by(passes.among(wanted)):

@@ -1,8 +1,8 @@
-"""Progress of long computations: a bar on a terminal, and elsewhere a few lines of the log.
+"""Progress of long computations: a bar on a terminal, otherwise a few log lines.
 
-A bar redraws itself several times a second, which would fill a log file with copies. The lines go
-to the logger ``scoresde`` with level INFO; the program prints them, and a script has them printed
-by ``logging.basicConfig(level="INFO")``.
+A bar is redrawn several times a second, which would fill a log file with copies. The lines go to
+the logger ``scoresde`` at level INFO. The command line prints them; a script prints them after
+``logging.basicConfig(level="INFO")``.
 """
 
 import logging
@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 log = logging.getLogger("scoresde")
 
-_LINES = 5  # of a computation whose length is known
-_FIRST = 10  # units before the first line of one whose length is not; each later one doubles
+_LINES = 5  # log lines of a computation of known length
+_FIRST = 10  # units before the first line if the length is unknown; doubles for each line
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 @contextmanager
 def silent(on: bool = True) -> Iterator[None]:
-    """While entered, nothing shows its progress."""
+    """Hides all progress within a ``with`` block."""
     token = _silent.set(on or _silent.get())
     try:
         yield
@@ -32,23 +32,23 @@ def silent(on: bool = True) -> Iterator[None]:
 
 
 def on_terminal() -> bool:
-    """Returns whether a bar can be drawn: in a terminal or a notebook."""
+    """Returns whether a bar can be drawn, that is, in a terminal or a notebook."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return terminal or "ipykernel" in sys.modules
 
 
 class Progress:
-    """The progress of a computation.
+    """Progress of a computation.
 
     Arguments:
         total: The number of units, or None if it is unknown.
-        label: Its name.
+        label: The name of the computation.
         unit: The name of a unit.
-        shown: Whether to show it.
-        start: The units done before.
-        lines: Whether to log lines by itself where there is no bar; a caller who logs numbers of
-            its own asks ``logs``.
-        leave: Whether a bar stays at the end.
+        shown: Whether to show the progress.
+        start: The number of units already done.
+        lines: Whether to log lines automatically where there is no bar. A caller that logs its own
+            numbers checks ``logs``.
+        leave: Whether the bar remains visible at the end.
         scale: Whether counts are written with a prefix such as M.
     """
 
@@ -93,7 +93,7 @@ class Progress:
         self.close()
 
     def update(self, units: int = 1, fresh: bool = True) -> None:
-        """Counts units; the time of those that are not ``fresh`` says nothing of the rest."""
+        """Counts units; those that are not ``fresh`` are excluded from the time estimate."""
         self.done += units
         if not fresh and not self.bar.disable:
             self.bar.initial += units
@@ -108,12 +108,12 @@ class Progress:
         self.bar.set_postfix_str(text, refresh=False)
 
     def say(self, text: str) -> None:
-        """Logs a line, where lines are logged."""
+        """Logs a line if lines are logged."""
         if self.logs:
             log.info("%s: %s", self.label, text)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         self.bar.close()
 
     def _milestone(self) -> float:

@@ -1,11 +1,10 @@
-"""Recipes: trees of plain values that describe objects, and that cannot run code.
+"""Recipes: trees of plain values that describe objects and cannot run code.
 
-In a recipe a mapping with ``_target_`` names a class, and its other keys are the arguments. What
-is built from one are the classes of the rooms listed in ``ROOMS``, torch's activations, the data
-sets of ``scoresde.data``, the operators of ``scoresde.operators``, and what is defined in packages
-that the user allows by name: no other function of this package or of any other can be called,
-neither by a private name nor by one that merely passes through a module
-(``scoresde.data.files.np.load``).
+In a recipe, a mapping with ``_target_`` names a class, and its other keys are the arguments. A
+recipe can build the classes of the modules listed in ``ROOMS``, torch's activations, the data sets
+of ``scoresde.data``, the operators of ``scoresde.operators``, and objects defined in packages that
+the user allows by name. No other function can be called, whether by a private name or by a name
+that passes through a module (``scoresde.data.files.np.load``).
 """
 
 import contextlib
@@ -28,12 +27,12 @@ ROOMS = tuple(
     for room in (
         *("sde", "nn", "solvers", "divergence", "times", "codec"),
         *("model", "likelihood", "sample", "loss", "guidance", "inverse"),
-        *("operators", "data"),  # the last two: their functions too
+        *("operators", "data"),  # in the last two, functions too
     )
 )
-# What has another name than in an earlier release: modules, classes and functions by their dotted
-# names, arguments as CLASS.ARGUMENT (to their new name alone, or to ARGUMENT.FIELD if they are now
-# a field of an object), and sections of a recipe.
+# Names that have changed since an earlier release: modules, classes and functions by their dotted
+# names, arguments as CLASS.ARGUMENT (mapped to the new name alone, or to ARGUMENT.FIELD if the
+# argument is now a field of an object), and sections of a recipe.
 MOVED = {
     "scoresde.bound": "scoresde.likelihood",
     "scoresde.cutoff": "scoresde.likelihood",
@@ -77,26 +76,26 @@ MOVED = {
     "scoresde.nn.UNet.init_scale": "architecture.init_scale",
     "scoresde.nn.UNet.conditional": "architecture.conditional",
 }
-# The arguments that take the objects of ARGUMENT.FIELD: the class of each, and the field that a
-# plain value in its place stands for.
+# Arguments that take the objects of ARGUMENT.FIELD: the class of each object, and the field that a
+# plain value in its place sets.
 OBJECTS = {
     "scoresde.nn.UNet.attention": ("scoresde.nn.AttentionLayout", "levels"),
     "scoresde.nn.UNet.architecture": ("scoresde.nn.Architecture", ""),
     "scoresde.nn.Architecture.norm": ("scoresde.nn.Groups", ""),
 }
-# Classes that another one replaces, with other numbers: unfinished work of theirs is not resumed.
+# Classes replaced by one with different results: their unfinished work is not resumed.
 REPLACED = ("scoresde.divergence.HutchPlusPlus",)
 _LONGEST = max(map(len, MOVED))
-_LONGEST_NAME = 1000  # of a class, with its module
-_GIVEN = "_given_arguments"  # of an object of a describable class
-# The names of the activations, of which a network takes one, are torch's.
+_LONGEST_NAME = 1000  # of a class, including its module
+_GIVEN = "_given_arguments"  # attribute of an object of a describable class
+# Names of the activations that a network accepts, as in torch.
 _BUILTIN = ("scoresde", "torch.nn")
 _ACTIVATIONS = ("torch.nn.modules.activation",)
 
 
 def current(name: str) -> str:
-    """Returns today's name for the dotted name of a module, a class, or an argument of a class."""
-    # No name that has moved is longer: a file may hold one of any length.
+    """Returns the current name for the dotted name of a module, class, or argument of a class."""
+    # No renamed item has a longer name, but a file may contain a name of any length.
     dots = [i for i, letter in enumerate(name[: _LONGEST + 1]) if letter == "."]
     for end in (len(name), *reversed(dots)):
         if end <= _LONGEST and name[:end] in MOVED:
@@ -106,14 +105,14 @@ def current(name: str) -> str:
 
 
 def _in_room(name: str) -> str:
-    """Returns the name of a class in its room, whichever module of the room defines it."""
+    """Returns the public name of a class, independent of the submodule that defines it."""
     parts = name.split(".")
     deep = parts[0] == "scoresde" and len(parts) > 3
     return ".".join((*parts[:2], parts[-1])) if deep else name
 
 
 def updated(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint's recipe with today's names of sections, classes and arguments.
+    """Returns a checkpoint's recipe with the current names of sections, classes and arguments.
 
     Raises:
         InputError: If it is nested too deeply.
@@ -141,7 +140,7 @@ def _updated(tree: Any) -> Any:
 
 
 def _put(arguments: dict[Any, Any], owner: str, path: Sequence[Any], value: Any) -> None:
-    """Puts a value among the arguments of a class, or among those of an object in them."""
+    """Sets an argument of a class, or of an object among its arguments."""
     (name, *rest), argument = path, f"{owner}.{path[0]}"
     if argument not in OBJECTS:
         arguments[name] = value
@@ -150,19 +149,19 @@ def _put(arguments: dict[Any, Any], owner: str, path: Sequence[Any], value: Any)
     inside = arguments.setdefault(name, {"_target_": kind})
     if not rest:
         inside |= _fields(value, plain)
-    elif value is not None:  # which was the default of all that has moved into an object
+    elif value is not None:  # None was the default of every argument that became a field
         _put(inside, kind, rest, value)
 
 
 def _fields(value: Any, plain: str) -> Mapping[str, Any]:
-    """Returns the fields of an object that a value in its place stands for."""
+    """Returns the fields of the object that a plain value in its place represents."""
     if isinstance(value, Mapping):
         return value
     return {} if value is None else {plain: value}
 
 
 def renamed(module: str) -> Callable[[str], Any]:
-    """Returns a module's ``__getattr__``: names that have moved are found, with a warning."""
+    """Returns a module's ``__getattr__``, which resolves renamed items with a warning."""
 
     def find(name: str) -> Any:
         old = f"{module}.{name}"
@@ -179,14 +178,14 @@ def renamed(module: str) -> Callable[[str], Any]:
 
 
 def accepts_moved(kind: type[Kind]) -> type[Kind]:
-    """Has a class accept its arguments that have moved (``MOVED``), with a warning."""
+    """Makes a class accept its renamed arguments (``MOVED``), with a warning."""
     moved, original = moved_arguments(kind), kind.__init__
     owner, signature = _in_room(f"{kind.__module__}.{kind.__name__}"), inspect.signature(kind)
 
     @functools.wraps(original)
     def init(self: Any, *values: Any, **named: Any) -> None:
         old = {name: named.pop(name) for name in moved if name in named}
-        if old:  # those given by place too: one of them may be an object that gets a field
+        if old:  # positional ones too: one may be an object that gets a field
             values, named = (), dict(signature.bind_partial(*values, **named).arguments)
         for name, value in old.items():
             new, *path = moved[name].split(".")
@@ -205,7 +204,7 @@ def accepts_moved(kind: type[Kind]) -> type[Kind]:
 
 
 def _form(owner: str, name: str, path: Sequence[str]) -> str:
-    """Returns how an argument is written: its name, with a field also the object that has it."""
+    """Returns the text form of an argument: its name, or for a field, the object as well."""
     if not path:
         return name
     kind, _ = OBJECTS[f"{owner}.{name}"]
@@ -214,7 +213,7 @@ def _form(owner: str, name: str, path: Sequence[str]) -> str:
 
 
 def _with_field(argument: str, thing: Any, path: Sequence[str], value: Any) -> Any:
-    """Returns what an argument is to be: a value, or its object with the value in a field."""
+    """Returns the new value of an argument: ``value`` itself, or its object with a field set."""
     if not path:
         return value
     name, plain = OBJECTS[argument]
@@ -227,13 +226,13 @@ def _with_field(argument: str, thing: Any, path: Sequence[str], value: Any) -> A
 
 
 def moved_arguments(kind: type) -> dict[str, str]:
-    """Returns today's names of a class's arguments that have moved, by their old names."""
+    """Returns the current names of a class's renamed arguments, by their old names."""
     prefix = f"{_in_room(f'{kind.__module__}.{kind.__name__}')}."
     return {k.removeprefix(prefix): new for k, new in MOVED.items() if k.startswith(prefix)}
 
 
 def names_of(kind: type) -> set[str]:
-    """Returns the names, without modules, that a class has and had."""
+    """Returns the current and former names of a class, without modules."""
     old = (name for name in MOVED.keys() - {*REPLACED} if _last(current(name)) == kind.__name__)
     return {kind.__qualname__, *map(_last, old)}
 
@@ -250,7 +249,7 @@ def build(tree: Any, allow: Iterable[str] = ()) -> Any:
         allow: Packages besides ``scoresde`` whose classes and functions may be called.
 
     Raises:
-        InputError: If a name is not allowed or not found, or refuses its arguments.
+        InputError: If a name is not allowed or not found, or does not accept its arguments.
     """
     try:
         return _build(tree, allow)
@@ -273,14 +272,14 @@ def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
         return target(**arguments)
     except InputError:
         raise
-    except Exception as error:  # whatever such arguments lead to
+    except Exception as error:  # any error that such arguments cause
         raise InputError(
             f"{name} does not take the arguments {brief(arguments)}: {brief(error)}."
         ) from error
 
 
 def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
-    """Finds a class or function that a checkpoint may call."""
+    """Returns a class or function that a checkpoint may call."""
     packages = (*_BUILTIN, *allowed)
     if isinstance(name, str) and len(name) > _LONGEST_NAME:  # importing it would take memory
         raise InputError(
@@ -323,9 +322,9 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
 
 
 def describe(thing: Any) -> Any:
-    """Returns the recipe of an object: what :func:`build` makes an equal one of.
+    """Returns the recipe of an object, from which :func:`build` makes an equal object.
 
-    It names what differs from the defaults.
+    It contains the arguments that differ from the defaults.
 
     Arguments:
         thing: A frozen dataclass of this package, an object of a :func:`describable` class, an
@@ -333,7 +332,7 @@ def describe(thing: Any) -> Any:
             mapping of them.
 
     Raises:
-        InputError: If it is something else.
+        InputError: If ``thing`` is anything else.
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
@@ -361,9 +360,9 @@ def describe(thing: Any) -> Any:
 
 
 def describable(kind: type[Kind]) -> type[Kind]:
-    """Has the objects of a class keep the arguments they are made of, for :func:`describe`.
+    """Makes the objects of a class store their arguments, for :func:`describe`.
 
-    It serves classes other than dataclasses, such as networks; a subclass asks for itself.
+    It is for classes other than dataclasses, such as networks. A subclass must be decorated too.
     """
     original, signature = kind.__init__, inspect.signature(kind)
 
@@ -389,7 +388,7 @@ def _public(kind: type) -> str | None:
 
 
 def changed(thing: Any) -> dict[str, Any]:
-    """Returns the fields, or the kept arguments, of an object that are not at their defaults."""
+    """Returns the fields or stored arguments of an object that differ from their defaults."""
     usual, nothing = defaults(type(thing)), object()
     given = getattr(thing, _GIVEN, None)
     if given is None:
@@ -405,10 +404,10 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def defaults(kind: Any) -> dict[str, Any]:
-    """Returns the arguments of a class or function that have defaults, with these."""
+    """Returns the default values of the arguments of a class or function."""
     try:
         parameters = inspect.signature(kind).parameters.values()
-    except (TypeError, ValueError):  # it tells nothing of them
+    except (TypeError, ValueError):  # it has no signature
         return {}
     found = {p.name: p.default for p in parameters if p.default is not p.empty}
     for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
@@ -418,10 +417,10 @@ def defaults(kind: Any) -> dict[str, Any]:
 
 
 def complete(tree: Any) -> Any:
-    """Returns a recipe with the defaults of its classes spelled out; to compare, not to keep.
+    """Returns a recipe with the defaults of its classes filled in, for comparison only.
 
-    A class has its shortest name there. Nothing is built or imported: what is not in use stays as
-    it is.
+    Each class has its shortest name. Nothing is built or imported; names in modules that are not
+    loaded are left unchanged.
     """
     if isinstance(tree, list | tuple):
         return [complete(value) for value in tree]
@@ -437,16 +436,16 @@ def complete(tree: Any) -> Any:
 
 
 def _in_use(name: Any) -> Any:
-    """Returns what has a dotted name in the modules that are loaded, or ``None``."""
+    """Returns the object of a dotted name in the loaded modules, or None."""
     home, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     try:
         return getattr(sys.modules.get(home), attribute, None)
-    except Exception:  # a module may find its names by code of its own
+    except Exception:  # a module may resolve names with its own code
         return None
 
 
 def brief(thing: Any) -> str:
-    """Returns one line of at most 200 characters."""
+    """Returns a one-line description of at most 200 characters."""
     text = " ".join(str(thing).split())
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -1,4 +1,4 @@
-"""Shapes: what lets every formula work on data of any shape, and the checks of a batch."""
+"""Helpers for formulas on data of any shape, and checks of a batch."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ from scoresde.errors import InputError
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Makes a coefficient per example multiply an array of examples.
+    """Reshapes a coefficient per example so that it multiplies an array of examples.
 
-    The coefficient keeps the precision that it was computed in until here, where it takes the
-    data type of ``x``: a float64 coefficient would silently widen a float32 state.
+    The coefficient is converted to the data type of ``x`` only here; without the conversion, a
+    float64 coefficient would silently widen a float32 state.
 
     Arguments:
         coefficient: A coefficient, with shape ``()`` or ``(B,)``.
@@ -23,8 +23,8 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         The coefficient, with shape ``()`` or ``(B, 1, ..., 1)``, in the data type of ``x``.
 
     Raises:
-        InputError: If there is neither one coefficient nor one per example, or the data are no
-            floats.
+        InputError: If there is neither one coefficient nor one per example, or the data are not
+            floating-point.
     """
     if not x.is_floating_point():
         raise InputError(
@@ -51,7 +51,7 @@ def one_or_each(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def none_like(values: Tensor) -> Tensor:
-    """Returns a condition that says "none" for every example: -1 for classes, else NaN.
+    """Returns a condition that is "none" for every example: -1 for classes, otherwise NaN.
 
     Arguments:
         values: A condition, with shape ``(B, *)``.
@@ -60,7 +60,7 @@ def none_like(values: Tensor) -> Tensor:
 
 
 def is_none(values: Tensor) -> Tensor:
-    """Returns for which examples a condition ``(B, *)`` says "none", bool ``(B,)``."""
+    """Returns whether a condition ``(B, *)`` is "none" for each example, bool ``(B,)``."""
     if values.is_floating_point():
         return values.reshape(len(values), -1).isnan().all(1)
     return (values.reshape(len(values), -1) == -1).all(1)
@@ -70,7 +70,7 @@ def check_output(output: Any) -> Tensor:
     """Returns the output of a network.
 
     Raises:
-        InputError: If it is not a tensor.
+        InputError: If the output is not a tensor.
     """
     if isinstance(output, Tensor):
         return output
@@ -108,7 +108,7 @@ def log_normal(x: Tensor, std: float | Tensor) -> Tensor:
 
 
 def check_batch(x: Tensor) -> None:
-    """Checks the form of a batch of examples.
+    """Checks the shape and data type of a batch of examples.
 
     Raises:
         InputError: If ``x`` is not a batch ``(B, *)`` of floats.
@@ -121,7 +121,7 @@ def check_batch(x: Tensor) -> None:
 
 
 def check_data(x: Tensor) -> None:
-    """Checks a batch of examples and their values, for which a GPU has to be waited for.
+    """Checks a batch of examples and their values; on a GPU this synchronises.
 
     Raises:
         InputError: If ``x`` is not a batch ``(B, *)`` of floats, all of them finite.

@@ -1,14 +1,14 @@
-r"""Counter-based random streams, one for each sample.
+r"""Counter-based random streams, one per sample.
 
-A generator with a state gives sample :math:`i` other numbers whenever the batch, the order or the
-number of devices changes. Here a random number is a *function* of its address
+A generator with internal state gives sample :math:`i` different numbers whenever the batch, the
+order or the number of devices changes. Here, a random number is a *function* of its address
 
 .. math:: (\text{seed}, \text{index of the sample}, \text{purpose}, \text{draw}, \text{element})
 
-computed by the block function Philox-4x32-10 in integer arithmetic, so that sample :math:`i` of
-seed :math:`s` is the same numbers alone, in any batch, in any order, on any device, and after a
-restart. Normal numbers follow by the transform of Box and Muller, in float64 on every device, and
-are rounded once to the data type asked for.
+computed by the block function Philox-4x32-10 in integer arithmetic. So sample :math:`i` of seed
+:math:`s` gets the same numbers alone, in any batch, in any order, on any device, and after a
+restart. Normal numbers are computed by the Box-Muller transform, in float64 on every device, and
+are rounded once to the requested data type.
 
 References:
     Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011 (section 3.3).
@@ -31,11 +31,11 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _SEEDS = 0xFF  # a purpose that no stream has
-_SUBSET = 2**32 - 2  # a draw apart from those of data
+_SUBSET = 2**32 - 2  # a draw distinct from those of data
 
 
 class Purpose(IntEnum):
-    """What a random number is for; two purposes never share a number.
+    """Purpose of a random number; two purposes never share a number.
 
     The values are part of every seeded result: new purposes are appended, old ones never change.
     """
@@ -74,11 +74,11 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         Four random words of 32 bits in an int64 tensor, with shape ``(4, *)``.
     """
-    # Made on the device by arithmetic: a copy from the host would have to be waited for.
+    # Computed on the device by arithmetic: a copy from the host would synchronise.
     rounds = torch.arange(_ROUNDS, device=counter.device).unsqueeze(1)
     keys = _pair(key, counter.device) + rounds * _pair(_KEY_STEPS, counter.device)
     keys = (keys & _WORD).reshape(_ROUNDS, 2, *(1,) * (counter.ndim - 1))
-    # In place: on a CPU most of the time would go into fresh memory.
+    # In place: on a CPU, allocation would otherwise take most of the time.
     even, odd = counter[0::2].clone(), counter[1::2].clone()
     product = torch.empty_like(even)
     for round_key in keys.unbind():
@@ -93,7 +93,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 def _indices(seeds: Iterable[int], device: torch.device | str | None) -> Tensor:
-    """Returns indices of streams on a device, int64; for a range nothing is copied there."""
+    """Returns indices of streams on a device, int64; a range is created there without a copy."""
     if isinstance(seeds, range):
         _check_ends(*(seeds[0], seeds[-1]) if seeds else (0, 0))
         return torch.arange(seeds.start, seeds.stop, seeds.step, device=device)
@@ -111,7 +111,7 @@ def _check_ends(first: int, last: int) -> None:
 
 
 def _column(draw: int | Tensor, index: Tensor) -> Tensor:
-    """Returns the number of the draw for every entry of ``index``, ``(B, blocks)``."""
+    """Returns the draw index for every entry of ``index``, ``(B, blocks)``."""
     if isinstance(draw, Tensor):
         return draw[:, None].expand_as(index)
     return torch.full_like(index, draw)
@@ -123,7 +123,7 @@ def _pair(values: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def fresh_seed() -> int:
-    """Draws a new seed from torch's global generator, so that ``torch.manual_seed`` governs it."""
+    """Draws a new seed from torch's global generator, so ``torch.manual_seed`` controls it."""
     return int(torch.randint(2**63 - 1, ()))
 
 
@@ -131,13 +131,13 @@ def fresh_seed() -> int:
 class Streams:
     """The random streams of a batch of samples.
 
-    Every method takes the ``shape`` of one sample, the ``purpose`` and the number of the ``draw``
-    (a step, say; or one number for each sample, int64 ``(B,)``), and returns one array per sample,
-    with shape ``(B, *shape)``.
+    Every method takes the ``shape`` of one sample, the ``purpose`` and the index of the ``draw``,
+    such as a step (or one index per sample, int64 ``(B,)``). It returns one array per sample, with
+    shape ``(B, *shape)``.
 
     Arguments:
-        seed: Names the streams, in :math:`[0, 2^{64})`.
-        indices: Which streams, each in :math:`[0, 2^{56})`, with shape ``(B,)``, int64.
+        seed: Seed of the streams, in :math:`[0, 2^{64})`.
+        indices: Indices of the streams, each in :math:`[0, 2^{56})`, with shape ``(B,)``, int64.
 
     Example:
         >>> both = Streams.of(seed=0, batch=2)
@@ -157,16 +157,16 @@ class Streams:
         batch: int | None = None,
         device: torch.device | str | None = None,
     ) -> "Streams":
-        """Builds streams from what a user gives.
+        """Builds streams from user arguments.
 
         Arguments:
-            seed: Names the streams; ``None`` draws a fresh one.
-            seeds: Their indices; ``None`` means ``range(batch)``.
+            seed: Seed of the streams. If None, a new one is drawn.
+            seeds: Indices of the streams. If None, ``range(batch)`` is used.
             batch: The number of samples, if known.
-            device: Where the numbers are made.
+            device: Device on which the numbers are computed.
 
         Raises:
-            InputError: If a seed is out of range, or ``seeds`` does not fit the batch.
+            InputError: If a seed is out of range, or ``seeds`` does not match the batch size.
         """
         if seed is None:
             seed = fresh_seed()
@@ -209,7 +209,7 @@ class Streams:
         return philox(counter, (self.seed & _WORD, self.seed >> 32))
 
     def _fill(self, numbers: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Lays ``(4, B, blocks)`` numbers out as ``(B, *shape)``."""
+        """Reshapes ``(4, B, blocks)`` numbers to ``(B, *shape)``."""
         rows = numbers.to(dtype).permute(1, 2, 0).flatten(1)[:, : math.prod(shape)]
         return rows.reshape(len(self), *shape)
 
@@ -222,7 +222,7 @@ class Streams:
     ) -> Tensor:
         """Draws numbers uniform in the open interval (0, 1), on a grid of spacing 2^-23.
 
-        All of them are exact in float32, so that rounding never returns 0 or 1.
+        All of them are exact in float32, so rounding never returns 0 or 1.
         """
         words = self._words(shape, purpose, draw) >> 9
         return self._fill((words.double() + 0.5) * 2.0**-23, shape, dtype)
@@ -253,19 +253,19 @@ class Streams:
         draw: int | Tensor = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draws -1 or 1 with equal probability (the distribution of Rademacher)."""
+        """Draws -1 or 1 with equal probability (the Rademacher distribution)."""
         words = self._words(shape, purpose, draw) >> 31
         return self._fill(1 - 2 * words, shape, dtype)
 
 
 def probe_seed(seed: int, draw: int) -> int:
-    """Returns the seed of the probes of a draw: for the first draw the seed itself.
+    """Returns the seed of the probes of a draw; for the first draw, the seed itself.
 
-    The others are random words at an address (seed, draw) of their own.
+    The other seeds are random words at the address (seed, draw).
 
     Arguments:
         seed: The seed, in :math:`[0, 2^{64})`.
-        draw: The number of the draw, in :math:`[0, 2^{32})`.
+        draw: The index of the draw, in :math:`[0, 2^{32})`.
 
     Returns:
         A seed, in :math:`[0, 2^{64})`.
@@ -278,17 +278,17 @@ def probe_seed(seed: int, draw: int) -> int:
 
 
 def random_rows(count: int, most: int | None = None) -> Tensor:
-    """Returns which of ``count`` examples stand for all: at most so many, drawn at random.
+    """Returns the indices of a random subset of ``count`` examples, at most ``most``.
 
-    The draw is always the same: models are compared on the same examples, and a smaller subset is
-    a prefix of a larger one. File order is avoided because neighbours are often alike.
+    The subset is always the same, so models are compared on the same examples, and a smaller
+    subset is a prefix of a larger one. File order is avoided because neighbours are often alike.
 
     Arguments:
         count: The number of examples.
-        most: How many to take, positive; None takes all.
+        most: The size of the subset, positive. If None, all examples are taken.
 
     Returns:
-        Their indices, int64: in random order, or in ascending order where all are taken.
+        The indices, int64, in random order; in ascending order if all are taken.
 
     Example:
         >>> random_rows(4), random_rows(100, 2) == random_rows(100, 4)[:2]

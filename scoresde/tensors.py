@@ -1,4 +1,4 @@
-"""Files of tensors, read without executing anything in them."""
+"""Files of tensors, read without executing code from them."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOST_VALUES, _REPEATED = 10**6, 16  # values in a file, and how often they may share a storage
+_MOST_VALUES, _REPEATED = 10**6, 16  # values in a file, and tensors that may share a storage
 
 
 def read_tensors(file: Path, safe: Sequence[Any] = ()) -> Any:
-    """Reads a file of ``torch.save`` onto the CPU: tensors, plain values, and nothing else.
+    """Reads a file of ``torch.save`` onto the CPU; only tensors and plain values are allowed.
 
-    The file is mapped, so that what is not used is not read, and a tensor that is declared larger
-    than the file is an error; its checksums are compared. Copy what outlives the file.
+    The file is memory-mapped, so unused tensors are not read, and a tensor declared larger than
+    the file is an error. The checksums are verified. Copy any tensor that must outlive the file.
 
     Arguments:
         file: The file.
-        safe: Other classes that may be made.
+        safe: Other classes that may be instantiated.
 
     Raises:
         Exception: Of any kind, if the file is damaged, or holds anything else.
@@ -35,7 +35,7 @@ def read_tensors(file: Path, safe: Sequence[Any] = ()) -> Any:
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuses what is not as it was written, or unpacks to more: torch does not compress."""
+    """Rejects an archive that is damaged or compressed (torch does not compress)."""
     if sum(member.file_size for member in archive.infolist()) > size:
         raise ValueError("it declares more than it holds")
     damaged = archive.testzip()
@@ -44,7 +44,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _check_tree(content: Any, most: int) -> None:
-    """Refuses tensors that are more than their storage, and trees that grow by repetition."""
+    """Rejects tensors larger than their storage, and trees that grow by repetition."""
     waiting, count, size = [content], 0, 0
     while waiting:
         value = waiting.pop()

@@ -1,4 +1,4 @@
-"""What can be trained, whatever its room: a module of weights that takes examples."""
+"""Base class for trainable objects: modules with weights that take examples."""
 
 import itertools
 from abc import ABC
@@ -13,18 +13,18 @@ from scoresde.sde import Interpolant
 
 
 class Trainable(nn.Module, ABC):
-    """Base class for what is trained: models, classifiers of noised examples, autoencoders.
+    """Base class for trainable objects: models, classifiers of noised examples, autoencoders.
 
-    One that runs a network reports it (:func:`scoresde.passes.count_pass`); one that is made of
-    others leaves that to them.
+    A class that runs a network reports each pass with :func:`scoresde.passes.count_pass`; a class
+    composed of other trainable objects leaves that to them.
     """
 
     @property
     def process(self) -> Interpolant:
-        """The process whose states it is a function of.
+        """The process whose states are the input.
 
         Raises:
-            InputError: If it is a function of examples without noise.
+            InputError: If the input is examples without noise.
         """
         raise InputError(
             f"model must be one of noised examples, got {type(self).__name__}; use its own loss, "
@@ -37,32 +37,32 @@ class Trainable(nn.Module, ABC):
         return None
 
     def takes(self, name: str) -> bool:
-        """Returns whether it takes a condition; a model of models takes theirs."""
+        """Returns whether it accepts a condition; a composite model accepts those of its parts."""
         return any(isinstance(child, Trainable) and child.takes(name) for child in self.children())
 
     def select(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns those of the conditions that it takes, on its device and in its type."""
+        """Returns the accepted conditions, on its device and in its data type."""
         taken = {name: c.to(self.device) for name, c in cond.items() if self.takes(name)}
         return {k: c.to(self.dtype) if c.is_floating_point() else c for k, c in taken.items()}
 
     def _float(self) -> Tensor | None:
-        """Returns the first array of floats that it holds, if any."""
+        """Returns the first floating-point array that it holds, if any."""
         arrays = itertools.chain(self.parameters(), self.buffers())
         return next((a for a in arrays if a.is_floating_point()), None)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The data type that it computes in (torch's default if it holds no numbers)."""
+        """The data type of its computations (torch's default if it holds no numbers)."""
         array = self._float()
         return torch.get_default_dtype() if array is None else array.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device that it is on."""
+        """The device of its weights."""
         array = self._float()
         return torch.get_default_device() if array is None else array.device
 
     def state(self, x: Tensor) -> Tensor:
-        """Returns data as a state around it: no narrower than float32 nor its own type."""
+        """Returns data as a state: no narrower than float32 and its own data type."""
         dtype = torch.promote_types(torch.promote_types(torch.float32, self.dtype), x.dtype)
         return x.to(self.device, dtype)

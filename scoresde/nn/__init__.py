@@ -1,8 +1,8 @@
-"""Networks ``net(x, c, **cond)``: they know noisy data and a noise label, and no SDE.
+"""Networks ``net(x, c, **cond)`` of noisy data and a noise label, independent of the SDE.
 
 Data ``x`` has the shape ``(B, *)``, the label ``c`` the shape ``(B,)``, and the output the shape
-of the data. The label is any number that tells noise levels apart; see :class:`Embedding` for how
-a network reads it. Further conditions are given by name; :mod:`scoresde.nn.conditions` says which.
+of the data. The label is any number that distinguishes noise levels; :class:`Embedding` converts
+it to features. Further conditions are passed by name; see :mod:`scoresde.nn.conditions`.
 """
 
 from scoresde.nn.architecture import Architecture

@@ -1,4 +1,4 @@
-"""The architecture of a U-Net: of what kind its blocks and levels are, whatever their sizes."""
+"""Architecture of a U-Net: the kinds of its blocks and levels, independent of their sizes."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,28 +16,30 @@ from scoresde.nn.resampling import BoxResampling, Resampling
 
 @dataclass(frozen=True)
 class Architecture:
-    """The blocks and levels of a U-Net; those of DDPM++ by default.
+    """Kinds of blocks and levels of a U-Net; those of DDPM++ by default.
 
     Arguments:
-        transition: How one level leads to the next.
-        resampling: How sizes change.
+        transition: Transition between levels.
+        resampling: Resampling between sizes.
         norm: The normalisation.
-        activation: The activation, one for all; ``None``: SiLU.
-        rescale: Whether sums of states are divided by the root of two.
-        init_scale: The variance scale, at first, of the layers that end a residual branch, and of
-            the last one; 0 makes them exactly zero.
-        input_pyramid: How levels are shown the image itself, such as ``InputSkip()`` or
-            ``InputResidual()``; ``None``: only the first one is.
-        output_pyramid: How levels paint the output, such as ``OutputSkip()`` or
-            ``OutputResidual()``; ``None``: only the last one does.
-        conditional: Whether the blocks are told the noise label.
-        features: What of the input is shown besides, such as ``FourierFeatures(256)``; ``None``:
-            nothing.
-        output_heads: The number of outputs of the shape of the data, joined at the channels: 1,
-            or 2 where the variance is learned too (:class:`~scoresde.likelihood.LearnedRange`).
+        activation: The activation, the same everywhere. If None, SiLU is used.
+        rescale: Whether sums of states are divided by the square root of two.
+        init_scale: The initial variance scale of the last layer of each residual branch, and of
+            the last layer of the network; 0 makes them exactly zero.
+        input_pyramid: Pyramid that passes the image itself to each level, such as ``InputSkip()``
+            or ``InputResidual()``. If None, only the first level receives it.
+        output_pyramid: Pyramid through which each level contributes to the output, such as
+            ``OutputSkip()`` or ``OutputResidual()``. If None, only the last level produces the
+            output.
+        conditional: Whether the blocks receive the noise label.
+        features: Additional features of the input, such as ``FourierFeatures(256)``; none by
+            default.
+        output_heads: The number of outputs of the shape of the data, concatenated along the
+            channels: 1, or 2 if the variance is learned too
+            (:class:`~scoresde.likelihood.LearnedRange`).
 
     Raises:
-        InputError: If a value is of another type or out of its range.
+        InputError: If a value has the wrong type or is out of range.
     """
 
     transition: Transition = field(default_factory=BigGANTransition)

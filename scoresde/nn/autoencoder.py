@@ -1,8 +1,8 @@
-"""Pairs of networks from data to latents and back: for images, and for vectors.
+"""Encoder and decoder networks between data and latents, for images and for vectors.
 
-They are not told a noise level: an autoencoder sees examples as they are. The pair for images is
-that of the published ``AutoencoderKL``: the downward half of a U-Net, and the upward half without
-its skip connections.
+They take no noise level, since an autoencoder sees clean examples. The pair for images has the
+architecture of the published ``AutoencoderKL``: the down path of a U-Net, and the up path without
+skip connections.
 
 References:
     Rombach et al., *High-resolution image synthesis with latent diffusion models*, 2022,
@@ -24,7 +24,7 @@ from scoresde.recipe import describable
 
 
 class _Convolutional(nn.Module):
-    """What both networks of the pair for images have in common."""
+    """Base class for the encoder and the decoder of images."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class _Convolutional(nn.Module):
 
     @property
     def small(self) -> tuple[int, ...]:
-        """The axes of the latents: those of the data, halved between levels and rounded up."""
+        """The sizes of the latents: those of the data, halved between levels and rounded up."""
         halves = 2 ** (len(self.widths) - 1)
         return tuple(-(-n // halves) for n in self.shape[1:])
 
     def point(self, channels: int, there: bool) -> nn.Module:
-        """Returns a convolution of one place, or nothing."""
+        """Returns a convolution with kernel size 1 if ``there``, otherwise the identity."""
         layer = CONVOLUTIONS[len(self.shape) - 1]
         return initialise(layer(channels, channels, 1)) if there else nn.Identity()
 
@@ -80,18 +80,18 @@ class _Convolutional(nn.Module):
 
 @describable
 class ImageEncoder(_Convolutional):
-    """From images to numbers at each place of a smaller image: ``(B, C, *)`` to ``(B, c, *)``.
+    """Encoder from images to smaller images of latents, ``(B, C, *)`` to ``(B, c, *)``.
 
-    Each level has residual blocks; between levels the size is halved.
+    Each level has residual blocks, and the size is halved between levels.
 
     Arguments:
         shape: The shape of one example: channels, then one to three axes.
-        channels: The number of channels of the output, such as two for each of the latents.
+        channels: The number of channels of the output, such as two per latent channel.
         widths: The number of channels of each level, from the full resolution.
         blocks: The number of residual blocks of a level, positive.
         dropout: The fraction of each block's hidden state dropped in training, in [0, 1).
-        norm: The normalisation; None: ``Groups()``.
-        mixed: Whether a convolution of one place follows the output.
+        norm: The normalisation. If None, ``Groups()`` is used.
+        mixed: Whether a convolution with kernel size 1 follows the output.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -140,7 +140,7 @@ class ImageEncoder(_Convolutional):
 
 
 class _UpLevel(nn.Module):
-    """One level of a decoder: residual blocks, then twice the size."""
+    """One level of a decoder: residual blocks, then upsampling by two."""
 
     def __init__(self, below: int, channels: int, blocks: int, parts: Parts, last: bool) -> None:
         super().__init__()
@@ -156,16 +156,16 @@ class _UpLevel(nn.Module):
 
 @describable
 class ImageDecoder(_Convolutional):
-    """From latents ``(B, c, *)`` to images ``(B, C, *)``: the counterpart of an encoder.
+    """Decoder from latents ``(B, c, *)`` to images ``(B, C, *)``, the counterpart of the encoder.
 
     Arguments:
         shape: The shape of one example: channels, then one to three axes.
         channels: The number of channels of the latents.
         widths: As in the encoder, from the full resolution.
-        blocks: As in the encoder; here a level has one more.
-        dropout: As in the encoder; likewise ``norm``.
-        norm: The normalisation; None: ``Groups()``.
-        mixed: Whether a convolution of one place comes before all others.
+        blocks: As in the encoder; each level has one block more.
+        dropout: As in the encoder.
+        norm: The normalisation. If None, ``Groups()`` is used.
+        mixed: Whether a convolution with kernel size 1 comes first.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -213,7 +213,7 @@ class ImageDecoder(_Convolutional):
 
 @describable
 class Dense(nn.Module):
-    r"""A perceptron between examples of any shapes: ``(B, *shape)`` to ``(B, *output_shape)``.
+    r"""Multi-layer perceptron, ``(B, *shape)`` to ``(B, *output_shape)``, for any shapes.
 
     Without hidden layers it is the affine map :math:`x \mapsto W x + b`.
 

@@ -1,4 +1,4 @@
-"""What all networks share: the checks of their arguments, and the initialisation."""
+"""Helpers for all networks: checks of arguments, normalisation and initialisation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Constants(nn.Module):
-    """A module with arrays that are no weights.
+    """Base class for modules with constant arrays, which are not weights.
 
-    They follow the module to its device, are not saved with it, are no narrower than float32, and
-    are never left empty, not even where a module without data is given some by ``to_empty`` or by
-    ``load_state_dict(assign=True)``.
+    The arrays move with the module to its device, are not saved with it, and are at least float32.
+    They always hold their values, even after a module without data is materialised by ``to_empty``
+    or by ``load_state_dict(assign=True)``.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Constants(nn.Module):
         self._constants: dict[str, Tensor] = {}
 
     def constant(self, name: str, values: Tensor) -> None:
-        """Adds an array, or replaces one of this name.
+        """Adds an array, or replaces the array of this name.
 
         Arguments:
             name: The name of the attribute.
@@ -54,7 +54,7 @@ class Constants(nn.Module):
 
 
 def check_whole(name: str, value: int, least: int = 1) -> int:
-    """Returns a whole number if it is at least ``least``.
+    """Returns an integer after checking that it is at least ``least``.
 
     Raises:
         InputError: If it is not.
@@ -65,10 +65,10 @@ def check_whole(name: str, value: int, least: int = 1) -> int:
 
 
 def check_wholes(name: str, values: Sequence[int], least: int = 1) -> tuple[int, ...]:
-    """Returns a sequence of whole numbers of at least ``least`` as a tuple.
+    """Returns a sequence of integers, each at least ``least``, as a tuple.
 
     Raises:
-        InputError: If it is not one.
+        InputError: If ``values`` is not such a sequence.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise InputError(f"{name}={values!r} must be a list of whole numbers.")
@@ -86,7 +86,7 @@ def check_flag(name: str, value: bool) -> None:
 
 
 def check_dropout(dropout: float) -> float:
-    """Returns a probability of dropout if it is in [0, 1).
+    """Returns a dropout probability after checking that it is in [0, 1).
 
     Raises:
         InputError: If it is not.
@@ -101,23 +101,23 @@ def check_dropout(dropout: float) -> float:
 
 @dataclass(frozen=True)
 class Groups:
-    """Group normalisation: how many groups a number of channels is divided into.
+    """Group normalisation with a number of groups that depends on the channels.
 
-    It is the largest number that divides the channels, is at most ``most``, and leaves at least
-    ``least`` channels to a group. DDPM++ and NCSN++ have (32, 4), DDPM has (32, 1).
+    The number of groups is the largest that divides the channels, is at most ``most``, and leaves
+    at least ``least`` channels per group. DDPM++ and NCSN++ use (32, 4), DDPM uses (32, 1).
 
     References:
         Wu and He, *Group normalization*, 2018, https://arxiv.org/abs/1803.08494.
 
     Arguments:
         most: The largest number of groups.
-        least: The smallest number of channels in a group, where there are as many.
-        eps: What is added to the variance.
-        exceptions: The number of groups of single normalisations of a network that have another,
-            by their names there, such as ``"middle.attention.norm"``.
+        least: The smallest number of channels in a group, if there are that many channels.
+        eps: Constant added to the variance.
+        exceptions: Numbers of groups for individual normalisations of a network, keyed by module
+            name, such as ``"middle.attention.norm"``.
 
     Raises:
-        InputError: If a value is out of its range.
+        InputError: If a value is out of range.
 
     Example:
         >>> Groups()(64).num_groups
@@ -143,16 +143,17 @@ class Groups:
             check_whole(f"norm.exceptions[{name!r}]", n)
 
     def __call__(self, channels: int) -> nn.GroupNorm:
-        """Returns the normalisation of a number of channels."""
+        """Returns the normalisation for a number of channels."""
         most = max(1, min(channels // self.least, self.most))
         groups = next(n for n in range(most, 0, -1) if channels % n == 0)
         return nn.GroupNorm(groups, channels, eps=self.eps)
 
     def make_exceptions(self, network: nn.Module) -> None:
-        """Gives the normalisations that are exceptions in a network their numbers of groups.
+        """Sets the numbers of groups of the exceptions in a network.
 
         Raises:
-            InputError: If there is no such normalisation, or its channels do not divide.
+            InputError: If a normalisation does not exist, or its number of groups does not divide
+                its channels.
         """
         modules = dict(network.named_modules())
         for name, n in self.exceptions.items():
@@ -165,7 +166,7 @@ class Groups:
             norm.num_groups = n
 
 
-# By the number of axes besides batch and channels; they are used alike.
+# By the number of axes besides batch and channels; all have the same interface.
 CONVOLUTIONS: dict[int, type[nn.Conv2d]] = {
     1: nn.Conv1d,  # type: ignore[dict-item]
     2: nn.Conv2d,
@@ -174,7 +175,7 @@ CONVOLUTIONS: dict[int, type[nn.Conv2d]] = {
 
 
 def add(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
-    """Returns the sum of two states, over the root of two to keep the variance if asked."""
+    """Returns the sum of two states; ``rescale`` divides it by sqrt(2) to keep the variance."""
     return (x + h) * _SQRT_HALF if rescale else x + h
 
 
@@ -183,14 +184,14 @@ def initialise(layer: Layer, scale: float = 1.0) -> Layer:
 
     .. math:: w \sim U(-a, a), \qquad a^2 = \frac{6 \, \mathrm{scale}}{n_{in} + n_{out}}
 
-    With ``scale=0`` the weights are exactly zero, so that a residual branch starts as nothing.
+    With ``scale=0`` the weights are exactly zero, so a residual branch has no effect initially.
 
     References:
         Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural
         networks*, 2010 (equation 16).
 
     Arguments:
-        layer: A linear layer or a convolution; it is changed in place, and returned.
+        layer: A linear layer or a convolution; it is changed in place and returned.
         scale: The factor of the variance, non-negative.
     """
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))

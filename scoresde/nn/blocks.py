@@ -1,4 +1,4 @@
-"""The blocks that a U-Net is built of, and what all blocks of one network have in common."""
+"""Building blocks of a U-Net, and the settings shared by the blocks of one network."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,26 +24,27 @@ from scoresde.nn.resampling import Resampling
 
 
 class ResidualBlock(nn.Module):
-    r"""A residual block, told the noise level by a shift of its channels.
+    r"""A residual block; the noise level enters as a shift of its channels.
 
     .. math::
         x' = \mathrm{conv}_{1 \times 1}(R(x)), \qquad
         h = \mathrm{conv}(R(\phi(\mathrm{GN}(x)))) + W c, \qquad
         y = \frac{x' + \mathrm{conv}(\phi(\mathrm{GN}(h)))}{\sqrt 2}
 
-    :math:`R` changes the resolution (BigGAN), or does nothing (DDPM); the 1 x 1 convolution is
-    there only if the channels or the resolution change. The last convolution starts at zero.
+    :math:`R` changes the resolution (BigGAN), or is the identity (DDPM). The 1 x 1 convolution is
+    used only if the channels or the resolution change. The last convolution starts at zero.
 
     Arguments:
         source: The number of channels of the input.
         channels: The number of channels of the output.
-        features: The number of features of the noise level; ``None``: the block is not told it.
+        features: The number of features of the noise level. If None, the block does not use it.
         dropout: The fraction of the hidden state dropped in training, in [0, 1).
-        resample: Changes the resolution, such as :class:`Downsample`; ``None`` keeps it.
-        norm: The normalisation; ``None``: ``Groups()``.
-        activation: The activation :math:`\phi`; ``None``: SiLU.
-        rescale: Whether the sum is divided by the root of two.
-        init_scale: The variance scale of the last convolution at first.
+        resample: Layer that changes the resolution, such as :class:`Downsample`. If None, the
+            resolution is kept.
+        norm: The normalisation. If None, ``Groups()`` is used.
+        activation: The activation :math:`\phi`. If None, SiLU is used.
+        rescale: Whether the sum is divided by the square root of two.
+        init_scale: The initial variance scale of the last convolution.
         dims: The number of axes besides batch and channels: 1, 2 or 3.
     """
 
@@ -86,20 +87,19 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    r"""Self-attention over all places of a signal, an image or a volume, as a residual block.
+    r"""Self-attention over all positions of a signal, image or volume, as a residual block.
 
     .. math:: y = \frac{x + W \, \mathrm{softmax}(q k^\top / \sqrt{d}) \, v}{\sqrt 2}
 
-    The fused kernels of torch are differentiable in reverse mode, and once. For a derivative in
-    forward mode or a second one, call the network within
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    The fused kernels of torch support one derivative, in reverse mode. For a forward-mode or
+    second derivative, call the network within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     Arguments:
         channels: The number of channels.
-        heads: The number of heads; it divides the channels, into :math:`d` for each.
-        norm: The normalisation; ``None``: ``Groups()``.
-        rescale: Whether the sum is divided by the root of two.
-        init_scale: The variance scale of the last layer at first.
+        heads: The number of heads; it must divide the channels, with :math:`d` channels per head.
+        norm: The normalisation. If None, ``Groups()`` is used.
+        rescale: Whether the sum is divided by the square root of two.
+        init_scale: The initial variance scale of the last layer.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         self.norm = (norm or Groups())(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         nn.init.zeros_(self.qkv.bias)
-        for weight in self.qkv.weight.chunk(3):  # three layers of their own, and small at first
+        for weight in self.qkv.weight.chunk(3):  # as three separate layers, initially small
             nn.init.xavier_uniform_(weight, gain=math.sqrt(0.1))
         self.out = initialise(nn.Linear(channels, channels), init_scale)
 
@@ -136,19 +136,19 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """The places of attention in a U-Net besides the middle, and the heads of every attention.
+    """Positions of attention in a U-Net besides the middle, and the heads of every attention.
 
     Arguments:
-        levels: The levels with attention, 0 being the full resolution. A (3, 32, 32) image has its
-            16 x 16 at level 1.
+        levels: The levels with attention; 0 is the full resolution. A (3, 32, 32) image is 16 x 16
+            at level 1.
         heads: The number of heads; it must divide the channels where attention is.
-        head_width: The number of channels of each head, in place of ``heads``; ``None``: ``heads``
-            counts.
-        after_each: Whether attention follows each block on the up path, as in Ho et al.; else only
-            the last one of a level, as in Song et al.
+        head_width: The number of channels of each head, used instead of ``heads``. If None,
+            ``heads`` is used.
+        after_each: Whether attention follows each block of the up path, as in Ho et al. If False,
+            it follows only the last block of a level, as in Song et al.
 
     Raises:
-        InputError: If a value is out of its range.
+        InputError: If a value is out of range.
     """
 
     levels: Sequence[int] = (1,)
@@ -166,7 +166,7 @@ class AttentionLayout:
     def of(
         given: "AttentionLayout | Sequence[int] | Mapping[str, Any] | None",
     ) -> "AttentionLayout":
-        """Returns the layout that levels alone, or fields by their names, stand for."""
+        """Converts levels alone, or a mapping of fields, to a layout."""
         match given:
             case AttentionLayout():
                 return given
@@ -177,12 +177,12 @@ class AttentionLayout:
         return AttentionLayout(given)
 
     def heads_of(self, channels: int) -> int:
-        """Returns the number of heads of an attention."""
+        """Returns the number of heads for a number of channels."""
         return max(1, channels // self.head_width) if self.head_width else self.heads
 
 
 class Head(nn.Module):
-    """Turns a state into an image or into another state: normalise, activate, convolve.
+    """Converts a state to an image or another state: normalisation, activation, convolution.
 
     Arguments:
         norm: The normalisation of the state's channels.
@@ -202,17 +202,17 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """What all parts of one U-Net have in common, and the builder of its parts.
+    """Settings shared by all parts of one U-Net, and the builder of these parts.
 
     Arguments:
-        features: The number of features of the noise level, or ``None``.
+        features: The number of features of the noise level, or None.
         layout: The heads of attention.
         dropout: The fraction dropped in residual blocks.
         norm: The normalisation.
         activation: The activation.
-        resampling: How sizes change.
-        rescale: Whether sums are divided by the root of two.
-        init_scale: The variance scale, at first, of the layers that end a branch.
+        resampling: The resampling between sizes.
+        rescale: Whether sums are divided by the square root of two.
+        init_scale: The initial variance scale of the last layer of each branch.
         dims: The number of axes besides batch and channels.
     """
 
@@ -234,7 +234,7 @@ class Parts:
         return ResidualBlock(source, channels, self.features, self.dropout, resample, *style)
 
     def attention(self, channels: int) -> Attention:
-        """Returns an attention."""
+        """Returns an attention block."""
         heads = self.layout.heads_of(channels)
         return Attention(channels, heads, self.norm, self.rescale, self.init_scale)
 
@@ -244,7 +244,7 @@ class Parts:
         return Head(self.norm(channels), self.activation, conv)
 
     def point(self, source: int, channels: int) -> nn.Module:
-        """Returns a convolution of one place."""
+        """Returns a convolution with kernel size 1."""
         return initialise(CONVOLUTIONS[self.dims](source, channels, 1))
 
     def down_conv(self, source: int, channels: int) -> nn.Module:
@@ -257,25 +257,25 @@ class Parts:
 
     @property
     def _axes(self) -> tuple[int, ...]:
-        # Passed only if it is not two: a resampling may be made for images alone.
+        # Passed only if it is not 2: a resampling may support only images.
         return () if self.dims == 2 else (self.dims,)
 
 
 class Transition(ABC):
-    """Abstract: how one level of a U-Net leads to the next."""
+    """Base class for transitions between the levels of a U-Net."""
 
     @abstractmethod
     def down(self, channels: int, parts: Parts) -> nn.Module:
-        """Returns a layer of a state and features that halves the size."""
+        """Returns a layer that takes a state and features, and halves the size."""
 
     @abstractmethod
     def up(self, channels: int, parts: Parts) -> nn.Module:
-        """Returns a layer of a state and features that doubles the size."""
+        """Returns a layer that takes a state and features, and doubles the size."""
 
 
 @dataclass(frozen=True)
 class BigGANTransition(Transition):
-    """The size changes inside of a residual block (DDPM++, NCSN++).
+    """Transition inside a residual block (DDPM++, NCSN++).
 
     References:
         Brock et al. 2019, https://arxiv.org/abs/1809.11096 (appendix B).
@@ -290,10 +290,10 @@ class BigGANTransition(Transition):
 
 @dataclass(frozen=True)
 class DDPMTransition(Transition):
-    """The size changes between residual blocks (DDPM).
+    """Transition between residual blocks (DDPM).
 
     Arguments:
-        convolution: Whether a 3 x 3 convolution comes with it.
+        convolution: Whether the transition includes a 3 x 3 convolution.
     """
 
     convolution: bool = True
@@ -308,7 +308,7 @@ class DDPMTransition(Transition):
 
 
 class Between(nn.Module):
-    """A layer between residual blocks, which is not told the noise level.
+    """A layer between residual blocks, without the noise level.
 
     Arguments:
         layer: A layer of states ``(B, C, *)``.
@@ -323,12 +323,12 @@ class Between(nn.Module):
 
 
 def conv3x3(source: int, channels: int, scale: float = 1.0, dims: int = 2) -> nn.Module:
-    """Returns a convolution of three places an axis that keeps the size.
+    """Returns a convolution with kernel size 3 along each axis that keeps the size.
 
     Arguments:
         source: The number of channels of the input.
         channels: The number of channels of the output.
-        scale: The variance scale of its weights at first.
+        scale: The initial variance scale of its weights.
         dims: The number of axes besides batch and channels: 1, 2 or 3.
     """
     return initialise(CONVOLUTIONS[dims](source, channels, 3, padding=1), scale)

@@ -1,4 +1,4 @@
-r"""Conditions: how what is known of an example enters a network, and what stands for "none".
+r"""Conditions of a network: known properties of an example, each of which may be "none".
 
 ========================  ==========================  =============================================
 condition                 enters by                   "none"
@@ -8,8 +8,8 @@ a vector ``(B, n)``       a matrix without a bias     a vector of its own, for a
 an image ``(B, C', *)``   a convolution of the input  a channel that is 1 there, for NaN throughout
 ========================  ==========================  =============================================
 
-All of them start at zero, so that a network starts as one without conditions. Zeros are data, and
-"none" has weights of its own: it means nothing until it is trained
+All of these weights start at zero, so a network starts as one without conditions. A condition of
+zeros counts as data. "None" has separate weights, which have no effect until they are trained
 (``train.condition_dropout``).
 """
 
@@ -28,16 +28,16 @@ from scoresde.nn.blocks import conv3x3
 
 
 class Conditions(nn.Module, ABC):
-    """Abstract: the conditions that a part of a network takes."""
+    """Base class for parts of a network that take conditions."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """The names of the conditions that it takes."""
+        """The names of the accepted conditions."""
 
     @abstractmethod
     def weights_of(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Returns the weights of "none" and the others of a condition; None where it has no own.
+        """Returns the weights of "none" and the others; None if "none" has no weights.
 
         Arguments:
             name: One of the names.
@@ -45,12 +45,12 @@ class Conditions(nn.Module, ABC):
 
 
 def absent(values: Tensor) -> Tensor:
-    """Returns which rows of a continuous condition say "none": ``(B, *)`` to bool ``(B,)``."""
+    """Returns whether each row of a continuous condition is "none", bool ``(B,)``."""
     return values.isnan().flatten(1).all(1)
 
 
 class VectorCondition(nn.Linear):
-    """The features of a condition ``(B, n)``, of which a row of NaN says "none".
+    """Features of a vector condition ``(B, n)``; a row of NaN means "none".
 
     Arguments:
         width: The number n of entries.
@@ -65,24 +65,24 @@ class VectorCondition(nn.Linear):
     def forward(self, values: Tensor) -> Tensor:
         """Returns features ``(B, features)``."""
         none = absent(values)[:, None]
-        # The weights' gradient would be NaN of what is left out, too.
+        # Otherwise the gradient of the weights would be NaN, even for masked rows.
         mapped = super().forward(values.masked_fill(none, 0.0))
         return torch.where(none, self.none.to(mapped.dtype), mapped)
 
 
 def _without_none(layer: nn.Module, weights: dict[str, Any], prefix: str, *options: Any) -> None:
-    """Completes weights of a release in which a condition without values counted as zeros."""
+    """Completes weights of a release in which a missing condition counted as zeros."""
     if f"{prefix}weight" in weights:
         weights.setdefault(f"{prefix}none", torch.zeros_like(weights[f"{prefix}weight"][:, 0]))
 
 
 class ImageConditions(Conditions):
-    """Images of the size of the input, joined to it in front of the first convolution.
+    """Image conditions of the size of the input, concatenated to it before the first convolution.
 
-    Each has one channel more, which is 1 where the image is "none", and 0 elsewhere.
+    Each image has an additional channel, which is 1 if the image is "none", and 0 otherwise.
 
     Arguments:
-        shapes: The name and the shape ``(C', *)`` of each.
+        shapes: The name and the shape ``(C', *)`` of each condition.
         channels: The number of channels of the first convolution's output.
         dims: The number of axes besides batch and channels.
     """
@@ -107,11 +107,11 @@ class ImageConditions(Conditions):
 
         Arguments:
             name: The name of the condition.
-            values: The images, with shape ``(B, C', *)``; None if it is not given.
+            values: The images, with shape ``(B, C', *)``; None if they are not given.
             x: The input, ``(B, C, *)``.
 
         Raises:
-            InputError: If it has another shape.
+            InputError: If the images have another shape.
         """
         weight = self.layers[name].weight
         assert isinstance(weight, Tensor)
@@ -129,10 +129,10 @@ class ImageConditions(Conditions):
 
 
 def check_shapes(conditions: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
-    """Returns the names and the shapes of conditions: a number stands for a vector.
+    """Returns the names and shapes of conditions; a number is the length of a vector.
 
     Raises:
-        InputError: If a name cannot be a keyword, or a size is no positive whole number.
+        InputError: If a name is not a valid keyword argument, or a size is not a positive integer.
     """
     for name in conditions or {}:
         taken = name in ("x", "c", "t", "self", "model") or name in dir(nn.ModuleDict)
@@ -150,10 +150,10 @@ def _shape(title: str, sizes: Any) -> tuple[int, ...]:
 
 
 def check_vectors(conditions: Mapping[str, Any] | None) -> dict[str, int]:
-    """Returns the names and the widths of conditions that must be vectors.
+    """Returns the names and lengths of conditions, which must be vectors.
 
     Raises:
-        InputError: If one is not, or as for :func:`check_shapes`.
+        InputError: If a condition is not a vector, or as for :func:`check_shapes`.
     """
     shapes = check_shapes(conditions)
     for name, shape in shapes.items():
@@ -169,14 +169,14 @@ def check_vectors(conditions: Mapping[str, Any] | None) -> dict[str, int]:
 def check_images(
     conditions: Mapping[str, Any] | None, shape: Sequence[int]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """Returns the vectors among conditions, and the images, which must fit an example.
+    """Splits conditions into vectors and images; images must have the size of an example.
 
     Arguments:
-        conditions: The name of each, and its number of entries or its shape.
+        conditions: The name of each condition, with its number of entries or its shape.
         shape: The shape ``(C, *)`` of one example.
 
     Raises:
-        InputError: If an image has another size than the example, or as for
+        InputError: If the size of an image differs from the example, or as for
             :func:`check_shapes`.
     """
     shapes = check_shapes(conditions)

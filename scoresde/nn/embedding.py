@@ -1,11 +1,13 @@
-r"""Embeddings: one noise label becomes many features of different frequencies.
+r"""Embeddings of the noise label as features of different frequencies.
 
-A network told a single number :math:`c` learns only slow functions of it. An embedding offers
+A network that receives a single number :math:`c` learns only slowly varying functions of it. An
+embedding provides
 
 .. math:: (\sin \omega_1 c, \ldots, \sin \omega_n c, \cos \omega_1 c, \ldots, \cos \omega_n c),
 
-and the frequencies decide how finely the network can tell noise levels apart. They go with the
-unit of the label: a typical one should turn several times over its range.
+and the frequencies determine how finely the network can distinguish noise levels. They must match
+the unit of the label: a typical feature should oscillate several times over the range of the
+label.
 
 =======================================  ===============  ========================================
 label                                    range            embedding
@@ -39,7 +41,7 @@ _SEED = 0
 
 
 class Embedding(nn.Module, ABC):
-    """Abstract: turns noise labels ``(B,)`` into features ``(B, width)``.
+    """Base class for embeddings of noise labels ``(B,)`` as features ``(B, width)``.
 
     Arguments:
         width: The number of features, even: half of them are sines, half cosines.
@@ -66,8 +68,8 @@ class PositionalEmbedding(Embedding):
 
     .. math:: \omega_k = s P^{-k / (n - 1)}, \qquad k = 0, \ldots, n - 1
 
-    The defaults suit labels that count steps, such as :math:`999 t`; labels of order 1 ask for a
-    larger ``scale``, of 10 to 1000.
+    The defaults suit labels that count steps, such as :math:`999 t`. Labels of order 1 need a
+    larger ``scale``, 10 to 1000.
 
     References:
         Ho et al., *Denoising diffusion probabilistic models*, 2020,
@@ -103,10 +105,9 @@ class FourierEmbedding(Embedding):
 
     .. math:: \omega_k = 2 \pi W_k, \qquad W_k \sim N(0, s^2)
 
-    With ``log`` it is the logarithm of the label, which must then be positive, that turns them.
-
-    The frequencies are a function of the width and the scale alone: they come from a generator of
-    their own, and leave the global one as it is. As a buffer they are saved with the weights.
+    With ``log``, the logarithm of the label is embedded, so the label must be positive. The
+    frequencies depend only on the width and the scale: they are drawn from a separate generator,
+    so the global generator is unchanged. They are stored as a buffer and saved with the weights.
 
     References:
         Tancik et al. 2020 (the Gaussian mapping).
@@ -116,7 +117,7 @@ class FourierEmbedding(Embedding):
         width: The number :math:`2n` of features, even, at least 2.
         scale: The standard deviation :math:`s` of the frequencies in turns per unit of the label,
             or of its logarithm, positive.
-        log: Whether the logarithm of the label is embedded, as for a label that is sigma itself.
+        log: Whether to embed the logarithm of the label, as for a label that is sigma itself.
 
     Example:
         >>> FourierEmbedding(4)(torch.zeros(3)).shape
@@ -130,7 +131,7 @@ class FourierEmbedding(Embedding):
         self.scale = _check_scale(scale)
         self.log = log
         generator = torch.Generator().manual_seed(_SEED)
-        # Always drawn on the CPU in float64, and then moved to the default device and data type.
+        # Always drawn on the CPU in float64, then moved to the default device and data type.
         normal = torch.randn(width // 2, generator=generator, device="cpu", dtype=torch.float64)
         self.register_buffer("W", (scale * normal).to(torch.empty(0)))
 
@@ -140,18 +141,18 @@ class FourierEmbedding(Embedding):
 
 
 class Conditioning(Conditions):
-    """The way of the noise label into a network: an embedding, and two layers that mix it.
+    """Features of the noise label and the conditions: an embedding followed by two layers.
 
-    Further conditions are vectors. Each is mapped by a matrix that starts at zero and is added to
-    the features. A row of NaN, or one that is not given, is "none": a vector that is learned, and
-    starts at zero too. ``augment`` alone has none: there, zeros say that nothing was done. A
-    class, the condition ``label``, has a row of a table that starts at zero; the last row is that
-    of no class, for -1 or no label.
+    Further conditions are vectors. Each is multiplied by a matrix that starts at zero and added to
+    the features. A row of NaN, or a missing condition, is "none", which has a learned vector that
+    also starts at zero. Only ``augment`` has no such vector: its zeros mean that no augmentation
+    was applied. A class, the condition ``label``, has a row of a table that starts at zero. The
+    last row is for no class, that is, a label of -1 or no label.
 
     Arguments:
         embedding: The embedding of one label.
-        features: The number of features that the blocks of the network are told.
-        activation: The activation behind each of the two layers; ``None``: SiLU.
+        features: The number of features passed to the blocks of the network.
+        activation: The activation after each of the two layers. If None, SiLU is used.
         conditions: The name and the number of entries of each further condition.
         classes: The number of classes; 0 for a network that takes no label.
     """
@@ -177,13 +178,13 @@ class Conditioning(Conditions):
         if check_whole("classes", classes, least=0):
             if "label" in widths:
                 raise InputError("conditions must not name label, which classes= serves.")
-            # Without a random draw: the other weights begin as those without classes.
+            # No random draw, so the other weights start the same as without classes.
             table = torch.zeros(classes + 1, features)
             self.classes = nn.Embedding.from_pretrained(table, freeze=False)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the conditions that it takes."""
+        """The names of the accepted conditions."""
         return (*self.conditions, *(["label"] if self.classes is not None else []))
 
     def weights_of(self, name: str) -> tuple[Tensor, Tensor] | None:
@@ -196,15 +197,15 @@ class Conditioning(Conditions):
         """Returns features ``(B, features)`` for labels ``(B,)``, in the data type of ``x``.
 
         Raises:
-            InputError: If there is not one label for each example of ``x``, or a condition has
-                another name or shape than was announced.
+            InputError: If there is not one label per example of ``x``, or the name or shape of a
+                condition differs from the declared one.
         """
         if c.shape != x.shape[:1]:
             raise InputError(
                 f"The noise label has the shape {tuple(c.shape)} for {x.shape[0]} examples; "
                 "give one label per example."
             )
-        # Embedded before it is cast: a label of 999 t in bfloat16 has lost its digits.
+        # Embedded before the cast: a label of 999 t in bfloat16 is too coarse.
         h = self.activation(self.hidden(self.embedding(c).to(x.dtype)))
         h = self.out(h)
         for name, values in conditions.items():
@@ -234,8 +235,8 @@ class Conditioning(Conditions):
                 f"{label.dtype}."
             )
         label = label.long()
-        # On a GPU the host would wait for this at every pass, and a compiled network would be cut
-        # in two; there a wrong row is an error of the lookup.
+        # On a GPU this check would synchronise at every pass and break the graph of a compiled
+        # network; there, an invalid row is an error of the lookup.
         checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
         if checked and not bool(((label >= -1) & (label < none)).all()):
             raise InputError(
@@ -265,16 +266,17 @@ class Conditioning(Conditions):
 
 
 class ConditionalNetwork(nn.Module):
-    """Base class for networks that take the conditions of their ``conditioning``, if any."""
+    """Base class for networks that accept the conditions of their ``conditioning``, if any."""
 
     conditioning: Conditioning | None
 
 
 def takes(network: Callable[..., Tensor], name: str) -> bool:
-    """Returns whether a network takes a condition.
+    """Returns whether a network accepts a condition.
 
-    Its ``forward`` names what it takes behind the data and the noise label, or takes anything by
-    ``**cond``: of the networks of this package that are it or in it, their conditions alone.
+    The signature of its ``forward`` lists the conditions after the data and the noise label, or
+    accepts any by ``**cond``. With ``**cond``, a network that contains networks of this package
+    accepts only the conditions of those networks.
 
     Example:
         >>> takes(lambda x, c, label=None: x, "label"), takes(lambda x, c: x, "label")
@@ -286,7 +288,7 @@ def takes(network: Callable[..., Tensor], name: str) -> bool:
     call = network.forward if isinstance(network, nn.Module) else network
     try:
         arguments = inspect.signature(call).parameters
-    except (TypeError, ValueError):  # a built-in function does not say its arguments
+    except (TypeError, ValueError):  # a built-in function has no signature
         return False
     anything = any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments.values())
     inside = any(name in names for names in told) if ours else True
@@ -294,11 +296,11 @@ def takes(network: Callable[..., Tensor], name: str) -> bool:
 
 
 def learned_none(network: Callable[..., Tensor], name: str) -> bool:
-    """Returns whether a network has learned what "none" of a condition means.
+    """Returns whether a network has learned the "none" of a condition.
 
-    What stands for "none" starts at zero exactly, and stays there unless it is trained: by
-    ``train.condition_dropout``, or by data of which some say none. Of a network of one's own, and
-    of one that has learned nothing yet, it cannot be known, and counts as true.
+    The weights of "none" start at exactly zero and stay there unless they are trained, by
+    ``train.condition_dropout`` or by data in which some conditions are "none". For a custom
+    network, and for an untrained network, the answer cannot be determined, and True is returned.
 
     Arguments:
         network: The network, or a module around it.

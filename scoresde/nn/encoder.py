@@ -1,4 +1,4 @@
-"""A network from an image to a few numbers: the downward half of a U-Net, and a mean."""
+"""Network from an image to a vector: the down path of a U-Net, followed by a mean."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ from scoresde.recipe import describable
 
 @describable
 class Encoder(ConditionalNetwork):
-    """Residual blocks that halve an image level by level; the mean of the last one is read.
+    """Residual blocks that halve an image level by level, and the mean over the last level.
 
     It starts as the zero function.
 
     Arguments:
         shape: The shape of one example: channels, then one to three axes.
-        outputs: The number of outputs, such as that of classes.
+        outputs: The number of outputs, such as the number of classes.
         width: The number of channels of the first level, at least 4.
         multipliers: The channels of each level, as multiples of the width.
         blocks: The number of residual blocks of a level.
         dropout: The fraction dropped in residual blocks, in [0, 1).
-        embedding: How the noise label is embedded; None: ``FourierEmbedding(width)``.
+        embedding: Embedding of the noise label. If None, ``FourierEmbedding(width)`` is used.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.

@@ -1,8 +1,9 @@
-r"""Features of the input that are too fine for a network to find.
+r"""Fourier features of the input, for structure too fine for a network to learn.
 
-Data on L levels leave their mark on the density at a scale of one step: where the noise is about a
-step wide or less, the denoised data is drawn to the nearest centre. A network is smooth at that
-scale, and waves as long as one and two steps show it where in its step a value lies.
+Data on L levels have a density with structure at the scale of one quantisation step: if the noise
+is about a step wide or less, the denoised data are close to the nearest centre. A network is
+smooth at this scale. Waves with lengths of one and two steps give it the position of a value
+within its step.
 
 References:
     Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
@@ -25,7 +26,7 @@ _WAVES = (1, 2)  # half turns per step
 
 @dataclass(frozen=True)
 class FourierFeatures:
-    r"""Joins to each channel its sines and cosines at wavelengths of one and two steps.
+    r"""Appends to each channel its sines and cosines at wavelengths of one and two steps.
 
     .. math:: \sin(\omega x), \ \cos(\omega x), \qquad
               \omega \in \{ \pi / \Delta, \ 2 \pi / \Delta \}, \quad
@@ -34,16 +35,16 @@ class FourierFeatures:
     In [-1, 1] the frequencies are :math:`\pi L / 2` and :math:`\pi L`; for L = 256 they are those
     of Kingma et al., :math:`2 \pi \cdot 2^6` and :math:`2 \pi \cdot 2^7`.
 
-    They are of the state itself, and a parametrisation with ``sigma_data`` divides the state by
-    its standard deviation first. Use one without (``sigma_data: null``), or say here which it has:
-    where there is little noise, and there alone the features say something, that division is by
-    ``sigma_data``.
+    The features are of the state itself, but a parametrisation with ``sigma_data`` first divides
+    the state by its standard deviation. Use a parametrisation without it (``sigma_data: null``),
+    or pass the same ``sigma_data`` here. At low noise, the only place where the features are
+    informative, the division is by ``sigma_data``.
 
     Arguments:
         levels: The number L of levels, at least 2.
         low: The lower end of the lowest level's step, in model units.
         high: The upper end of the highest level's step.
-        sigma_data: What the input was divided by, positive; None: nothing.
+        sigma_data: Divisor of the input, positive. If None, the input was not divided.
 
     Raises:
         InputError: If an argument is out of range.
@@ -79,7 +80,7 @@ class FourierFeatures:
         return [math.pi * n / step * scale for n in _WAVES]
 
     def channels(self, count: int) -> int:
-        """Returns the number of channels that ``count`` become."""
+        """Returns the number of output channels for ``count`` input channels."""
         return (1 + 2 * len(_WAVES)) * count
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -89,10 +90,10 @@ class FourierFeatures:
 
 
 def check_features(features: object) -> FourierFeatures | None:
-    """Returns features, or None.
+    """Returns features, or None, after checking the type.
 
     Raises:
-        InputError: If they are something else.
+        InputError: If ``features`` is anything else.
     """
     if not isinstance(features, FourierFeatures | None):
         raise InputError(f"features must be FourierFeatures(LEVELS) or None, got {features!r}.")

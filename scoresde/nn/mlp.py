@@ -1,7 +1,7 @@
-r"""A residual multi-layer perceptron, for data of any shape but best for vectors.
+r"""Residual multi-layer perceptron for data of any shape; best for vectors.
 
-Each block reads a normalised state, scaled and shifted as the noise level asks (FiLM), and adds
-what it finds:
+Each block normalises the state, scales and shifts it depending on the noise level (FiLM), and adds
+its output to the state:
 
 .. math:: h \leftarrow h + W_2 \, \mathrm{SiLU}(W_1 ((1 + a(c)) \odot \mathrm{LN}(h) + b(c)))
 
@@ -29,26 +29,27 @@ _EMBEDDED = 64
 
 @describable
 class MLP(ConditionalNetwork):
-    """A residual perceptron that starts as the zero function.
+    """Residual multi-layer perceptron that starts as the zero function.
 
     Arguments:
         shape: The shape of one example, without the batch axis; a number for a vector.
         width: The width of the residual state.
         depth: The number of residual blocks.
         dropout: The fraction of each block's hidden units dropped in training, in [0, 1).
-        embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(64)``, which
+        embedding: Embedding of the noise label. If None, ``FourierEmbedding(64)`` is used, which
             suits labels of order 1.
         conditions: The name and the number of entries of each further condition, a vector
-            ``(B, n)`` that ``forward`` takes by its name; a row of NaN, or none at all, is
+            ``(B, n)`` passed to ``forward`` by name. A row of NaN, or a missing condition, is
             "none".
-        classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
-            0 takes no label.
-        outputs: The number of outputs ``(B, outputs)``, such as that of the classes of a
-            classifier; None: an output of the shape of the data.
-        output_heads: The number of outputs of the shape of the data, joined at the channels: 1,
-            or 2 where the variance is learned too (:class:`~scoresde.likelihood.LearnedRange`).
-        features: What of the input is shown besides, such as :class:`FourierFeatures`; ``None``:
-            nothing.
+        classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none. If
+            0, no label is accepted.
+        outputs: The number of outputs ``(B, outputs)``, such as the number of classes of a
+            classifier. If None, the output has the shape of the data.
+        output_heads: The number of outputs of the shape of the data, concatenated along the
+            channels: 1, or 2 if the variance is learned too
+            (:class:`~scoresde.likelihood.LearnedRange`).
+        features: Additional features of the input, such as :class:`FourierFeatures`; none by
+            default.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -93,7 +94,7 @@ class MLP(ConditionalNetwork):
         self.linear_out = initialise(nn.Linear(width, outputs or output_heads * size), scale=0.0)
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
-        """Returns an output for labels ``(B,)``: with the shape of the data, or the outputs.
+        """Returns an output of the shape of the data, or ``(B, outputs)``, for labels ``(B,)``.
 
         Two heads have twice the channels.
         """
@@ -115,7 +116,7 @@ class MLP(ConditionalNetwork):
 
 
 class PerceptronBlock(nn.Module):
-    """One residual block: states ``(B, width)`` and features ``(B, features)`` to states.
+    """One residual block, from states ``(B, width)`` and features ``(B, features)`` to states.
 
     Arguments:
         width: The width of the state.

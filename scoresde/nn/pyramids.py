@@ -1,7 +1,8 @@
-r"""Pyramids: the image itself, at every size, beside the states of a U-Net.
+r"""Pyramids: the image itself, at every size, next to the states of a U-Net.
 
-On the way down an input pyramid shows each level the image at its own size; on the way up an
-output pyramid lets each level paint its own size of the result. Both give gradients a short way.
+In the down path, an input pyramid passes the image to each level at the size of the level. In the
+up path, an output pyramid adds a contribution of each level, at its own size, to the result. Both
+shorten the path of the gradients.
 
 References:
     Karras et al., *Analyzing and improving the image quality of StyleGAN*, 2020,
@@ -22,15 +23,15 @@ from scoresde.nn.blocks import Head, Parts
 
 @dataclass(frozen=True)
 class Combination(ABC):
-    """Abstract: joins a state made from the image to the state of a level."""
+    """Base class for combinations of a state made from the image with the state of a level."""
 
     @abstractmethod
     def __call__(self, image: Tensor, h: Tensor) -> Tensor:
-        """Returns a state for two of ``(B, C, *)``."""
+        """Returns the combination of two states ``(B, C, *)``."""
 
     @abstractmethod
     def channels(self, channels: int) -> int:
-        """Returns the number of channels that C become."""
+        """Returns the number of output channels for states of C channels."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Sum(Combination):
 
 @dataclass(frozen=True)
 class Concatenation(Combination):
-    """One beside the other, with twice the channels."""
+    """The concatenation of the two, with twice the channels."""
 
     def __call__(self, image: Tensor, h: Tensor) -> Tensor:
         return torch.cat((image, h), dim=1)
@@ -56,11 +57,11 @@ class Concatenation(Combination):
 
 
 class InputLayer(nn.Module, ABC):
-    """Abstract: gives the state of a new level what it needs to know of the image.
+    """Base class for layers that pass the image to the state of a new level.
 
     Arguments:
-        image: The number of channels of the pyramid behind it.
-        channels: The number of channels of the state behind it.
+        image: The number of channels of the pyramid after it.
+        channels: The number of channels of the state after it.
     """
 
     def __init__(self, image: int, channels: int) -> None:
@@ -74,25 +75,25 @@ class InputLayer(nn.Module, ABC):
 
 
 class InputPyramid(ABC):
-    """Abstract: shows the image to every level on the way down."""
+    """Base class for pyramids that pass the image to every level of the down path."""
 
     @abstractmethod
     def layer(self, image: int, channels: int, parts: Parts) -> InputLayer:
-        """Returns the layer behind one halving of the size.
+        """Returns the layer after one halving of the size.
 
         Arguments:
             image: The number of channels of the pyramid before it.
             channels: The number of channels of the state.
-            parts: What builds layers.
+            parts: Builder of layers.
         """
 
 
 @dataclass(frozen=True)
 class InputSkip(InputPyramid):
-    """Every level is given the resampled image through a 1 x 1 convolution ("input skip").
+    """Passes the resampled image to every level by a 1 x 1 convolution ("input skip").
 
     Arguments:
-        combine: How it is joined to the state.
+        combine: Combination with the state.
     """
 
     combine: Combination = field(default_factory=Sum)
@@ -103,14 +104,14 @@ class InputSkip(InputPyramid):
 
 @dataclass(frozen=True)
 class InputResidual(InputPyramid):
-    """The image comes down through strided convolutions, and every level adds to it."""
+    """Passes the image down through strided convolutions; every level adds to it."""
 
     def layer(self, image: int, channels: int, parts: Parts) -> InputLayer:
         return InputResidualLayer(image, channels, parts)
 
 
 class InputSkipLayer(InputLayer):
-    """What :class:`InputSkip` does at one level."""
+    """The layer of :class:`InputSkip` at one level."""
 
     def __init__(self, image: int, channels: int, parts: Parts, combine: Combination) -> None:
         super().__init__(image, combine.channels(channels))
@@ -124,7 +125,7 @@ class InputSkipLayer(InputLayer):
 
 
 class InputResidualLayer(InputLayer):
-    """What :class:`InputResidual` does at one level."""
+    """The layer of :class:`InputResidual` at one level."""
 
     def __init__(self, image: int, channels: int, parts: Parts) -> None:
         super().__init__(channels, channels)
@@ -137,7 +138,7 @@ class InputResidualLayer(InputLayer):
 
 
 class OutputLayer(nn.Module, ABC):
-    """Abstract: what one level paints."""
+    """Base class for the contribution of one level to the output."""
 
     @abstractmethod
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,22 +146,23 @@ class OutputLayer(nn.Module, ABC):
 
 
 class OutputPyramid(ABC):
-    """Abstract: lets every level on the way up paint its own size of the result.
+    """Base class for pyramids that add the contribution of every level of the up path.
 
     Arguments:
-        is_output: Whether the pyramid is the network's output; else it is one more state.
+        is_output: Whether the pyramid is the network's output. If False, it is an additional
+            state.
     """
 
     is_output: bool
 
     @abstractmethod
     def lowest(self, channels: int, image: int, parts: Parts) -> OutputLayer:
-        """Returns the layer that starts the pyramid (it is given a state as ``image``, too).
+        """Returns the layer that starts the pyramid; its ``image`` is a state, too.
 
         Arguments:
             channels: The number of channels of the state.
             image: The number of channels of the network's output.
-            parts: What builds layers.
+            parts: Builder of layers.
         """
 
     @abstractmethod
@@ -171,7 +173,7 @@ class OutputPyramid(ABC):
             below: The number of channels of the level below.
             channels: The number of channels of the state.
             image: The number of channels of the network's output.
-            parts: What builds layers.
+            parts: Builder of layers.
         """
 
 
@@ -190,7 +192,7 @@ class OutputSkip(OutputPyramid):
 
 @dataclass(frozen=True)
 class OutputResidual(OutputPyramid):
-    """A state comes up through convolutions, and every level adds to it."""
+    """Passes a state up through convolutions; every level adds to it."""
 
     is_output = False
 
@@ -213,7 +215,7 @@ class OutputStart(OutputLayer):
 
 
 class OutputSkipLayer(OutputLayer):
-    """What :class:`OutputSkip` does at one level."""
+    """The layer of :class:`OutputSkip` at one level."""
 
     def __init__(self, channels: int, image: int, parts: Parts) -> None:
         super().__init__()
@@ -225,7 +227,7 @@ class OutputSkipLayer(OutputLayer):
 
 
 class OutputResidualLayer(OutputLayer):
-    """What :class:`OutputResidual` does at one level."""
+    """The layer of :class:`OutputResidual` at one level."""
 
     def __init__(self, below: int, channels: int, parts: Parts) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-r"""Resampling: how an image becomes half or twice its size, with or without a convolution.
+r"""Resampling of an image to half or twice its size, with or without a convolution.
 
-A network that halves by dropping pixels, or doubles by repeating them, sees frequencies that are
-not there. Filters of finite impulse response (FIR) remove them: the image is convolved with
-:math:`h \otimes h` before every second pixel is dropped, and after zeros were put between pixels,
+Halving by dropping pixels, or doubling by repeating them, introduces false frequencies (aliasing).
+Finite impulse response (FIR) filters remove them: the image is convolved with :math:`h \otimes h`
+before every second pixel is dropped, and after zeros are inserted between pixels,
 
 .. math:: (\downarrow x)_i = \sum_k h_k \, x_{2 i + o - k}, \qquad
           (\uparrow x)_i = 2 \sum_j h_{i + o - 2 j} \, x_j
 
-along each axis, with zeros beyond the border and the offset :math:`o` that keeps the image in its
-place. :math:`h` sums to one.
+along each axis, with zeros beyond the border and the offset :math:`o` that keeps the image in
+position. :math:`h` sums to one.
 
 References:
     Zhang, *Making convolutional networks shift-invariant again*, 2019,
@@ -46,7 +46,7 @@ from scoresde.nn.basics import CONVOLUTIONS, Constants, initialise
 
 @dataclass(frozen=True)
 class Resampling(ABC):
-    """Abstract: builds the layers that change the size of an image."""
+    """Base class for builders of the layers that change the size of an image."""
 
     @abstractmethod
     def down(self) -> nn.Module:
@@ -60,7 +60,7 @@ class Resampling(ABC):
     def down_conv(self, source: int, channels: int, dims: int = 2) -> nn.Module:
         """Returns a convolution from ``source`` to ``channels`` that halves the size.
 
-        It sees three places an axis, along ``dims`` axes: 1, 2 or 3.
+        Its kernel size is 3 along each of ``dims`` axes: 1, 2 or 3.
         """
 
     @abstractmethod
@@ -70,13 +70,13 @@ class Resampling(ABC):
 
 @dataclass(frozen=True)
 class BoxResampling(Resampling):
-    """Averages 2 x 2 pixels, and repeats each pixel (DDPM, DDPM++).
+    """Halves the size by averaging 2 x 2 pixels; doubles it by repeating pixels (DDPM, DDPM++).
 
     A convolution halves the size with a stride of two.
 
     Arguments:
-        both_sides: Whether such a convolution sees zeros beyond all borders; else, as in DDPM,
-            only beyond the last row and column.
+        both_sides: Whether such a convolution pads zeros at all borders. If False, it pads only
+            after the last row and column, as in DDPM.
     """
 
     both_sides: bool = False
@@ -100,7 +100,7 @@ class BoxResampling(Resampling):
 
 @dataclass(frozen=True)
 class FIRResampling(Resampling):
-    """Filters before every second pixel is dropped, and after zeros were inserted (NCSN++).
+    """Filters before every second pixel is dropped, and after zeros are inserted (NCSN++).
 
     Arguments:
         kernel: The filter :math:`h` along each axis, or a square one for both axes together; it
@@ -132,7 +132,7 @@ class FIRResampling(Resampling):
 
 
 class Downsample(nn.Module):
-    """Halves the size by the average of two places along each axis."""
+    """Halves the size by averaging pairs of neighbours along each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _POOLS[x.ndim - 2](x, 2)
@@ -151,10 +151,10 @@ _TRANSPOSE = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
 
 
 class Filter(Constants):
-    """Base class for filters of each channel by itself, ``(B, C, *)``.
+    """Base class for filters that act on each channel separately, ``(B, C, *)``.
 
-    The filter of an image is square. Signals and volumes have the product of one filter along
-    each axis, which must then be given along each axis.
+    The filter of an image is square. For signals and volumes the filter is the product of one
+    filter along each axis, so it must be given along an axis.
 
     Arguments:
         kernel: The filter, float64 ``(n, n)``, with n even and at least 4.
@@ -176,7 +176,7 @@ class Filter(Constants):
         return kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
 
     def _along(self, axes: int) -> Tensor:
-        """Returns the filter of a number of axes, by that along one of them."""
+        """Returns the filter for a number of axes, as a product of the filter along one axis."""
         rows = self.kernel.sum(1)
         one = self.gain * rows / rows.sum()
         product = torch.outer(one, one) * self.kernel.sum() / one.sum() ** 2
@@ -189,16 +189,16 @@ class Filter(Constants):
 
 
 class FilteredDown(Filter):
-    """Filters, and keeps one pixel of ``stride`` along each axis.
+    """Filters, then keeps one pixel in every ``stride`` along each axis.
 
     Arguments:
         kernel: The filter, square, or along each axis; it is divided by its sum.
-        stride: The distance of the pixels kept.
+        stride: The distance between the pixels that are kept.
         margin: The number of pixels beyond the border to return as well, before the stride.
     """
 
     def __init__(self, kernel: Sequence, stride: int = 2, margin: int = 0) -> None:
-        # A convolution turns its filter around, which torch's conv2d does not do.
+        # A convolution flips its filter; torch's conv2d does not.
         super().__init__(_filter(kernel).flip(0, 1), margin)
         self.stride = stride
 
@@ -209,7 +209,7 @@ class FilteredDown(Filter):
 
 
 class FilteredUp(Filter):
-    """Puts a zero after each pixel along each axis, and filters with a gain of two an axis.
+    """Inserts a zero after each pixel along each axis, then filters with a gain of 2 per axis.
 
     Arguments:
         kernel: The filter, square, or along each axis; it is divided by its sum.
@@ -226,14 +226,14 @@ class FilteredUp(Filter):
 
 
 class ResamplingConv(nn.Module):
-    """A 3 x 3 convolution behind a layer that prepares the change of size.
+    """A 3 x 3 convolution after a layer that prepares the change of size.
 
     Arguments:
-        before: What comes before the convolution.
+        before: The layer before the convolution.
         source: The number of channels of the input.
         channels: The number of channels of the output.
         stride: The stride of the convolution.
-        padding: Its padding.
+        padding: The padding of the convolution.
         dims: The number of axes besides batch and channels: 1, 2 or 3.
     """
 
@@ -258,7 +258,7 @@ def _check_kernel(kernel: Sequence) -> tuple:
     """Returns a filter as a tuple of numbers, or of rows of numbers.
 
     Raises:
-        InputError: If it is none, or cannot be divided by its sum.
+        InputError: If ``kernel`` is not a filter, or its sum is zero.
     """
     try:
         values = torch.tensor(kernel, dtype=torch.float64, device="cpu")
@@ -275,9 +275,9 @@ def _check_kernel(kernel: Sequence) -> tuple:
 
 
 def _filter(kernel: Sequence) -> Tensor:
-    """Returns the filter of both axes with a sum of one, float64 ``(n, n)`` on the CPU.
+    """Returns the filter for both axes with a sum of one, float64 ``(n, n)`` on the CPU.
 
-    Zeros that change nothing make its length even and at least four.
+    It is padded with zeros, which have no effect, to an even length of at least four.
     """
     values = torch.tensor(kernel, dtype=torch.float64, device="cpu")
     if values.ndim == 1:

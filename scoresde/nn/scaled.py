@@ -1,7 +1,7 @@
-r"""A network whose output is divided by the noise level: one that predicts a score.
+r"""Network whose output is divided by the noise level, to predict a score.
 
-Scores are of the size :math:`1 / \sigma`, which spans four orders of magnitude for VE; a network
-does better to predict what is of order one, :math:`F = \sigma \nabla_x \log p`.
+Scores have the size :math:`1 / \sigma`, which spans four orders of magnitude for VE. A network
+should instead predict a quantity of order one, :math:`F = \sigma \nabla_x \log p`.
 
 References:
     Song and Ermon, *Improved techniques for training score-based generative models*, 2020,
@@ -24,7 +24,7 @@ from scoresde.shapes import check_output, expand
 
 @dataclass(frozen=True)
 class GeometricSigmas(Sequence[float]):
-    r"""Noise levels from the largest to the smallest, each the same part of the one before.
+    r"""Noise levels from the largest to the smallest, with a constant ratio.
 
     .. math:: \sigma_i = \sigma_{max} \left( \sigma_{min} / \sigma_{max} \right)^{i / (N - 1)}
 
@@ -64,12 +64,12 @@ class GeometricSigmas(Sequence[float]):
 
 @describable
 class ScaledBySigma(Constants):
-    """A network whose output is divided by the noise level that its label tells.
+    """A network whose output is divided by the noise level of its label.
 
     Arguments:
         network: The network.
-        sigmas: The noise level of each label 0, 1, ..., N - 1; a label in between counts as the
-            one below it. ``None``: the label is the noise level.
+        sigmas: The noise level of each label 0, 1, ..., N - 1; other labels are rounded down. If
+            None, the label is the noise level.
 
     Example:
         >>> from scoresde.nn import Architecture, UNet

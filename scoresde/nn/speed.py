@@ -1,4 +1,4 @@
-"""A trained network made faster: half the precision, and kernels of its own."""
+"""Faster inference of a trained network: half precision and compiled kernels."""
 
 import functools
 import logging
@@ -20,10 +20,10 @@ _HEAVY = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class HalfPrecision(nn.Module):
-    """A network whose products are computed in 16 bits, and its norms and embeddings in 32.
+    """A network that computes products in 16 bits, and norms and embeddings in 32 bits.
 
-    It is autocast, with the weights of products kept in 16 bits, so that they are not converted
-    again for every pass. It is meant for sampling: training keeps weights of 32 bits.
+    It uses autocast. The weights of products are stored in 16 bits, so they are not converted in
+    every pass. It is meant for sampling; training keeps weights in 32 bits.
 
     Arguments:
         network: The network; its weights are changed.
@@ -53,7 +53,7 @@ def channels_last(network: nn.Module) -> torch.memory_format:
 def can_compile(device: torch.device) -> bool:
     """Returns whether ``torch.compile`` works for a device; if not, the log says why.
 
-    It is tried on a function of our own: what a network raises later is the network's.
+    It is tried on a small function, so a later error comes from the network.
     """
     obstacle = _obstacle(device)
     if obstacle is not None:
@@ -68,8 +68,8 @@ def can_compile(device: torch.device) -> bool:
 
 @functools.cache
 def _obstacle(device: torch.device) -> str | None:
-    """Returns what keeps ``torch.compile`` from working, if anything does."""
-    shift = random.random()  # kernels are kept on the disk, and must be made to be a test
+    """Returns the reason why ``torch.compile`` does not work, or None."""
+    shift = random.random()  # a new constant, since cached kernels would not test the compiler
     try:
         torch.compile(lambda x: x + shift)(torch.zeros(2, device=device))
     except Exception as error:  # compilers fail in many ways
@@ -85,14 +85,14 @@ def _device_of(network: nn.Module) -> torch.device:
 def accelerated(
     network: nn.Module, precision: str = "float32", mode: str | None = None
 ) -> nn.Module:
-    """Returns a trained network made faster.
+    """Returns a faster version of a trained network.
 
     Arguments:
         network: The network, on its device.
         precision: ``float32``, ``bf16`` or ``fp16``.
-        mode: How ``torch.compile`` makes its kernels: ``default``, ``reduce-overhead`` (CUDA
-            graphs) or ``max-autotune``; ``None``: not at all, nor where it cannot, which the log
-            says.
+        mode: Mode of ``torch.compile``: ``default``, ``reduce-overhead`` (CUDA graphs) or
+            ``max-autotune``. If None, the network is not compiled. If compilation does not work,
+            the network is not compiled, with a message in the log.
 
     Raises:
         InputError: If a name is unknown.
@@ -104,8 +104,8 @@ def accelerated(
     dtype = PRECISIONS[precision]
     fast = network if dtype is None else HalfPrecision(network, dtype)
     if mode is not None and can_compile(_device_of(network)):
-        # Traces and posteriors go back through one pass several times, and its compiled backward
-        # pass must keep its buffers. Torch has no public name for that.
+        # Traces and posteriors differentiate one pass several times, so its compiled backward pass
+        # must keep its buffers. Torch has no public option for this.
         torch._functorch.config.donated_buffer = False
         fast.compile(mode=mode)
     return fast

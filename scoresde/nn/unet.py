@@ -1,16 +1,15 @@
-r"""The U-Net of DDPM, DDPM++ and NCSN++, for signals, images and volumes of any size.
+r"""U-Net of DDPM, DDPM++ and NCSN++, for signals, images and volumes of any size.
 
-The image goes down through levels, each half the size of the one before, and comes up again; on
-the way up every block is also given what the block of its size saw on the way down. Residual
-branches start at zero, are told the noise level by a shift of their channels, and are added with
-the variance kept,
+The down path consists of levels, each half the size of the previous one; the up path reverses
+them. Every block of the up path also receives a state of its size from the down path (skip
+connection). Residual branches start at zero, receive the noise level as a shift of their channels,
+and are added so that the variance is preserved,
 
 .. math:: h \leftarrow \frac{h + F(h, c)}{\sqrt 2} .
 
-Attention lets distant pixels meet at the levels where it is asked for, and always in the middle.
-
-The published networks are this one with these arguments, besides sizes; all but the last two are
-fields of its :class:`Architecture`:
+Attention connects distant pixels, at the requested levels and always in the middle. Apart from
+sizes, the published networks have these arguments; all except the last two are fields of
+:class:`Architecture`:
 
 ==================  =====================  =================  ========================
 argument            DDPM                   DDPM++             NCSN++ (VE)
@@ -24,8 +23,8 @@ argument            DDPM                   DDPM++             NCSN++ (VE)
 ``centre``          (no)                   (no)               ``True``
 ==================  =====================  =================  ========================
 
-NCSN++ for VE is wrapped in :class:`ScaledBySigma`, too; at 256 x 256 and above it has
-``InputSkip()`` and ``OutputSkip()``. ``conf/network`` has them all.
+NCSN++ for VE is also wrapped in :class:`ScaledBySigma`; at 256 x 256 and above it has
+``InputSkip()`` and ``OutputSkip()``. All of them are in ``conf/network``.
 
 On a CPU it runs about a tenth faster as ``net.to(memory_format=torch.channels_last)``, with the
 same results.
@@ -61,35 +60,35 @@ _LEAST_WIDTH = 4
 @accepts_moved
 @describable
 class UNet(ConditionalNetwork):
-    """A U-Net that starts as the zero function.
+    """U-Net that starts as the zero function.
 
     Data may have one, two or three axes besides the channels. A network of L levels halves them
-    L - 1 times. Where a size is not divisible by 2^(L - 1), zeros are added behind its end and cut
-    off the output; convolutions see zeros beyond a border anyway. Level l has ``width *
+    L - 1 times. If a size is not divisible by 2^(L - 1), it is padded with zeros at its end, and
+    the output is cropped; convolutions pad the borders with zeros anyway. Level l has ``width *
     multipliers[l]`` channels, ``blocks`` residual blocks in the down path and ``blocks + 1`` in
     the up path.
 
     Arguments:
         shape: The shape of one example: ``(C, L)`` of a signal, ``(C, H, W)`` of an image or
             ``(C, D, H, W)`` of a volume. Other sizes may be given later.
-        width: The number of channels that the multipliers multiply, at least 4. Multiples of 8,
-            better 16, are the fast ones on a CPU.
+        width: The number of channels that the multipliers multiply, at least 4. Multiples of 8, or
+            better 16, are fastest on a CPU.
         multipliers: One factor of the width for each level, from the full resolution down.
         blocks: The number of residual blocks at each level.
-        attention: Where attention is, and its heads: an :class:`AttentionLayout`. The levels alone
-            stand for one, such as ``(1, 2)``, and so do its fields by their names, such as
-            ``{"heads": 4}``; ``None``: ``AttentionLayout()``.
+        attention: The levels with attention and its heads: an :class:`AttentionLayout`, the levels
+            alone, such as ``(1, 2)``, or a mapping of fields, such as ``{"heads": 4}``. If None,
+            ``AttentionLayout()`` is used.
         dropout: The fraction of each block's hidden state dropped in training, in [0, 1).
-        embedding: How the noise label is embedded; ``None``: ``FourierEmbedding(width)``, which
-            suits labels of order 1.
-        architecture: How blocks and levels are made; that of DDPM++ by default.
-        centre: Whether images come in [0, 1], and are moved to [-1, 1] first.
+        embedding: Embedding of the noise label. If None, ``FourierEmbedding(width)`` is used,
+            which suits labels of order 1.
+        architecture: The kinds of blocks and levels; those of DDPM++ by default.
+        centre: Whether images are in [0, 1] and are first rescaled to [-1, 1].
         conditions: The name and the number of entries of each further condition, a vector
-            ``(B, n)`` that ``forward`` takes by its name; or the shape ``(C', *)`` of an image of
-            the size of the input, which is joined to it. NaN throughout, or none at all, is
-            "none".
-        classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none;
-            0 takes no label.
+            ``(B, n)`` passed to ``forward`` by name; or the shape ``(C', *)`` of an image of the
+            size of the input, which is concatenated to it. A condition that is NaN throughout, or
+            missing, is "none".
+        classes: The number of classes of the condition ``label``, int64 ``(B,)``, -1 for none. If
+            0, no label is accepted.
 
     Raises:
         InputError: If an argument is out of its range, or later an input has another shape.
@@ -171,7 +170,7 @@ class UNet(ConditionalNetwork):
             channels = architecture.output_heads * self.shape[0]
             self.conv_out = conv3x3(widths[0], channels, parts.init_scale, dims)
         parts.norm.make_exceptions(self)
-        # Last, so that the other weights begin as those without.
+        # Last, so the other weights start the same as without conditions.
         self.images = ImageConditions(images, width, dims) if images else None
 
     def forward(self, x: Tensor, c: Tensor, **conditions: Tensor) -> Tensor:
@@ -198,7 +197,7 @@ class UNet(ConditionalNetwork):
         return out if out.shape[2:] == x.shape[2:] else out[(..., *map(slice, x.shape[2:]))]
 
     def _shown(self, x: Tensor, conditions: dict[str, Tensor]) -> list[Tensor]:
-        """Takes the images out of the conditions, and returns what each adds at the start."""
+        """Removes the images from the conditions; returns the initial contribution of each."""
         if self.images is None:
             return []
         return [
@@ -233,16 +232,18 @@ class UNet(ConditionalNetwork):
 
 
 class DownLevel(nn.Module):
-    """One level on the way down: residual blocks, each followed by attention, then half the size.
+    """One level of the down path: residual blocks, each followed by attention, then halving.
 
     Arguments:
         above: The number of channels that come from the level above.
         channels: The number of channels of this level.
         blocks: The number of residual blocks.
-        parts: What builds blocks.
-        attend: Builds what follows a residual block from the number of channels.
-        transition: How it leads to the next level; ``None``: none follows, and the size stays.
-        pyramid: What shows the next level the image; ``None``: nothing does.
+        parts: Builder of blocks.
+        attend: Function that builds the layer after a residual block, given the number of
+            channels.
+        transition: Transition to the next level. If None, this is the last level, and the size is
+            kept.
+        pyramid: Pyramid that passes the image to the next level, or None.
     """
 
     def __init__(
@@ -266,7 +267,7 @@ class DownLevel(nn.Module):
     def forward(
         self, h: Tensor, image: Tensor, features: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
-        """Returns the states to keep for the way up, of which the last goes on, and the image."""
+        """Returns the states for the skip connections (the last is the output) and the image."""
         skips = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             h = attention(block(h, features))
@@ -280,11 +281,11 @@ class DownLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    """The turning point at the lowest resolution: block, attention, block.
+    """The middle at the lowest resolution: block, attention, block.
 
     Arguments:
         channels: The number of channels.
-        parts: What builds blocks and attention.
+        parts: Builder of blocks and attention.
     """
 
     def __init__(self, channels: int, parts: Parts) -> None:
@@ -298,20 +299,22 @@ class Middle(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """One level on the way up: residual blocks, attention, the pyramid, then twice the size.
+    """One level of the up path: residual blocks, attention, the pyramid, then doubling.
 
-    There is one block more than on the way down: the last one takes what came from above.
+    It has one block more than in the down path; the last block takes the state from the level
+    above.
 
     Arguments:
         below: The number of channels that come from the level below.
-        above: The number of channels that came from the level above on the way down.
+        above: The number of channels from the level above in the down path.
         channels: The number of channels of this level.
-        blocks: The number of residual blocks on the way down.
-        parts: What builds blocks.
-        attend: Builds what follows the last block from the number of channels.
-        attend_early: Builds what follows each block before it.
-        transition: How it leads to the next level; ``None``: none follows, and the size stays.
-        pyramid: What the level paints; ``None``: nothing.
+        blocks: The number of residual blocks in the down path.
+        parts: Builder of blocks.
+        attend: Function that builds the layer after the last block, given the number of channels.
+        attend_early: Function that builds the layer after each earlier block.
+        transition: Transition to the next level. If None, this is the last level, and the size is
+            kept.
+        pyramid: Contribution of the level to the output, or None.
     """
 
     def __init__(
@@ -340,7 +343,7 @@ class UpLevel(nn.Module):
     def forward(
         self, h: Tensor, image: Tensor, skips: list[Tensor], features: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Returns the next state and the pyramid; it takes its skips off the end of ``skips``."""
+        """Returns the next state and the pyramid; pops its skips from the end of ``skips``."""
         attentions = [*self.early_attentions, self.attention]
         for block, attention in zip(self.blocks, attentions, strict=True):
             h = attention(block(torch.cat((h, skips.pop()), dim=1), features))
@@ -351,7 +354,7 @@ class UpLevel(nn.Module):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a network is laid out in levels."""
+    """Layout of a network in levels."""
 
     parts: Parts
     transition: Transition
@@ -359,13 +362,13 @@ class _Plan:
     widths: Sequence[int]
 
     def attend(self, level: int, early: bool = False) -> Callable[[int], nn.Module]:
-        """Returns what builds what follows a block of a level; ``early``: not its last block."""
+        """Returns the builder of the layer after a block; ``early``: a block before the last."""
         layout = self.parts.layout
         there = level in layout.levels and (layout.after_each or not early)
         return self.parts.attention if there else _nothing
 
     def down(self, image: int, width: int, pyramid: InputPyramid | None) -> list[DownLevel]:
-        """Returns the levels on the way down, from the full resolution."""
+        """Returns the levels of the down path, from the full resolution."""
         levels = []
         above, last = width, len(self.widths) - 1
         for i, channels in enumerate(self.widths):
@@ -384,7 +387,7 @@ class _Plan:
     def up(
         self, image: int, down: list[DownLevel], pyramid: OutputPyramid | None
     ) -> list[UpLevel]:
-        """Returns the levels on the way up, from the lowest resolution."""
+        """Returns the levels of the up path, from the lowest resolution."""
         levels, below = [], None
         for i in reversed(range(len(self.widths))):
             channels, layer = self.widths[i], None
@@ -410,7 +413,7 @@ class _Plan:
 
 
 def padded(x: Tensor, levels: int) -> Tensor:
-    """Adds zeros behind the end of each axis that does not halve as often as levels need."""
+    """Pads the end of each axis with zeros until it can be halved between all levels."""
     divisor = 2 ** (levels - 1)
     missing = [-n % divisor for n in x.shape[2:]]
     if not any(missing):
@@ -419,7 +422,7 @@ def padded(x: Tensor, levels: int) -> Tensor:
 
 
 def _nothing(channels: int) -> nn.Module:
-    """Returns what follows a block where there is no attention."""
+    """Returns the identity, for a block without attention."""
     return nn.Identity()
 
 

@@ -1,4 +1,4 @@
-"""What every linear SDE is: two functions of time, and all that follows from them."""
+"""Base class for linear SDEs, which are defined by two functions of time."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,20 +12,20 @@ from scoresde.sde.interpolant import Interpolant, as_time, derivative
 from scoresde.shapes import expand, log_normal
 
 _BISECTIONS = 64
-_NO_SIGNAL = 1e-9  # alpha / sigma at t = 1 that is zero but for rounding
+_NO_SIGNAL = 1e-9  # alpha / sigma at t = 1 that is zero up to rounding
 
 
 class SDE(Interpolant):
-    r"""Base class for linear SDEs: define :math:`\alpha` and :math:`\sigma`; the rest follows.
+    r"""Base class for linear SDEs; subclasses define :math:`\alpha` and :math:`\sigma`.
 
     It is the :class:`~scoresde.sde.Interpolant` whose other end is noise, :math:`x_1 = z`. The
     functions of time take a tensor of any shape and return one of the same shape and data type (a
-    plain number counts as float64), and have no branch that depends on data. A learned schedule is
-    a class that is a ``torch.nn.Module`` as well.
+    plain number counts as float64), and have no branch that depends on data. The class of a
+    learned schedule also derives from ``torch.nn.Module``.
 
     **Zero SNR.** If no signal is left at t = 1, :math:`\alpha(1) = 0`, as for
     :class:`~scoresde.sde.RectifiedFlow`, the log-SNR, f and g are infinite there. A class that
-    says so (``zero_snr = True``) is handled by one bounded variable instead,
+    declares this with ``zero_snr = True`` is handled with a bounded variable instead,
 
     .. math:: b = 2 \operatorname{arsinh} \frac{\alpha}{\sigma}, \qquad
               d\lambda = \coth\tfrac{b}{2} \, db,
@@ -54,9 +54,9 @@ class SDE(Interpolant):
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Returns the time in [0, 1] at which the log-SNR has a value: by bisection here.
+        """Returns the time in [0, 1] at which the log-SNR has a given value, by bisection.
 
-        The named SDEs invert in closed form.
+        VP, sub-VP, VE and rectified flow override it with a closed form.
         """
         target = as_time(log_snr)
         low, high = torch.zeros_like(target), torch.ones_like(target)
@@ -72,7 +72,7 @@ class SDE(Interpolant):
         return 2 * torch.asinh(self.alpha(t) / self.sigma(t))
 
     def time_of_bounded(self, b: Tensor) -> Tensor:
-        """Returns the time in [0, 1] at which :meth:`bounded` has a value."""
+        """Returns the time in [0, 1] at which :meth:`bounded` has a given value."""
         return self.time(2 * torch.log(torch.sinh(0.5 * as_time(b))))
 
     @property
@@ -107,7 +107,7 @@ class SDE(Interpolant):
         .. math:: a = \frac{\alpha_t}{\alpha_s}, \qquad \tau^2 = \sigma_t^2 - a^2 \sigma_s^2
                   = (1 - e^{\lambda_t - \lambda_s}) \, \sigma_t^2,
 
-        where the last form loses no digits on small steps.
+        where the last form is accurate for small steps.
 
         Arguments:
             s: The earlier times, in [0, 1].
@@ -123,7 +123,7 @@ class SDE(Interpolant):
         .. math:: \frac{a \sigma_s^2}{\sigma_t^2} x_t + \frac{\alpha_s \tau^2}{\sigma_t^2} x_0,
                   \qquad \frac{\sigma_s \tau}{\sigma_t}
 
-        It is Bayes' rule on two Gaussians, so that every linear SDE has it.
+        This is Bayes' rule for two Gaussians, so it holds for every linear SDE.
 
         References:
             Ho et al. 2020, equations 6 and 7; Kingma et al. 2021, https://arxiv.org/abs/2107.00630
@@ -131,9 +131,10 @@ class SDE(Interpolant):
 
         Arguments:
             x: States at time ``t``, with shape ``(B, *)``.
-            x0: Clean data, with that shape.
+            x0: Clean data, with the shape of ``x``.
             t: The later times, with shape ``()`` or ``(B,)``.
-            s: The earlier times, likewise, above 0 (or at 0 where some noise is left there).
+            s: The earlier times, with shape ``()`` or ``(B,)``, above 0 (0 is allowed if some
+                noise is left there).
 
         Returns:
             The mean, with shape ``(B, *)``, and the standard deviation, which broadcasts to it.
@@ -161,19 +162,19 @@ class SDE(Interpolant):
         return log_normal(x, self.prior_scale())
 
     def prior_scale(self) -> Tensor | float:
-        """Returns the prior's standard deviation, as a tensor with a graph where it is learned."""
+        """Returns the prior's standard deviation; a tensor with a graph if it is learned."""
         learned = isinstance(self, nn.Module) and type(self).prior_std is SDE.prior_std
         return self.sigma(as_time(1.0)) if learned else self.prior_std
 
     def check_eps(self, eps: float) -> float:
-        r"""Returns a cut-off if it is usable.
+        r"""Returns a cut-off after checking it.
 
         Raises:
-            InputError: If it is outside [0, 1), or 0 where :math:`\sigma(0) = 0` (the score is
-                infinite there), or the class is wrong about its SNR at t = 1.
+            InputError: If ``eps`` is outside [0, 1), if it is 0 and :math:`\sigma(0) = 0` (the
+                score is infinite there), or if ``zero_snr`` of the class is wrong.
         """
         eps = super().check_eps(eps)
-        if not isinstance(self, nn.Module):  # whose ends move, and may be on a device
+        if not isinstance(self, nn.Module):  # ends of a module change and may be on a GPU
             _check_end(self)
         if eps == 0 and _number(self.sigma, 0.0) == 0:
             raise InputError(
@@ -185,7 +186,7 @@ class SDE(Interpolant):
 
 @functools.lru_cache(maxsize=64)
 def _check_end(sde: SDE) -> None:
-    """Checks that a class says what signal it has left at t = 1."""
+    """Checks that ``zero_snr`` agrees with the signal left at t = 1."""
     left = _number(sde.alpha, 1.0) / _number(sde.sigma, 1.0)
     if left < _NO_SIGNAL and not sde.zero_snr:
         raise InputError(

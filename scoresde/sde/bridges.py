@@ -3,7 +3,7 @@ r"""Bridges: processes between an example and its observation, the *source*.
 .. math:: x_t = (1 - w) \, x_0 + w \, y + \nu(w) \, n, \qquad n \sim N(0, I), \quad w = w(t)
 
 with the data at t = 0 and the observation at t = 1. The *clock* :math:`w` rises from 0 to 1, and a
-:class:`NoiseLaw` says how much noise :math:`\nu` lies between.
+:class:`NoiseLaw` defines the standard deviation :math:`\nu` of the noise between them.
 
 **The step.** From t to an earlier s, with :math:`r = w_s / w_t` and a denoised estimate D,
 
@@ -11,8 +11,8 @@ with the data at t = 0 and the observation at t = 1. The *clock* :math:`w` rises
           \tau^2 = \nu_s^2 - r^2 \nu_t^2 .
 
 If D is :math:`x_0` itself, the right side has mean :math:`(1 - w_s) x_0 + w_s y` and variance
-:math:`r^2 \nu_t^2 + \tau^2`. So this :math:`\tau`, and no other, keeps the marginals. It exists if
-and only if :math:`\nu(w) / w` does not increase, and other laws are refused.
+:math:`r^2 \nu_t^2 + \tau^2`. So only this :math:`\tau` preserves the marginals. It exists if and
+only if :math:`\nu(w) / w` does not increase; other laws raise an error.
 
 ======================  ==============================  =======================================
 law                     :math:`\nu(w)`                  :math:`\tau` from w to v
@@ -25,11 +25,10 @@ law                     :math:`\nu(w)`                  :math:`\tau` from w to v
 The increment :math:`s \sqrt{\sigma_s^2 - \sigma_t^2}` belongs to :math:`\nu = t \sigma_t`. Paired
 with the marginal :math:`\nu = \sqrt t \, \sigma_t`, it loses noise at every step.
 
-:class:`InDI` has the clock w = t. :class:`I2SB` is the same step on the clock
-:math:`w = \sigma_t^2 / \sigma_1^2` of its diffusion, with the noise pinned at both ends: there
-:math:`\tau^2 = \sigma_s^2 (\sigma_t^2 - \sigma_s^2) / \sigma_t^2`, the variance of the posterior
-:math:`q(x_s \mid x_t, x_0)`. It shares its increments with :class:`Brownian`; the two differ in
-where they start.
+:class:`InDI` has the clock w = t. :class:`I2SB` takes the same step on the clock :math:`w =
+\sigma_t^2 / \sigma_1^2` of its diffusion, with the noise pinned at both ends: there :math:`\tau^2
+= \sigma_s^2 (\sigma_t^2 - \sigma_s^2) / \sigma_t^2`, the variance of the posterior :math:`q(x_s
+\mid x_t, x_0)`. It has the same increments as :class:`Brownian`; only the starting points differ.
 
 References:
     Delbracio and Milanfar, *Inversion by direct iteration: an alternative to denoising diffusion
@@ -49,12 +48,12 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time, derivative
 
-_PLACES = 400  # at which a noise law is checked
+_PLACES = 400  # points at which a noise law is checked
 _ROUNDING = 1e-9
 
 
 class NoiseLaw(ABC):
-    r"""Base class for laws of a bridge's noise: define :math:`\nu`; the rest follows."""
+    r"""Base class for noise laws of bridges; subclasses define :math:`\nu`."""
 
     @abstractmethod
     def std(self, w: Tensor) -> Tensor:
@@ -65,16 +64,16 @@ class NoiseLaw(ABC):
         return derivative(lambda v: 0.5 * self.std(v) ** 2, as_time(w))
 
     def added(self, w: Tensor, v: Tensor) -> Tensor:
-        r"""Returns :math:`\tau = \sqrt{\nu_v^2 - (v/w)^2 \nu_w^2}` of the step from w to v < w."""
+        r"""Returns :math:`\tau = \sqrt{\nu_v^2 - (v/w)^2 \nu_w^2}` for a step from w to v < w."""
         kept = v / w * self.std(w)
         return torch.sqrt((self.std(v) ** 2 - kept**2).clamp(min=0.0))
 
 
 def check_scale(name: str, value: object) -> None:
-    """Checks the scale of a noise.
+    """Checks the scale of the noise.
 
     Raises:
-        InputError: If it is not a finite number of at least 0.
+        InputError: If ``value`` is not a finite number of at least 0.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf:  # type: ignore[operator]
@@ -83,7 +82,7 @@ def check_scale(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Constant(NoiseLaw):
-    r"""Noise :math:`\nu(w) = \sigma w`: drawn once, at the source; no step adds any.
+    r"""Noise :math:`\nu(w) = \sigma w`, drawn once at the source; steps add no noise.
 
     Arguments:
         sigma: The standard deviation at the source, in model units, at least 0.
@@ -110,7 +109,7 @@ class Constant(NoiseLaw):
 
 @dataclass(frozen=True)
 class Brownian(NoiseLaw):
-    r"""Noise :math:`\nu(w) = \sigma \sqrt w`: that of a Brownian motion from the data.
+    r"""Noise :math:`\nu(w) = \sigma \sqrt w` of a Brownian motion that starts at the data.
 
     Arguments:
         sigma: The standard deviation at the source, in model units, at least 0.
@@ -137,10 +136,10 @@ class Brownian(NoiseLaw):
 
 @dataclass(frozen=True)
 class BrownianPin(Brownian):
-    r"""Noise :math:`\nu(w) = \sigma \sqrt{w (1 - w)}`: a Brownian bridge, pinned at both ends.
+    r"""Noise :math:`\nu(w) = \sigma \sqrt{w (1 - w)}` of a Brownian bridge, pinned at both ends.
 
     Arguments:
-        sigma: Twice the standard deviation in the middle, in model units, at least 0.
+        sigma: Twice the standard deviation at w = 1/2, in model units, at least 0.
     """
 
     def std(self, w: Tensor) -> Tensor:
@@ -151,12 +150,12 @@ class BrownianPin(Brownian):
 
 
 class BridgeStep(NamedTuple):
-    """The coefficients of a step of a bridge, each with the shape of the times.
+    """Coefficients of a step of a bridge, each with the shape of the times.
 
     Arguments:
         state: The factor r of the state.
         data: The factor 1 - r of the denoised estimate.
-        noise: The standard deviation of the noise that is added.
+        noise: The standard deviation of the added noise.
     """
 
     state: Tensor
@@ -165,9 +164,9 @@ class BridgeStep(NamedTuple):
 
 
 class Bridge(Interpolant):
-    """Base class for bridges: define the clock and the law of the noise."""
+    """Base class for bridges; subclasses define the clock and the noise law."""
 
-    # The loss and samplers that need 1 / t stop there; ``Restore`` ends at t = 0 itself.
+    # The loss and the samplers that need 1 / t stop there; ``Restore`` ends at t = 0.
     _CUTOFFS: ClassVar[Cutoffs] = Cutoffs(training=1e-3, sampling=1e-3, likelihood=1e-3)
 
     @property
@@ -178,10 +177,10 @@ class Bridge(Interpolant):
     @property
     @abstractmethod
     def law(self) -> NoiseLaw:
-        """The law of the noise."""
+        """The noise law."""
 
     def clock(self, t: Tensor) -> Tensor:
-        """Returns the clock w(t), which rises from 0 to 1: t itself here."""
+        """Returns the clock w(t), which rises from 0 to 1; t by default."""
         return as_time(t).clone()
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -200,7 +199,7 @@ class Bridge(Interpolant):
         return self.law.rate(self.clock(t)) * self.sigma_dot(t)
 
     def step(self, t: Tensor, s: Tensor) -> BridgeStep:
-        r"""Returns :math:`r`, :math:`1 - r` and :math:`\tau` of the step from t to an earlier s.
+        r"""Returns :math:`r`, :math:`1 - r` and :math:`\tau` for the step from t to an earlier s.
 
         Arguments:
             t: The later times, in (0, 1].
@@ -214,7 +213,7 @@ class Bridge(Interpolant):
         r"""Returns :math:`y + \nu(1) n`; arguments as for :class:`Interpolant`.
 
         Raises:
-            InputError: If ``source`` is missing, or has another shape.
+            InputError: If ``source`` is missing, or its shape differs from that of ``noise``.
         """
         source = check_source(cond, noise).to(noise)
         return source + temperature * self.gamma(as_time(1.0)).to(noise) * noise
@@ -231,7 +230,7 @@ def check_source(cond: dict[str, Tensor], x: Tensor) -> Tensor:
         x: States, with shape ``(B, *)``.
 
     Raises:
-        InputError: If it is missing, or has another shape.
+        InputError: If the source is missing, or its shape differs from that of ``x``.
     """
     source = cond.get("source")
     if source is None:
@@ -246,7 +245,7 @@ def check_source(cond: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def _check(law: NoiseLaw) -> None:
-    """Refuses a law whose steps cannot keep the marginals."""
+    """Rejects a noise law for which no step preserves the marginals."""
     if not isinstance(law, NoiseLaw):
         raise InputError(
             f"noise must be a NoiseLaw, got {law!r}; use Constant(0.1) or Brownian(0.1)."
@@ -275,15 +274,15 @@ def _check(law: NoiseLaw) -> None:
 class InDI(Bridge):
     r"""Inversion by direct iteration: :math:`x_t = (1 - t) \, x_0 + t \, y + \nu(t) \, n`.
 
-    Its deterministic step is Euler's on the flow :math:`dx/dt = (x - D) / t`, whose field is
-    :math:`E[y - x_0 \mid x_t]` where :math:`\nu(t) / t` is constant.
+    Its deterministic step is an Euler step of the flow :math:`dx/dt = (x - D) / t`. If
+    :math:`\nu(t) / t` is constant, the field of this flow is :math:`E[y - x_0 \mid x_t]`.
 
     References:
         Delbracio and Milanfar 2023, https://arxiv.org/abs/2303.11435. Its noise is
         :math:`\nu = t \sigma_t`.
 
     Arguments:
-        noise: The law of the noise; none by default.
+        noise: The noise law; no noise by default.
 
     Raises:
         InputError: If :math:`\nu(t) / t` increases somewhere.
@@ -315,7 +314,8 @@ class I2SB(Bridge):
               \nu^2 = \frac{\sigma_t^2 \bar\sigma_t^2}{\sigma_t^2 + \bar\sigma_t^2}
                     = \sigma_1^2 \, w (1 - w), \qquad \bar\sigma_t^2 = \sigma_1^2 - \sigma_t^2
 
-    where :math:`\sqrt\beta` rises linearly to the middle of [0, 1] and falls again, as published.
+    where :math:`\sqrt\beta` rises linearly to the middle of [0, 1] and falls again, as in the
+    published code.
 
     References:
         Liu et al. 2023, https://arxiv.org/abs/2302.05872 (equations 4 and 11; the schedule is
@@ -323,10 +323,10 @@ class I2SB(Bridge):
 
     Arguments:
         beta_min: The rate :math:`\beta` at both ends, positive.
-        beta_max: The rate that :math:`\sqrt\beta` would reach at t = 1 without falling, positive.
+        beta_max: The rate that :math:`\beta` would reach at t = 1 if it never fell, positive.
 
     Raises:
-        InputError: If one is not positive.
+        InputError: If an argument is not positive.
 
     Example:
         >>> I2SB().gamma(torch.tensor([0.0, 0.5, 1.0]))
@@ -361,11 +361,11 @@ class I2SB(Bridge):
 
     @property
     def _line(self) -> tuple[float, float]:
-        r"""The value of :math:`\sqrt\beta` at t = 0, and its slope up to the middle."""
+        r"""Value of :math:`\sqrt\beta` at t = 0, and its slope up to the middle."""
         low = math.sqrt(self.beta_min)
         return low, math.sqrt(self.beta_max) - low
 
     def _integral(self, t: Tensor) -> Tensor:
-        r"""Returns :math:`\int_0^t (a + b s)^2 ds` of the rising half."""
+        r"""Returns :math:`\int_0^t (a + b s)^2 ds` for the rising half."""
         a, b = self._line
         return a**2 * t + a * b * t**2 + b**2 * t**3 / 3

@@ -13,7 +13,7 @@ from scoresde.sde.interpolant import Cutoffs, as_time
 
 @dataclass(frozen=True)
 class _LinearRate(SDE):
-    r"""What VP and sub-VP share: a rate linear in time, and with it the scale of the signal.
+    r"""Base class for VP and sub-VP: a rate linear in time, and the scale of the signal.
 
     .. math:: \beta(t) = \beta_0 + (\beta_1 - \beta_0) t, \qquad B(t) = \int_0^t \beta(s) \, ds
     """
@@ -38,7 +38,7 @@ class _LinearRate(SDE):
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def _time_of_integral(self, b: Tensor) -> Tensor:
-        """Returns the root t of B(t) = b, in the form that loses no digits for small b."""
+        """Returns the root t of B(t) = b, in a form that is accurate for small b."""
         slope = self.beta_max - self.beta_min
         return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
 
@@ -102,8 +102,8 @@ class SubVPSDE(_LinearRate):
         \alpha &= e^{-B/2}, \qquad \sigma = 1 - e^{-B}, \qquad
         \lambda = -2 \log (2 \sinh \tfrac12 B)
 
-    Its noise vanishes as :math:`\sigma \approx \beta_0 t`, so that a cut-off of 1e-3 is already
-    as exact as 1e-6 is for VP, while below it float32 no longer resolves the noise on the data.
+    Its noise vanishes as :math:`\sigma \approx \beta_0 t`, so a cut-off of 1e-3 is as accurate as
+    1e-6 for VP. Below this cut-off, float32 no longer resolves the noise on the data.
 
     References:
         Song et al. 2021, equations 13 and 29.
@@ -171,7 +171,7 @@ class VESDE(SDE):
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """1e-5, and 0 for the likelihood: some noise is left at t = 0."""
+        """1e-5; 0 for the likelihood, since some noise is left at t = 0."""
         return Cutoffs(training=1e-5, sampling=1e-5, likelihood=0.0)
 
     @property

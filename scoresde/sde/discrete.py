@@ -1,23 +1,23 @@
-r"""The discrete chain of DDPM, as a variance-preserving SDE that passes through its N levels.
+r"""The discrete chain of DDPM, as a variance-preserving SDE that is exact at its N levels.
 
 A chain adds noise in N steps, :math:`x_i = \sqrt{1 - \beta_i} \, x_{i-1} + \sqrt{\beta_i} \, z`
-for :math:`i = 0, \ldots, N - 1`, so that
+for :math:`i = 0, \ldots, N - 1`, so
 
 .. math:: x_i = \sqrt{\bar\alpha_i} \, x_{data} + \sqrt{1 - \bar\alpha_i} \, z, \qquad
           \bar\alpha_i = \prod_{j \le i} (1 - \beta_j) .
 
-Step :math:`i` ends at the time :math:`t_i = (i + 1) / N`, and t = 0 is the data. With
+Step :math:`i` ends at the time :math:`t_i = (i + 1) / N`, and the data are at t = 0. With
 
 .. math:: B(t_i) = -\log \bar\alpha_i, \qquad B(0) = 0
 
-any increasing :math:`B` between these times makes a VP SDE, :math:`\alpha = e^{-B/2}`,
+any increasing :math:`B` between these times defines a VP SDE, :math:`\alpha = e^{-B/2}`,
 :math:`\sigma = \sqrt{1 - e^{-B}}`, :math:`f = -B'/2`, :math:`g = \sqrt{B'}`, whose marginals *and
 transitions* at the times :math:`t_i` are those of the chain. Here :math:`B` is the monotone cubic
-interpolant, so that the rate :math:`B'` is continuous and a chain has a probability-flow ODE that
-an adaptive solver can follow.
+interpolant. The rate :math:`B'` is then continuous, so an adaptive solver can integrate the
+probability-flow ODE of a chain.
 
-The chain of DDPM is not the VP SDE with the same 0.1 and 20: at t = 0.01 their :math:`\sigma`
-differ by 2.5 %.
+The chain of DDPM is not the VP SDE with the same rates of 0.1 and 20: at t = 0.01 their
+:math:`\sigma` differ by 2.5 %.
 
 References:
     Ho et al., *Denoising diffusion probabilistic models*, 2020, https://arxiv.org/abs/2006.11239.
@@ -42,7 +42,7 @@ from scoresde.sde.interpolant import Cutoffs, as_time
 
 
 class Betas(ABC):
-    r"""Abstract list of the variances :math:`\beta_i` that the steps of a chain add."""
+    r"""Base class for lists of the variances :math:`\beta_i` that the steps of a chain add."""
 
     @abstractmethod
     def __call__(self) -> np.ndarray:
@@ -57,7 +57,7 @@ class LinearBetas(Betas):
 
     Arguments:
         beta_min: The rate :math:`\beta_0` of the first step per unit of time, positive.
-        beta_max: The rate :math:`\beta_1` of the last one, at least ``beta_min``, below N.
+        beta_max: The rate :math:`\beta_1` of the last step, at least ``beta_min``, below N.
         steps: The number N of steps, at least 2.
     """
 
@@ -116,7 +116,7 @@ class CosineBetas(Betas):
 
 @dataclass(frozen=True)
 class ListedBetas(Betas):
-    r"""Variances given one by one.
+    r"""Variances given explicitly.
 
     Arguments:
         values: The variances :math:`\beta_i`, at least two, each in (0, 1).
@@ -133,7 +133,7 @@ class ListedBetas(Betas):
 
 @dataclass(frozen=True)
 class Chain(SDE):
-    """Base class for discrete chains of N levels as SDEs: exact at the levels, smooth between.
+    """Base class for discrete chains of N levels as SDEs, exact at the levels, smooth between.
 
     Level i, counted from 0, is reached at the time (i + 1) / N.
 
@@ -166,12 +166,12 @@ class Chain(SDE):
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """The end of the first step for training and sampling: a chain knows nothing below it."""
+        """The end of the first step for training and sampling; below it a chain has no level."""
         first = 1 / self.steps
         return Cutoffs(training=first, sampling=first, likelihood=first)
 
     def index(self, t: Tensor) -> Tensor:
-        """Returns the index of the level at a time, t N - 1: whole numbers on the chain."""
+        """Returns the index of the level at a time, t N - 1; a whole number at each level."""
         return as_time(t) * self.steps - 1
 
     def time_of_index(self, i: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class Chain(SDE):
 
     @abstractmethod
     def _levels(self) -> np.ndarray:
-        """Returns what is interpolated between the levels, from t = 0 on, float64 ``(N + 1,)``."""
+        """Returns the values to interpolate at the levels, from t = 0, float64 ``(N + 1,)``."""
 
     def _value(self, t: Tensor) -> Tensor:
         """Returns the interpolant."""
@@ -198,7 +198,7 @@ class Chain(SDE):
         return self.steps * (c1 + u * (2 * c2 + 3 * u * c3))
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the cubic of each time's step, ``(4, *)``, and the place in it, in [0, 1]."""
+        """Returns the cubic for each time, ``(4, *)``, and the position in its step, in [0, 1]."""
         position = t * self.steps
         cell = position.detach().floor().clamp(0, self.steps - 1)
         return self._on(t.device)[:, cell.long()].to(t.dtype), position - cell
@@ -216,7 +216,7 @@ class Chain(SDE):
         return {}
 
     def _on(self, device: torch.device) -> Tensor:
-        """Returns the table on a device, copied there once."""
+        """Returns the table on a device; it is copied there once."""
         if device not in self._copies:
             self._copies[device] = self._cubics.to(device)
         return self._copies[device]
@@ -264,7 +264,7 @@ class DiscreteVP(Chain):
 
 @dataclass(frozen=True)
 class ZeroSNRChain(Chain):
-    r"""A chain whose last level has no signal left, by rescaled variances.
+    r"""A chain with zero SNR at its last level, obtained by rescaling the variances.
 
     .. math:: \sqrt{\bar\alpha_i'} = \sqrt{\bar\alpha_0} \,
               \frac{\sqrt{\bar\alpha_i} - \sqrt{\bar\alpha_{N-1}}}

@@ -1,9 +1,10 @@
-r"""The base class of processes, which transform an example along :math:`t \in [0, 1]`.
+r"""Base class for processes, which transform an example along :math:`t \in [0, 1]`.
 
 .. math:: x_t = \alpha(t) \, x_0 + \sigma(t) \, x_1 + \gamma(t) \, z, \qquad z \sim N(0, I)
 
-with :math:`x_0` an example of the data. Where :math:`x_1` is Gaussian noise and :math:`\gamma = 0`
-the process is an :class:`~scoresde.sde.SDE`; where it is another example, a *bridge*.
+with :math:`x_0` an example of the data. If :math:`x_1` is Gaussian noise and :math:`\gamma = 0`,
+the process is an :class:`~scoresde.sde.SDE`. If :math:`x_1` is another example, the process is a
+*bridge*.
 
 References:
     Albergo, Boffi and Vanden-Eijnden, *Stochastic interpolants*, 2023,
@@ -24,7 +25,7 @@ from scoresde.errors import InputError
 from scoresde.shapes import expand
 
 Coefficient = Callable[[Any, Tensor], Tensor]
-# The functions of time that a schedule's author may write.
+# The functions of time that a subclass may define.
 _COEFFICIENTS = (
     *("alpha", "sigma", "gamma", "alpha_dot", "sigma_dot", "gamma_rate"),
     *("f", "g", "log_snr", "time"),
@@ -33,15 +34,15 @@ _COEFFICIENTS = (
 
 @dataclass(frozen=True)
 class Cutoffs:
-    r"""Where to stop before :math:`t = 0`, for each use on its own.
+    r"""Cut-off times before :math:`t = 0`, one for each use.
 
-    The three uses differ: the sampling cut-off :math:`10^{-3}` of VP, kept for its images, would
-    cost 0.42 bits/dim in a likelihood.
+    The three uses need different values: the cut-off :math:`10^{-3}` for sampling with VP, chosen
+    for image quality, would cost 0.42 bits/dim in a likelihood.
 
     Arguments:
         training: The smallest time that a loss draws, in [0, 1).
-        sampling: Where a sampler stops, in [0, 1).
-        likelihood: Where the likelihood starts, in [0, 1).
+        sampling: The time at which a sampler stops, in [0, 1).
+        likelihood: The time at which the likelihood starts, in [0, 1).
     """
 
     training: float = 1e-5
@@ -50,7 +51,7 @@ class Cutoffs:
 
 
 def as_time(t: Tensor | float) -> Tensor:
-    """Turns a number into a float64 tensor; a tensor of floats passes as it is."""
+    """Converts a number to a float64 tensor; floating-point tensors are returned unchanged."""
     if isinstance(t, Tensor) and t.is_floating_point():
         return t
     return torch.as_tensor(t, dtype=torch.float64)
@@ -63,15 +64,15 @@ def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 class Interpolant(ABC):
-    r"""Base class for processes: define :math:`\alpha` and :math:`\sigma`.
+    r"""Base class for processes; subclasses define :math:`\alpha` and :math:`\sigma`.
 
     The functions of time take a tensor of any shape and return one of the same shape, data type
     and device (a plain number counts as float64), and have no branch that depends on data.
 
-    **Schedules with weights.** A learned schedule is a class that is a ``torch.nn.Module`` as
-    well. Its author writes for the data type and device of its weights alone: whatever times
-    arrive, of float64 grids or made on the host, are brought to those of the weights, and the
-    coefficients back to those of the times, also where a network runs in 16 bits (autocast).
+    **Schedules with weights.** The class of a learned schedule also derives from
+    ``torch.nn.Module``. Its functions are written only for the data type and device of its
+    weights. Times of any data type and device are converted to those of the weights, and the
+    coefficients are converted back, even where a network runs in 16 bits (autocast).
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -84,7 +85,7 @@ class Interpolant(ABC):
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """Where to stop before t = 0, for each use."""
+        """The cut-off times before t = 0, one for each use."""
         return Cutoffs()
 
     @abstractmethod
@@ -93,10 +94,10 @@ class Interpolant(ABC):
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        r"""Returns the scale :math:`\sigma(t)` of the other end, non-negative."""
+        r"""Returns the scale :math:`\sigma(t)` of the other end :math:`x_1`, non-negative."""
 
     def gamma(self, t: Tensor) -> Tensor:
-        r"""Returns the standard deviation :math:`\gamma(t)` of the noise between: 0 here."""
+        r"""Returns the standard deviation :math:`\gamma(t)` of the added noise; 0 by default."""
         return torch.zeros_like(as_time(t))
 
     def alpha_dot(self, t: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ class Interpolant(ABC):
     def gamma_rate(self, t: Tensor) -> Tensor:
         r"""Returns :math:`\gamma \gamma' = \tfrac12 d \gamma^2 / dt`.
 
-        It can be finite where :math:`\gamma'` is not; there a subclass has a closed form.
+        It can be finite where :math:`\gamma'` is infinite; a subclass then overrides it with a
+        closed form.
         """
         return derivative(lambda s: 0.5 * self.gamma(s) ** 2, as_time(t))
 
@@ -119,9 +121,9 @@ class Interpolant(ABC):
 
         Arguments:
             x0: Examples, with shape ``(B, *)``.
-            x1: The other ends, with that shape.
+            x1: The other ends, with the shape of ``x0``.
             t: Times in [0, 1], with shape ``()`` or ``(B,)``.
-            z: Standard normal noise, with the shape of ``x0``; None where gamma is 0.
+            z: Standard normal noise, with the shape of ``x0``; None if gamma is 0.
         """
         t = as_time(t)
         between = expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * x1
@@ -129,19 +131,19 @@ class Interpolant(ABC):
 
     @abstractmethod
     def start(self, noise: Tensor, temperature: float = 1.0, **cond: Tensor) -> Tensor:
-        """Returns states at t = 1, from which samplers start.
+        """Returns states at t = 1, the starting points of samplers.
 
         Arguments:
             noise: Standard normal noise, with shape ``(B, *)``.
-            temperature: The factor of all noise, positive.
+            temperature: Factor that multiplies all noise, positive.
             **cond: Conditions, each with shape ``(B, *)``.
         """
 
     def check_eps(self, eps: float) -> float:
-        """Returns a cut-off if it is usable.
+        """Returns a cut-off after checking it.
 
         Raises:
-            InputError: If it is outside [0, 1).
+            InputError: If ``eps`` is outside [0, 1).
         """
         if not isinstance(eps, int | float) or not 0 <= eps < 1:
             raise InputError(
@@ -151,17 +153,18 @@ class Interpolant(ABC):
 
 
 def compare_by_identity(kind: type) -> None:
-    """Makes the objects of a class with weights equal only to themselves.
+    """Makes objects of a class with weights compare equal only to themselves.
 
-    Torch lists the modules of a model in a set. Two that are equal by their settings, as frozen
-    dataclasses are, would count as one, and the weights of the second would never train.
+    Torch collects the modules of a model in a set. Frozen dataclasses with the same settings
+    compare equal, so two such modules would count as one, and the weights of the second would
+    never be trained.
     """
     kind.__eq__ = object.__eq__  # type: ignore[method-assign, assignment]
     kind.__hash__ = object.__hash__  # type: ignore[method-assign, assignment]
 
 
 def _in_type_of_weights(coefficient: Coefficient) -> Coefficient:
-    """Has a function of time of a module compute in the type and on the device of its weights."""
+    """Makes a module's function of time compute in the data type and device of its weights."""
 
     @functools.wraps(coefficient)
     def converted(self: nn.Module, t: Tensor) -> Tensor:
@@ -170,7 +173,7 @@ def _in_type_of_weights(coefficient: Coefficient) -> Coefficient:
         weight = next((w for w in weights if w.is_floating_point()), None)
         if weight is None:
             return coefficient(self, t)
-        # Networks train in 16 bits, in which a coefficient is off by 0.4 %.
+        # Networks train in 16 bits, where the rounding error of a coefficient is 0.4 %.
         with torch.autocast(weight.device.type, enabled=False):
             return coefficient(self, t.to(weight.device, weight.dtype)).to(t.device, t.dtype)
 

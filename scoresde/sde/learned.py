@@ -1,31 +1,33 @@
-r"""A schedule that is learned: a variance-preserving SDE whose log-SNR is a monotone network.
+r"""Learned schedule: a variance-preserving SDE whose log-SNR is a monotone network.
 
 .. math:: \alpha^2 = \operatorname{sigmoid}(\lambda), \qquad
           \sigma^2 = \operatorname{sigmoid}(-\lambda), \qquad
           \lambda(t) = \lambda_0 + (\lambda_1 - \lambda_0) \, m(t)
 
 with two end points and an interior :math:`m` that grows from 0 to 1. By the chain rule all
-coefficients follow from :math:`\lambda` and :math:`m'`, and nothing cancels:
+coefficients follow from :math:`\lambda` and :math:`m'`, without cancellation:
 
 .. math:: f = \tfrac12 \sigma^2 \lambda', \qquad g = \sigma \sqrt{-\lambda'}, \qquad
           \alpha' = f \alpha, \qquad \sigma' = -\tfrac12 \sigma \alpha^2 \lambda' .
 
-**The interior** is a line and H sigmoids of it, with positive weights (softplus),
+**The interior** is the sum of a line and H sigmoids of that line, with positive weights
+(softplus),
 
 .. math:: n(t) = s t + \sum_k h_k \operatorname{sigmoid}(a_k (s t - c_k)), \qquad
           m(t) = \frac{n(t) - n(0)}{n(1) - n(0)} .
 
-Biases of the line and of the sum would change nothing: the first moves the :math:`c_k`, the second
-drops out. A bias :math:`-a_k c_k`, written so, leaves the place of a sigmoid as it grows steeper.
-The division makes the end points those that were set; the published code leaves it out, and its
-end points move with the weights. The difference from :math:`n(0)` is taken term by term,
+Biases of the line and of the sum would have no effect: the first is absorbed by the :math:`c_k`,
+and the second cancels. With the bias written as :math:`-a_k c_k`, a sigmoid keeps its position
+when it becomes steeper. The division fixes the end points at their set values; the published code
+omits it, so its end points move with the weights. The difference from :math:`n(0)` is computed
+term by term,
 
 .. math:: \operatorname{sigmoid}(y + d) - \operatorname{sigmoid}(y)
           = \operatorname{sigmoid}(y + d) \operatorname{sigmoid}(-y) \, (1 - e^{-d}) .
 
-**What it is trained for.** In continuous time the bound depends on the end points alone. The
-interior decides how much a draw of the time makes it vary:
-:class:`~scoresde.loss.VariationalLoss` trains it for the least variance.
+**Training objective.** In continuous time the bound depends on the end points alone. The interior
+determines the variance of its estimate over random times, and
+:class:`~scoresde.loss.VariationalLoss` trains the interior to minimise this variance.
 
 References:
     Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
@@ -45,21 +47,21 @@ from scoresde.recipe import describable
 from scoresde.sde.base import SDE
 from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time
 
-_MARGIN = 0.1  # how far beyond [0, 1] the sigmoids begin
-_LINE = 0.5  # the share of the line at first
+_MARGIN = 0.1  # initial distance of the outermost sigmoids beyond [0, 1]
+_LINE = 0.5  # the initial share of the line
 
 
 @describable
 class LearnedSchedule(nn.Module, SDE):
     r"""A variance-preserving SDE with a learned log-SNR.
 
-    It begins nearly linear in t. Its noise at t = 0 is positive, so that no cut-off is needed.
+    Initially it is nearly linear in t. Its noise at t = 0 is positive, so no cut-off is needed.
 
     Arguments:
-        log_snr_max: The log-SNR :math:`\lambda_0` at t = 0, at first.
-        log_snr_min: The log-SNR :math:`\lambda_1` at t = 1, at first; below ``log_snr_max``.
+        log_snr_max: The initial log-SNR :math:`\lambda_0` at t = 0.
+        log_snr_min: The initial log-SNR :math:`\lambda_1` at t = 1, below ``log_snr_max``.
         width: The number H of sigmoids, positive.
-        fixed_ends: Whether the end points keep these values.
+        fixed_ends: Whether the end points are fixed at these values instead of learned.
 
     Raises:
         InputError: If the end points are not finite or in the wrong order.
@@ -93,7 +95,7 @@ class LearnedSchedule(nn.Module, SDE):
             self.register_buffer(name, end) if fixed_ends else self.register_parameter(
                 name, nn.Parameter(end)
             )
-        # Equal sigmoids, evenly spaced, about as wide as they are apart: a line in all but name.
+        # Equal, evenly spaced sigmoids, about as wide as their spacing: nearly a line in total.
         ones = torch.ones(count)
         self.slope = nn.Parameter(_softplus_inverse(torch.tensor(1.0)))
         self.steepness = nn.Parameter(_softplus_inverse(ones))  # in units of the width
@@ -103,7 +105,7 @@ class LearnedSchedule(nn.Module, SDE):
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """0 for each use: some noise is left there."""
+        """0 for each use, since some noise is left at t = 0."""
         return Cutoffs(training=0.0, sampling=0.0, likelihood=0.0)
 
     @property
@@ -112,7 +114,7 @@ class LearnedSchedule(nn.Module, SDE):
         return 1.0
 
     def check_eps(self, eps: float) -> float:
-        """Returns a cut-off in [0, 1): 0 too, since some noise is left there."""
+        """Returns a cut-off in [0, 1); 0 is allowed, since some noise is left at t = 0."""
         return Interpolant.check_eps(self, eps)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -141,14 +143,14 @@ class LearnedSchedule(nn.Module, SDE):
 
     @contextlib.contextmanager
     def scaled_interior(self, factor: Callable[[], Tensor]) -> Iterator[None]:
-        r"""Multiplies the gradients of the interior, while entered, example by example.
+        r"""Scales the gradients of the interior by a factor per example, in a ``with`` block.
 
-        Coefficients at the times :math:`t_i` of a batch depend on the interior through
-        :math:`m(t_i)` and :math:`m'(t_i)` alone. Their gradients pass through a factor on the
-        way to the weights, those of the end points do not.
+        Coefficients at the times :math:`t_i` of a batch depend on the interior only through
+        :math:`m(t_i)` and :math:`m'(t_i)`. Their gradients are multiplied by the factor before
+        they reach the weights; those of the end points are not.
 
         Arguments:
-            factor: Returns the factors ``(B,)``; it is called in the backward pass.
+            factor: Function that returns the factors ``(B,)``; called in the backward pass.
         """
         before, self._factor = self._factor, factor
         try:

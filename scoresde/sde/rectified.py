@@ -1,4 +1,4 @@
-"""The straight path between data and noise: rectified flow, or flow matching."""
+"""Rectified flow, or flow matching: the straight path between data and noise."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class RectifiedFlow(SDE):
         g = \sqrt{\frac{2 t}{1 - t}}, \qquad \lambda = 2 \log \frac{1 - t}{t}
 
     The velocity :math:`E[z - x_0 \mid x_t]` is finite everywhere, while f, g and the log-SNR are
-    infinite at t = 1 (see :class:`~scoresde.sde.SDE`). A network must predict something that still
-    says what the data are where no signal is left: the data, v, or the preconditioned mixture.
+    infinite at t = 1 (see :class:`~scoresde.sde.SDE`). A network must predict a quantity that
+    still determines the data where no signal is left: the data, v, or the preconditioned mixture.
 
     References:
         Liu, Gong and Liu, *Flow straight and fast: learning to generate and transfer data with
@@ -36,7 +36,7 @@ class RectifiedFlow(SDE):
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """1e-4, and 1e-3 for sampling: the noise left there is the cut-off itself."""
+        """1e-4; 1e-3 for sampling. The noise at the cut-off equals the cut-off."""
         return Cutoffs(training=1e-4, sampling=1e-3, likelihood=1e-4)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -72,5 +72,5 @@ class RectifiedFlow(SDE):
 
     @property
     def prior_std(self) -> float:
-        """The noise at t = 1: 1."""
+        """The noise at t = 1, which is 1."""
         return 1.0

@@ -1,4 +1,4 @@
-r"""Stochastic interpolants: a latent noise between two ends, and any noise level on the path back.
+r"""Stochastic interpolants: latent noise between two ends, and any noise level in sampling.
 
 .. math:: x_t = (1 - t) \, x_0 + t \, x_1 + \gamma(t) \, z, \qquad
           \gamma = a \sqrt{t (1 - t)}
@@ -12,14 +12,14 @@ so, for every :math:`\epsilon \ge 0`, the ODE (:math:`\epsilon = 0`) and the SDE
 
 .. math:: dx = (u - \epsilon \, s) \, dt + \sqrt{2 \epsilon} \, d\bar w
 
-from t = 1 to t = 0 have its marginals.
+from t = 1 to t = 0 have the same marginals.
 
-**The ends.** :math:`\gamma'` is infinite at both ends, and so are :math:`\gamma' z`, with a
-variance whose integral diverges, and :math:`z / \gamma`. But :math:`\gamma' E[z \mid x_t] =
+**The ends.** :math:`\gamma'` is infinite at both ends, and so are :math:`\gamma' z`, whose
+variance has a divergent integral, and :math:`z / \gamma`. But :math:`\gamma' E[z \mid x_t] =
 -\gamma \gamma' s`, and :math:`\gamma \gamma' = a^2 (\tfrac12 - t)` is finite. So a model learns
 :math:`E[x_1 - x_0 \mid x_t]` and s, and needs no cut-off where the densities of both ends are
-smooth. Data on a manifold have an infinite score at t = 0: then a sampler stops at ``eps``, with a
-variance of :math:`a^2 \epsilon (1 - \epsilon)` too much, which the denoised estimate removes.
+smooth. Data on a manifold have an infinite score at t = 0. A sampler then stops at ``eps``, with
+an excess variance of :math:`a^2 \epsilon (1 - \epsilon)`, which the denoised estimate removes.
 
 References:
     Albergo, Boffi and Vanden-Eijnden, *Stochastic interpolants*, 2023,
@@ -39,14 +39,14 @@ from scoresde.sde.interpolant import Cutoffs, Interpolant, as_time
 
 
 class End(ABC):
-    """Base class for what lies at t = 1."""
+    """Base class for the end at t = 1."""
 
     @abstractmethod
     def __call__(self, noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Returns the ends ``(B, *)``.
 
         Arguments:
-            noise: Standard normal noise, with that shape.
+            noise: Standard normal noise, with shape ``(B, *)``.
             cond: The conditions of the examples.
         """
 
@@ -76,7 +76,7 @@ class StochasticInterpolant(Interpolant):
 
     Arguments:
         scale: The scale a of the noise, in model units, positive.
-        end: What lies at t = 1; the condition ``source`` by default.
+        end: The end at t = 1; the condition ``source`` by default.
 
     Raises:
         InputError: If the scale is not positive.
@@ -97,7 +97,7 @@ class StochasticInterpolant(Interpolant):
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """0 in training and 1e-3 in sampling: what is learned is finite at both ends."""
+        """0 in training, since the targets are finite at both ends; 1e-3 in sampling."""
         return Cutoffs(training=0.0, sampling=1e-3, likelihood=1e-3)
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Integrators that know nothing of diffusion."""
+"""ODE and SDE solvers, independent of diffusion models."""
 
 from scoresde.solvers.base import Method, Solution
 from scoresde.solvers.brownian import BrownianPath

@@ -1,4 +1,4 @@
-"""What every ODE method is given, and what it returns."""
+"""Interface of the ODE methods: problem, settings and solution."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,18 +19,19 @@ class Problem:
     """An initial value problem for a batch of B examples.
 
     Arguments:
-        field: Maps times, float64 with shape ``()`` or ``(B,)``, and a state to its derivative.
+        field: Function of times, float64 with shape ``()`` or ``(B,)``, and a state that returns
+            the derivative of the state.
         state: Arrays, each with shape ``(B, *)``.
         start: The time of the state.
         end: The time to reach.
-        take: Returns the field of some examples alone, given their indices, int64; ``None``
-            where no such field is known, and the batch keeps its size.
-        callback: Called with times, ``()`` or ``(B,)``, and the state before the first step and as
-            the solution proceeds.
-        constrain: Returns what takes the place of a state at times, ``(B,)``, given the number of
-            the attempted step. Then accepted examples alone are constrained, the batch keeps its
-            size, and no evaluation of the field is used twice.
-        describe: Puts a time, ``()``, into words for an error.
+        take: Function that returns the field restricted to some examples, given their indices,
+            int64. If None, the batch keeps its size.
+        callback: Called with times, ``()`` or ``(B,)``, and the state, before the first step and
+            as the solution proceeds.
+        constrain: Function that returns the replacement of a state at times, ``(B,)``, given the
+            index of the attempted step. It is applied only to accepted examples. The batch then
+            keeps its size, and no evaluation of the field is reused.
+        describe: Function that formats a time, ``()``, for an error message.
     """
 
     field: Field
@@ -45,13 +46,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Control:
-    """How carefully to solve.
+    """Tolerances and limits of a solver.
 
     Arguments:
         rtol: Relative tolerance of a step, positive.
         atol: Absolute tolerance of a step, positive.
-        max_steps: How many steps each example may take.
-        strict: Whether an example that fails is an error, or becomes NaN and is flagged.
+        max_steps: Largest number of steps per example.
+        strict: Whether a failed example raises an error. If False, it becomes NaN and is flagged.
         record: Whether to keep the times of all steps.
     """
 
@@ -64,12 +65,12 @@ class Control:
 
 @dataclass(frozen=True)
 class Solution:
-    """The end of a solution.
+    """Output of an ODE method.
 
     Arguments:
         state: The state at the end; NaN where ``failed``.
-        evaluations: How often the field was evaluated for each example, int64 ``(B,)``.
-        failed: Which examples did not reach the end, bool ``(B,)``.
+        evaluations: Number of evaluations of the field per example, int64 ``(B,)``.
+        failed: Whether each example failed to reach the end, bool ``(B,)``.
         grid: The times of each example's steps, float64 ``(B, n + 1)``, if recorded.
     """
 
@@ -80,7 +81,7 @@ class Solution:
 
 
 def failure(cause: str, where: str, control: Control) -> SolverError:
-    """Returns the error of a solver that has failed."""
+    """Returns the error for a failed solver."""
     return SolverError(
         f"The solver {cause} {where}. The field is too rough there or not finite; check the "
         f"model, or use a larger eps or tolerance (rtol={control.rtol}, atol={control.atol})."
@@ -88,7 +89,7 @@ def failure(cause: str, where: str, control: Control) -> SolverError:
 
 
 class Method(ABC):
-    """Abstract method of solving an ordinary differential equation to a tolerance."""
+    """Base class for methods that solve an ordinary differential equation to a tolerance."""
 
     @abstractmethod
     def solve(self, problem: Problem, control: Control) -> Solution:

@@ -1,11 +1,11 @@
-"""A batch in which every example walks at its own pace.
+"""Batched integration with a step size per example.
 
-Each example has its own time, step size, error estimate, and end. Nothing here depends on another
-example, so that a result is the same in any batch, to the rounding of the field.
+Each example has its own time, step size, error estimate, and end. No example depends on another,
+so a result is the same in any batch, up to rounding in the field.
 
-All examples are evaluated together, each at its own time. Those at their end stand still, until
-so many have ended that the batch is worth packing anew. The host looks at the state of the batch
-only every few steps.
+All examples are evaluated together, each at its own time. Examples that have reached their end
+stay in the batch until enough have ended to make repacking worthwhile. The host reads the status
+of the batch only every few steps.
 """
 
 from abc import ABC, abstractmethod
@@ -18,13 +18,13 @@ from scoresde.solvers.base import Control, Field, Problem, Solution, State, fail
 
 RUNNING, DONE, UNDERFLOW, NOT_FINITE = range(4)
 
-_HAIR = 1e-14  # of the interval: what is left of it below that cannot be told from nothing
-_PACK = 0.75  # below this share of running examples the others are dropped
-_UNSEEN = 4  # steps on a device other than the host's between two looks at it
+_HAIR = 1e-14  # of the interval: a shorter remainder is indistinguishable from zero
+_PACK = 0.75  # below this share of running examples, the others are dropped
+_UNSEEN = 4  # steps between two status checks on a device other than the CPU
 
 
 class Layout:
-    """Arrays ``(B, *)`` side by side in one matrix, and back."""
+    """Packs arrays ``(B, *)`` into one matrix, and unpacks them."""
 
     def __init__(self, state: State) -> None:
         self.shapes = [array.shape[1:] for array in state]
@@ -49,17 +49,17 @@ class Layout:
 
 
 class BatchedSolve(ABC):
-    """Abstract solution on its way: the running examples, and the results of those that ended.
+    """Base class for the state of a solve: running examples and results of finished ones.
 
-    A subclass says how the first step sizes are chosen and what a step is.
+    A subclass defines the initial step sizes and the step.
 
     Arguments:
-        problem: What to solve.
-        control: How carefully.
+        problem: The problem to solve.
+        control: Tolerances and limits.
         pack: Whether examples that have ended are dropped from the batch.
     """
 
-    # The names of the arrays, one row for each example, that a subclass adds.
+    # Names of the arrays that a subclass adds, with one row per example.
     moving: tuple[str, ...] = ()
 
     def __init__(self, problem: Problem, control: Control, pack: bool) -> None:
@@ -89,7 +89,7 @@ class BatchedSolve(ABC):
         """Tries a step of every running example."""
 
     def run(self) -> Solution:
-        """Walks to the end."""
+        """Integrates to the end."""
         self._tell()
         if self.span > 0:
             self.begin()
@@ -102,13 +102,13 @@ class BatchedSolve(ABC):
         self._deliver()
         return self._solution()
 
-    # --- What a step is made of ---
+    # --- Parts of a step ---
 
     def slope(self, t: Tensor, y: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Returns the field at times and packed states, packed.
+        """Returns the packed field at times and packed states.
 
-        The evaluation counts for the running examples, or for those of them that are ``wanted``,
-        bool ``(B,)``; the other rows belong to nobody.
+        The evaluation counts for the running examples, or for the ``wanted`` ones among them, bool
+        ``(B,)``. The other rows have no owner.
         """
         low, high = sorted((self.problem.start, self.problem.end))
         running = self.status == RUNNING if wanted is None else wanted
@@ -118,7 +118,7 @@ class BatchedSolve(ABC):
         return self.layout.pack(slope)
 
     def constrain(self, accepted: Tensor) -> Tensor:
-        """Constrains accepted examples; returns which of them need a new slope."""
+        """Constrains accepted examples; returns a mask of those that need a new slope."""
         fresh = accepted & (self.status == RUNNING)
         if self.problem.constrain is None:
             return fresh
@@ -127,18 +127,18 @@ class BatchedSolve(ABC):
         return fresh
 
     def stride(self) -> tuple[Tensor, Tensor]:
-        """Returns the step sizes to try, zero for those at rest, and which are the last."""
+        """Returns the step sizes to try, 0 for finished examples, and a mask of last steps."""
         left = (self.problem.end - self.t).abs()
         last = self.h * (1 + _HAIR) >= left
         return torch.where(self.status == RUNNING, torch.where(last, left, self.h), 0.0), last
 
     def move(self, accepted: Tensor, last: Tensor, h: Tensor) -> None:
-        """Takes the times of accepted steps along; ``h`` has the sign of the walk."""
+        """Advances the times of accepted steps; ``h`` has the sign of the direction."""
         self.t = torch.where(accepted, torch.where(last, self.problem.end, self.t + h), self.t)
         self.status = torch.where(accepted & last, DONE, self.status)
 
     def check(self, ratio: Tensor, shortest: float) -> None:
-        """Gives those up whose next step is too short, given the size of their error."""
+        """Marks examples as failed if their next step is too short, given their error."""
         stuck = (self.status == RUNNING) & (self.h < shortest)
         failure = torch.where(torch.isfinite(ratio), UNDERFLOW, NOT_FINITE)
         self.status = torch.where(stuck, failure, self.status)
@@ -146,15 +146,16 @@ class BatchedSolve(ABC):
     # --- The batch as a whole ---
 
     def _looks(self, i: int) -> bool:
-        """Returns whether the host looks at the batch now: always where looking is free.
+        """Returns whether the host reads the status of the batch now; always on a CPU.
 
-        It always looks if there is a callback, which gets no step that no example takes.
+        It also does so whenever there is a callback, which is not called for a step that no
+        example takes.
         """
         told = self.problem.callback is not None
         return told or self.y.device.type == "cpu" or i % _UNSEEN == _UNSEEN - 1
 
     def _finish(self) -> bool:
-        """Whether no example runs any more; packs the batch if it pays."""
+        """Returns whether all examples have ended; repacks the batch if worthwhile."""
         running = self.status == RUNNING
         left = int(running.sum())
         if left and self.pack and left <= _PACK * len(running):
@@ -197,7 +198,7 @@ class BatchedSolve(ABC):
         return Solution(state, self.result["count"], failed, grid)
 
     def _grid(self) -> Tensor:
-        """Returns the times at which each example has stood, each once, the end repeated."""
+        """Returns the times of each example's steps, each once, padded by repeating the end."""
         times = torch.stack(self.ends, 1)
         moved = times.diff(dim=1) != 0
         place = moved.cumsum(1)

@@ -1,14 +1,14 @@
 r"""Brownian motion as a function of time.
 
-A solver that walks once can draw every increment anew. To compare solvers *along one path*, or to
-choose steps by the path, the motion :math:`W(t)` has to be a function: asked at any times, in any
-order, it must answer alike. Levy's construction gives one: the path over an interval is fixed at
-its ends, then in its middle, then in the middles of its halves. With a random number for every
-node of that tree that is a function of the node (:mod:`scoresde.streams`), nothing has to be
-remembered.
+A solver that integrates once can draw a new increment for every step. To compare solvers *along
+one path*, or to adapt the steps to the path, the motion :math:`W(t)` must be a function: at any
+times, queried in any order, it must return the same values. Levy's construction provides one: the
+path over an interval is fixed at its ends, then at its midpoint, then at the midpoints of its
+halves. The random number of every node of this tree is a function of the node
+(:mod:`scoresde.streams`), so nothing has to be stored.
 
-Over an interval of length :math:`h` the tree knows the increment :math:`W` and the space-time
-Levy area :math:`H`, which says how far the path lies from its chord on average,
+Over an interval of length :math:`h` the tree holds the increment :math:`W` and the space-time Levy
+area :math:`H`, the mean deviation of the path from its chord,
 
 .. math:: H = \frac1h \int_0^h \left( W_u - \frac uh W_h \right) du \sim N(0, h/12), \qquad
           \int_0^h W_u \, du = h \left( \tfrac12 W + H \right),
@@ -30,13 +30,13 @@ given its W and H,
 .. math:: W_r = \frac rh W + \frac{6 r (h - r)}{h^2} H + \sqrt{\frac{r (h - r)}{h}
           \left( 1 - \frac{3 r (h - r)}{h^2} \right)} \, Z .
 
-So the law of :math:`W` is exact at any times no two of which lie in one leaf; the *joint* law of
-several times in one leaf, and the area of a part of a leaf, are approximate, at a scale of
+So the law of :math:`W` is exact at any set of times with at most one in each leaf. The *joint* law
+of several times in one leaf, and the area of a part of a leaf, are approximate, at a scale of
 :math:`2^{-20} \approx 10^{-6}` by default.
 
-A question costs two normal numbers for every component on each level from the root to the leaf.
-Times shared by the batch keep the way to the last leaf, so that the next one nearby goes down only
-where the ways part.
+A query costs two normal numbers per component on each level from the root to the leaf. If the
+batch shares its times, the path through the tree to the last leaf is cached, so a nearby query
+descends only from the node where the paths diverge.
 
 References:
     Levy, *Processus stochastiques et mouvement brownien*, 1948.
@@ -58,12 +58,12 @@ from torch import Tensor
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
-_TOGETHER = 2**20  # normal numbers that are drawn in one go: fewer cost launches, more memory
+_TOGETHER = 2**20  # normal numbers per batch of draws: fewer cost launches, more cost memory
 
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """What the path does over an interval of the tree; arrays ``(B, size)``, float64."""
+    """The path over an interval of the tree; arrays ``(B, size)``, float64."""
 
     length: float
     start: Tensor  # W at the left end
@@ -72,7 +72,7 @@ class _Piece:
     h: Tensor
 
     def half(self, right: int | Tensor, numbers: Tensor) -> "_Piece":
-        """Returns the left half, or the right one.
+        """Returns the left or the right half.
 
         Arguments:
             right: 0 or 1, for all examples or for each, ``(B, 1)``.
@@ -83,13 +83,13 @@ class _Piece:
         side, length = 1 - 2 * right, 0.5 * self.length
         w, lean = 0.5 * self.w, 1.5 * self.h + z
         h = 0.25 * self.h - 0.5 * z
-        # The left half ends at ``w + lean``, where the right one starts.
+        # The left half ends, and the right half starts, at ``w + lean``.
         area = length * (self.start + 0.5 * (w + lean) + h + n)
         start, before = self.start + right * (w + lean), self.before + right * area
         return _Piece(length, start, before, w + side * lean, h + side * n)
 
     def at(self, part: float | Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns W and its integral at a part in [0, 1] of the interval, a leaf."""
+        """Returns W and its integral at a fraction in [0, 1] of the interval, a leaf."""
         bridge = part * (1 - part)
         variance = self.length * bridge * (1 - 3 * bridge)
         z = variance**0.5 * numbers[:, 0]
@@ -100,13 +100,13 @@ class _Piece:
 class BrownianPath:
     """A Brownian motion on [0, 1] for each of B examples.
 
-    The path of an example depends on its stream alone. It is computed in float64.
+    The path of an example depends only on its stream. It is computed in float64.
 
     Arguments:
         streams: One random stream per example.
         size: The number of components of an example.
         dtype: The data type of the values.
-        depth: The leaves of the tree have the length :math:`2^{-depth}`; in [1, 30].
+        depth: Depth of the tree, in [1, 30]; its leaves have length :math:`2^{-depth}`.
 
     Raises:
         InputError: If the depth is out of range.
@@ -130,7 +130,7 @@ class BrownianPath:
         (numbers,) = self._normals(torch.zeros_like(streams.indices)[None])
         w, h = numbers[:, 0], numbers[:, 1] / math.sqrt(12)
         zero = torch.zeros_like(w)
-        # From the root to the leaf that all examples were asked at last.
+        # From the root to the leaf of the last query shared by all examples.
         self._way = [_Piece(1.0, zero, zero, w, h)]
         self._leaf = 0
 
@@ -152,7 +152,7 @@ class BrownianPath:
         return (last - first).to(self.dtype), area.to(self.dtype)
 
     def take(self, rows: Tensor) -> "BrownianPath":
-        """Returns the paths of some examples alone, given their indices, int64."""
+        """Returns the paths of some examples, given their indices, int64."""
         return BrownianPath(self.streams[rows], self.size, self.dtype, self.depth)
 
     def _at(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ class BrownianPath:
         return self._each(t) if t.ndim else self._shared(float(t))
 
     def _shared(self, t: float) -> tuple[Tensor, Tensor]:
-        """Returns both at one time for all examples."""
+        """Returns W and its integral at one time for all examples."""
         if not 0 <= t <= 1:
             raise InputError(f"t={t} is outside [0, 1], where the Brownian path is known.")
         place = t * 2**self.depth
@@ -178,9 +178,9 @@ class BrownianPath:
         return self._way[-1].at(place - leaf, next(numbers))
 
     def _each(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns both at a time for each example."""
+        """Returns W and its integral at a time per example."""
         place = t.to(self.streams.indices.device) * 2**self.depth
-        # Without a check, for which a GPU would have to be waited for.
+        # No check: it would synchronise with the GPU.
         leaf = place.to(torch.int64).clamp(0, 2**self.depth - 1)
         piece, nodes = self._way[0], self._nodes(leaf)
         numbers = self._normals(nodes)
@@ -189,7 +189,7 @@ class BrownianPath:
         return piece.at((place - leaf)[:, None], next(numbers))
 
     def _nodes(self, leaf: Tensor) -> Tensor:
-        """Returns the nodes from the root, 1, to leaves; those below node i are 2i and 2i + 1."""
+        """Returns the nodes from the root, 1, to leaves; node i has children 2i and 2i + 1."""
         levels = torch.arange(self.depth, -1, -1, device=leaf.device)
         return (leaf + 2**self.depth) >> levels[:, None]
 

@@ -1,4 +1,4 @@
-"""Ordinary differential equations, solved to a tolerance."""
+"""Adaptive solver for ordinary differential equations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,11 +36,11 @@ class AdaptiveODE:
     Arguments:
         rtol: Relative tolerance of a step, positive.
         atol: Absolute tolerance of a step, positive.
-        method: How: an object, or its short name. ``dopri5``, ``tsit5`` and ``bosh3`` give every
-            example its own steps; ``dopri8``, ``fehlberg2`` and ``adaptive_heun`` are
-            torchdiffeq's, with one step for the batch.
-        max_steps: How many steps an example may take, positive.
-        strict: Whether an example that fails is an error, or is flagged and becomes NaN.
+        method: ODE method, an object or its short name. ``dopri5``, ``tsit5`` and ``bosh3`` use a
+            step size per example; ``dopri8``, ``fehlberg2`` and ``adaptive_heun`` are
+            torchdiffeq's, with one step size for the batch.
+        max_steps: Largest number of steps per example, positive.
+        strict: Whether a failed example raises an error. If False, it is flagged and becomes NaN.
 
     Raises:
         InputError: If an argument is out of range.
@@ -81,21 +81,21 @@ class AdaptiveODE:
         """Integrates a state.
 
         Arguments:
-            field: Maps times, float64 with shape ``()`` or ``(B,)``, and a state to its
-                derivative. It is never called outside of the two times.
+            field: Function of times, float64 with shape ``()`` or ``(B,)``, and a state that
+                returns the derivative of the state. It is never called outside the interval.
             state: Arrays, each with shape ``(B, *)``.
             start: The time of the state.
             end: The time to reach.
             callback: Called with times and the state as the solution proceeds.
-            take: Returns the field of some examples alone, given their indices: then the others
-                stop costing when they have ended. ``None`` keeps the batch whole.
+            take: Function that returns the field restricted to some examples, given their indices,
+                so examples that have ended cost nothing. If None, the batch keeps its size.
             record: Whether to keep the times of all steps.
             constrain: As in :class:`~scoresde.solvers.base.Problem`.
-            describe: Puts a time, ``()``, into words for an error.
+            describe: Function that formats a time, ``()``, for an error message.
 
         Raises:
             SolverError: If ``strict`` and the step size underflows, the field is not finite, or
-                there are too many steps; it names the example and the time.
+                there are too many steps. The message states the example and the time.
         """
         problem = Problem(field, state, float(start), float(end), take, callback, constrain)
         if describe is not None:
@@ -105,10 +105,10 @@ class AdaptiveODE:
 
     @property
     def replays(self) -> RungeKutta:
-        """The method, as one that can walk on recorded times.
+        """The method, if it can integrate on recorded times.
 
         Raises:
-            InputError: If it cannot.
+            InputError: If the method does not support this.
         """
         method = self._method()
         if not isinstance(method, RungeKutta):

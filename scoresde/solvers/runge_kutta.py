@@ -1,13 +1,13 @@
-r"""Embedded Runge-Kutta methods in which every example of a batch walks at its own pace.
+r"""Embedded Runge-Kutta methods with a step size per example.
 
 A step of size :math:`h` from :math:`y_n` evaluates the field in :math:`s` stages,
 
 .. math:: k_i = v\Big(t_n + c_i h, \; y_n + h \sum_{j < i} a_{ij} k_j\Big), \qquad
           y_{n+1} = y_n + h \sum_i b_i k_i, \qquad e = h \sum_i (b_i - \hat b_i) k_i,
 
-where :math:`\hat b` are the weights of a second solution of lower order, so that :math:`e`
-estimates the error of the step. The last stage is the field at :math:`y_{n+1}` and thereby the
-first of the next step ("first same as last"): :math:`s - 1` evaluations a step.
+where :math:`\hat b` are the weights of a second solution of lower order, so :math:`e` estimates
+the error of the step. The last stage is the field at :math:`y_{n+1}`, which is also the first
+stage of the next step ("first same as last"), so a step costs :math:`s - 1` evaluations.
 
 Each example has its own time, step size, error estimate, and end. The error is measured, for
 each part of the state (the point, its log-density), by
@@ -41,16 +41,16 @@ from scoresde.solvers.batched import NOT_FINITE, RUNNING, BatchedSolve, Layout
 Row = tuple[float, ...]
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
-_TINY = 1e-14  # of the interval: a step below it cannot be told from none in float64
+_TINY = 1e-14  # of the interval: a shorter step is indistinguishable from zero in float64
 
 
 @dataclass(frozen=True)
 class RungeKutta(Method):
-    """Abstract embedded pair whose last stage is the first of the next step.
+    """Base class for embedded pairs whose last stage is the first of the next step.
 
     Arguments:
-        pack: Whether examples that have ended are dropped from the batch. Without it the batch
-            keeps its size, as CUDA graphs and statically compiled fields want it.
+        pack: Whether examples that have ended are dropped from the batch. If False, the batch
+            keeps its size, as CUDA graphs and statically compiled fields require.
     """
 
     pack: bool = True
@@ -58,17 +58,17 @@ class RungeKutta(Method):
     @property
     @abstractmethod
     def order(self) -> int:
-        """The order q of the solution that is kept."""
+        """The order q of the solution that is propagated."""
 
     @property
     @abstractmethod
     def nodes(self) -> Row:
-        """The nodes c of all stages but the first."""
+        """The nodes c of all stages except the first."""
 
     @property
     @abstractmethod
     def matrix(self) -> tuple[Row, ...]:
-        """The rows a of all stages but the first; the last row is b."""
+        """The rows a of all stages except the first; the last row is b."""
 
     @property
     @abstractmethod
@@ -80,7 +80,7 @@ class RungeKutta(Method):
         return _Steps(self, problem, control).run()
 
     def replay(self, field: Field, state: State, grid: Tensor) -> list[State]:
-        """Walks on given times, without error estimates.
+        """Integrates on given times, without error estimates.
 
         Arguments:
             field: As in :class:`Problem`.
@@ -96,10 +96,10 @@ class RungeKutta(Method):
         return states
 
     def step(self, field: Field, state: State, start: Tensor, end: Tensor) -> State:
-        """Takes one step from times ``start`` to ``end``, float64 with shape ``(B,)``."""
+        """Takes one step from times ``start`` to times ``end``, float64 with shape ``(B,)``."""
         layout = Layout(state)
         h, y = end - start, layout.pack(state)
-        # A step of zero is one of an example that has reached its end: its passes are nobody's.
+        # A zero step means that the example has reached its end; its passes are not counted.
         rows = torch.where(h != 0, torch.arange(len(h), device=h.device), -1)
         with owned_by(rows):
             at, slopes = y, [layout.pack(field(start, state))]
@@ -113,7 +113,7 @@ class RungeKutta(Method):
 @final
 @dataclass(frozen=True)
 class DormandPrince(RungeKutta):
-    """The pair 5(4) of Dormand and Prince (``dopri5``): six evaluations a step."""
+    """The pair 5(4) of Dormand and Prince (``dopri5``), with six evaluations per step."""
 
     order = 5
     nodes = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -131,7 +131,7 @@ class DormandPrince(RungeKutta):
 @final
 @dataclass(frozen=True)
 class Tsitouras(RungeKutta):
-    """The pair 5(4) of Tsitouras (``tsit5``): six evaluations a step."""
+    """The pair 5(4) of Tsitouras (``tsit5``), with six evaluations per step."""
 
     order = 5
     nodes = (0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
@@ -170,7 +170,7 @@ class Tsitouras(RungeKutta):
 @final
 @dataclass(frozen=True)
 class BogackiShampine(RungeKutta):
-    """The pair 3(2) of Bogacki and Shampine (``bosh3``): three evaluations a step."""
+    """The pair 3(2) of Bogacki and Shampine (``bosh3``), with three evaluations per step."""
 
     order = 3
     nodes = (1 / 2, 3 / 4, 1.0)
@@ -179,7 +179,7 @@ class BogackiShampine(RungeKutta):
 
 
 def _advance(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """Returns y + h sum w k; the weights are rounded once to the type of the state."""
+    """Returns y + h sum w k; the weights are rounded once to the data type of the state."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
             y = torch.addcmul(y, (weight * h).to(y.dtype)[:, None], slope)
@@ -187,7 +187,7 @@ def _advance(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Te
 
 
 class _Steps(BatchedSolve):
-    """One solution on its way."""
+    """State of a solve with an embedded pair."""
 
     moving = ("first", "rejected")
 
@@ -201,7 +201,7 @@ class _Steps(BatchedSolve):
         return self.control.atol + self.control.rtol * y.abs()
 
     def begin(self) -> None:
-        """Chooses the first step sizes by the size of the field and of its change."""
+        """Chooses the first step sizes from the size of the field and of its change."""
         norm, scale = self.layout.norm, self._scale(self.y)
         self.first = self.slope(self.t, self.y)
         size, speed = norm(self.y / scale), norm(self.first / scale)
@@ -226,7 +226,7 @@ class _Steps(BatchedSolve):
         error = _advance(torch.zeros_like(y), signed, method.error, slopes)
         scale = self._scale(torch.maximum(self.y.abs(), y.abs()))
         ratio = self.layout.norm(error / scale)
-        accepted = running & (ratio <= 1)  # false for what is not a number
+        accepted = running & (ratio <= 1)  # False for NaN
         self._accept(accepted, last, signed, y, slopes[-1])
         self._resize(accepted, h, ratio)
 

@@ -1,10 +1,10 @@
-r"""Stochastic differential equations with additive noise by torchsde's methods.
+r"""Solver for stochastic differential equations with additive noise, by torchsde's methods.
 
-For noise whose size does not depend on the state the calculi of Ito and Stratonovich agree, so
-that all of torchsde's methods apply, with fixed steps or steps chosen by doubling. What they walk
-along is a :class:`Motion`:
+If the noise does not depend on the state, the Ito and Stratonovich calculi agree. So all of
+torchsde's methods apply, with fixed steps or with adaptive steps by step doubling. The Brownian
+motion is a :class:`Motion`:
 
-- :class:`Increments` draws disjoint increments, the cheapest; for fixed steps alone,
+- :class:`Increments` draws disjoint increments; the cheapest, for fixed steps only,
 
   .. math:: W \sim N(0, h), \qquad
             U = \int_t^{t+h} (W_s - W_t) ds = \tfrac{h}{2} W + h H, \qquad H \sim N(0, h / 12) ;
@@ -38,13 +38,13 @@ _STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")
 _HAIR = 1e-12
 _REMEMBERED = 4  # drifts of an adaptive step and of its two halves
 
-# What a motion answers: an increment, with its time integral if that is asked for, and with the
-# area between components, which no method needs whose noise is additive.
+# Output of a motion: an increment, its time integral if requested, and the area between
+# components, which no method with additive noise needs.
 Answer = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
 class Motion(ABC):
-    """Abstract: where the increments of a Brownian motion on [0, 1] come from."""
+    """Base class for sources of the increments of a Brownian motion on [0, 1]."""
 
     @abstractmethod
     def start(self, streams: Streams, size: int, dtype: torch.dtype) -> torchsde.BaseBrownian:
@@ -53,7 +53,7 @@ class Motion(ABC):
 
 @dataclass(frozen=True)
 class Increments(Motion):
-    """Independent increments, for methods that walk through time once."""
+    """Independent increments, for methods that integrate through time once."""
 
     def start(self, streams: Streams, size: int, dtype: torch.dtype) -> torchsde.BaseBrownian:
         return _Increments(streams, size, dtype)
@@ -61,10 +61,10 @@ class Increments(Motion):
 
 @dataclass(frozen=True)
 class Path(Motion):
-    """One path for each example, the same at every number of steps.
+    """One path per example, the same for any number of steps.
 
     Arguments:
-        depth: That of its tree (see :class:`~scoresde.solvers.BrownianPath`).
+        depth: Depth of the tree of the path (see :class:`~scoresde.solvers.BrownianPath`).
     """
 
     depth: int = 20
@@ -77,11 +77,13 @@ class Path(Motion):
 class BrownianInterval(Motion):
     """torchsde's own Brownian motion, with one generator for the whole batch.
 
-    The seed names it, but an example depends on its batch mates, and ``seeds`` name nothing.
+    It depends on the seed, but an example also depends on the other examples in the batch, and
+    ``seeds`` have no effect.
 
     Arguments:
-        tree: Whether it is torchsde's Brownian tree, the same path at every number of steps (to
-            times of six digits) and slower; without it the path depends on the times asked for.
+        tree: Whether to use torchsde's Brownian tree, which is slower but gives the same path for
+            any number of steps (to times of six digits). If False, the path depends on the
+            requested times.
     """
 
     tree: bool = False
@@ -91,9 +93,9 @@ class BrownianInterval(Motion):
 
 
 class _Motion(torchsde.BaseBrownian):
-    """What our motions share, in the form that torchsde asks for."""
+    """Base class for our motions, with the interface that torchsde requires."""
 
-    # The most that torchsde knows of: it lets every method in.
+    # The most general type in torchsde, which every method accepts.
     levy_area_approximation = "foster"
 
     def __init__(self, streams: Streams, size: int, dtype: torch.dtype) -> None:
@@ -114,7 +116,7 @@ class _Motion(torchsde.BaseBrownian):
         return_A: bool = False,
     ) -> Answer:
         """Returns the increment over an interval, and its time integral if requested."""
-        assert tb is not None  # a method names both ends
+        assert tb is not None  # a method passes both ends
         w, u = self.moved(float(ta), float(tb), return_U)
         none = torch.zeros((), dtype=w.dtype, device=w.device)
         match return_U, return_A:
@@ -181,8 +183,8 @@ class _Theirs(_Motion):
             entropy=streams.seed,
             tol=1e-6 if tree else 0.0,
             halfway_tree=tree,
-            # For every method, so that all of them are given the same path; the area between
-            # components, one number for every pair of them, is never made.
+            # For every method, so all of them follow the same path. The area between components,
+            # one number per pair of components, is never computed.
             levy_area_approximation="space-time",
         )
 
@@ -195,20 +197,20 @@ class SDESolver:
     """Solves dy = v(t, y) dt + g(t) dw for increasing time by torchsde.
 
     Arguments:
-        steps: The number of steps, positive; of an adaptive solution, those that the first step
-            is one of.
+        steps: The number of steps, positive. An adaptive solution uses it to set the size of the
+            first step.
         method: One of ``euler``, ``milstein``, ``euler_heun``, ``heun``, ``midpoint``,
             ``log_ode``, ``reversible_heun`` (strong order 1 for additive noise), or ``srk`` (1.5).
         motion: The Brownian motion.
-        adaptive: Whether a step is compared with two halves of it, and chosen by the difference:
-            one step for the whole batch.
+        adaptive: Whether the step size is adapted by comparing each step with two half steps. It
+            is shared by the whole batch.
         rtol: The relative tolerance of an adaptive step, positive.
         atol: The absolute tolerance of an adaptive step, positive.
         dt_min: The shortest adaptive step, positive.
 
     Raises:
-        InputError: If an argument is out of range, or adaptive steps are to walk along increments
-            that are drawn once.
+        InputError: If an argument is out of range, or ``adaptive`` is combined with
+            :class:`Increments`, which are drawn only once.
     """
 
     steps: int = 1000
@@ -248,8 +250,9 @@ class SDESolver:
         """Integrates states ``(B, *)`` from time 0 to ``end``, at most 1, and returns the last.
 
         Arguments:
-            drift: Maps a time, float64 ``()``, and states to v; called once for each of them.
-            diffusion: Maps a time to g, ``()``.
+            drift: Function of a time, float64 ``()``, and states that returns v; called once per
+                point.
+            diffusion: Function of a time that returns g, ``()``.
             x: The states at time 0.
             end: The time to reach, in (0, 1].
             streams: One random stream per example.
@@ -279,11 +282,11 @@ class SDESolver:
         return torchsde.sdeint(
             system,
             x,
-            # On the host, which has to read them.
+            # On the CPU, where they are read.
             torch.tensor([0.0, end], dtype=torch.float64, device="cpu"),
             bm=motion,
             method=self.method,
-            # A hair more, so that rounding never leaves a rest for one step more.
+            # Slightly larger, so rounding never leaves a remainder that needs another step.
             dt=end / self.steps * (1 + _HAIR),
             adaptive=self.adaptive,
             rtol=self.rtol,
@@ -293,14 +296,14 @@ class SDESolver:
 
 
 def _untouched(device: torch.device) -> AbstractContextManager[None]:
-    """Restores torch's generators, of which torchsde takes numbers to check shapes."""
+    """Restores torch's generators, from which torchsde draws numbers to check shapes."""
     if device.type == "cpu":
         return torch.random.fork_rng([])
     return torch.random.fork_rng([device], device_type=device.type)
 
 
 class _System:
-    """The equation as torchsde calls it: flat states."""
+    """The equation in torchsde's interface, with flat states."""
 
     def __init__(
         self,
@@ -316,7 +319,7 @@ class _System:
         self.known: list[tuple[float, Tensor, Tensor]] = []
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """Returns the drift, which torchsde asks for again and again at the same point."""
+        """Returns the drift; cached, since torchsde requests it repeatedly at the same point."""
         self.time = float(t)
         for known in self.known:
             if known[0] == self.time and known[1] is y:
@@ -336,7 +339,7 @@ class _Additive(_System):
 
 
 class _Diagonal(_System):
-    """Additive noise by another name: for a method that asks for a matrix otherwise."""
+    """Additive noise declared as diagonal, for methods that would otherwise require a matrix."""
 
     noise_type = "diagonal"
 

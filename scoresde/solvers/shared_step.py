@@ -1,9 +1,9 @@
-r"""Ordinary differential equations by torchdiffeq, with one step size for the whole batch.
+r"""ODE methods of torchdiffeq, with one step size for the whole batch.
 
-torchdiffeq integrates a batch as one system. The error that accepts a step is the largest over
-the batch of the root mean square over one example, so that every example keeps the tolerance, but
-which steps are taken depends on the batch mates. At rtol = 1e-7 an example moves by less than 1e-5
-when its mates change (tested).
+torchdiffeq integrates a batch as one system. A step is accepted by the largest error in the batch,
+where the error of an example is a root mean square. So every example meets the tolerance, but the
+steps depend on the other examples in the batch. At rtol = 1e-7 an example changes by less than
+1e-5 when the others change (tested).
 
 References:
     Chen, *torchdiffeq*, 2018.
@@ -30,7 +30,7 @@ class TorchDiffEq(Method):
         name: One of ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``.
 
     Raises:
-        InputError: If there is no such method.
+        InputError: If ``name`` is not one of these methods.
     """
 
     name: str = "dopri5"
@@ -40,7 +40,7 @@ class TorchDiffEq(Method):
             raise InputError(f"name={self.name!r} is not one of {', '.join(NAMES)}.")
 
     def solve(self, problem: Problem, control: Control) -> Solution:
-        """Integrates a batch; an example that fails is always an error, since all share it."""
+        """Integrates a batch; a failed example always raises, since the step size is shared."""
         if control.record:
             raise InputError(
                 f"{self} does not keep its steps, which a differentiable solution needs; use "
@@ -60,13 +60,14 @@ class TorchDiffEq(Method):
         return Solution(state, count, torch.zeros_like(count, dtype=torch.bool))
 
     def _solve(self, system: "_System", problem: Problem, control: Control) -> State:
-        import torchdiffeq  # slow to import, as it brings scipy
+        import torchdiffeq  # slow to import, as it imports scipy
 
         times = torch.tensor(
             [problem.start, problem.end], dtype=torch.float64, device=problem.state[0].device
         )
         options = {
-            # Without step_t the last step passes the end, and the end is interpolated.
+            # Without step_t the last step goes beyond the end, and the state there is
+            # interpolated.
             "step_t": times[1:],
             "norm": _worst_example,
             "max_num_steps": control.max_steps,
@@ -92,11 +93,11 @@ class TorchDiffEq(Method):
 
 
 class _StepError(Exception):
-    """The size of a step is not a number, because the field is not."""
+    """A step size is NaN because the field is NaN."""
 
 
 class _System:
-    """The field as torchdiffeq calls it."""
+    """The field in torchdiffeq's interface."""
 
     def __init__(self, problem: Problem) -> None:
         self.field, self.callback = problem.field, problem.callback
@@ -117,13 +118,13 @@ class _System:
         self.tell(float(t), state)
 
     def tell(self, t: float, state: State) -> None:
-        """Reports a time on the way."""
+        """Reports an intermediate time."""
         if self.callback is not None:
             time = torch.tensor(t, dtype=torch.float64)
             self.callback(time.clamp(self.low, self.high), state)
 
 
 def _worst_example(state: State) -> Tensor:
-    """The norm of a step's error: the largest root mean square of any part of any example."""
+    """Returns the norm of a step's error, the largest RMS of any part of any example."""
     parts = [array.flatten(1).square().mean(1).amax() for array in state if array.numel()]
     return torch.stack(parts).amax().sqrt()

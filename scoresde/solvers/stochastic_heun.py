@@ -1,7 +1,7 @@
-r"""Stochastic differential equations with steps of each example's own.
+r"""Adaptive solver for stochastic differential equations, with a step size per example.
 
-For :math:`dy = v(t, y) \, dt + g(t) \, dw` a step of size :math:`h` takes Euler's step and then
-that of Heun along the same increment of the Brownian motion,
+For :math:`dy = v(t, y) \, dt + g(t) \, dw` a step of size :math:`h` takes an Euler step and then a
+Heun step along the same increment of the Brownian motion,
 
 .. math::
     k_1 = h \, v(t, y) + g(t) \, \Delta w, \qquad
@@ -13,19 +13,19 @@ and keeps :math:`y''` if their distance :math:`\tfrac12 (k_2 - k_1)` is small,
 .. math:: r = \Big\| \frac{k_2 - k_1}
     {2 \max(\mathrm{atol}, \, \mathrm{rtol} \max(|\bar y|, |y'|))} \Big\|_{RMS} \le 1,
 
-where :math:`\bar y` is the :math:`y'` of the last step that was kept. The next step has the size
-:math:`h \, \theta \, r^{-p}`, with the factor kept within [0.1, 10], to the
-nearest of eight sizes in every octave.
+where :math:`\bar y` is the :math:`y'` of the last accepted step. The next step has the size
+:math:`h \, \theta \, r^{-p}`, with the factor kept within [0.1, 10], to the nearest of eight sizes
+in every octave.
 
-*The motion is a function of time* (:mod:`scoresde.solvers.brownian`). A step that is rejected
-because its noise was large must not have that noise drawn anew: the steps that are kept would
-then have too little of it. Here a shorter step sees the part of the same path.
+*The motion is a function of time* (:mod:`scoresde.solvers.brownian`). If a step is rejected
+because its noise was large, the noise must not be drawn again, or the accepted steps would have
+too little noise. Here, a shorter step uses a part of the same path.
 
 *Orders.* Along its path a solution converges with order 1, as :math:`\int g \, dw - \tfrac12
-(g + g') \Delta w` has mean zero and the size :math:`h^{3/2}`, and so does :math:`h v'` times what
-the chord misses of the path. In distribution Heun's step has order 2 for additive noise: the
-variance :math:`\tfrac14 (g + g')^2 h` and the covariance :math:`\tfrac12 h^2` of the motion with
-its integral are right to :math:`O(h^3)`.
+(g + g') \Delta w` has mean zero and the size :math:`h^{3/2}`, and so does :math:`h v'` times the
+deviation of the path from its chord. In distribution Heun's step has order 2 for additive noise:
+the variance :math:`\tfrac14 (g + g')^2 h` and the covariance :math:`\tfrac12 h^2` of the motion
+with its integral are correct to :math:`O(h^3)`.
 
 References:
     Jolicoeur-Martineau et al., *Gotta go fast when generating data with score-based models*,
@@ -46,7 +46,7 @@ from scoresde.solvers.batched import RUNNING, BatchedSolve
 from scoresde.solvers.brownian import BrownianPath
 from scoresde.streams import Streams
 
-# Maps times, float64 (B,), and states (B, *) to the drift.
+# Function of times, float64 (B,), and states (B, *) that returns the drift.
 Drift = Callable[[Tensor, Tensor], Tensor]
 
 _SHRINK, _GROW = 0.1, 10.0
@@ -55,15 +55,15 @@ _NOTCHES = 8  # step sizes in an octave
 
 @dataclass(frozen=True)
 class StochasticHeun:
-    r"""Heun's method for dy = v(t, y) dt + g(t) dw in steps of each example's own.
+    r"""Heun's method for dy = v(t, y) dt + g(t) dw, with a step size per example.
 
     Arguments:
         rtol: The relative tolerance of a step, not negative.
         atol: The absolute tolerance of a step, positive.
         first_step: The size of the first step, in (0, 1].
         safety: The factor :math:`\theta` of every step size, in (0, 1].
-        power: The exponent p with which a step size answers to its error, in (0, 1].
-        max_steps: How many steps an example may try, positive.
+        power: The exponent p of the error in the step size, in (0, 1].
+        max_steps: Largest number of attempted steps per example, positive.
 
     Raises:
         InputError: If an argument is out of range.
@@ -103,20 +103,21 @@ class StochasticHeun:
         """Integrates states ``(B, *)`` from time 0 to ``end``, at most 1.
 
         Arguments:
-            drift: Maps times, float64 ``(B,)``, and states to v.
-            diffusion: Maps times to g, ``(B,)``.
+            drift: Function of times, float64 ``(B,)``, and states that returns v.
+            diffusion: Function of times that returns g, ``(B,)``.
             x: The states at time 0.
             end: The time to reach, in (0, 1].
             streams: One random stream per example.
-            take: Returns the drift of some examples alone, given their indices; ``None`` keeps
-                the batch whole.
+            take: Function that returns the drift restricted to some examples, given their indices.
+                If None, the batch keeps its size.
             callback: Called with times and a state of one array as the solution proceeds.
             constrain: As in :class:`~scoresde.solvers.base.Problem`.
-            describe: Puts a time, ``()``, into words for an error.
+            describe: Function that formats a time, ``()``, for an error message.
 
         Raises:
-            SolverError: If the steps of an example become shorter than its path is known, its
-                drift is not finite, or it takes too many steps; it names example and time.
+            SolverError: If the steps of an example become shorter than the resolution of its path,
+                its drift is not finite, or it takes too many steps. The message states the example
+                and the time.
         """
 
         def one(drift: Drift) -> Callable[[Tensor, State], State]:
@@ -132,16 +133,17 @@ class StochasticHeun:
 
 
 def _notch(h: Tensor) -> Tensor:
-    """Returns the nearest of a few step sizes in every octave.
+    """Rounds to the nearest of a few step sizes in every octave.
 
-    A path moves by the square root of the time: a rounding of the drift by 1e-7, of other batch
-    mates say, would move the times of the steps by as much and the noise by 1e-4.
+    A path moves by the square root of the time. So a rounding difference of 1e-7 in the drift, as
+    from a different batch, would change the times of the steps by as much and the noise by about
+    1e-4.
     """
     return torch.exp2((_NOTCHES * h.log2()).round() / _NOTCHES)
 
 
 class _Steps(BatchedSolve):
-    """One solution on its way; ``w`` is the Brownian motion at its times."""
+    """State of a solve; ``w`` is the Brownian motion at its times."""
 
     moving = ("w", "proposed")
 
@@ -160,11 +162,11 @@ class _Steps(BatchedSolve):
         self.proposed = self.y
 
     def begin(self) -> None:
-        """Takes the first step size as it is given."""
+        """Sets the given first step size."""
         self.h = torch.full_like(self.t, min(self.method.first_step, self.span))
 
     def step(self) -> None:
-        """Tries Euler's step and Heun's, and compares them."""
+        """Tries an Euler step and a Heun step, and compares them."""
         h, last = self.stride()
         end = torch.where(last, self.problem.end, self.t + h)
         end = torch.where(self.status == RUNNING, end, self.t)
@@ -176,7 +178,7 @@ class _Steps(BatchedSolve):
         size = torch.maximum(self.proposed.abs(), euler.abs())
         scale = (self.control.rtol * size).clamp(min=self.control.atol)
         ratio = self.layout.norm(0.5 * (second - first) / scale)
-        accepted = (self.status == RUNNING) & (ratio <= 1)  # false for what is not a number
+        accepted = (self.status == RUNNING) & (ratio <= 1)  # False for NaN
         keep = accepted[:, None]
         self.y = torch.where(keep, self.y + 0.5 * (first + second), self.y)
         self.proposed = torch.where(keep, euler, self.proposed)

@@ -1,4 +1,4 @@
-"""Training times that include t = 1 itself."""
+"""Training times that include t = 1."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,11 @@ from scoresde.times.densities import Times
 
 @dataclass(frozen=True)
 class ClosedTimes(Times):
-    """Times uniform in [eps, 1], of which a share is t = 1 itself.
+    """Times uniform in [eps, 1], with an additional share exactly at t = 1.
 
-    A bridge is first evaluated at t = 1, whose error no later step repairs, and a sampler of few
-    steps evaluates few other times. This is a choice of emphasis: its weight is 1.
+    Sampling with a bridge starts at t = 1, where an error is not corrected by later steps, and a
+    sampler with few steps evaluates few other times. This is a choice of emphasis: the weight of
+    these times in the loss is 1.
 
     Arguments:
         share: The probability of t = 1, in [0, 1).

@@ -1,10 +1,10 @@
-r"""Densities of training times that were published for flow matching.
+r"""Densities of training times published for flow matching.
 
-Each is a curve from a uniform number :math:`u` to a time, stated for the straight path, where the
-time is the share of noise; here it is the time of any process. They are choices of emphasis, with
-the weight 1, as :class:`~scoresde.times.LogNormalTimes` is: the loss averages over their density.
-:class:`Corrected` divides by the density instead, which keeps the average over uniform times and
-changes its variance alone.
+Each is a curve from a uniform number :math:`u` to a time. The papers state it for the straight
+path, where the time is the share of noise; here it applies to the time of any process. Like
+:class:`~scoresde.times.LogNormalTimes`, these densities are a choice of emphasis with weight 1:
+the loss averages over the density. :class:`Corrected` divides by the density instead, which
+preserves the average over uniform times and changes only its variance.
 
 References:
     Esser et al., *Scaling rectified flow transformers for high-resolution image synthesis*, 2024,
@@ -28,14 +28,14 @@ _HALVINGS = 60  # of the unit interval: more than float64 resolves
 
 
 class CurvedTimes(Times):
-    """Base class for densities of training times given by a curve: define :meth:`curve`.
+    """Base class for densities of training times; subclasses define :meth:`curve`.
 
     The curve covers [0, 1] and is stretched to [eps, 1].
     """
 
     @abstractmethod
     def curve(self, u: Tensor) -> Tensor:
-        """Maps uniform numbers in (0, 1) to (0, 1); increasing, any shape."""
+        """Maps uniform numbers in (0, 1), of any shape, to (0, 1); increasing."""
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return eps + (1 - eps) * self.curve(u)
@@ -55,19 +55,19 @@ class CurvedTimes(Times):
 
 @dataclass(frozen=True)
 class LogitNormalTimes(CurvedTimes):
-    r"""Times whose logit is normal.
+    r"""Times with a normally distributed logit.
 
     .. math:: \log \frac{t}{1 - t} \sim N(\mathrm{mean}, \mathrm{std}^2)
 
-    On rectified flow this is the log-normal density of :math:`\sigma / \alpha`. Its density is 0
-    at both ends.
+    For rectified flow, :math:`\sigma / \alpha` then has a log-normal density. The density of the
+    times is 0 at both ends.
 
     References:
         Esser et al. 2024, https://arxiv.org/abs/2403.03206 (equation 19).
 
     Arguments:
-        mean: The mean of the logit: below 0 nearer to the data, above 0 to the noise.
-        std: Its standard deviation, positive.
+        mean: The mean of the logit; below 0 favours times near the data, above 0 near the noise.
+        std: The standard deviation of the logit, positive.
     """
 
     mean: float = 0.0
@@ -130,7 +130,7 @@ class CosMapTimes(CurvedTimes):
 class UShapedTimes(CurvedTimes):
     r"""Times near both ends, :math:`p(t) \propto e^{a t} + e^{a (1 - t)}`, for reflow.
 
-    In a coupling by a model's own flow the middle is easy, since paths do not cross there.
+    With a coupling from a model's own flow, the middle is easy, since paths do not cross there.
 
     References:
         Lee, Lin and Fanti 2024, https://arxiv.org/abs/2405.20320 (section 4.1).
@@ -154,11 +154,11 @@ class UShapedTimes(CurvedTimes):
 
 @dataclass(frozen=True)
 class Corrected(Times):
-    """Times of a density, with the weight that keeps the average over uniform times.
+    """Times with a given density, weighted to preserve the average over uniform times.
 
     Arguments:
-        times: The density. That of :class:`LogitNormalTimes` is 0 at both ends, where the weight
-            grows without limit.
+        times: The density. The density of :class:`LogitNormalTimes` is 0 at both ends, where the
+            weight is unbounded.
     """
 
     times: CurvedTimes = field(default_factory=ModeTimes)

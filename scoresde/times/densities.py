@@ -1,21 +1,22 @@
 r"""Densities of training times.
 
 A distribution of training times maps a uniform number :math:`u` to a time by its quantile
-function. Whatever the distribution :math:`p`, the loss is weighted by :math:`1 / ((1 - \epsilon)
-p(t))`, so that its expectation stays the average over uniform times in :math:`[\epsilon, 1]`, and
-only its variance changes (but for :class:`LogNormalTimes`, which is a choice of emphasis).
+function. For any distribution :math:`p`, the loss is weighted by :math:`1 / ((1 - \epsilon)
+p(t))`. So its expectation remains the average over uniform times in :math:`[\epsilon, 1]`, and
+only its variance changes. The exception is :class:`LogNormalTimes`, which is a choice of emphasis.
 
-**Importance sampling.** With the likelihood weighting the noise error is weighted by :math:`g^2 /
-\sigma^2`; as long as that error itself depends little on the time, the variance is least for
-:math:`p \propto g^2 / \sigma^2`. Since :math:`g^2 = d
-\sigma^2 / dt - 2 f \sigma^2` and :math:`f = d \log \alpha / dt`,
+**Importance sampling.** With the likelihood weighting, the noise error is weighted by :math:`g^2 /
+\sigma^2`. If the error itself depends little on the time, the variance is smallest for :math:`p
+\propto g^2 / \sigma^2`. Since :math:`g^2 = d \sigma^2 / dt - 2 f \sigma^2` and :math:`f = d \log
+\alpha / dt`,
 
 .. math:: \frac{g^2}{\sigma^2} = \frac{d \log \sigma^2}{dt} - 2 \frac{d \log \alpha}{dt}
           = -\frac{d \lambda}{dt}, \qquad \lambda = 2 \log \frac{\alpha}{\sigma},
 
-so for *every* linear SDE this is the uniform distribution in the log-SNR, its normaliser is
+so for *every* linear SDE this is the uniform distribution in the log-SNR. Its normaliser is
 :math:`Z = \lambda(\epsilon) - \lambda(1)`, and its quantile function is the inverse of
-:math:`\lambda`, closed for the named SDEs. No table and no bisection are needed.
+:math:`\lambda`, which has a closed form for VP, sub-VP, VE and rectified flow. It needs no table
+and no bisection.
 
 References:
     Song et al., *Maximum likelihood training of score-based diffusion models*, 2021,
@@ -36,18 +37,18 @@ from scoresde.sde import SDE, Chain
 
 
 class Times(ABC):
-    """Abstract distribution of training times on [eps, 1]."""
+    """Base class for distributions of training times on [eps, 1]."""
 
     @abstractmethod
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        """Maps uniform numbers in (0, 1) to times in [eps, 1]; any shape."""
+        """Maps uniform numbers in (0, 1), of any shape, to times in [eps, 1]."""
 
     @abstractmethod
     def weight(self, t: Tensor, sde: SDE, eps: float) -> Tensor:
         r"""Returns :math:`1 / ((1 - \epsilon) p(t))`, with the shape of ``t``."""
 
     def spread(self, u: Tensor) -> Tensor:
-        """Rearranges the uniform numbers ``(B,)`` of a batch; independent ones by default."""
+        """Transforms the uniform numbers ``(B,)`` of a batch; by default they stay independent."""
         return u
 
 
@@ -64,15 +65,15 @@ class UniformTimes(Times):
 
 @dataclass(frozen=True)
 class ImportanceTimes(Times):
-    r"""Times with density proportional to :math:`g^2 / \sigma^2`: uniform in the log-SNR.
+    r"""Times with density proportional to :math:`g^2 / \sigma^2`, uniform in the log-SNR.
 
-    Where the SNR is zero at t = 1, they are uniform in the bounded variable b instead (see
+    If the SNR is zero at t = 1, they are uniform in the bounded variable b instead (see
     :class:`~scoresde.sde.SDE`).
     """
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         if sde.zero_snr:
-            # Short of t = 1, where the weight of the noise's error is infinite and the error zero.
+            # Below t = 1, where the weight of the noise error is infinite and the error zero.
             return sde.time_of_bounded(_bounded_at(sde, eps, u) * (1 - u)).clamp(eps, 1 - 1e-12)
         first, last = _log_snr_range(sde, eps, u)
         return sde.time(first + u * (last - first)).clamp(eps, 1.0)
@@ -93,20 +94,20 @@ class LogNormalTimes(Times):
 
     .. math:: \log (\sigma / \alpha) = -\lambda / 2 \sim N(\mathrm{mean}, \mathrm{std}^2)
 
-    truncated to the levels that occur in [eps, 1]. It concentrates training where images take
-    shape. This is a choice of emphasis, not a correction: its weight is 1.
+    truncated to the levels in [eps, 1]. It concentrates training on the levels at which images
+    take shape. This is a choice of emphasis, not a correction: its weight is 1.
 
-    Small noise is then rare, and there a network learns little: samples do not need it, but the
-    bound on the likelihood does. A tail draws a share of the times uniformly in the log-SNR,
-    from the mean to the data.
+    Low noise is then rare, so a network learns little there. Samples do not need low noise, but
+    the bound on the likelihood does. A tail draws a share of the times uniformly in the log-SNR,
+    between the mean and the data.
 
     References:
         Karras et al. 2022, table 1.
 
     Arguments:
         mean: The mean of the logarithm.
-        std: Its standard deviation, positive.
-        tail: The share of times in the tail, in [0, 1); 0 in the published version.
+        std: The standard deviation of the logarithm, positive.
+        tail: The share of times in the tail, in [0, 1); 0 in the paper.
     """
 
     mean: float = -1.2
@@ -140,7 +141,7 @@ class LogNormalTimes(Times):
 class ChainTimes(Times):
     r"""The N times :math:`(i + 1) / N` of a discrete chain, all equally likely.
 
-    With the noise weighting this is the loss of DDPM, whose network never sees a time between.
+    With the noise weighting this is the loss of DDPM, whose network never sees other times.
 
     References:
         Ho et al. 2020, https://arxiv.org/abs/2006.11239 (equation 14).
@@ -161,7 +162,7 @@ class ChainTimes(Times):
 class LevelTimes(Times):
     r"""N equally spaced times from 0 to 1, both included, all equally likely.
 
-    With a VE SDE these are the N geometric noise levels of SMLD. ``eps`` does not matter.
+    With a VE SDE these are the N geometric noise levels of SMLD. ``eps`` has no effect.
 
     References:
         Song and Ermon, *Generative modeling by estimating gradients of the data distribution*,
@@ -187,10 +188,10 @@ class LevelTimes(Times):
 
 @dataclass(frozen=True)
 class FirstTime(Times):
-    """The smallest time alone, ``eps``: one noise level.
+    """Only the smallest time, ``eps``: a single noise level.
 
-    A model trained with it is a score at that level, and is defined by nothing but the network's
-    extrapolation at the others.
+    A model trained with it is a score at this level. At other levels it is only the network's
+    extrapolation.
     """
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
@@ -204,8 +205,8 @@ class FirstTime(Times):
 class LowDiscrepancy(Times):
     r"""Covers the times of a batch evenly: :math:`u_i = (u_0 + i / n) \bmod 1`.
 
-    Each :math:`u_i` is still uniform, so that the loss keeps its expectation and loses variance.
-    The examples of a batch share :math:`u_0`.
+    Each :math:`u_i` is still uniform, so the loss keeps its expectation and has a smaller
+    variance. The examples of a batch share :math:`u_0`.
 
     Arguments:
         times: The distribution to cover.
@@ -225,11 +226,11 @@ class LowDiscrepancy(Times):
 
 @dataclass(frozen=True)
 class FoldedTimes(LowDiscrepancy):
-    r"""Covers the times there and back: :math:`u_i = 1 - |2 ((u_0 + i / n) \bmod 1) - 1|`.
+    r"""Covers the times forwards and back: :math:`u_i = 1 - |2 ((u_0 + i / n) \bmod 1) - 1|`.
 
-    The fold turns a function of time that does not end where it began into one that does, of
-    which an average over a shifted grid errs by :math:`O(n^{-2})` instead of :math:`O(n^{-1})`.
-    Each :math:`u_i` is uniform still.
+    The fold makes any function of time periodic. The average of a periodic function over a shifted
+    grid has an error of :math:`O(n^{-2})` instead of :math:`O(n^{-1})`. Each :math:`u_i` is still
+    uniform.
 
     References:
         Hickernell, *Obtaining O(N^(-2+e)) convergence for lattice quadrature rules*, 2002 (the
@@ -250,7 +251,7 @@ def _bounded_at(sde: SDE, eps: float, like: Tensor) -> Tensor:
 def _log_snr_range(sde: SDE, eps: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log-SNR at ``eps`` and at 1, float64 ``()``, on the device of ``like``.
 
-    They stay tensors: the host would wait for a learned schedule on a GPU.
+    They stay tensors, since a conversion would synchronise for a learned schedule on a GPU.
     """
     ends = torch.linspace(eps, 1.0, 2, dtype=torch.float64, device=like.device)
     first, last = sde.log_snr(ends).unbind()

@@ -17,11 +17,11 @@ from scoresde.sde import SDE
 
 
 class Grid(ABC):
-    """Abstract grid of times, on which a sampler walks from 1 down to eps."""
+    """Base class for grids of times, on which a sampler steps from 1 down to eps."""
 
     @abstractmethod
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
-        """Maps positions in [0, 1] to times: 0 to time 1, and 1 to eps; float64."""
+        """Maps positions in [0, 1] to times, float64: 0 to t = 1, and 1 to t = eps."""
 
     def __call__(self, steps: int, sde: SDE, eps: float) -> Tensor:
         """Returns ``steps + 1`` times from 1 to ``eps``, both exact, float64, on the CPU.
@@ -37,7 +37,7 @@ class Grid(ABC):
 
 @dataclass(frozen=True)
 class UniformGrid(Grid):
-    """Times equally spaced."""
+    """Equally spaced times."""
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return 1 - (1 - eps) * u
@@ -45,9 +45,9 @@ class UniformGrid(Grid):
 
 @dataclass(frozen=True)
 class LogSNRGrid(Grid):
-    """Times equally spaced in the log-SNR; ``eps`` must leave some noise.
+    """Times equally spaced in the log-SNR; there must be some noise at ``eps``.
 
-    Where the SNR is zero at t = 1, they are equally spaced in the bounded variable b instead (see
+    If the SNR is zero at t = 1, they are equally spaced in the bounded variable b instead (see
     :class:`~scoresde.sde.SDE`).
     """
 
@@ -67,8 +67,8 @@ class KarrasGrid(Grid):
     .. math:: \tilde\sigma_i^{1/\rho} = \tilde\sigma(1)^{1/\rho}
               + \tfrac{i}{N} (\tilde\sigma(\epsilon)^{1/\rho} - \tilde\sigma(1)^{1/\rho})
 
-    The larger :math:`\rho`, the more steps at low noise; 1 spaces the levels equally, and
-    :math:`\rho \to \infty` their logarithms (:class:`LogSNRGrid`).
+    A larger :math:`\rho` places more steps at low noise. :math:`\rho = 1` spaces the levels
+    equally, and :math:`\rho \to \infty` spaces their logarithms equally (:class:`LogSNRGrid`).
 
     References:
         Karras et al. 2022, https://arxiv.org/abs/2206.00364 (equation 5).
@@ -104,7 +104,7 @@ class PowerGrid(Grid):
         https://arxiv.org/abs/2010.02502 (appendix D.2).
 
     Arguments:
-        power: The power, positive; above 1 steps grow finer towards ``eps``.
+        power: The power, positive; above 1, the steps become finer towards ``eps``.
     """
 
     power: float = 2.0
@@ -119,12 +119,13 @@ class PowerGrid(Grid):
 
 @dataclass(frozen=True)
 class CosineGrid(Grid):
-    r"""Equal steps of the angle between signal and noise.
+    r"""Times equally spaced in the angle between signal and noise.
 
     .. math:: \phi = \arctan \frac{\sigma}{\alpha \sigma_d}
 
-    In a process that preserves the variance, these are equal steps in time of the cosine schedule,
-    :math:`\alpha = \cos \phi`; steps are finest, in the log-SNR, where signal and noise are alike.
+    For a variance-preserving process, these are equal time steps of the cosine schedule,
+    :math:`\alpha = \cos \phi`. In the log-SNR, the steps are finest where signal and noise are
+    equally strong.
 
     References:
         Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (equation 17).
@@ -152,10 +153,10 @@ class CosineGrid(Grid):
 
 @dataclass(frozen=True)
 class ExplicitGrid(Grid):
-    """Times as they are given.
+    """Explicit list of times.
 
     Arguments:
-        times: The times, falling from 1 to the sampler's ``eps``; one more than its ``steps``.
+        times: The times, decreasing from 1 to the sampler's ``eps``, ``steps`` + 1 of them.
     """
 
     times: tuple[float, ...]
