@@ -37,7 +37,7 @@ class Model(Trainable):
 
     @property
     def data_std(self) -> float | None:
-        """The mean standard deviation of the values of the data, or None if unknown."""
+        """The standard deviation of the data, averaged over their values, or None if unknown."""
         parts = (child.data_std for child in self.children() if isinstance(child, Model))
         return next(parts, None)
 
@@ -100,7 +100,7 @@ class ScoreFunction(Model):
         return expand(self.sde.f(t), x) * x + expand(gain, x) * self.noise(x, t, **cond)
 
     def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        r"""Returns :math:`\alpha' D + \sigma' (x - \alpha D) / \sigma`; only t = 0 gives 0/0."""
+        r"""Returns :math:`\alpha' D + \sigma' (x - \alpha D) / \sigma`; 0/0 only at t = 0."""
         sde, data = self.sde, self.denoise(x, t, **cond)
         share = sde.sigma_dot(t) / sde.sigma(t)
         gain = sde.alpha_dot(t) - share * sde.alpha(t)
