@@ -128,8 +128,7 @@ class DiscreteBoundResult(LogProbResult):
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """The bound in bits per dimension (of levels, or of model units for real data),
-        ``(B,)``."""
+        """The bound in bits per dimension (of levels; model units for real data), ``(B,)``."""
         return -self.log_prob / (self.size * math.log(2))
 
 
@@ -349,8 +348,8 @@ def consistency_term(
         x0: Clean data, with shape ``(B, *)``.
         x: States at time ``t``, with that shape.
         t: The later times, with shape ``()`` or ``(B,)``.
-        s: The earlier times, with the same shapes, where some noise is left. variance: The
-        variance of the model's step. **cond: Conditions, each with shape ``(B, *)``.
+        s: The earlier times, with the same shapes, where some noise is left.
+        variance: The variance of the model's step. **cond: Conditions, each with shape ``(B, *)``.
 
     Returns:
         Nats, with shape ``(B,)``, differentiable in the model's weights.
