@@ -37,8 +37,7 @@ class LatentLaw(ABC):
 
     @abstractmethod
     def kl(self) -> Tensor:
-        r"""Returns the divergence from N(0, I) in nats, per latent or group of latents,
-        ``(B, *)``.
+        r"""Returns the divergence from N(0, I) in nats, per latent or group, ``(B, *)``.
 
         Its sum over all axes but the first is :math:`KL(q(z \mid x) \,\|\, N(0, I))`.
         """
