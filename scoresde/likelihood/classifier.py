@@ -6,8 +6,8 @@ A model of :math:`p(x \mid c)` for every class is a classifier without further t
           p(x) = \sum_c p(c) \, p(x \mid c) .
 
 **Common random numbers.** A likelihood has the noise of its probes: about 2 nats for one probe on
-data of 16 to 64 dimensions. Classes that are hard to tell apart differ by as much. Therefore an
-example has the same probes under each class. Then the noise of
+data of 16 to 64 dimensions. Classes that are hard to tell apart differ by a similar amount.
+Therefore an example has the same probes under each class. Then the noise of
 
 .. math:: \log p(x \mid c) - \log p(x \mid c') = \Delta \log p_1
           + \int_\epsilon^1 e^T (J_c - J_{c'}) \, e \, dt

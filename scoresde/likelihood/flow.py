@@ -49,7 +49,7 @@ from scoresde.solvers import AdaptiveODE, Solution
 from scoresde.solvers.base import Callback, Constraint, State
 from scoresde.solvers.runge_kutta import RungeKutta
 
-_HAIR = 1e-9  # distance in time from a jump at which a model is evaluated
+_HAIR = 1e-9  # relative distance in time from a jump at which a model is evaluated
 
 
 def as_trace(probes: int | str | Trace) -> Trace:

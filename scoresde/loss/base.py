@@ -247,7 +247,7 @@ class Loss(ABC):
         return
 
     def fixed(self) -> "Loss":
-        """Returns the loss without its learned part, for evaluating held-out examples.
+        """Returns the loss for evaluating held-out examples, without what it learns in training.
 
         By default it is the loss itself; a loss whose scale changes during training overrides it.
         """

@@ -45,8 +45,7 @@ class Operator(ABC):
         return torch.ones_like(y, dtype=torch.bool)
 
     def check(self, shape: Sequence[int], like: Tensor) -> None:
-        """Checks the operator on examples of a shape, in the data type and on the device of a
-        tensor.
+        """Checks the operator on examples of a shape, with the type and device of a tensor.
 
         Raises:
             InputError: If it does not return a floating-point batch.

@@ -94,7 +94,7 @@ def _gaussian(sizes: Sequence[int], std: float, x: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class Fourier(LinearOperator):
-    r"""Measurement of some coefficients of the unitary Fourier transform, after the channel axis.
+    r"""Measurement of some unitary Fourier coefficients, on the axes after the channels.
 
     Measurements have the shape ``(B, *, 2)``: real and imaginary parts, with zeros where nothing
     is measured. For real data the coefficients at :math:`k` and :math:`-k` are conjugate, so a
