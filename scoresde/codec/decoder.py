@@ -190,8 +190,8 @@ class DiscretisedGaussian(_OnLevels):
 
     References:
         Ho et al. 2020 (equation 13). In the paper the levels include -1 and 1, and h = 1 / (L - 1)
-        (:meth:`reference`). Here they are at the centres of L steps that fill the range, and h = 1
-        / L.
+        (:meth:`reference`). Here the L steps fill the range, with levels at their centres, and
+        ``h = 1 / L``.
 
     Example:
         >>> x = torch.tensor([[-0.5], [0.5]])

@@ -192,8 +192,8 @@ class Loss(ABC):
             seed: Seed of the random streams. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
             part: The positions of the examples ``x`` in ``seeds``, if ``x`` is part of a larger
-                batch whose times are drawn together. **cond: Conditions for the model, each with
-                shape ``(B, *)``.
+                batch whose times are drawn together.
+            **cond: Conditions for the model, each with shape ``(B, *)``.
         """
         batch = BatchStreams(seed, seeds, part, len(x), x.device)
         return self.evaluate(model, x, Given(t, noise, batch), **cond)
