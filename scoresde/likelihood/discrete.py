@@ -349,7 +349,8 @@ def consistency_term(
         x: States at time ``t``, with that shape.
         t: The later times, with shape ``()`` or ``(B,)``.
         s: The earlier times, with the same shapes, where some noise is left.
-        variance: The variance of the model's step. **cond: Conditions, each with shape ``(B, *)``.
+        variance: The variance of the model's step.
+        **cond: Conditions, each with shape ``(B, *)``.
 
     Returns:
         Nats, with shape ``(B,)``, differentiable in the model's weights.
