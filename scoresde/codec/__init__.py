@@ -1,4 +1,4 @@
-"""Codecs: maps between raw and model units, and what they do to a log-density."""
+"""Codecs: maps between raw and model units, and their effect on a log-density."""
 
 from scoresde.codec.affine import Affine
 from scoresde.codec.autoencoder import VAE, Autoencoder, Elbo, NeuralCodec

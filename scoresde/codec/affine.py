@@ -1,10 +1,10 @@
-r"""The affine codec: a shift and a width for all features, for each channel, or for each feature.
+r"""The affine codec: a shift and a width, common to all features or per channel or feature.
 
 .. math:: x = (y - m) / w, \qquad \log \left| \frac{dx}{dy} \right| = \sum_i \log s_i,
           \qquad s = 1 / w .
 
-Integers are made continuous first. The density of a model on integers is unbounded, and noise
-:math:`u \sim U(0, 1)` makes it a proper likelihood, a lower bound by Jensen's inequality,
+Integers are made continuous first. The density of a model on integers is unbounded. Noise
+:math:`u \sim U(0, 1)` gives a proper likelihood, a lower bound by Jensen's inequality:
 
 .. math:: \mathbb{E}_u \log p(y + u) \le \log \int_0^1 p(y + u) \, du = \log P(y) .
 
@@ -12,10 +12,10 @@ The :math:`L` levels fill :math:`[0, L]`, which is mapped onto [-1, 1]:
 
 .. math:: x = 2 (y + u) / L - 1, \qquad s = 2 / L, \qquad y = \lfloor (x + 1) L / 2 \rfloor ,
 
-or, not centred, onto [0, 1]: :math:`x = (y + u) / L`, :math:`s = 1 / L`.
+or, if not centred, onto [0, 1]: :math:`x = (y + u) / L`, :math:`s = 1 / L`.
 
-The numbers are kept in float64, and what is as fine as 5e4 + 1e-3 is centred in float64 before it
-becomes float32. One number for float32 data computes in float32, as it always has.
+Shifts and widths are stored in float64, and values such as 5e4 + 1e-3 are centred in float64
+before conversion to float32. With a single shift and width, float32 data are computed in float32.
 
 References:
     Theis et al., *A note on the evaluation of generative models*, ICLR 2016 (section 3.1).
@@ -37,7 +37,7 @@ from scoresde.codec.scaling import Scaling
 from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
-Numbers = float | Sequence[Any] | Tensor  # nested lists: what broadcasts to one example
+Numbers = float | Sequence[Any] | Tensor  # must broadcast to one example, nested lists too
 _REALS = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -46,23 +46,23 @@ _REALS = {"float32": torch.float32, "float64": torch.float64}
 class Affine(Codec):
     """The affine map from raw to model units, and back.
 
-    Its fields are plain numbers. Those that may differ between features are one number for all, or
-    a tensor or nested list that broadcasts to one example: ``(D,)`` for the columns of a table,
+    Its fields are plain numbers. The shift and the width are one number for all features, or a
+    tensor or nested list that broadcasts to one example: ``(D,)`` for the columns of a table,
     ``(C, 1, 1)`` for the channels of images.
 
     Arguments:
         shape: The shape of one example.
         shift: The raw value that becomes 0.
-        width: The raw length that becomes 1, positive. A feature of several may have 0, which
-            says that it is constant: a width of 1 encodes it, and decoding returns its shift.
+        width: The raw length that becomes 1, positive. Among several features, a width of 0 marks
+            a constant feature: it is encoded with a width of 1, and decoding returns its shift.
         levels: The number of levels L of quantised data, or None for real-valued data.
-        low: The raw value drawn as black; likewise ``high``.
+        low: The raw value drawn as black.
         high: The raw value drawn as white, above ``low``.
         dtype: The type of real-valued raw data, ``float32`` or ``float64``.
 
     Raises:
-        InputError: If numbers do not broadcast to the shape or are not finite, or no width is
-            positive.
+        InputError: If a shift or width does not broadcast to the shape or is not finite, or no
+            width is positive.
 
     Example:
         >>> codec = Affine((2,), shift=[0.0, 5e4], width=[1.0, 2e4])
@@ -94,7 +94,7 @@ class Affine(Codec):
 
     @staticmethod
     def of_levels(shape: Sequence[int], levels: int, centred: bool = True) -> "Affine":
-        """Maps [0, L] onto [-1, 1], or onto [0, 1] if it is not centred.
+        """Returns the codec that maps [0, L] onto [-1, 1], or onto [0, 1] if not ``centred``.
 
         Example:
             >>> Affine.of_levels((4,), levels=4).encode(torch.arange(4)[None])
@@ -118,12 +118,12 @@ class Affine(Codec):
 
     @property
     def scaling(self) -> Scaling:
-        """The map alone, under its old name."""
+        """The map without the other fields, as the older class :class:`Scaling`."""
         warnings.warn("scaling is part of the codec; it will go.", FutureWarning, stacklevel=2)
         return self.one_map()
 
     def one_map(self) -> Scaling:
-        """Returns the map alone, if one shift and one width make it.
+        """Returns the map without the other fields, if it has a single shift and width.
 
         Raises:
             InputError: If features differ.
@@ -137,7 +137,7 @@ class Affine(Codec):
 
     @cached_property
     def log_volume(self) -> float:
-        r"""The sum of the log-scales, :math:`D \log s` where all features have one."""
+        r"""The sum of the log-scales, :math:`D \log s` if all features have the same scale."""
         dimension = math.prod(self.shape)
         if isinstance(self.width, float):
             return dimension * math.log(1 / self.width)
@@ -156,12 +156,12 @@ class Affine(Codec):
         return self.encode_at(raw, streams.uniform(raw.shape[1:], Purpose.DEQUANTISE, draw))
 
     def encode_at(self, raw: Tensor, offsets: Tensor | float) -> Tensor:
-        """Converts raw examples to model units, each integer at a place in its step.
+        """Converts raw examples to model units, with each integer at a given point of its step.
 
         Arguments:
             raw: Raw examples, with shape ``(B, *)``.
-            offsets: Where in its step each integer lies, in (0, 1), with shape ``(B, *)`` or
-                ``()``. Real-valued data has no use for it.
+            offsets: Position of each integer in its step, in (0, 1), with shape ``(B, *)`` or
+                ``()``. Not used for real-valued data.
 
         Returns:
             Examples in model units, float32, with shape ``(B, *)``.
@@ -174,8 +174,8 @@ class Affine(Codec):
         """Converts model units back to raw ones.
 
         Raises:
-            InputError: If quantised data is to be rounded and has a NaN, which no integer stands
-                for.
+            InputError: If quantised data are to be rounded and contain NaN, which no integer
+                represents.
         """
         if self.levels is None:
             real = _REALS[self.dtype]
@@ -205,7 +205,7 @@ class Affine(Codec):
         return ((y.double() - m) / w).float()
 
     def _back(self, x: Tensor) -> Tensor:
-        """Returns x w + m in the type of ``x``, or in float64 where that keeps digits."""
+        """Returns x w + m in the type of ``x``, or in float64 if the precision requires it."""
         if isinstance(self.shift, float) and isinstance(self.width, float):
             wide = self.levels is None and self.dtype == "float64"
             return (x.double() if wide else x) * self.width + self.shift
@@ -214,9 +214,9 @@ class Affine(Codec):
         return y if self.levels is None else y.to(x.dtype)
 
     def _on(self, device: torch.device) -> tuple[Any, Any, Tensor]:
-        """Returns shift and width on a device, float64, and which features are constant.
+        """Returns shift and width on a device, float64, and the mask of constant features.
 
-        A constant feature has the width 1 here.
+        Constant features have the width 1 here.
         """
         if device not in self._placed:
             width = torch.as_tensor(self.width, dtype=torch.float64, device=device)
@@ -230,14 +230,14 @@ class Affine(Codec):
 
 
 def _number(value: Any, device: torch.device | None = None) -> Any:
-    """Returns one number as it is, and several as a tensor of float64."""
+    """Returns one number unchanged, and several as a float64 tensor."""
     if isinstance(value, int | float):
         return value
     return torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def fitted(name: str, value: Numbers, shape: Sequence[int]) -> float | tuple[Any, ...]:
-    """Returns numbers as one float or nested tuples, once they are known to fit the shape."""
+    """Returns numbers as one float or nested tuples, after a check that they fit the shape."""
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64)
         fits = torch.broadcast_shapes(tensor.shape, tuple(shape)) == tuple(shape)
@@ -255,6 +255,6 @@ def _tuples(value: Any) -> Any:
 
 
 def _inside(offsets: Tensor | float, levels: int) -> Tensor:
-    """Keeps numbers in (0, 1) so far from its ends that float32 never rounds y + u to y + 1."""
+    """Clamps numbers in (0, 1) away from its ends, so float32 never rounds y + u to y + 1."""
     edge = levels * 2.0**-22
     return torch.as_tensor(offsets, dtype=torch.float32).clamp(edge, 1 - edge)

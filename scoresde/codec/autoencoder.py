@@ -1,4 +1,4 @@
-r"""Autoencoders: codecs of networks, with a density (``VAE``) or without (``Autoencoder``).
+r"""Autoencoders: codecs made of networks, with a density (``VAE``) or without (``Autoencoder``).
 
 A variational autoencoder has an encoder :math:`q(z \mid x)`, a decoder :math:`p(x \mid z)` and,
 while it is trained, the prior :math:`p(z) = N(0, I)`. Its evidence lower bound is
@@ -6,9 +6,10 @@ while it is trained, the prior :math:`p(z) = N(0, I)`. Its evidence lower bound 
 .. math:: \log p(x) \ge \mathbb{E}_{q(z \mid x)} \log p(x \mid z)
           - \mathrm{KL}(q(z \mid x) \,\|\, p(z)) ,
 
-both summed over dimensions: the mean over pixels of one and over latents of the other would weigh
-them by their numbers. As a codec it leaves the prior to a model of the latents, and says of a
-likelihood :math:`\log p(x \mid z) - \log q(z \mid x)` at the latents drawn.
+with both terms summed over dimensions. (With the mean over pixels for one and over latents for the
+other, their weights would depend on the numbers of pixels and latents.) As a codec, it leaves the
+prior to a model of the latents and contributes :math:`\log p(x \mid z) - \log q(z \mid x)` at the
+drawn latents to a likelihood.
 
 *Check:* with an affine decoder, :math:`W z + \mu` and the scale s, the evidence is
 :math:`N(\mu, W W^T + s^2 I)` (probabilistic PCA), the exact posterior
@@ -40,13 +41,14 @@ from scoresde.trainable import Trainable
 
 
 class NeuralCodec(Codec, Trainable):
-    """Base class for codecs of two networks; its raw examples are floats in model units.
+    """Base class for codecs made of two networks; raw examples are floats in model units.
 
     Attributes:
         raw_shape: The shape of one example.
         shape: The shape of its latents.
-        has_density: Whether its decoder has a density of examples.
-        data_levels: The number of levels that its likelihood is of; None: it is a density.
+        has_density: Whether its decoder defines a density of examples.
+        data_levels: The number of levels of the data, if its likelihood is a probability of
+            levels; None if it is a density.
     """
 
     shape: Sequence[int] = ()  # type: ignore[assignment]
@@ -57,19 +59,19 @@ class NeuralCodec(Codec, Trainable):
 
     @abstractmethod
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
-        """Returns latents ``(B, *)`` of examples: a draw where there are streams, or the mean."""
+        """Returns latents ``(B, *)`` of examples: draws if ``streams`` is given, else means."""
 
     @abstractmethod
     def moments(self, raw: Tensor) -> Tensor | None:
-        """Returns what latents are drawn from, to be kept: it costs a network, a draw does not.
+        """Returns the moments from which latents are drawn, to be cached: draws need no network.
 
         Returns:
-            The mean and the logarithm of the standard deviation of each latent, ``(B, 2, *)``; of
-            latents that are not drawn themselves, ``(B, 1, *)``; None if their law is another.
+            The mean and the logarithm of the standard deviation of each latent, ``(B, 2, *)``. For
+            deterministic latents, the latents, ``(B, 1, *)``. None if their law is not Gaussian.
         """
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
-        """Returns the mean of the examples of latents, ``(B, *)``."""
+        """Returns the mean example for each latent, ``(B, *)``."""
         output = check_output(self.decoder(self._seen(x)))
         if output.shape[1:] != tuple(self.raw_shape):
             raise InputError(
@@ -80,12 +82,12 @@ class NeuralCodec(Codec, Trainable):
 
     def describe(self) -> dict[str, Any]:
         """Returns the recipe of the codec with its weights."""
-        from scoresde.codec.latent import LatentCodec  # which is made of one
+        from scoresde.codec.latent import LatentCodec  # imports this module
 
         return LatentCodec.plain(self).describe()
 
     def _take(self, x: Tensor) -> Tensor:
-        """Returns examples as a state, once they are known to be of the shape."""
+        """Returns examples as a state, after a check of their shape."""
         check_batch(x)
         if x.shape[1:] != tuple(self.raw_shape):
             raise InputError(
@@ -94,22 +96,22 @@ class NeuralCodec(Codec, Trainable):
         return self._seen(x)
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Returns values as a state in the type of the weights: a wider one would not fit."""
+        """Returns values as a state in the data type of the weights."""
         return self.state(x).to(torch.promote_types(torch.float32, self.dtype))
 
 
 @describable
 class Autoencoder(NeuralCodec):
-    """Two networks, without a density of the examples: log-densities stop at the latents.
+    """An autoencoder without a density of examples; log-densities exist only for the latents.
 
     Arguments:
         encoder: A network from examples to latents, or a :class:`LatentEncoder`.
         decoder: A network from latents to examples.
-        raw_shape: The shape of one example; None: the encoder's ``shape``.
-        shape: The shape of its latents; None: the encoder's ``output_shape``.
+        raw_shape: The shape of one example. If None, the encoder's ``shape`` is used.
+        shape: The shape of its latents. If None, the encoder's ``output_shape`` is used.
 
     Raises:
-        InputError: If a shape is unknown, or later an input or an output has another.
+        InputError: If a shape is unknown, or when called, if an input or output has another shape.
 
     Example:
         >>> import torch
@@ -151,11 +153,11 @@ class Autoencoder(NeuralCodec):
         return self.encode(raw)[:, None]
 
     def log_det(self, raw: Tensor, x: Tensor) -> None:
-        """Returns None: it has no density."""
+        """Returns None, since the codec has no density."""
         return None
 
     def squared_error(self, x: Tensor) -> Tensor:
-        """Returns the squared error of the reconstruction, the mean over values, ``(B,)``."""
+        """Returns the squared error of the reconstruction, averaged over values, ``(B,)``."""
         x = self._take(x)
         return (self.decode(self.encode(x)) - x).square().flatten(1).mean(1)
 
@@ -165,10 +167,10 @@ class Elbo:
     """The evidence lower bound of B examples, in nats of model units, summed over dimensions.
 
     Arguments:
-        value: The bound, the reconstruction less the divergence, ``(B,)``.
-        reconstruction: The log-likelihood of the decoder at latents drawn, ``(B,)``.
+        value: The bound, the reconstruction minus the divergence, ``(B,)``.
+        reconstruction: The log-likelihood of the decoder at the drawn latents, ``(B,)``.
         kl: The divergence of the encoder from N(0, I), exact, ``(B,)``.
-        kls: The divergence by latents, ``(B, *)``.
+        kls: The divergence of each latent, ``(B, *)``.
     """
 
     value: Tensor
@@ -184,11 +186,12 @@ class VAE(NeuralCodec):
     Arguments:
         encoder: The law of the latents, such as a ``GaussianEncoder``.
         decoder: A network from latents to the mean of an example.
-        likelihood: The likelihood around it: ``GaussianEmission()`` for real data,
+        likelihood: The likelihood around the mean: ``GaussianEmission()`` for real data,
             ``LevelEmission(levels)`` for integers.
 
     Raises:
-        InputError: If a part is of another kind, or later an input or an output of another shape.
+        InputError: If a part has the wrong type, or when called, if an input or output has another
+            shape.
 
     Example:
         >>> import torch
@@ -226,11 +229,11 @@ class VAE(NeuralCodec):
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
     ) -> Elbo:
-        """Evaluates the bound at latents of one draw for each example.
+        """Evaluates the bound at one draw of the latents for each example.
 
         Arguments:
             x: Examples in model units, with shape ``(B, *)``.
-            noise: Standard normal noise of the latents' shape, ``(B, *)``; None draws it.
+            noise: Standard normal noise of the latents' shape, ``(B, *)``. If None, it is drawn.
             seed: Seed of the random streams. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
         """
@@ -258,7 +261,7 @@ class VAE(NeuralCodec):
 
 
 def draw_latents(law: LatentLaw, streams: Streams | None, draw: int) -> Tensor:
-    """Returns latents of a law: their mean, or a draw where there are streams."""
+    """Returns latents of a law: a draw if ``streams`` is given, else their mean."""
     mean = law.mean
     if streams is None:
         return mean

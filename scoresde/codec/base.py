@@ -1,20 +1,20 @@
-r"""Codecs: what stands between a user's data and a model.
+r"""Base class for codecs, which convert between a user's data and a model's units.
 
-A codec converts raw examples :math:`y` (integers, or real numbers in any unit) to what a model
-sees, :math:`x` of about unit size, and back. With its encoder :math:`q(x \mid y)` and its decoder
+A codec converts raw examples :math:`y` (integers, or real numbers in any unit) to the model's
+input :math:`x`, of about unit size, and back. With its encoder :math:`q(x \mid y)` and its decoder
 :math:`p(y \mid x)`,
 
 .. math:: \log p(y) \ge \mathbb{E}_{q(x \mid y)}
           \left[ \log p(x) + \log p(y \mid x) - \log q(x \mid y) \right] ,
 
-and all that a codec does to a likelihood is in its last two terms, the *log-determinant*:
+and the codec enters a likelihood only through the last two terms, the *log-determinant*:
 
-- of an invertible map it is :math:`\log |dx/dy|`, and the bound is an equality;
-- of integers made continuous by uniform noise in their steps it is :math:`D \log s`, where
+- for an invertible map it is :math:`\log |dx/dy|`, and the bound is an equality;
+- for integers made continuous by uniform noise in their steps it is :math:`D \log s`, where
   :math:`s` counts model units per step;
-- of an autoencoder it is the log-density of its decoder less that of its encoder.
+- for an autoencoder it is the log-density of its decoder minus that of its encoder.
 
-A deterministic autoencoder has none: it says nothing of raw examples that it does not reach.
+A deterministic autoencoder has none, because it assigns no density to raw examples.
 """
 
 from abc import ABC, abstractmethod
@@ -34,13 +34,13 @@ class Codec(ABC):
 
     Subclasses implement :meth:`encode`, :meth:`decode` and :meth:`log_det`.
 
-    A codec is a frozen dataclass of plain values, which a checkpoint keeps: samples can be drawn
-    and decoded without the data. A codec that holds more overrides :meth:`describe`.
+    A codec is a frozen dataclass of plain values that is saved in checkpoints, so samples can be
+    drawn and decoded without the data. A codec with other contents overrides :meth:`describe`.
 
     Attributes:
         shape: The shape of one example in model units.
         levels: The number of levels L of quantised data, or None for real-valued data.
-        low: The raw value drawn as black; likewise ``high``.
+        low: The raw value drawn as black.
         high: The raw value drawn as white, above ``low``.
     """
 
@@ -55,10 +55,9 @@ class Codec(ABC):
 
         Arguments:
             raw: Raw examples, with shape ``(B, *)``.
-            streams: Their random streams, where encoding is random: integers are then
-                dequantised. ``None`` takes the middle: integers lie at the centres of their
-                levels.
-            draw: Which of independent encodings, in :math:`[0, 2^{32})`.
+            streams: The random streams of the examples, for random encodings; integers are then
+                dequantised. If None, integers lie at the centres of their levels.
+            draw: Index of one of the independent encodings, in :math:`[0, 2^{32})`.
 
         Returns:
             Examples in model units, float32, with shape ``(B, *)``.
@@ -70,8 +69,8 @@ class Codec(ABC):
 
         Arguments:
             x: Examples in model units, with shape ``(B, *)``.
-            rounded: Whether quantised data becomes integers, or stays the real numbers before
-                they are rounded.
+            rounded: Whether quantised data are rounded to integers. If False, they remain real
+                numbers.
 
         Returns:
             Raw examples in the type of the raw data, with shape ``(B, *)``.
@@ -83,7 +82,7 @@ class Codec(ABC):
 
         Arguments:
             raw: Raw examples, with shape ``(B, *)``.
-            x: What they were encoded to, with shape ``(B, *)``.
+            x: Their encodings, with shape ``(B, *)``.
 
         Returns:
             Nats, with shape ``(B,)``; None if the codec has no density.
@@ -96,7 +95,7 @@ class Codec(ABC):
 
     @property
     def scale(self) -> float | None:
-        """Model units per raw unit (of quantised data, per step), where that is one number."""
+        """Model units per raw unit (per step for quantised data), or None if not one number."""
         return None
 
     @property
@@ -104,7 +103,7 @@ class Codec(ABC):
         """The range of the data in model units.
 
         Raises:
-            InputError: If it is unknown, as here.
+            InputError: If the range is unknown, as in this class.
         """
         raise InputError(f"The range of {type(self).__name__} is unknown; override range.")
 
@@ -118,11 +117,11 @@ class Codec(ABC):
 
     @property
     def stochastic(self) -> bool:
-        """Whether an encoder draws the examples in model units: a log-density is then a bound."""
+        """Whether an encoder draws the examples in model units; log-densities are then bounds."""
         return False
 
     def placed(self, device: torch.device | str) -> "Codec":
-        """Returns the codec with what it holds on a device; one of plain values holds nothing."""
+        """Returns the codec with its tensors on a device; a codec of plain values has none."""
         return self
 
     def describe(self) -> dict[str, Any]:
@@ -135,5 +134,5 @@ class Codec(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """Turns tuples into lists."""
+    """Converts tuples to lists."""
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

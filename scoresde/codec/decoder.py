@@ -1,9 +1,9 @@
 r"""Decoders: the probability of the data given the first state of a diffusion.
 
 A diffusion model ends a little before the data, at a first time with
-:math:`z = \alpha x + \sigma \epsilon`. The last step :math:`p(x \mid z)` says what is still
-unknown. Of data on :math:`L` levels it is a probability, and a bound with it is one of the
-probability of the levels themselves: nothing is dequantised. Of real data it is a density.
+:math:`z = \alpha x + \sigma \epsilon`. The last step :math:`p(x \mid z)` is the distribution of
+the data given this state. For data on :math:`L` levels it is a probability, and bounds then apply
+to the probability of the levels, without dequantisation. For real data it is a density.
 
 References:
     Ho et al., *Denoising diffusion probabilistic models*, 2020, https://arxiv.org/abs/2006.11239
@@ -26,18 +26,19 @@ from scoresde.errors import InputError
 from scoresde.sde import SDE
 from scoresde.shapes import check_data, expand, sum_features
 
-_OFF_CENTRE = 0.05  # steps by which float32 may put a level beside its centre
+_OFF_CENTRE = 0.05  # largest distance of a level from its centre due to float32, in steps
 
 
 @dataclass(frozen=True, eq=False)
 class First:
-    r"""The first state of a diffusion, and what a decoder may ask of it.
+    r"""The first state of a diffusion, with the values that a decoder may use.
 
     Arguments:
         x: The state :math:`z`, with shape ``(B, *)``.
-        alpha: The signal's scale there, ``()`` or ``(B,)``.
-        sigma: The noise's standard deviation there, likewise.
-        denoise: Computes the denoised data :math:`D(z)`, with shape ``(B, *)``, by one pass.
+        alpha: The scale of the signal in the state, ``()`` or ``(B,)``.
+        sigma: The standard deviation of its noise, ``()`` or ``(B,)``.
+        denoise: Function that returns the denoised data :math:`D(z)`, with shape ``(B, *)``, from
+            one pass.
         variance: The variance of a Gaussian last step; it broadcasts to the state.
     """
 
@@ -76,14 +77,14 @@ class Decoder(ABC):
 
         Arguments:
             x: Data in model units, with shape ``(B, *)``; levels lie at their centres.
-            first: The first state of each.
+            first: The first state of each example.
 
         Returns:
             Nats, with shape ``(B,)``.
         """
 
     def centre(self, x: Tensor) -> Tensor:
-        """Returns values on levels moved to the nearest centre, and real data as they are."""
+        """Returns values on levels moved to the nearest centre, and real data unchanged."""
         return x
 
     def check(self, x: Tensor) -> None:
@@ -97,7 +98,7 @@ class Decoder(ABC):
 
 @dataclass(frozen=True)
 class _OnLevels(Decoder):
-    """What decoders of L equal steps in a range have in common.
+    """Base class for decoders over L equal steps in a range.
 
     Arguments:
         levels: The number L of levels, in [2, 32768].
@@ -105,7 +106,7 @@ class _OnLevels(Decoder):
         high: The upper end of the highest level's step.
     """
 
-    # The default serves the annotation of the base class; a number of levels is always given.
+    # The default matches the annotation of the base class; a number of levels is always given.
     levels: int
     low: float = -1.0
     high: float = 1.0
@@ -120,11 +121,11 @@ class _OnLevels(Decoder):
 
     @property
     def step(self) -> float:
-        """The distance of neighbouring levels in model units."""
+        """The distance between neighbouring levels in model units."""
         return (self.high - self.low) / self.levels
 
     def place(self, x: Tensor) -> Tensor:
-        """Returns the level of each value as a real number: whole at the centres."""
+        """Returns the level of each value as a real number, integer at the centres."""
         return (x - self.low) / self.step - 0.5
 
     def centre(self, x: Tensor) -> Tensor:
@@ -146,13 +147,13 @@ class _OnLevels(Decoder):
 @final
 @dataclass(frozen=True)
 class Levels(_OnLevels):
-    r"""A softmax over the centres :math:`c_k` of the levels, which sees the state alone.
+    r"""A softmax over the centres :math:`c_k` of the levels, which depends only on the state.
 
     .. math:: p(x = c_k \mid z) \propto
               \exp \left( -\frac{\alpha^2}{2 \sigma^2} (z / \alpha - c_k)^2 \right)
 
-    It is the posterior of a level under equal shares of all, and as good as any where the noise
-    is well below the step. It costs no pass, and its memory is L numbers a value.
+    This is the posterior of a level if all levels are equally probable. If the noise is well below
+    the step, no decoder is better. It needs no network pass, and memory for L numbers per value.
 
     References:
         Kingma et al. 2021 (section 3.3).
@@ -165,7 +166,7 @@ class Levels(_OnLevels):
     """
 
     def log_prob(self, x: Tensor, first: First) -> Tensor:
-        # In float64 until here, whatever the type of the state.
+        # In float64 until here, regardless of the type of the state.
         k = torch.arange(self.levels, device=x.device, dtype=torch.float64)
         centres = (self.low + (k + 0.5) * self.step).to(first.x)
         away = (first.x / expand(first.alpha, x)).unsqueeze(-1) - centres
@@ -184,13 +185,13 @@ class DiscretisedGaussian(_OnLevels):
               - \Phi\left(\frac{c_k - h - D}{s}\right) ,
 
     where :math:`h` is half a step, the lowest step begins at :math:`-\infty` and the highest ends
-    at :math:`\infty`. The difference is taken between logarithms of :math:`\Phi`, in float64: far
-    from :math:`D` both are tiny.
+    at :math:`\infty`. The difference is computed from logarithms of :math:`\Phi` in float64,
+    because far from :math:`D` both values are tiny.
 
     References:
-        Ho et al. 2020 (equation 13). There the levels include -1 and 1, and h = 1 / (L - 1)
-        (:meth:`reference`); here they are at the centres of L steps that fill the range, and
-        h = 1 / L.
+        Ho et al. 2020 (equation 13). In the paper the levels include -1 and 1, and h = 1 / (L - 1)
+        (:meth:`reference`). Here the L steps fill the range, with levels at their centres, and
+        ``h = 1 / L``.
 
     Example:
         >>> x = torch.tensor([[-0.5], [0.5]])
@@ -235,8 +236,8 @@ class GaussianDecoder(Decoder):
 
 
 def _log_between(lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns the logarithm of the normal probability between two ends, of any distance."""
-    # Above 0 both probabilities would be near 1: the mirror image keeps their digits.
+    """Returns the logarithm of the normal probability between two ends, at any distance."""
+    # Above 0 both probabilities would be near 1; the mirror image keeps their digits.
     above = lower > 0
     a, b = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
     log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)

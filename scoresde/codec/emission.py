@@ -1,8 +1,8 @@
-r"""Likelihoods of a VAE's decoder: :math:`p(x \mid z)` around what its network returns.
+r"""Likelihoods of a VAE's decoder, :math:`p(x \mid z)` around the output of its network.
 
-They have the formulas of the last step of a diffusion (:mod:`scoresde.codec.decoder`), and a
-scale :math:`s` that is learned with the networks: a scale of 1 for data of unit size is the usual
-fault, with which a VAE ignores its latents.
+They use the formulas of the last step of a diffusion (:mod:`scoresde.codec.decoder`), with a scale
+:math:`s` that is learned with the networks. A common mistake is a fixed scale of 1 for data of
+unit size, with which a VAE ignores its latents.
 
 References:
     Kingma and Welling 2014, https://arxiv.org/abs/1312.6114 (appendix C).
@@ -27,9 +27,9 @@ class Emission(nn.Module, ABC):
     """Base class for the likelihood of an example around the output of a decoder.
 
     Arguments:
-        std: The scale at first, positive, in model units.
-        shape: The shape of the scales, which broadcasts to one example: ``()`` for one of all,
-            ``(C, 1, 1)`` for one of each channel, that of an example for one of each value.
+        std: The initial scale, positive, in model units.
+        shape: The shape of the scales, which broadcasts to one example: ``()`` for one scale,
+            ``(C, 1, 1)`` for one per channel, the shape of an example for one per value.
         learned: Whether the scale is learned.
 
     Attributes:
@@ -48,7 +48,7 @@ class Emission(nn.Module, ABC):
     @property
     @abstractmethod
     def decoder(self) -> Decoder:
-        """The formula."""
+        """The decoder that computes the likelihood."""
 
     @property
     def std(self) -> Tensor:
@@ -56,7 +56,7 @@ class Emission(nn.Module, ABC):
         return self.log_std.exp()
 
     def seen(self, x: Tensor) -> Tensor:
-        """Returns examples as the encoder sees them: levels at their centres."""
+        """Returns the encoder's input for examples, with levels at their centres."""
         return x
 
     def log_prob(self, x: Tensor, mean: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Emission(nn.Module, ABC):
 
         Arguments:
             x: Examples in model units, ``(B, *)``.
-            mean: What the decoder's network returned, likewise.
+            mean: The output of the decoder's network, ``(B, *)``.
 
         Returns:
             Sums over the values of each example, ``(B,)``.
@@ -79,8 +79,8 @@ class GaussianEmission(Emission):
     r"""The density :math:`N(x; D(z), s^2 I)` of real data.
 
     Arguments:
-        std: The scale s at first, positive, in model units.
-        shape: The shape of the scales, which broadcasts to one example; ``()``: one of all.
+        std: The initial scale s, positive, in model units.
+        shape: The shape of the scales, which broadcasts to one example; ``()`` for one scale.
         learned: Whether the scale is learned.
     """
 
@@ -94,15 +94,15 @@ class GaussianEmission(Emission):
 
 @describable
 class LevelEmission(Emission):
-    r"""The probability of levels: that of their steps under :math:`N(D(z), s^2 I)`.
+    r"""The probability of levels, namely of their steps under :math:`N(D(z), s^2 I)`.
 
-    Examples may be dequantised: the level counts in which they lie, and the encoder sees its
+    Examples may be dequantised. Only the level in which they lie is used, and the encoder sees its
     centre.
 
     Arguments:
         levels: The number L of levels, in [2, 32768].
-        std: The scale s at first, positive, in model units.
-        shape: The shape of the scales, which broadcasts to one example; ``()``: one of all.
+        std: The initial scale s, positive, in model units.
+        shape: The shape of the scales, which broadcasts to one example; ``()`` for one scale.
         learned: Whether the scale is learned.
         low: The lower end of the lowest level's step, in model units.
         high: The upper end of the highest level's step.

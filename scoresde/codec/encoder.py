@@ -19,7 +19,7 @@ from scoresde.nn.basics import check_wholes
 from scoresde.recipe import describable
 from scoresde.shapes import check_output, sum_features
 
-_LOG_STD = (-15.0, 10.0)  # of a latent's standard deviation: beyond, float32 loses it
+_LOG_STD = (-15.0, 10.0)  # range of a latent's log standard deviation; float32 fails outside
 
 
 class LatentLaw(ABC):
@@ -37,7 +37,7 @@ class LatentLaw(ABC):
 
     @abstractmethod
     def kl(self) -> Tensor:
-        r"""Returns the divergence from N(0, I) in nats, by latents or groups of them, ``(B, *)``.
+        r"""Returns the divergence from N(0, I) in nats, per latent or group, ``(B, *)``.
 
         Its sum over all axes but the first is :math:`KL(q(z \mid x) \,\|\, N(0, I))`.
         """
@@ -52,7 +52,7 @@ class DiagonalGaussian(LatentLaw):
 
     Arguments:
         mean: The mean :math:`\mu`, ``(B, *)``.
-        log_std: The logarithm of the standard deviation, likewise.
+        log_std: The logarithm of the standard deviation, ``(B, *)``.
     """
 
     mean: Tensor
@@ -71,7 +71,7 @@ class DiagonalGaussian(LatentLaw):
 
 
 class LatentEncoder(nn.Module, ABC):
-    """Base class for encoders: the law of the latents of each example.
+    """Base class for encoders, which return the law of the latents of each example.
 
     Attributes:
         raw_shape: The shape of one example.
@@ -91,15 +91,15 @@ class GaussianEncoder(LatentEncoder):
     """A network that returns the means and the log standard deviations of the latents.
 
     Arguments:
-        network: A network from examples ``(B, *)`` to ``(B, 2 n, *)``: along the first axis the
-            means of n latents, then their log standard deviations.
-        raw_shape: The shape of one example; None: the network's ``shape``.
-        shape: The shape of the latents, of n along the first axis; None: by the network's
-            ``output_shape``.
+        network: A network from examples ``(B, *)`` to ``(B, 2 n, *)``: along the axis after the
+            batch, the means of n latents, then their log standard deviations.
+        raw_shape: The shape of one example. If None, the network's ``shape`` is used.
+        shape: The shape of the latents, with n along the first axis. If None, it is derived from
+            the network's ``output_shape``.
         log_variance: Whether the network returns the logarithm of the variance instead.
 
     Raises:
-        InputError: If a shape is unknown, or is not that of the output.
+        InputError: If a shape is unknown, or differs from that of the output.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GaussianEncoder(LatentEncoder):
 def known_shape(
     name: str, given: Sequence[int] | None, network: nn.Module, attribute: str
 ) -> tuple[int, ...]:
-    """Returns a shape that is given, or that the network says.
+    """Returns a given shape, or else the shape declared by the network.
 
     Raises:
         InputError: If neither is known.

@@ -1,10 +1,10 @@
-r"""The codec of a latent model: raw data to model units, to latents, to latents of unit size.
+r"""The codec of a latent model, from raw data to model units, latents and scaled latents.
 
 .. math:: y \to x \to z \to \frac{z - m}{w}
 
 The first step is the codec that the autoencoder was trained with, the second the autoencoder, and
 the third the latents' shift :math:`m` and width :math:`w`, measured over training examples. The
-width is part of the codec, so that another one changes the model's units and no likelihood:
+width is part of the codec, so a different width changes the model's units but no likelihood:
 
 .. math:: \log p(y) \ge \mathbb{E}_{q(z \mid x)} \left[ \log p\left(\tfrac{z - m}{w}\right)
           - \sum_i \log w_i + \log p(x \mid z) - \log q(z \mid x) \right] + \log \left|
@@ -13,8 +13,8 @@ width is part of the codec, so that another one changes the model's units and no
 References:
     Vahdat et al., *Score-based generative modeling in latent space*, 2021,
     https://arxiv.org/abs/2106.05931.
-    Rombach et al. 2022, https://arxiv.org/abs/2112.10752 (the latents' scale, there a constant of
-    one data set).
+    Rombach et al. 2022, https://arxiv.org/abs/2112.10752 (the scale of the latents, there a
+    constant for one data set).
 """
 
 import copy
@@ -47,15 +47,17 @@ class LatentCodec(Codec):
     of their levels.
 
     Arguments:
-        units: The codec between raw data and what the autoencoder sees.
+        units: The codec between raw data and the input of the autoencoder.
         autoencoder: The autoencoder.
-        shift: The latent that becomes 0: one number, or what broadcasts to the latents.
-        width: The length of the latents that becomes 1, positive, likewise.
-        weights: The autoencoder's weights, if it does not have them yet.
+        shift: The latent value that becomes 0: one number, or a tensor that broadcasts to the
+            latents.
+        width: The latent length that becomes 1, positive: one number, or a tensor that broadcasts
+            to the latents.
+        weights: The autoencoder's weights, to be loaded into it; None to keep its own.
 
     Raises:
-        InputError: If the parts do not agree, a width is not positive, or integers meet a
-            likelihood of real data.
+        InputError: If the shapes or levels of the parts differ, a width is not positive, or
+            integers are combined with a likelihood of real data.
     """
 
     units: Codec
@@ -86,18 +88,18 @@ class LatentCodec(Codec):
 
     @staticmethod
     def plain(autoencoder: NeuralCodec) -> "LatentCodec":
-        """Returns an autoencoder as a codec of floats in its own units."""
+        """Returns the codec of an autoencoder for floats in its own units."""
         return LatentCodec(Affine(tuple(autoencoder.raw_shape)), autoencoder)
 
     @staticmethod
     def measured(units: Codec, autoencoder: NeuralCodec, raw: Tensor) -> "LatentCodec":
         """Returns the codec whose latents have mean 0 and unit variance in each channel.
 
-        Latents without axes of space have a scale for each of them.
+        Latents without spatial axes have a scale for each latent.
 
         Arguments:
-            units: As in the class; likewise ``autoencoder``.
-            raw: Raw training examples to measure, ``(N, *)``; each is encoded by one draw.
+            units: As in the class, like ``autoencoder``.
+            raw: Raw training examples to measure, ``(N, *)``; each is encoded with one draw.
         """
         codec = LatentCodec(units, autoencoder)
         z = codec.encode(raw, Streams.of(0, batch=len(raw), device=raw.device)).double()
@@ -132,7 +134,7 @@ class LatentCodec(Codec):
         return _by_parts(one, raw)
 
     def moments(self, raw: Tensor) -> Tensor | None:
-        """Returns what the latents of raw examples are drawn from, on their device, to be kept."""
+        """Returns the moments of the latents of raw examples, on their device, to be cached."""
         if self.autoencoder.moments(self.units.encode(raw[:1])) is None:
             return None
 
@@ -144,7 +146,7 @@ class LatentCodec(Codec):
         return _by_parts(one, raw)
 
     def draw(self, moments: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
-        """Returns what :meth:`encode` does, of moments that were kept, ``(B, 2, *)``."""
+        """Returns the result of :meth:`encode` from cached moments, ``(B, 2, *)``."""
         z = moments[:, 0]
         if moments.shape[1] == 2:
             z = draw_latents(DiagonalGaussian(z, moments[:, 1]), streams, draw)
@@ -216,7 +218,7 @@ class LatentCodec(Codec):
 
 
 def _by_parts(act: Callable[[Tensor, slice], Tensor], values: Tensor) -> Tensor:
-    """Applies a function to a few rows at a time: its networks may need much memory."""
+    """Applies a function to a few rows at a time, because its networks may need much memory."""
     if len(values) <= _ROWS:
         return act(values, slice(None))
     starts = range(0, len(values), _ROWS)
@@ -224,7 +226,7 @@ def _by_parts(act: Callable[[Tensor, slice], Tensor], values: Tensor) -> Tensor:
 
 
 def check_units(units: Codec, autoencoder: NeuralCodec) -> None:
-    """Refuses data that an autoencoder does not suit: of another shape, or of other levels."""
+    """Checks that the shape and the levels of data are those of an autoencoder."""
     if not isinstance(autoencoder, NeuralCodec) or not isinstance(units, Codec):
         raise InputError(
             "units and autoencoder must be a Codec and an autoencoder such as a VAE, got "

@@ -13,7 +13,7 @@ def integer_type(levels: int) -> torch.dtype:
 
 
 def check_levels(levels: int) -> int:
-    """Returns the number of levels if it can be used.
+    """Returns the number of levels, after a check that it is supported.
 
     Raises:
         InputError: If it is not an integer in [2, 32768].

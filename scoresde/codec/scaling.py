@@ -1,4 +1,4 @@
-"""The affine map of one shift and one width: what codecs were before, for one release."""
+"""The affine map with one shift and one width, the former codec, kept for one release."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from scoresde.errors import InputError
 @final
 @dataclass(frozen=True)
 class Scaling:
-    r"""The map :math:`x = (y - m) / w`; :class:`~scoresde.codec.Affine` has taken its place.
+    r"""The map :math:`x = (y - m) / w`, superseded by :class:`~scoresde.codec.Affine`.
 
     Arguments:
         shift: The raw value :math:`m` that becomes 0.
@@ -31,12 +31,12 @@ class Scaling:
 
     @staticmethod
     def of_levels(levels: int, centred: bool = True) -> "Scaling":
-        """Maps [0, L] onto [-1, 1], or onto [0, 1] if it is not centred."""
+        """Returns the map of [0, L] onto [-1, 1], or onto [0, 1] if not ``centred``."""
         return Scaling(levels / 2, levels / 2) if centred else Scaling(0.0, float(levels))
 
     @staticmethod
     def of_data(train: Tensor) -> "Scaling":
-        """Gives all values together mean 0 and standard deviation 1."""
+        """Returns the map that gives all values together mean 0 and standard deviation 1."""
         values = train.double()
         return Scaling(float(values.mean()), float(values.std(correction=0)))
 
@@ -46,9 +46,9 @@ class Scaling:
         return 1 / self.width
 
     def encode(self, y: Tensor) -> Tensor:
-        """Raw to model units."""
+        """Converts raw to model units."""
         return (y - self.shift) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
-        """Model to raw units."""
+        """Converts model to raw units."""
         return x * self.width + self.shift

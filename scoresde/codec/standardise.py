@@ -1,4 +1,4 @@
-"""Standardisation: one mean and one width for a channel, for a feature, or for all data."""
+"""Standardisation: a shift and a width per channel, per feature, or for all data."""
 
 import logging
 import math
@@ -15,22 +15,22 @@ from scoresde.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_NAMED = 8  # constant features that a message names
+_NAMED = 8  # constant features listed in a message
 
 
 class InChunks(Protocol):
-    """Training data that are read some at a time."""
+    """Training data that are read in chunks."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """The shape of all, ``(N, *)``."""
+        """The shape of the data, ``(N, *)``."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Their data type."""
 
     def chunks(self) -> Iterator[Tensor]:
-        """Yields all of them, some rows at a time."""
+        """Yields all rows in chunks."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class _Moments:
     Arguments:
         mean: The means.
         std: The standard deviations.
-        low: The smallest numbers.
-        high: The largest.
+        low: The smallest values.
+        high: The largest values.
     """
 
     mean: Tensor
@@ -51,7 +51,7 @@ class _Moments:
 
     @staticmethod
     def of(train: Tensor | InChunks, axes: tuple[int, ...]) -> "_Moments":
-        """Measures them; those of chunks are combined by the formula of Chan et al. 1979."""
+        """Computes the statistics; chunks are combined by the formula of Chan et al. 1979."""
         if isinstance(train, Tensor):
             x = train.double()
             std = x.std(axes, correction=0)
@@ -70,25 +70,25 @@ class _Moments:
 
 
 class Standardisation(ABC):
-    """Base class for standardisations: fits shifts and widths to real-valued training data.
+    """Base class for standardisations, which fit shifts and widths to real-valued training data.
 
-    The numbers that share a shift and a width have mean 0 and standard deviation 1 in model units.
+    Values with a common shift and width have mean 0 and standard deviation 1 in model units.
     """
 
     @abstractmethod
     def axes(self, ndim: int) -> tuple[int, ...]:
-        """Returns the axes of training data ``(N, *)`` over which the numbers are shared."""
+        """Returns the axes of training data ``(N, *)`` that share a shift and a width."""
 
     def __call__(self, train: Tensor | InChunks) -> Affine:
         """Fits the codec.
 
-        Features that are constant are named in the log; they become 0, and decoding returns them.
+        Constant features are listed in the log. They are encoded as 0, and decoding restores them.
 
         Arguments:
             train: Training examples in raw units, finite, with shape ``(N, *)``.
 
         Raises:
-            InputError: If all of them are the same number.
+            InputError: If all values are equal.
         """
         ndim = len(train.shape)
         axes = self.axes(ndim)
@@ -102,7 +102,7 @@ class Standardisation(ABC):
             raise InputError(_ALL.format(low.flatten().tolist()[:_NAMED]))
         if bool(constant.any()):
             _say(constant)
-        # A mean may differ from its equal terms by rounding.
+        # The mean of equal values may differ from them by rounding.
         mean, width = torch.where(constant, low, mean), torch.where(constant, 0.0, width)
         tail = (1,) * (ndim - 1 - mean.ndim)
         shift, width = (part.reshape(*part.shape, *tail).cpu() for part in (mean, width))
@@ -115,7 +115,7 @@ class Standardisation(ABC):
 @final
 @dataclass(frozen=True)
 class PerChannel(Standardisation):
-    """Each column of a table ``(N, D)``, each channel of images or signals ``(N, C, ...)``.
+    """Standardisation of each column of a table ``(N, D)``, or each channel ``(N, C, ...)``.
 
     Example:
         >>> codec = PerChannel()(torch.tensor([[1.0, 5e4], [3.0, 9e4]]))
@@ -130,7 +130,7 @@ class PerChannel(Standardisation):
 @final
 @dataclass(frozen=True)
 class PerFeature(Standardisation):
-    """Each number of an example by itself, such as every pixel."""
+    """Standardisation of each value of an example separately, such as every pixel."""
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         return (0,)
@@ -139,7 +139,7 @@ class PerFeature(Standardisation):
 @final
 @dataclass(frozen=True)
 class Whole(Standardisation):
-    """All numbers together: their mean and their standard deviation.
+    """Standardisation of all values together, by their mean and standard deviation.
 
     Example:
         >>> Whole()(torch.tensor([[1.0, 2.0], [3.0, 2.0]])).shift
@@ -162,7 +162,7 @@ def _whole(train: Tensor | InChunks) -> Affine:
 
 
 def as_it_is(train: Tensor | InChunks) -> Affine:
-    """Returns the codec of data that are in model units already: shift 0 and width 1."""
+    """Returns the codec for data already in model units, with shift 0 and width 1."""
     found = _Moments.of(train, tuple(range(len(train.shape))))
     low, high = float(found.low), float(found.high)
     ends = (low, high if high > low else low + 1)

@@ -1,4 +1,4 @@
-"""Everything about log p: flow, clocks, cut-offs, exact likelihoods, the bound, classification."""
+"""Log-likelihoods: exact values, bounds, cut-offs, the flow and its clocks, classification."""
 
 from scoresde.codec import Decoder, DiscretisedGaussian, GaussianDecoder, Levels
 from scoresde.likelihood.base import LogProb, LogProbResult

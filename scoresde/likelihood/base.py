@@ -1,4 +1,4 @@
-"""What evaluations of log p have in common."""
+"""Base classes for evaluations of log p and their results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from scoresde.model import ScoreFunction
 
 
 class LogProbResult:
-    """Base class for results of an evaluation; B examples, in nats.
+    """Base class for results of an evaluation of B examples, in nats.
 
     Attributes:
         log_prob: The log-probability of levels, or the log-density in model units, ``(B,)``.
-        standard_error: That of ``log_prob`` over its random numbers, ``(B,)``.
+        standard_error: The standard error of ``log_prob`` over its random numbers, ``(B,)``.
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
     """
@@ -26,12 +26,12 @@ class LogProbResult:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The terms that add up to ``-log_prob``, by name, each ``(B,)``; empty if not known."""
+        """The terms that add up to ``-log_prob``, by name, each ``(B,)``; empty if unknown."""
         return {}
 
     @property
     def steps(self) -> Tensor | None:
-        """The terms of T equal steps of t from 0 to 1, ``(B, T)``; None without steps."""
+        """The terms of T equal steps in t from 0 to 1, ``(B, T)``; None if there are no steps."""
         return None
 
 
@@ -64,12 +64,12 @@ class LogProb(ABC):
         Arguments:
             model: A score function.
             x: Data in model units, with shape ``(B, *)``; levels lie at their centres.
-            seed: Names the random streams; None draws a fresh one.
+            seed: Seed of the random streams. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit the model, or the data are not finite.
+            InputError: If the arguments do not match the model, or the data are not finite.
         """
 
     @abstractmethod
@@ -77,5 +77,5 @@ class LogProb(ABC):
         """Checks that a model can be evaluated.
 
         Raises:
-            InputError: If not.
+            InputError: If it cannot.
         """

@@ -1,56 +1,57 @@
-r"""The variational bound: a lower bound of the log-likelihood by the loss itself.
+r"""The variational bound: a lower bound of the log-likelihood, computed from the training loss.
 
 A model draws :math:`x_1` from the prior, runs the reverse SDE down to :math:`\epsilon` and ends
 with :math:`x \sim N(D(x_\epsilon), s^2 I)`, where :math:`D` is the denoised data and
-:math:`s = \sigma / \alpha` at :math:`\epsilon`. Its density is bounded with the forward process
-:math:`q`, as in any model with latent variables:
+:math:`s = \sigma / \alpha` at :math:`\epsilon`. The forward process :math:`q` gives a bound of its
+density, as in any model with latent variables:
 
 .. math:: \log p(x) \ge E_q \left[ \log \frac{p(x_1) \, p(x_{[\epsilon, 1)} \mid x_1) \,
           p(x \mid x_\epsilon)}{q(x_1 \mid x) \, q(x_{[\epsilon, 1)} \mid x_1, x)} \right]
           = - \mathrm{KL} + R - L .
 
-**Prior.** :math:`\mathrm{KL} = KL(q(x_1 \mid x) \,\|\, N(0, \pi^2 I))` is closed: see
+**Prior.** :math:`\mathrm{KL} = KL(q(x_1 \mid x) \,\|\, N(0, \pi^2 I))` has a closed form,
 :func:`prior_kl`.
 
 **Diffusion.** Given :math:`x`, the reverse of :math:`q` is an SDE with the drift
-:math:`f x_t + g^2 z / \sigma`, where :math:`x_t = \alpha x + \sigma z`; the model's is :math:`f
-x_t + g^2 \hat z / \sigma`, and both have the diffusion :math:`g`. Girsanov's theorem says how far
-apart two such processes are: half the integral of the squared difference over :math:`g^2`,
+:math:`f x_t + g^2 z / \sigma`, where :math:`x_t = \alpha x + \sigma z`. The model's drift is
+:math:`f x_t + g^2 \hat z / \sigma`, and both have the diffusion :math:`g`. By Girsanov's theorem,
+the divergence of two such processes is half the integral of the squared difference of the drifts
+over :math:`g^2`,
 
 .. math:: L = \tfrac12 \int_\epsilon^1 \frac{g^2}{\sigma^2} \, E \lVert z - \hat z(x_t, t)
           \rVert^2 \, dt = \tfrac12 \int_{\lambda(1)}^{\lambda(\epsilon)} E \lVert z - \hat z
           \rVert^2 \, d\lambda ,
 
-because :math:`g^2 / \sigma^2 = -\lambda'` (:mod:`scoresde.times`). Times drawn uniformly in the
-log-SNR :math:`\lambda` leave a constant weight, the length of the range: that is importance
-sampling, and it makes the bound depend on the SDE through its two ends alone.
+because :math:`g^2 / \sigma^2 = -\lambda'` (:mod:`scoresde.times`). If times are drawn uniformly in
+the log-SNR :math:`\lambda`, the weight is constant, the length of the range. This is importance
+sampling, and the bound then depends on the SDE only through its two ends.
 
-**Reconstruction.** What is before the cut-off is one Gaussian step. The error of the denoised
-data is :math:`s` times that of the noise, so that
+**Reconstruction.** The part before the cut-off is one Gaussian step. The error of the denoised
+data is :math:`s` times the error of the noise, so
 
 .. math:: R = -\tfrac{D}{2} \log(2 \pi s^2) - \tfrac12 E \lVert z - \hat z(x_\epsilon, \epsilon)
           \rVert^2 .
 
 With a decoder over levels (:mod:`scoresde.codec.decoder`), R is its expected log-probability
-instead, and the bound is one of the probability of the levels: nothing is dequantised.
+instead. The bound is then on the probability of the levels, without dequantisation.
 
-The second term of the Gaussian step counts like one more unit of log-SNR at the cut-off. An
-exact model loses :math:`\tfrac14 \sum r^2`, :math:`r = s^2 / c` for eigenvalues :math:`c` of the
-data (see :mod:`scoresde.likelihood.cutoff`); at any cut-off, the bound stays a bound of a density
-of the data.
+The second term of the Gaussian step counts like one more unit of log-SNR at the cut-off. An exact
+model loses :math:`\tfrac14 \sum r^2`, with :math:`r = s^2 / c` for eigenvalues :math:`c` of the
+covariance of the data (see :mod:`scoresde.likelihood.cutoff`). At any cut-off, the bound remains a
+bound of a density of the data.
 
-**Which likelihood.** The bound is on the model that draws by the *SDE*. The probability-flow ODE
-has another density unless the score is that of a diffusion, and the bound says nothing of it: for
-a trained network the two figures may lie either way round. For an exact model the reverse process
-is that of :math:`q`, and the bound is tight for *every* example, but for the prior's mismatch
-and the reconstruction. A model that differs from it by :math:`\delta(x_t, t)` loses, on average
-over the data, :math:`\tfrac12 \int E \lVert \delta \rVert^2 d\lambda + \tfrac12 E \lVert
+**Which likelihood.** The bound is for the model that samples with the *SDE*. The probability-flow
+ODE has a different density unless the score is that of a diffusion, and the bound does not apply
+to it: for a trained network either value may be larger. For an exact model the reverse process is
+that of :math:`q`, and the bound is tight for *every* example, except for the prior's mismatch and
+the reconstruction. A model that differs from the exact one by :math:`\delta(x_t, t)` loses, on
+average over the data, :math:`\tfrac12 \int E \lVert \delta \rVert^2 d\lambda + \tfrac12 E \lVert
 \delta(x_\epsilon, \epsilon) \rVert^2`.
 
-**Variance.** The error of the noise runs from about :math:`D` at the cut-off to about 0 at
-:math:`t = 1`, so independent times are noisy. Evenly spaced times with a random shift, as in the
-training, wrap around that jump and err by up to half of it over K. :class:`Folded` times do not
-jump.
+**Variance.** The squared error of the noise falls from about :math:`D` at the cut-off to about 0
+at :math:`t = 1`, so estimates from independent times are noisy. Evenly spaced times with a random
+shift, as in training, wrap around from one end to the other, and this jump causes an error of up
+to half its size over K. :class:`Folded` times have no jump.
 
 References:
     Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
@@ -82,18 +83,19 @@ from scoresde.times import FoldedTimes, ImportanceTimes, Times
 
 @dataclass(frozen=True)
 class BoundResult(LogProbResult):
-    """What an evaluation of the bound returns; B examples, in nats.
+    """Result of an evaluation of the bound for B examples, in nats.
 
     Arguments:
         log_prob: The lower bound of the log-density in model units, or of the log-probability of
-            a decoder's levels, ``(B,)``: the reconstruction, less the two divergences.
+            a decoder's levels, ``(B,)``: the reconstruction minus the two divergences.
         prior_kl: The divergence of the noised example from the prior, exact, ``(B,)``.
         reconstruction: The expected log-density of the last step, ``(B,)``.
         diffusion: The weighted error of the noise, ``(B,)``.
-        standard_error: That of ``log_prob`` over the replicates, ``(B,)``; NaN for a single one.
+        standard_error: The standard error of ``log_prob`` over the replicates, ``(B,)``; NaN for a
+            single replicate.
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
-        estimates: The bound by each replicate, ``(B, R)``; ``log_prob`` is their mean.
+        estimates: The bound from each replicate, ``(B, R)``; ``log_prob`` is their mean.
     """
 
     log_prob: Tensor
@@ -118,20 +120,21 @@ class BoundResult(LogProbResult):
 class VariationalBound(LogProb):
     r"""Bounds :math:`\log p(x)` from below under a score function.
 
-    An example's times are spread over its own draws, from its own stream, so that it has the same
-    value alone and in any batch. Spread times are not independent: their spread would claim too
-    large an error (that of independent times). So the draws are repeated as a whole, and the
-    error is that of independent replicates, truthful in the mean square from two on. For the mean
-    over many examples, their own scatter tells the error.
+    The times of an example are evenly spread and come from its own stream, so its value is the
+    same alone and in any batch. Such times are not independent, and their scatter would
+    overestimate the error (it is the error of independent times). Therefore the whole set of draws
+    is repeated, and the standard error is computed from the independent replicates. It is correct
+    in the mean square from two replicates on. For a mean over many examples, use the scatter of
+    the examples instead.
 
     Arguments:
         draws: The number K of times in a replicate, positive.
-        times: How they are drawn; its density must be what its weight says.
-        eps: The cut-off, in [0, 1); ``None`` takes the default of the model's SDE
+        times: The distribution of the times. Its density must agree with its weight.
+        eps: The cut-off, in [0, 1). If None, the default of the model's SDE is used
             (``sde.cutoffs.likelihood``: 1e-5 for VP, 1e-3 for sub-VP, 0 for VE).
         replicates: The number of independent replicates, positive; each costs K + 1 passes.
-        decoder: The last step to data at their levels, such as :class:`~scoresde.codec.Levels`;
-            None: the Gaussian step to real data of the reconstruction above.
+        decoder: The last step to data on levels, such as :class:`~scoresde.codec.Levels`. If None,
+            it is the Gaussian step to real data of the reconstruction above.
 
     Raises:
         InputError: If an argument is out of range.
@@ -176,12 +179,12 @@ class VariationalBound(LogProb):
         Arguments:
             model: A score function.
             x: Data in model units, with shape ``(B, *)``.
-            seed: Names the random streams of times and noise; ``None`` draws a fresh one.
+            seed: Seed of the random streams of times and noise. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit the model, or the data are not finite.
+            InputError: If the arguments do not match the model, or the data are not finite.
         """
         eps = self.check(model)
         (self.decoder or GaussianDecoder()).check(x)
@@ -206,7 +209,8 @@ class VariationalBound(LogProb):
         """Returns the standard error of the mean of estimates, ``(B, R)`` to ``(B,)``.
 
         Arguments:
-            estimates: Those of a result, or their differences between two results of one seed.
+            estimates: The ``estimates`` of a result, or their differences between two results with
+                the same seed.
         """
         return _standard_error(estimates)
 
@@ -234,7 +238,7 @@ class VariationalBound(LogProb):
         first = replicate * (draws + 1)
         reconstruction = self._reconstruction(model, x, as_time(eps), streams, first)
         u = streams.uniform((draws,), Purpose.TIME, replicate, torch.float64)
-        # Each row on its own: an example shares no shift with its batch mates.
+        # Each row on its own: examples of a batch share no shift.
         u = torch.func.vmap(self.times.spread)(u)
         t = self.times.quantile(u, sde, eps)
         rate = (1 - eps) * self.times.weight(t, sde, eps) * (sde.g(t) / sde.sigma(t)) ** 2
@@ -247,7 +251,7 @@ class VariationalBound(LogProb):
     def _reconstruction(
         self, model: Conditioned, x: Tensor, t: Tensor, streams: Streams, draw: int
     ) -> Tensor:
-        """Returns the expected log-probability of the last step by one draw, ``(B,)``."""
+        """Returns the expected log-probability of the last step, from one draw, ``(B,)``."""
         sde, t = model.sde, t.to(x.device)
         if self.decoder is None:
             scale = float(sde.log_snr(t)) - math.log(2 * math.pi)
@@ -262,13 +266,13 @@ class VariationalBound(LogProb):
 def _squared_error(
     model: Conditioned, x: Tensor, t: Tensor, streams: Streams, draw: int
 ) -> Tensor:
-    """Returns the squared error of the noise at ``t`` ``()`` or ``(B,)``, for one draw of it."""
+    """Returns the squared error of one draw of the noise at ``t``, ``()`` or ``(B,)``."""
     z = streams.normal(x.shape[1:], Purpose.NOISE, draw, x.dtype).to(x.device)
     return sum_features((z - model.noise(model.sde.perturb(x, t, z), t)).square())
 
 
 def _standard_error(values: Tensor) -> Tensor:
-    """Returns that of the mean of ``(B, R)`` values, NaN for R = 1."""
+    """Returns the standard error of the mean of ``(B, R)`` values, NaN for R = 1."""
     count = values.shape[1]
     if count == 1:
         return torch.full_like(values[:, 0], torch.nan)
@@ -277,13 +281,13 @@ def _standard_error(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _check_density(times: Times, sde: SDE, eps: float) -> None:
-    r"""Checks that :math:`dt / du = 1 / p(t)` is what the weight says, at a few places.
+    r"""Checks at a few points that :math:`dt / du = 1 / p(t)` agrees with the weight.
 
     Raises:
-        InputError: If not: the average would be another integral.
+        InputError: If not; the average would then estimate another integral.
     """
-    # A learned schedule computes in float32, which tells no nearer times apart. The step is not
-    # a multiple of 1/1000: the levels of a chain must not pass for a density.
+    # A learned schedule computes in float32, which cannot resolve times that are closer. The step
+    # is not a multiple of 1/1000, so the levels of a chain do not pass for a density.
     u, h = torch.linspace(0.07, 0.93, 7, dtype=torch.float64), 1.3e-3
     slope = (times.quantile(u + h, sde, eps) - times.quantile(u - h, sde, eps)) / (2 * h)
     weight = (1 - eps) * times.weight(times.quantile(u, sde, eps), sde, eps)

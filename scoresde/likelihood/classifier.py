@@ -5,22 +5,23 @@ A model of :math:`p(x \mid c)` for every class is a classifier without further t
 .. math:: p(c \mid x) = \frac{p(c) \, p(x \mid c)}{p(x)}, \qquad
           p(x) = \sum_c p(c) \, p(x \mid c) .
 
-**Common random numbers.** A likelihood is known up to the noise of its probes: about 2 nats for
-one probe on data of 16 to 64 dimensions, as much as classes differ by where they are hard to tell
-apart. An example has the same probes under each of its classes. Then the noise of
+**Common random numbers.** A likelihood has the noise of its probes: about 2 nats for one probe on
+data of 16 to 64 dimensions. Classes that are hard to tell apart differ by a similar amount.
+Therefore an example has the same probes under each class. Then the noise of
 
 .. math:: \log p(x \mid c) - \log p(x \mid c') = \Delta \log p_1
           + \int_\epsilon^1 e^T (J_c - J_{c'}) \, e \, dt
 
 is that of the *difference* of two Jacobians, which is small where the classes are alike. On random
-mixtures of 64 dimensions with close classes the variance of the difference falls by a factor of 75
-(45 to 440, depending on the directions in which they differ), and hardly where the classes are far
-apart and the answer is certain anyway (``experiments/generative_classifier.py``).
+mixtures in 64 dimensions with close classes, this reduces the variance of the difference by a
+factor of 75 (45 to 440, depending on the directions in which they differ). Where the classes are
+far apart it hardly changes, but there the answer is certain anyway
+(``experiments/generative_classifier.py``).
 
-**The margin** is the best log joint probability less the second best. Its standard error comes
-from the differences by each probe: it is right in the mean square from two probes on. The law of a
-difference is skewed: Student's interval of 95 % covers 89 % with 8 probes and 94 % with 256. The
-solver's own error is not in it.
+**The margin** is the best log joint probability minus the second best. Its standard error comes
+from the differences for each probe, and is correct in the mean square from two probes on. The
+distribution of a difference is skewed: Student's interval of 95 % covers 89 % with 8 probes and 94
+% with 256. The solver's own error is not included.
 
 References:
     Li et al., *Your diffusion model is secretly a zero-shot classifier*, 2023,
@@ -47,22 +48,22 @@ _NONE = -1  # the class of an example that could not be solved
 
 @dataclass(frozen=True)
 class Classification:
-    r"""What a classification returns; B examples and C classes, float64.
+    r"""Result of a classification of B examples into C classes, float64.
 
     Arguments:
         log_prob: The log-densities :math:`\log p(x \mid c)` in nats of model units, ``(B, C)``.
-        standard_error: Their standard errors, ``(B, C)``, NaN for a single probe: those of
-            differences are much smaller.
+        standard_error: Their standard errors, ``(B, C)``, NaN for a single probe. Differences
+            between classes have much smaller errors.
         posterior: The log-probabilities :math:`\log p(c \mid x)` in nats, ``(B, C)``.
         label: The most probable class, int64 ``(B,)``; -1 for an example that failed.
-        margin: The best log joint probability less the second best, in nats, ``(B,)``.
+        margin: The best log joint probability minus the second best, in nats, ``(B,)``.
         margin_error: Its standard error over the probes, ``(B,)``: 0 if the trace is exact, NaN
             for a single probe.
         total_log_prob: The log-density :math:`\log \sum_c p(c) p(x \mid c)`, ``(B,)``.
         nfe: The network passes of each example under all classes, int64 ``(B,)``.
         seed: The seed that was used.
-        failed: Which examples could not be solved under some class, bool ``(B,)``; their values
-            are NaN.
+        failed: Mask of the examples that could not be solved under some class, bool ``(B,)``;
+            their values are NaN.
     """
 
     log_prob: Tensor
@@ -85,11 +86,11 @@ class GenerativeClassifier:
     of one likelihood of the batch. The result of an example does not depend on its batch.
 
     Arguments:
-        likelihood: The likelihood that is evaluated under each class, without ``target_error``; or
-            the variational bound, with common times and noise.
-        classes: The number C of classes, at least 2: the model's own.
+        likelihood: The likelihood to evaluate under each class, without ``target_error``; or the
+            variational bound, with common times and noise.
+        classes: The number C of classes, at least 2, equal to the model's.
         log_prior: The log-probabilities of the classes in nats, C numbers whose exponentials add
-            up to 1; None for equal ones.
+            up to 1. If None, all classes are equally probable.
 
     Raises:
         InputError: If an argument is out of range.
@@ -141,7 +142,7 @@ class GenerativeClassifier:
             **cond: The conditions other than ``label``, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit the model, or the data are not finite.
+            InputError: If the arguments do not match the model, or the data are not finite.
             SolverError: If an example cannot be solved, and the likelihood is ``strict``.
         """
         self.check(model)
@@ -184,12 +185,13 @@ class GenerativeClassifier:
     def _classification(
         self, results: Sequence[LogLikelihood | BoundResult], seed: int
     ) -> Classification:
-        """Returns what the likelihoods of all classes say."""
+        """Returns the classification from the likelihoods of all classes."""
         log_prob = torch.stack([r.log_prob.double() for r in results], 1)
         estimates = torch.stack([_estimates(r) for r in results], 1)  # (B, C, n)
         failed = log_prob.isnan().any(1)
         joint = self.joint(log_prob).masked_fill(failed[:, None], torch.nan)
-        # The order of an example that failed means nothing; NaN would pass for the largest.
+        # The order of the classes of a failed example is meaningless; NaN would count as the
+        # largest.
         best, second = joint.nan_to_num(nan=0.0).topk(2, 1).indices.unbind(1)
         difference = _of(estimates, best) - _of(estimates, second)
         return Classification(

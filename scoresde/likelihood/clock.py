@@ -1,4 +1,4 @@
-"""The variables in which the probability flow is solved."""
+"""Clocks: integration variables for the probability flow."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from scoresde.sde import SDE, Interpolant
 
 
 class Clock(ABC):
-    """Base class for variables in which the flow is solved, functions of time."""
+    """Base class for integration variables of the flow, which are functions of time."""
 
     @abstractmethod
     def of(self, process: Interpolant, t: float) -> float:
@@ -43,14 +43,14 @@ class NoiseClock(Clock):
 
     .. math:: \tau = \operatorname{arsinh} \frac{\sigma}{\alpha \rho_0}
 
-    The signal-to-noise ratio of the SDE must fall throughout. Where it falls to zero, the
-    angle takes its place, which is bounded,
+    The signal-to-noise ratio of the SDE must decrease throughout. If it falls to zero, the angle
+    is used instead, which is bounded,
 
     .. math:: \tau = \arctan \frac{\sigma}{\alpha \rho_0}, \qquad
               \frac{dt}{d\tau} = \frac{\rho_0^2 \alpha^2 + \sigma^2}
               {\rho_0 (\sigma' \alpha - \sigma \alpha')} .
 
-    Of a process that is not an SDE it is the time.
+    For a process that is not an SDE, the clock is the time itself.
 
     Arguments:
         scale: The noise level :math:`\rho_0`, of the size of the data, positive.
@@ -78,7 +78,7 @@ class NoiseClock(Clock):
         if process.zero_snr:
             return self._time_by_angle(process, reading)
         t = process.time(-2 * torch.log(self.scale * torch.sinh(reading)))
-        # A reading is rounded, and the time of the last must not leave the interval.
+        # Readings are rounded, and the time of the last must not leave the interval.
         t = t.clamp(0.0, 1.0)
         return t, 2 * (process.sigma(t) / process.g(t)) ** 2 / torch.tanh(reading)
 

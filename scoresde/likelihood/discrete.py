@@ -1,8 +1,8 @@
 r"""The variational bound of a chain of T steps, term by term.
 
 A chain of states :math:`x_1, \dots, x_T` at times :math:`t_1 < \dots < t_T = 1` is drawn by the
-forward process :math:`q`. The model goes back: it draws :math:`x_T` from the prior, each state
-from a Gaussian :math:`p(x_{i-1} \mid x_i)`, and the data from a decoder
+forward process :math:`q`. The model runs in reverse: it draws :math:`x_T` from the prior, each
+state from a Gaussian :math:`p(x_{i-1} \mid x_i)`, and the data from a decoder
 (:mod:`scoresde.codec.decoder`). With Jensen's inequality,
 
 .. math:: -\log p(x) \le \underbrace{-E_q \log p(x \mid x_1)}_{\text{reconstruction}}
@@ -10,7 +10,7 @@ from a Gaussian :math:`p(x_{i-1} \mid x_i)`, and the data from a decoder
           p(x_{i-1} \mid x_i))}_{\text{consistency}}
           + \underbrace{KL(q(x_T \mid x) \,\|\, p(x_T))}_{\text{prior}} .
 
-**Consistency.** Both are Gaussian: with the variance :math:`\tilde v` of
+**Consistency.** Both distributions are Gaussian. With the variance :math:`\tilde v` of
 :math:`q(x_s \mid x_t, x)`, the model's variance :math:`v` (:mod:`scoresde.likelihood.variance`),
 and means that differ by :math:`\alpha_s \tau^2 / \sigma_t^2` times the error of the denoised data,
 
@@ -18,31 +18,33 @@ and means that differ by :math:`\alpha_s \tau^2 / \sigma_t^2` times the error of
           + \frac{\alpha_s^2 \tau^4}{\sigma_t^4} \frac{(x - D)^2}{v} \right] .
 
 With :math:`v = \tilde v` the weight of :math:`\tfrac12 (x - D)^2` is the difference of the
-signal-to-noise ratios, :math:`SNR_s - SNR_t`. It is infinite where s has no noise: the step to the
-data itself is the decoder's.
+signal-to-noise ratios, :math:`SNR_s - SNR_t`. It is infinite if s has no noise: the step to the
+data itself belongs to the decoder.
 
-**Some of the steps.** A random subset of K terms, each over K times the probability :math:`p_i` of
-its step, estimates the sum without bias. The probabilities are the shares of the steps in the
-bound of unit Gaussian data,
+**Subsets of the steps.** A random subset of K terms, each divided by K times the probability
+:math:`p_i` of its step, is an unbiased estimate of the sum. The probabilities are the shares of
+the steps in the bound of unit Gaussian data,
 
 .. math:: p_i \propto \frac{SNR_s - SNR_t}{1 + SNR_t} ,
 
 since the terms of early steps, and their noise, are larger by many orders of magnitude. One step
-comes from each of K equal parts of the distribution, as in stratified sampling. On the digits with
-T = 1000, 64 draws are more accurate than all steps once: early steps take part several times.
+is drawn from each of K equal parts of the distribution, as in stratified sampling. On the digits
+with T = 1000, 64 draws are more accurate than all steps once, because early steps are drawn
+several times.
 
-**The standard error.** One draw of the noise is enough for it, since neighbouring terms differ by
-little else, once each is divided by what it would be for unit Gaussian data: half of their mean
-squared difference is the variance of a term. Where the error of the denoised data changes much
-from one step to the next, as in a chain of few steps, that is too large rather than too small.
+**The standard error** is estimated from one draw of the noise. Each term is divided by its value
+for unit Gaussian data; neighbouring terms then differ by little except the noise, and half their
+mean squared difference is the variance of a term. If the error of the denoised data changes much
+from one step to the next, as in a chain of few steps, the estimate is too large rather than too
+small.
 
 **Many steps.** The bound of an exact model tends to the log-density as the steps become fine in
 the log-SNR, with a gap of order 1/T for either variance; with :math:`v = \tilde v` it tends to
-:class:`~scoresde.likelihood.VariationalBound`. Equal steps of t are not fine there where no noise
-is left at t = 0: :math:`SNR_1 / SNR_2` stays at about 2, however many they are. Then
-:math:`\tilde v`, which takes the data for known, costs real data about 0.4 nats/dim that do not
-vanish, and :math:`\tau^2` next to nothing (N(0, 0.25), VP, T = 1000: 0.443 and 0.001). On levels
-that the first state tells apart it is the other side that loses.
+:class:`~scoresde.likelihood.VariationalBound`. Equal steps of t do not become fine near t = 0 if
+no noise is left there: the ratio :math:`SNR_1 / SNR_2` stays at about 2 for any number of steps.
+Then, on real data, :math:`\tilde v`, which assumes that the data are known, costs about 0.4
+nats/dim for any T, and :math:`\tau^2` almost nothing (N(0, 0.25), VP, T = 1000: 0.443 and 0.001).
+On levels that can be told apart in the first state, it is the reverse.
 
 References:
     Ho et al., *Denoising diffusion probabilistic models*, 2020, https://arxiv.org/abs/2006.11239
@@ -77,25 +79,25 @@ from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
 
 _LEAST_NOISE = 1e-6  # in model units, of a first state at t = 0
-_FIRST_DRAWS = 4  # of the first state, from which the error of the reconstruction is known
+_FIRST_DRAWS = 4  # of the first state, to estimate the error of the reconstruction
 
 
 @dataclass(frozen=True)
 class DiscreteBoundResult(LogProbResult):
-    """What an evaluation of the bound returns; B examples, in nats.
+    """Result of an evaluation of the bound for B examples, in nats.
 
     Arguments:
-        log_prob: The lower bound of the log-probability (a log-density of model units for real
-            data): less the sum of the three parts, ``(B,)``.
+        log_prob: The lower bound of the log-probability (for real data, a log-density in model
+            units), ``(B,)``: minus the sum of the three parts.
         reconstruction: The expected negative log-probability of the decoder, ``(B,)``.
         consistency: The sum of the steps' divergences, ``(B,)``.
         prior: The divergence of the noised example from the prior, exact, ``(B,)``.
-        terms: The divergence of each of T steps, ``(B, T)``. Where the chain begins at clean data
-            the first is 0, since that step is the decoder's. Of a random subset they are
-            unbiased estimates: 0 where a step was not drawn, and weighted where it was.
+        terms: The divergence of each of T steps, ``(B, T)``. If the chain begins at clean data,
+            the first is 0, since that step belongs to the decoder. For a random subset they are
+            unbiased estimates: 0 for a step that was not drawn, and weighted for one that was.
         times: The time at which each step ends (the larger), float64 ``(T,)``.
-        standard_error: That of ``log_prob`` over the noise and the drawn steps, ``(B,)``, by the
-            differences of neighbours (see above); NaN where there is one term.
+        standard_error: The standard error of ``log_prob`` over the noise and the drawn steps,
+            ``(B,)``, from the differences of neighbours (see above); NaN for a single term.
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
         size: The number D of values of an example.
@@ -126,7 +128,7 @@ class DiscreteBoundResult(LogProbResult):
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """The bound in bits per dimension (of levels; of model units for real data), ``(B,)``."""
+        """The bound in bits per dimension (of levels; model units for real data), ``(B,)``."""
         return -self.log_prob / (self.size * math.log(2))
 
 
@@ -136,15 +138,15 @@ class DiscreteBound(LogProb):
 
     Arguments:
         decoder: The last step, to the data: :class:`~scoresde.codec.Levels` or
-            :class:`~scoresde.codec.DiscretisedGaussian` for data at their levels; None for real
-            data, a Gaussian around the denoised data.
-        steps: The number T of steps into which a continuous SDE is cut, uniformly in t: from
-            t = 0 where noise is left there, else the first step ends at 1/T. None: those of a
-            discrete chain.
+            :class:`~scoresde.codec.DiscretisedGaussian` for data on levels. If None, it is a
+            Gaussian around the denoised data, for real data.
+        steps: The number T of steps into which a continuous SDE is divided, uniformly in t. They
+            start at t = 0 if noise is left there; otherwise the first step ends at 1/T. If None,
+            the steps of a discrete chain are used.
         variance: The variance of the model's steps; :class:`ForwardVariance` suits real data
             better (see above).
-        draws: The number K of steps that are drawn at random for each example, positive: at equal
-            cost more accurate than all of them (see above); None: all.
+        draws: The number K of steps drawn at random for each example, positive. At equal cost this
+            is more accurate than all steps (see above). If None, all steps are used.
 
     Raises:
         InputError: If an argument is out of range.
@@ -194,12 +196,12 @@ class DiscreteBound(LogProb):
         Arguments:
             model: A score function.
             x: Data in model units, with shape ``(B, *)``; levels lie at their centres.
-            seed: Names the random streams of noise and steps; ``None`` draws a fresh one.
+            seed: Seed of the random streams of noise and steps. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit the model, or the data are not finite or not
+            InputError: If the arguments do not match the model, or the data are not finite or not
                 at the centres of the decoder's levels.
         """
         times = self.check(model).to(model.device)
@@ -245,7 +247,7 @@ class DiscreteBound(LogProb):
 
     @torch.no_grad()  # a schedule may have weights
     def _noised(self, sde: SDE) -> bool:
-        """Whether noise is left at t = 0, so that a state is there."""
+        """Whether noise is left at t = 0, so the chain has a state there."""
         # cos(pi/2), say, is not quite 0.
         return float(sde.sigma(as_time(0.0))) > _LEAST_NOISE
 
@@ -266,7 +268,7 @@ class DiscreteBound(LogProb):
     def _graded(
         self, bound: Conditioned, x: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the term of a step, and what it would be for unit Gaussian data, ``(B,)``."""
+        """Returns the term of a step, and its value for unit Gaussian data, ``(B,)``."""
         state, sde = bound.sde.perturb(x, t, z), bound.sde
         data, v = self.variance.step(bound.model, state, t, s, **bound.cond)
         noise = sde.sigma(t) ** 2
@@ -280,7 +282,7 @@ class DiscreteBound(LogProb):
     def _all(
         self, bound: Conditioned, x: Tensor, times: Tensor, streams: Streams
     ) -> tuple[Tensor, Tensor]:
-        """Returns every term, and the variance of their sum by their noise."""
+        """Returns every term, and the variance of their sum due to the noise."""
         found = []
         for i in range(len(times) - 1):
             z = streams.normal(x.shape[1:], Purpose.NOISE, _FIRST_DRAWS + i, x.dtype)
@@ -303,7 +305,7 @@ class DiscreteBound(LogProb):
             each.append(found / (draws * shares[row]).to(x))
             terms.scatter_add_(1, row[:, None], each[-1][:, None])
         values = torch.stack(each, 1)
-        # Not divided by what is expected: a part of the distribution holds unequal steps.
+        # Not divided by the expected values: a part of the distribution contains unequal steps.
         return terms, _variance_of_sum(values, torch.ones_like(values))
 
 
@@ -319,14 +321,14 @@ def _variance_of_sum(values: Tensor, expected: Tensor) -> Tensor:
     """Returns the variance of the sum of independent values ``(B, n)``, NaN for n = 1.
 
     Arguments:
-        values: The values, whose ratios to the expected ones have neighbours with like means.
-        expected: What they are about, up to a factor, positive, ``(B, n)``.
+        values: The values; neighbouring ratios to the expected values have similar means.
+        expected: Their approximate means, up to a common factor, positive, ``(B, n)``.
     """
     if values.shape[1] == 1:
         return torch.full_like(values[:, 0], torch.nan)
     apart = 0.5 * (values / expected).diff(dim=1).square()
     both = torch.cat((apart[:, :1], apart, apart[:, -1:]), 1)
-    each = 0.5 * (both[:, :-1] + both[:, 1:])  # those of the neighbours on both sides
+    each = 0.5 * (both[:, :-1] + both[:, 1:])  # the mean of the neighbours on both sides
     return (expected.square() * each).sum(1)
 
 
@@ -346,8 +348,8 @@ def consistency_term(
         x0: Clean data, with shape ``(B, *)``.
         x: States at time ``t``, with that shape.
         t: The later times, with shape ``()`` or ``(B,)``.
-        s: The earlier times, likewise, where some noise is.
-        variance: That of the model's step.
+        s: The earlier times, with the same shapes, where some noise is left.
+        variance: The variance of the model's step.
         **cond: Conditions, each with shape ``(B, *)``.
 
     Returns:
@@ -360,15 +362,15 @@ def consistency_term(
 def step_divergence(
     model: ScoreFunction, x0: Tensor, data: Tensor, v: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
-    r"""Returns :func:`consistency_term` where the step is known.
+    r"""Returns :func:`consistency_term` if the model's step is known.
 
     Arguments:
         model: The model.
         x0: Clean data, with shape ``(B, *)``.
         data: The denoised data at time ``t``, with that shape.
-        v: The variance of the model's step, which broadcasts to it.
+        v: The variance of the model's step, which broadcasts to ``x0``.
         t: The later times, with shape ``()`` or ``(B,)``.
-        s: The earlier times, likewise, where some noise is.
+        s: The earlier times, with the same shapes, where some noise is left.
     """
     return _divergence(model, (x0 - data).square(), v, t, s)
 
@@ -400,7 +402,7 @@ def reconstruction_term(
         x: States at time ``t``, with that shape.
         t: The first time, with shape ``()`` or ``(B,)``.
         decoder: The decoder.
-        variance: That of the model's steps.
+        variance: The variance of the model's steps.
         **cond: Conditions, each with shape ``(B, *)``.
 
     Returns:

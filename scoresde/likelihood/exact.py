@@ -1,20 +1,20 @@
 r"""Exact log-likelihoods by the instantaneous change of variables.
 
-Along the probability-flow ODE :math:`dx/dt = v(x, t)` the density of a moving point changes by the
-divergence of the field, so that with the latent :math:`x_1` to which the ODE carries :math:`x`
+Along the probability-flow ODE :math:`dx/dt = v(x, t)` the density at a moving point changes by the
+divergence of the field. If the ODE takes :math:`x` to the latent :math:`x_1`,
 
 .. math:: \log p_\epsilon(x) = \log p_1(x_1) + \int_\epsilon^1 \nabla \cdot v(x_t, t) \, dt .
 
-The prior stands for :math:`p_1`. The two differ by what is left of the data at :math:`t = 1`; for
-VE by its variance beside that of the noise. The result keeps the two terms and the latent apart,
-so that whoever knows :math:`p_1` can put it in.
+The prior is used for :math:`p_1`. The two differ by the rest of the data at :math:`t = 1`, for VE
+by its variance next to that of the noise. The result has the two terms and the latent separately,
+so :math:`p_1` can be inserted if it is known.
 
-(:mod:`scoresde.likelihood.flow` integrates the ODE.) What is measured is the density at
-:math:`\epsilon`, evaluated on the data as they are. The defaults keep the difference to the
-data's own density small: 1e-5 for VP costs 0.0008 bits/dim on natural-image-like data (1e-3, the
-sampling cut-off, would cost 0.42), 1e-3 for sub-VP less than 1e-5; VE starts at its
-:math:`\sigma_{min}`, whose cost only the choice of that can reduce: 0.39 at 0.01
-(``experiments/likelihood_cutoff.py``). :mod:`scoresde.likelihood.cutoff` has other ways across.
+(:mod:`scoresde.likelihood.flow` integrates the ODE.) The result is the density at
+:math:`\epsilon`, evaluated on the data without noise. The defaults keep the difference to the
+density of the data small. On natural-image-like data, 1e-5 for VP costs 0.0008 bits/dim (1e-3, the
+sampling cut-off, would cost 0.42), and 1e-3 for sub-VP less than 1e-5. VE starts at its
+:math:`\sigma_{min}` and costs 0.39 at 0.01, which only a smaller :math:`\sigma_{min}` reduces
+(``experiments/likelihood_cutoff.py``). Other cut-offs are in :mod:`scoresde.likelihood.cutoff`.
 
 References:
     Chen et al., *Neural ordinary differential equations*, 2018 (theorem 1).
@@ -43,20 +43,20 @@ from scoresde.streams import Streams
 
 @dataclass(frozen=True)
 class LogLikelihood(LogProbResult):
-    """What a likelihood evaluation returns; B examples.
+    """Result of a likelihood evaluation for B examples.
 
     Arguments:
-        log_prob: The log-density in nats of model units, ``(B,)``: the sum of the next two, and
-            of what a cut-off adds.
+        log_prob: The log-density in nats of model units, ``(B,)``: the sum of the next two, and of
+            the cut-off's correction.
         prior_log_prob: The prior's log-density of the latent, ``(B,)``.
         log_det: The integral of the divergence, ``(B,)``.
-        standard_error: That of ``log_prob`` over the probes, ``(B,)``: 0 if the trace is exact,
-            NaN for a single probe.
+        standard_error: The standard error of ``log_prob`` over the probes, ``(B,)``: 0 if the
+            trace is exact, NaN for a single probe.
         latent: The state at time 1, ``(B, *)``.
         nfe: The network passes that each example took part in, int64 ``(B,)``.
         seed: The seed that was used.
-        failed: Which examples could not be solved, bool ``(B,)``; their values are NaN.
-        vjps: The products with a transposed Jacobian of each example, int64 ``(B,)``.
+        failed: Mask of the examples that could not be solved, bool ``(B,)``; their values are NaN.
+        vjps: The number of products with a transposed Jacobian for each example, int64 ``(B,)``.
         estimates: Uncorrelated estimates of ``log_prob``, from one set of probes, ``(B, n)``;
             ``log_prob`` is their mean, unless ``target_error`` has added further sets.
     """
@@ -77,30 +77,32 @@ class LogLikelihood(LogProbResult):
 class Likelihood(LogProb):
     r"""Evaluates :math:`\log p(x)` under a score function.
 
-    Every probe is fixed along the path, each integrates its own divergence, and all share the
-    network pass of the field. Each example has its own step sizes (see
-    :mod:`scoresde.solvers.runge_kutta`), so that its value does not depend on its batch mates.
+    Every probe is fixed along the path and integrates its own divergence. All probes share the
+    network passes of the field. Each example has its own step sizes (see
+    :mod:`scoresde.solvers.runge_kutta`), so its value does not depend on the other examples in the
+    batch.
 
     Arguments:
         probes: The number of Rademacher probes, positive; or ``"exact"`` for the trace itself, for
             small data (one backward pass per dimension); or a :class:`~scoresde.divergence.Trace`.
         rtol: Relative tolerance of the solver, positive.
         atol: Absolute tolerance of the solver, positive.
-        eps: The time to start at, in [0, 1); ``None`` takes the default of the model's SDE
+        eps: The time to start at, in [0, 1). If None, the default of the model's SDE is used
             (``sde.cutoffs.likelihood``: 1e-5 for VP, 1e-3 for sub-VP, 0 for VE).
         method: The ODE method, an object or its short name (see
             :class:`~scoresde.solvers.AdaptiveODE`).
-        cutoff: What stands between the data and their state at ``eps``.
+        cutoff: The step from the data to their state at ``eps``.
         clock: The variable in which the flow is solved (see :mod:`scoresde.likelihood.flow`).
-        target_error: Draws further sets of probes for each example until its standard error is
-            at most this, in nats, positive; ``None``: one set. Its ``probes`` share a network
-            pass, further sets take new ones.
-        max_sets: How many sets of probes at most, positive; if they do not do, a warning says so.
-        strict: Whether an example that cannot be solved is an error, or becomes NaN and is
-            flagged while the others go on.
+        target_error: The standard error to reach for each example, in nats, positive: further sets
+            of probes are drawn until it is reached. If None, one set is drawn. The ``probes`` of a
+            set share network passes; each further set needs new passes.
+        max_sets: The largest number of sets of probes, positive. If ``target_error`` is not
+            reached, a warning is issued.
+        strict: Whether an example that cannot be solved is an error. If False, it becomes NaN and
+            is flagged, and the others continue.
         differentiable: Whether the result keeps its graph to the data, the conditions and the
             model's parameters (see :mod:`scoresde.likelihood.flow`). If False, ``log_prob`` has no
-            gradient; a warning says so where data, a condition or a model in training mode
+            gradient, and a warning is issued if data, a condition or a model in training mode
             requires one.
 
     Raises:
@@ -129,7 +131,7 @@ class Likelihood(LogProb):
     def __post_init__(self) -> None:
         solver, trace = self._solver(), self._trace()
         if self.differentiable:
-            _ = solver.replays  # refuses what cannot be differentiated
+            _ = solver.replays  # raises if the method cannot be differentiated
         check_count("max_sets", self.max_sets)
         target = self.target_error
         if target is not None and not target > 0:
@@ -157,13 +159,13 @@ class Likelihood(LogProb):
         Arguments:
             model: A score function.
             x: Data in model units, with shape ``(B, *)``.
-            seed: Names the random streams of the probes; ``None`` draws a fresh one.
+            seed: Seed of the random streams of the probes. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit the model, or the data are not finite.
-            SolverError: If an example cannot be solved, and ``strict``.
+            InputError: If the arguments do not match the model, or the data are not finite.
+            SolverError: If an example cannot be solved and ``strict`` is True.
         """
         eps = self.check(model)
         check_data(x)
@@ -182,7 +184,8 @@ class Likelihood(LogProb):
         """Returns the standard error of the mean of estimates, ``(B, n)`` to ``(B,)``.
 
         Arguments:
-            estimates: Those of a result, or their differences between two results of one seed.
+            estimates: The ``estimates`` of a result, or their differences between two results with
+                the same seed.
         """
         return self._trace().standard_error(estimates)
 
@@ -258,9 +261,10 @@ class Likelihood(LogProb):
 
 
 def _warn_of_gradients(model: Model, given: Mapping[str, object]) -> None:
-    """Says that a gradient for which the caller has asked will be missing.
+    """Warns that a gradient which the caller requested will be missing.
 
-    Weights in training mode count as asked for; those of an evaluation are in ``model.eval()``.
+    Gradients of weights count as requested if the model is in training mode, not in evaluation
+    mode.
     """
     if not torch.is_grad_enabled():
         return
@@ -278,10 +282,11 @@ def _warn_of_gradients(model: Model, given: Mapping[str, object]) -> None:
 
 
 class _Sets:
-    """Independent sets of probes, some examples with more of them than others.
+    """Independent sets of probes; their number may differ between examples.
 
-    The error of the mean over r sets is the root of the sum of their own squared errors over r;
-    sets of a single estimate know none, and then it comes from the spread of the sets.
+    The error of the mean over r sets is the root of the sum of their squared errors, divided by r.
+    Sets with a single estimate have no error of their own; the error then comes from the spread of
+    the sets.
     """
 
     def __init__(self, trace: Trace, log_dets: Tensor) -> None:
@@ -307,6 +312,6 @@ class _Sets:
 
     @property
     def standard_error(self) -> Tensor:
-        """That of the mean, ``(B,)``; NaN for a single estimate."""
+        """The standard error of the mean, ``(B,)``; NaN for a single estimate."""
         spread = self.squares / (self.count - 1) / self.count
         return torch.where(self.variance.isnan(), spread, self.variance / self.count**2).sqrt()

@@ -1,31 +1,31 @@
-r"""The probability flow: points carried between noise and data, and their densities with them.
+r"""The probability flow, which transports points and their densities between noise and data.
 
-The ODE :math:`dx/dt = v(x, t)` with :math:`v = f x - \tfrac12 g^2 \nabla_x \log p_t(x)` carries
-points; along their paths the log-density changes by the divergence,
+The ODE :math:`dx/dt = v(x, t)` with :math:`v = f x - \tfrac12 g^2 \nabla_x \log p_t(x)` moves
+points. Along their paths the log-density changes by the divergence,
 
 .. math:: \log p_s(x_s) = \log p_t(x_t) + \int_s^t \nabla \cdot v(x_\tau, \tau) \, d\tau .
 
-The integral is solved together with the point, divided by the number of dimensions: then the
-solver's tolerance is one for the log-density *per dimension*, which is what bits/dim report, and
-not for a sum over thousands of dimensions.
+The integral is solved together with the point, divided by the number of dimensions. The solver's
+tolerance then applies to the log-density *per dimension*, as reported in bits/dim, and not to a
+sum over thousands of dimensions.
 
 **Clocks.** Near the data the flow changes with the noise level, which grows like :math:`\sqrt t`
-for VP, and a polynomial in :math:`t` follows that badly. In the relative noise level
-:math:`\rho = \sigma / \alpha` the rescaled point obeys :math:`d(x/\alpha)/d\rho = \hat z`, as
-smooth as the network; far from the data only ratios of :math:`\rho` matter. So the default clock
-is
+for VP, and polynomials in :math:`t` approximate it badly. In the relative noise level
+:math:`\rho = \sigma / \alpha` the rescaled point obeys :math:`d(x/\alpha)/d\rho = \hat z`, which
+is as smooth as the network. Far from the data only ratios of :math:`\rho` matter. So the default
+clock is
 
 .. math:: \tau = \operatorname{arsinh}(\rho / \rho_0), \qquad
           \frac{dt}{d\tau} = \frac{2 \sigma^2}{g^2} \frac{d \log \rho}{d \tau},
 
 linear in :math:`\rho` below :math:`\rho_0` and logarithmic above, by :math:`d \log \rho / dt =
-g^2 / (2 \sigma^2)`. Solutions are the same; a trained network needs about half of the passes for
-the same error (``experiments/likelihood_speed.py``).
+g^2 / (2 \sigma^2)`. The solutions are the same, but a trained network needs about half as many
+passes for the same error (``experiments/likelihood_speed.py``).
 
-**Gradients.** A solution that is to be differentiated is walked twice: once by the adaptive
-solver, to find the steps, and once more on these steps, whose states are kept. Backwards every
-step is repeated with its graph, one at a time. That is the exact gradient of the discrete
-solution for the memory of one step's graph and one state per step.
+**Gradients.** To differentiate a solution, it is integrated twice: first by the adaptive solver,
+to find the steps, and then on these steps, whose states are kept. The backward pass repeats every
+step with its graph, one at a time. This is the exact gradient of the discrete solution, with the
+memory of one step's graph and one state per step.
 
 References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 13 and section D.2).
@@ -49,11 +49,11 @@ from scoresde.solvers import AdaptiveODE, Solution
 from scoresde.solvers.base import Callback, Constraint, State
 from scoresde.solvers.runge_kutta import RungeKutta
 
-_HAIR = 1e-9  # of a time: the side of a jump on which a model is evaluated
+_HAIR = 1e-9  # relative distance in time from a jump at which a model is evaluated
 
 
 def as_trace(probes: int | str | Trace) -> Trace:
-    """Returns an estimator: itself, the exact one for ``"exact"``, or so many Rademacher probes.
+    """Converts a number of Rademacher probes, ``"exact"``, or an estimator to an estimator.
 
     Raises:
         InputError: If it is none of them.
@@ -74,7 +74,7 @@ class FlowSolution:
     Arguments:
         x: The points, with shape ``(B, *)``; NaN where ``failed``.
         log_dets: Estimates of the integrated divergence, ``(B, n)``; none without a trace.
-        failed: Which points did not arrive, bool ``(B,)``.
+        failed: Mask of the points that did not reach the end, bool ``(B,)``.
     """
 
     x: Tensor
@@ -84,16 +84,16 @@ class FlowSolution:
 
 @dataclass(frozen=True)
 class Flow:
-    """The field of the probability flow of a batch, and of the divergence along it.
+    """The vector field of the probability flow of a batch, with the divergence along it.
 
     Arguments:
         model: A model.
         cond: The conditions, each with shape ``(B, *)``.
-        trace: The estimator of the divergence; None: the points alone.
-        probes: What ``trace.probes`` returned, with shape ``(k, B or 1, *)``.
+        trace: The estimator of the divergence. If None, only the points are integrated.
+        probes: The output of ``trace.probes``, with shape ``(k, B or 1, *)``.
         graph: Whether the field keeps its graph.
-        clock: The variable in which it is solved.
-        interval: The times outside of which the model is never evaluated.
+        clock: The integration variable.
+        interval: The interval of times outside of which the model is never evaluated.
     """
 
     model: Model
@@ -111,7 +111,7 @@ class Flow:
             expand(rate.to(slope.dtype), slope) * slope for slope in self._slopes(t, state)
         )
 
-    @torch.no_grad()  # whatever the clock, the integral is that over time
+    @torch.no_grad()  # for any clock, the integral is over time
     def time(self, reading: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the times of readings of the clock, and their derivative."""
         t, rate = self.clock.time(self.model.process, reading)
@@ -154,8 +154,9 @@ class Flow:
             start: Their time.
             end: The time to reach.
             solver: The ODE solver.
-            callback: Called with times and the state as the solution proceeds.
-            constrain: As in :class:`~scoresde.solvers.base.Problem`, of times and not of readings.
+            callback: Function called with times and the state during the solution.
+            constrain: As in :class:`~scoresde.solvers.base.Problem`, but called with times, not
+                readings.
 
         Raises:
             SolverError: If the solver fails.
@@ -180,9 +181,9 @@ class Flow:
         return FlowSolution(final[0], log_dets, failed)
 
     def _legs(self, start: float, end: float) -> list[tuple[float, float]]:
-        """Returns the ends of the intervals in which the model does not jump, in their order.
+        """Returns the ends of the intervals without jumps of the model, in order.
 
-        A solver's estimate of its error is far too small for a step across a jump.
+        For a step across a jump, a solver's error estimate is far too small.
         """
         low, high = sorted((start, end))
         times = [low, *(t for t in self.model.jumps if low < t < high), high]
@@ -200,7 +201,7 @@ class Flow:
         first, last = (self.clock.of(self.model.process, t) for t in ends)
 
         def time(reading: Tensor) -> Tensor:
-            # The ends as they are, and not as the clock rounds them.
+            # The exact ends, not those rounded by the clock.
             t = self.time(reading)[0]
             return torch.where(reading == first, start, torch.where(reading == last, end, t))
 
@@ -219,14 +220,14 @@ class Flow:
         )
 
     def _replay(self, state: State, method: RungeKutta, grid: Tensor) -> State:
-        """Integrates on known steps, in a way that can be differentiated."""
+        """Integrates on known steps; the result is differentiable."""
         sources = [*self.model.parameters(), *self.model.buffers(), *self.cond.values()]
         leaves = [tensor for tensor in sources if tensor.requires_grad]
         return _Replay.apply(self, method, grid, len(state), *state, *leaves)
 
 
 class _Calls:
-    """A callback and a constraint across solutions that follow each other."""
+    """A callback and a constraint for consecutive solutions."""
 
     def __init__(self, callback: Callback | None, constrain: Constraint | None) -> None:
         self._callback, self._constrain = callback, constrain
@@ -256,18 +257,18 @@ class _Calls:
 
     def _number(self, t: Tensor, state: State, i: int) -> State:
         assert self._constrain is not None
-        self._count += 1  # of the attempted steps of all solutions, from 1 here
+        self._count += 1  # attempted steps of all solutions, counted from 1
         return self._constrain(t, state, self._count - 1)
 
 
 def _between(first: float, last: float, ends: tuple[float, float]) -> tuple[float, float]:
-    """Returns the times at which a model is evaluated between two, not on a jump itself."""
+    """Returns the end times of the model's evaluations in an interval, not on a jump itself."""
     low, high = sorted((first, last))
     return low if low in ends else low * (1 + _HAIR), high if high in ends else high * (1 - _HAIR)
 
 
 class _Replay(torch.autograd.Function):
-    """An integration on known steps that keeps the states, and repeats the steps backwards."""
+    """An integration on known steps that keeps the states; the backward pass repeats the steps."""
 
     @staticmethod
     def forward(

@@ -4,8 +4,8 @@ r"""The likelihood of data through their latents.
           - \log q(z \mid y) \right] ,
 
 where the last two terms are the codec's log-determinant (:mod:`scoresde.codec`), and the prior's
-:math:`\log p(z)` may itself be a bound. It is exact where the codec is invertible, and there is
-none where the codec has no density.
+:math:`\log p(z)` may itself be a bound. The bound is exact if the codec is invertible, and
+undefined if the codec has no density.
 
 **Several draws.** Their average has the same expectation and a smaller error. The logarithm of the
 average of their weights,
@@ -13,9 +13,9 @@ average of their weights,
 .. math:: \log \frac{1}{K} \sum_k p(z_k) \, p(y \mid z_k) / q(z_k \mid y) ,
 
 is a tighter bound, but only if :math:`p(z_k)` is exact. The exponential of an estimate whose error
-has the standard deviation s is too large by :math:`e^{s^2 / 2}`, so that noise passes for
-likelihood: with 16 draws and s = 1 nat it is 0.45 nats. Weights are therefore refused for a noisy
-prior term.
+has the standard deviation s is too large by :math:`e^{s^2 / 2}`, so noise increases the
+likelihood: with 16 draws and s = 1 nat, by 0.45 nats. Weighted draws are therefore not allowed
+with a noisy prior term.
 
 References:
     Vahdat et al., *Score-based generative modeling in latent space*, 2021,
@@ -43,17 +43,18 @@ from scoresde.streams import Streams, probe_seed
 
 @dataclass(frozen=True)
 class LatentBoundResult:
-    """What an evaluation of the bound returns; B examples, float64, in nats of raw units.
+    """Result of an evaluation of the bound for B examples, float64, in nats of raw units.
 
     Arguments:
         log_prob: The lower bound of the log-density, ``(B,)``.
         prior: The mean over the draws of the log-density of the latents, ``(B,)``.
-        log_det: That of the codec's log-determinant, ``(B,)``.
-        standard_error: That of ``log_prob`` over the draws, ``(B,)``. Of a single draw it is the
-            prior term's alone; where the codec draws nothing, that is all there is.
+        log_det: The mean over the draws of the codec's log-determinant, ``(B,)``.
+        standard_error: The standard error of ``log_prob`` over the draws, ``(B,)``. For a single
+            draw it is only the error of the prior term; if the codec is deterministic, there is no
+            other.
         nfe: The network passes of each example over all draws, int64 ``(B,)``.
         seed: The seed that was used.
-        estimates: The bound by each draw, ``(B, K)``.
+        estimates: The bound from each draw, ``(B, K)``.
     """
 
     log_prob: Tensor
@@ -70,12 +71,12 @@ class LatentBound:
     """Bounds the log-density of raw examples from below under a latent model.
 
     Arguments:
-        likelihood: Evaluates the prior at the latents.
-        draws: The number K of latents of each example, positive.
-        weighted: Whether the draws are importance-weighted, or averaged.
+        likelihood: The likelihood or bound that evaluates the prior at the latents.
+        draws: The number K of latents per example, positive.
+        weighted: Whether the draws are importance-weighted. If False, they are averaged.
 
     Raises:
-        InputError: If a value is out of range, or draws are to be weighted with a noisy prior
+        InputError: If a value is out of range, or ``weighted`` is combined with a noisy prior
             term.
 
     Example:
@@ -126,7 +127,7 @@ class LatentBound:
             **cond: Conditions for the prior, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the codec has no density, or the likelihood does not suit the prior.
+            InputError: If the codec has no density, or the likelihood cannot evaluate the prior.
         """
         self.likelihood.check(model.prior)
         streams = Streams.of(seed, seeds, len(raw), raw.device)
@@ -171,5 +172,7 @@ class LatentBound:
         if not self.weighted:
             return estimates.mean(1), estimates.std(1, unbiased=count > 1) / count**0.5
         log_prob = estimates.logsumexp(1) - math.log(count)
-        weights = (estimates - log_prob[:, None]).exp()  # of mean 1: the error of a logarithm
+        weights = (
+            estimates - log_prob[:, None]
+        ).exp()  # with mean 1, for the error of a logarithm
         return log_prob, weights.std(1, unbiased=count > 1) / count**0.5

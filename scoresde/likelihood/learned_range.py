@@ -1,4 +1,4 @@
-"""A learned variance of a step of the reverse chain, between the two that need no data."""
+"""A learned variance for steps of the reverse chain, between the two fixed variances."""
 
 from dataclasses import dataclass
 from typing import final
@@ -15,16 +15,17 @@ from scoresde.sde import as_time
 @final
 @dataclass(frozen=True)
 class LearnedRange(Variance):
-    r"""The variance that the second head :math:`F` of a network says.
+    r"""The variance given by the second head :math:`F` of a network.
 
     .. math:: \log v = w \log \tau^2 + (1 - w) \log \frac{\sigma_s^2 \tau^2}{\sigma_t^2},
               \qquad w = \frac{F + 1}{2} .
 
-    Between F = -1 and 1 it lies between the two fixed variances; a head of zeros is their
-    geometric mean. Nothing keeps F in that range.
+    For F in [-1, 1] it lies between the two fixed variances, and for F = 0 it is their geometric
+    mean. F is not restricted to this range.
 
-    The step to the data has no lower end, since its posterior variance is 0. Its variance is not
-    learned: it is the forward one (the published code takes the lower end of the second step).
+    For the step to the data the lower variance is 0. Its variance is therefore not learned but the
+    forward variance (the published code uses the lower variance of the second step as the lower
+    end).
 
     References:
         Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (equation 15).
@@ -50,16 +51,16 @@ class LearnedRange(Variance):
         return found.data, self.of_head(model, found.head, t, s)
 
     def of_head(self, model: ScoreFunction, head: Tensor | None, t: Tensor, s: Tensor) -> Tensor:
-        """Returns the variance ``(B, *)`` that the output of a second head says.
+        """Returns the variance ``(B, *)`` given by the output of a second head.
 
         Arguments:
             model: The model.
-            head: The output, with shape ``(B, *)``.
+            head: The output of the second head, with shape ``(B, *)``.
             t: The later times, with shape ``()`` or ``(B,)``.
             s: The earlier times, likewise.
 
         Raises:
-            InputError: If there is none.
+            InputError: If ``head`` is None.
         """
         if head is None:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The prior against what is left of the data at t = 1."""
+"""Divergences between the prior and the noised data at t = 1."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from scoresde.sde import SDE, as_time
 from scoresde.shapes import check_data, sum_features
 
 _LARGEST = 4096  # rows of a matrix whose eigenvalues are taken: about half a minute
-_ROWS = 4096  # examples that are widened to float64 at once
+_ROWS = 4096  # examples converted to float64 at once
 
 
 def prior_kl(sde: SDE, x: Tensor) -> Tensor:
-    r"""Returns how far the noised examples are from the prior.
+    r"""Returns the divergence of each noised example from the prior.
 
     .. math:: KL(N(\alpha_1 x, \sigma_1^2 I) \,\|\, N(0, \pi^2 I)) = \frac{\alpha_1^2}{2 \pi^2}
               \lVert x \rVert^2 + \tfrac{D}{2} (r - \log(1 + r)), \qquad
@@ -31,7 +31,7 @@ def prior_kl(sde: SDE, x: Tensor) -> Tensor:
 
 
 def prior_mismatch(sde: SDE, mean: Tensor, variances: Tensor) -> Tensor:
-    r"""Returns how far what is left of the data at t = 1 is from the prior.
+    r"""Returns the divergence of the noised data at t = 1 from the prior.
 
     For data with the mean :math:`m` and a covariance with the eigenvalues :math:`c_i`,
 
@@ -40,15 +40,15 @@ def prior_mismatch(sde: SDE, mean: Tensor, variances: Tensor) -> Tensor:
               + \sum_i r_i - \log(1 + r_i) \right), \qquad
               r_i = \frac{\alpha_1^2 c_i + \sigma_1^2}{\pi^2} - 1 .
 
-    The logarithm of the prior is quadratic, so that for data that are not Gaussian the divergence
-    of :math:`p_1` itself is this one plus that of :math:`p_1` from its own Gaussian, which the
-    noise has made tiny. By it the mean log-likelihood under an exact score falls short when the
-    prior stands for :math:`p_1`.
+    The logarithm of the prior is quadratic. So for data that are not Gaussian, the divergence of
+    :math:`p_1` is this value plus the divergence of :math:`p_1` from the Gaussian with its
+    moments, which the noise makes tiny. If the prior is used for :math:`p_1`, the mean
+    log-likelihood under an exact score is too small by this divergence.
 
-    VE leaves the data as they are beside a noise of :math:`\sigma_1`: the mean costs
-    :math:`\lVert m \rVert^2 / 2 \sigma_1^2`, which dominates unless the data are centred, and the
-    variances :math:`\tfrac14 \sum (c_i / \sigma_1^2)^2`. VP has :math:`r_i = \alpha_1^2 (c_i - 1)`
-    with :math:`\alpha_1^2 = 4 \cdot 10^{-5}`.
+    VE adds noise of :math:`\sigma_1` to unscaled data. The mean costs
+    :math:`\lVert m \rVert^2 / 2 \sigma_1^2`, which dominates unless the data are centred. The
+    variances cost :math:`\tfrac14 \sum (c_i / \sigma_1^2)^2`. VP has
+    :math:`r_i = \alpha_1^2 (c_i - 1)` with :math:`\alpha_1^2 = 4 \cdot 10^{-5}`.
 
     Arguments:
         sde: The forward process.
@@ -59,7 +59,8 @@ def prior_mismatch(sde: SDE, mean: Tensor, variances: Tensor) -> Tensor:
         The divergence in nats, float64, with shape ``()``.
 
     Raises:
-        InputError: If the eigenvalues do not fit the mean, or one is negative.
+        InputError: If the number of eigenvalues is not that of the mean's elements, or one is
+            negative.
 
     Example:
         >>> from scoresde import VESDE
@@ -80,8 +81,8 @@ def prior_mismatch(sde: SDE, mean: Tensor, variances: Tensor) -> Tensor:
 def spectrum(data: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean of data and the eigenvalues of their covariance.
 
-    The covariance of N examples is ``(D, D)``, and its eigenvalues but for zeros are those of
-    the ``(N, N)`` matrix of inner products; the smaller of the two is decomposed.
+    The covariance of N examples is ``(D, D)``. Its eigenvalues, except zeros, are those of the
+    ``(N, N)`` matrix of inner products. The smaller of the two matrices is decomposed.
 
     Arguments:
         data: Data in model units, with shape ``(N, *)``; at least two examples.
@@ -90,7 +91,7 @@ def spectrum(data: Tensor) -> tuple[Tensor, Tensor]:
         The mean, with shape ``(*)``, and the eigenvalues, ascending, with shape ``(D,)``; float64.
 
     Raises:
-        InputError: If the data are no batch of two or more finite examples, or both N and D are
+        InputError: If the data are not a batch of two or more finite examples, or both N and D are
             above 4096.
     """
     check_data(data)
@@ -118,6 +119,6 @@ def _at_the_end(sde: SDE, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _excess(r: Tensor) -> Tensor:
-    """Returns r - log(1 + r), by its series where the difference would lose digits."""
+    """Returns r - log(1 + r), from its series where the difference would lose digits."""
     series = r**2 * (1 / 2 - r * (1 / 3 - r * (1 / 4 - r * (1 / 5 - r / 6))))
     return torch.where(r.abs() < 1e-3, series, r - torch.log1p(r))

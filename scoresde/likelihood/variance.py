@@ -1,12 +1,12 @@
 r"""Variances of a step of the reverse chain, :math:`p(x_s \mid x_t)` for s < t.
 
 The mean of a step is that of :math:`q(x_s \mid x_t, x_0)` with the denoised data for
-:math:`x_0`. The variance that fits it is between two that need no data,
+:math:`x_0`. The optimal variance lies between two that need no data,
 
 .. math:: \frac{\sigma_s^2 \tau^2}{\sigma_t^2} \le v \le \tau^2 , \qquad
           \tau^2 = \sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2} \sigma_s^2 ,
 
-the lower exact for data that are one point, the upper for standard normal data.
+where the lower is exact for data that are a single point, the upper for standard normal data.
 
 References:
     Ho et al. 2020, https://arxiv.org/abs/2006.11239 (section 3.2).
@@ -27,7 +27,7 @@ from scoresde.shapes import one_or_each
 
 
 class Variance(ABC):
-    """Base class for variances of a step; one may depend on the state, and be learned."""
+    """Base class for variances of a step, which may depend on the state and be learned."""
 
     @abstractmethod
     def __call__(
@@ -43,29 +43,29 @@ class Variance(ABC):
             **cond: Conditions, each with shape ``(B, *)``.
 
         Returns:
-            Variances, which broadcast to ``x``; those that depend on times alone keep the data
-            type of the times.
+            Variances, which broadcast to ``x``. If they depend only on the times, they have the
+            data type of the times.
         """
 
     def first(self, model: ScoreFunction, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         r"""Returns the variance of the step from the first state to the data.
 
-        By default it is the forward one, :math:`\sigma_t^2`: that of :math:`q(x_0 \mid x_t, x_0)`
-        is 0.
+        By default it is the forward variance, :math:`\sigma_t^2`, since the variance of
+        :math:`q(x_0 \mid x_t, x_0)` is 0.
         """
         return per_example(model.sde.sigma(as_time(t)) ** 2, x)
 
     def step(
         self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the denoised data and the variance: both, where one pass gives both."""
+        """Returns the denoised data and the variance, from one pass if possible."""
         return model.denoise(x, t, **cond), self(model, x, t, s, **cond)
 
 
 @final
 @dataclass(frozen=True)
 class PosteriorVariance(Variance):
-    r"""The lower of the two, :math:`\sigma_s^2 \tau^2 / \sigma_t^2`, that of Bayes' rule."""
+    r"""The lower variance, :math:`\sigma_s^2 \tau^2 / \sigma_t^2`, from Bayes' rule."""
 
     def __call__(
         self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
@@ -76,7 +76,7 @@ class PosteriorVariance(Variance):
 @final
 @dataclass(frozen=True)
 class ForwardVariance(Variance):
-    r"""The upper of the two, :math:`\tau^2`, that of the forward step."""
+    r"""The upper variance, :math:`\tau^2`, of the forward step."""
 
     def __call__(
         self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
@@ -87,15 +87,16 @@ class ForwardVariance(Variance):
 @final
 @dataclass(frozen=True)
 class ReferenceVariance(Variance):
-    r"""The lower of the two, and at the last step to the data that of the step before it.
+    r"""The lower variance, where the last step, to the data, takes that of the step before it.
 
-    So does the published code of Ho et al. ("fixedsmall"), since the lower variance of the step
-    to the data is 0. A last step with a variance below the forward one costs a bound a lot: on
-    N(0, 0.25) with 1000 linear steps it is short by 0.57 nats/dim, and with 4000 by 0.49, where
-    :class:`PosteriorVariance` tends to the log-density.
+    The published code of Ho et al. does the same ("fixedsmall"), since the lower variance of the
+    step to the data is 0. A last step with a variance below the forward one makes a bound much
+    worse: on N(0, 0.25) it is too small by 0.57 nats/dim with 1000 linear steps, and by 0.49 with
+    4000, while :class:`PosteriorVariance` tends to the log-density.
 
     Arguments:
-        steps: The number T of the chain's steps, at least 2; None: that of a discrete chain.
+        steps: The number T of the chain's steps, at least 2. If None, that of the discrete chain
+            is used.
 
     References:
         Ho et al. 2020, code (``diffusion_utils_2.py``, ``posterior_log_variance_clipped``).
@@ -122,7 +123,7 @@ def steps_of(sde: SDE) -> int:
     """Returns the number of steps of a discrete chain.
 
     Raises:
-        InputError: If it is continuous.
+        InputError: If the SDE is continuous.
     """
     if not isinstance(sde, Chain):
         raise InputError(
@@ -143,7 +144,7 @@ def posterior_variance(model: ScoreFunction, t: Tensor, s: Tensor) -> Tensor:
 
 
 def per_example(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Makes a coefficient of times broadcast to ``x`` in the coefficient's own data type."""
+    """Reshapes a coefficient of times to broadcast to ``x``, in its own data type."""
     if coefficient.ndim == 0:
         return coefficient.to(x.device)
     return one_or_each(coefficient, x).reshape(-1, *(1,) * (x.ndim - 1))

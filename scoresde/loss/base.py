@@ -1,4 +1,4 @@
-"""The base class of losses, and the times and the noise that they draw."""
+"""Base class for losses, and the times and noise that they draw."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
@@ -24,11 +24,11 @@ class LossTerms:
 
     Arguments:
         value: The loss of each example, ``(B,)``.
-        parts: The named parts that it consists of, or that describe it, each ``(B,)``, without a
-            graph. The training loop records the mean of each; the names are the same in all parts
-            of a batch.
-        record: What the loss itself keeps of each example (:meth:`Loss.keep`), ``(B, n)``,
-            without a graph; None for a loss that keeps nothing.
+        parts: Named terms of the loss, or values that describe it, each ``(B,)``, without a graph.
+            The training loop records the mean of each. The names are the same in all parts of a
+            batch.
+        record: Values of each example that the loss itself stores (:meth:`Loss.keep`), ``(B, n)``,
+            without a graph; None for a loss that stores nothing.
     """
 
     value: Tensor
@@ -43,7 +43,7 @@ class Draw:
     Arguments:
         t: The times, ``()`` or ``(B,)``.
         noise: Standard normal noise, with the shape of the batch.
-        weight: What corrects for the density of drawn times, ``(B,)``; 1 for given ones.
+        weight: Correction for the density of drawn times, ``(B,)``; 1 for given times.
     """
 
     t: Tensor
@@ -53,14 +53,14 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class BatchStreams:
-    """The random streams of a batch of which a part may be evaluated.
+    """The random streams of a batch, of which only a part may be evaluated.
 
     Arguments:
         seed: Seed of the streams. If None, a new one is drawn when they are used.
-        seeds: The index of each example's stream; None: as many as there are examples.
-        part: Which of the ``seeds`` are those of the part; None: all.
+        seeds: The index of each example's stream. If None, ``range`` of the number of examples.
+        part: The positions of the part's examples in ``seeds``; None for all.
         size: The number of examples in the part.
-        device: Where the numbers are made.
+        device: The device of the random numbers.
     """
 
     seed: int | None
@@ -83,11 +83,11 @@ class BatchStreams:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """The times and the noise that a loss is given, and the streams of what it draws.
+    """The times and the noise given to a loss, and the streams for those that it draws.
 
     Arguments:
-        t: Times, with shape ``()`` or ``(B,)``; None: they are drawn.
-        noise: Standard normal noise, with shape ``(B, *)``; None: it is drawn.
+        t: Times, with shape ``()`` or ``(B,)``. If None, they are drawn.
+        noise: Standard normal noise, with shape ``(B, *)``. If None, it is drawn.
         batch: The streams.
     """
 
@@ -97,18 +97,18 @@ class Given:
 
     @property
     def own(self) -> Streams:
-        """The streams of the examples that are evaluated."""
+        """The streams of the evaluated examples."""
         return self.batch.own
 
     def at(self, t: Tensor, noise: Tensor | None) -> "Given":
-        """Returns other times and noise with the same streams."""
+        """Returns a copy with other times and noise and the same streams."""
         return Given(t, noise, self.batch)
 
     def draw(self, process: Any, x: Tensor, times: Times, eps: float) -> Draw:
         """Draws the times and the noise that are not given.
 
         Arguments:
-            process: The process whose times they are.
+            process: The process.
             x: Clean data, with shape ``(B, *)``.
             times: The density of drawn times.
             eps: The smallest time.
@@ -120,7 +120,7 @@ class Given:
         t, noise = self.t, self.noise
         weight: Tensor | float = 1.0
         if t is None:
-            with torch.no_grad():  # times are constants, also those that a learned schedule draws
+            with torch.no_grad():  # times are constants, even if a learned schedule draws them
                 t, weight = self._times(process, times, eps)
         elif not bool(((as_time(t) >= 0) & (as_time(t) <= 1)).all()):
             low, high = float(as_time(t).min()), float(as_time(t).max())
@@ -137,24 +137,24 @@ class Given:
         return Draw(as_time(t), noise, weight)
 
     def _times(self, process: Any, times: Times, eps: float) -> tuple[Tensor, Tensor]:
-        """Returns times that cover the whole batch, those of the part, and their weights."""
+        """Draws times for the whole batch; returns those of the part, and their weights."""
         u = times.spread(self.batch.whole.uniform((), Purpose.TIME, dtype=torch.float64))
         t = times.quantile(u if self.batch.part is None else u[self.batch.part], process, eps)
         return t, times.weight(t, process, eps)
 
 
 class Loss(ABC):
-    """Base class for losses: subclasses implement :meth:`evaluate`.
+    """Base class for losses; subclasses implement :meth:`evaluate`.
 
-    A loss is a value: it holds no model and no data.
+    A loss stores only settings, no model and no data.
 
     **Losses that learn.** A loss with weights or buffers is a ``torch.nn.Module`` as well. Its
-    weights are trained by the optimiser of the model, and are not averaged; its buffers change in
-    :meth:`keep`; both are in the checkpoints of a training run. It takes no part in what the model
-    does afterwards.
+    weights are trained by the optimiser of the model and are not averaged. Its buffers change in
+    :meth:`keep`. Both are saved in the checkpoints of a training run. After training, the model
+    does not use the loss.
 
     Attributes:
-        decoder: The last step to the data, where the loss evaluates that.
+        decoder: The last step to the data, if the loss evaluates it.
     """
 
     decoder: Decoder | None = None
@@ -166,7 +166,7 @@ class Loss(ABC):
         Arguments:
             model: The model.
             x: Clean data in model units, with shape ``(B, *)``.
-            given: The times and the noise that are given, and the streams of what is drawn.
+            given: The given times and noise, and the streams for those to be drawn.
             **cond: Conditions for the model, each with shape ``(B, *)``.
         """
 
@@ -187,12 +187,12 @@ class Loss(ABC):
         Arguments:
             model: The model.
             x: Clean data in model units, with shape ``(B, *)``.
-            t: Times, with shape ``()`` or ``(B,)``; None draws them.
-            noise: Standard normal noise, with shape ``(B, *)``; None draws it.
-            seed: Seed of the random streams of what is drawn. If None, a new one is drawn.
+            t: Times, with shape ``()`` or ``(B,)``. If None, they are drawn.
+            noise: Standard normal noise, with shape ``(B, *)``. If None, it is drawn.
+            seed: Seed of the random streams. If None, a new one is drawn.
             seeds: The index of each example's stream; ``range(B)`` by default.
-            part: Which of the ``seeds`` are those of ``x``, if it is a part of a larger batch
-                whose times are drawn together.
+            part: The positions of the examples ``x`` in ``seeds``, if ``x`` is part of a larger
+                batch whose times are drawn together.
             **cond: Conditions for the model, each with shape ``(B, *)``.
         """
         batch = BatchStreams(seed, seeds, part, len(x), x.device)
@@ -216,11 +216,11 @@ class Loss(ABC):
         ).value
 
     def select(self, model: Trainable, cond: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns those of the conditions of a batch that the model, or the loss, takes."""
+        """Returns the conditions of a batch that the model or the loss takes."""
         return model.select(cond)
 
     def cautions(self, model: Trainable, given: Collection[str]) -> list[str]:
-        """Returns a sentence for each thing that a model trained by the loss cannot do.
+        """Returns one sentence for each limitation of a model trained with the loss.
 
         Arguments:
             model: The model.
@@ -229,7 +229,7 @@ class Loss(ABC):
         return []
 
     def at(self, step: int) -> "Loss":
-        """Returns the loss of an update, where a training changes it as it goes on.
+        """Returns the loss at an update, for losses that change during training.
 
         Arguments:
             step: The number of the update, counted from 0.
@@ -237,7 +237,7 @@ class Loss(ABC):
         return self
 
     def keep(self, record: Tensor) -> None:
-        """Takes note of what an update has found; does nothing by default.
+        """Stores the records of an update; does nothing by default.
 
         Several processes get the same record: that of all their examples, in order.
 
@@ -247,25 +247,25 @@ class Loss(ABC):
         return
 
     def fixed(self) -> "Loss":
-        """Returns the loss without what it learns, by which held-out examples are evaluated.
+        """Returns the loss for evaluating held-out examples, without what it learns in training.
 
-        It is the loss itself, unless that would change its scale during training.
+        By default it is the loss itself; a loss whose scale changes during training overrides it.
         """
         return self
 
     @property
     def on_levels(self) -> bool:
-        """Whether it evaluates the levels of integers, which lie at their centres then."""
+        """Whether it evaluates the levels of integers, which must then lie at their centres."""
         return self.decoder is not None and self.decoder.levels is not None
 
     def first_time(self, process: Interpolant) -> float:
-        """Returns the smallest time at which the loss evaluates a model of a process."""
+        """Returns the smallest time at which the loss evaluates a model of ``process``."""
         return process.cutoffs.training
 
     def check(self, model: Trainable) -> None:
         """Checks that the loss can be computed for a model.
 
         Raises:
-            InputError: If not.
+            InputError: If it cannot.
         """
         check_model(model, Trainable)

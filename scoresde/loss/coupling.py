@@ -1,12 +1,12 @@
-r"""Couplings: which end of a path belongs to which example of a batch.
+r"""Couplings, which pair the examples of a batch with the other ends of their paths.
 
 A velocity can be learned from any joint law of examples :math:`x_0` and other ends :math:`x_1`
-whose marginals are right. The law decides how the paths run, not where they end: the flow of
-:math:`E[\dot x_t \mid x_t]` carries the law of the ends to that of the examples.
+with the right marginals. The joint law determines the shape of the paths, not their end points:
+the flow of :math:`E[\dot x_t \mid x_t]` always maps the law of the ends to that of the examples.
 
-**The score.** Where noise and examples are independent, :math:`-\hat z / \sigma` is the score, and
-stochastic samplers and the variational bound are right. With other couplings the velocity alone is
-right, and what follows from it: deterministic samplers, and the exact likelihood.
+**The score.** If noise and examples are independent, :math:`-\hat z / \sigma` is the score, and
+stochastic samplers and the variational bound are valid. With other couplings only the velocity is
+valid, and therefore deterministic samplers and the exact likelihood.
 
 References:
     Tong et al., *Improving and generalizing flow-based generative models with minibatch optimal
@@ -30,9 +30,9 @@ from scoresde.streams import Purpose, Streams
 
 
 class Coupling(ABC):
-    """Base class for couplings: subclasses implement :meth:`__call__`."""
+    """Base class for couplings; subclasses implement :meth:`__call__`."""
 
-    # Whether the ends that it gives have the law of the noise that it is given.
+    # Whether the returned ends have the law of the input noise.
     keeps_noise: ClassVar[bool] = True
 
     @abstractmethod
@@ -44,14 +44,14 @@ class Coupling(ABC):
         Arguments:
             x: Examples in model units, with shape ``(B, *)``.
             noise: Standard normal noise, with that shape.
-            cond: The conditions that the model is given, each with shape ``(B, *)``.
+            cond: The conditions of the model, each with shape ``(B, *)``.
             streams: The random stream of each example.
         """
 
 
 @dataclass(frozen=True)
 class Independent(Coupling):
-    """The noise of each example is its own: the other end says nothing of the example."""
+    """The independent coupling: the other end is noise, independent of the example."""
 
     def __call__(
         self, x: Tensor, noise: Tensor, cond: Mapping[str, Tensor], streams: Streams
@@ -61,14 +61,14 @@ class Independent(Coupling):
 
 @dataclass(frozen=True)
 class SourceSamples(Coupling):
-    """The other ends are samples of a source that need not be normal.
+    """A coupling whose other ends are samples of a source, which need not be normal.
 
-    The process must then be one without a prior density (:class:`~scoresde.sde.Interpolant`).
+    The process must be one without a prior density (:class:`~scoresde.sde.Interpolant`).
 
     Arguments:
-        samples: Samples in model units, with shape ``(N, *)``, of which rows are drawn with
-            replacement; or a callable that takes :class:`~scoresde.streams.Streams` and returns a
-            sample for each of them, with shape ``(B, *)``.
+        samples: Samples in model units, with shape ``(N, *)``, from which rows are drawn with
+            replacement; or a callable that takes :class:`~scoresde.streams.Streams` and returns
+            one sample per stream, with shape ``(B, *)``.
     """
 
     keeps_noise = False
@@ -108,21 +108,21 @@ class OptimalTransport(Coupling):
 
     .. math:: \min_\pi \sum_i \lVert x_0^{(i)} - x_1^{(\pi(i))} \rVert^2
 
-    The paths are straighter, and a target varies less. It couples the examples of a batch by
-    intent. The batch is what one call of the loss evaluates: with several processes, or with
-    accumulated gradients, each part is assigned on its own, so the result depends on their
-    number. It is a function of the batch and the seed.
+    The paths become straighter, and the targets vary less. The examples of a batch are coupled
+    intentionally. The batch is the input of one call of the loss. With several processes or
+    accumulated gradients, each part is assigned separately, so the result depends on their number.
+    It is a function of the batch and the seed.
 
-    **Conditions.** Assigned across classes, the noise of a class is no longer normal in training,
-    while a sampler starts every class from all of the noise. Therefore ends are assigned within
-    each class (-1, without a class, is one of them), which leaves them normal in each. No two
-    examples share a continuous condition, so with one the coupling is refused.
+    **Conditions.** If ends were assigned across classes, the noise of a class would not be normal
+    in training, but a sampler starts every class from normal noise. Therefore ends are assigned
+    within each class (the label -1, no class, counts as one), so they are normal in each.
+    Continuous conditions are not supported, because no two examples share a value.
 
     References:
         Tong et al. 2024, https://arxiv.org/abs/2302.00482 (algorithm 3).
 
     Arguments:
-        ends: Where the ends come from, before they are assigned.
+        ends: The coupling that supplies the ends to be assigned.
     """
 
     ends: Coupling = field(default_factory=Independent)
@@ -133,7 +133,7 @@ class OptimalTransport(Coupling):
 
     @property
     def keeps_noise(self) -> bool:  # type: ignore[override]
-        """Whether the ends are normal, as those that are assigned are."""
+        """Whether the ends are normal, which depends on ``ends``."""
         return self.ends.keeps_noise
 
     def __call__(
@@ -157,6 +157,6 @@ class OptimalTransport(Coupling):
 def _assignment(x: Tensor, ends: Tensor) -> Tensor:
     """Returns the index of the end of each example, int64 ``(B,)``."""
     a, b = x.flatten(1).double(), ends.flatten(1).double()
-    # The squares of both are the same in every assignment.
+    # The sums of squares are the same in every assignment.
     gain = (a @ b.T).cpu().numpy()
     return torch.as_tensor(linear_sum_assignment(gain, maximize=True)[1], device=x.device)

@@ -15,12 +15,12 @@ from scoresde.times import LogNormalTimes, Times
 class CrossEntropy(Loss):
     r"""The cross entropy of the class, :math:`-\log p(c \mid x_t)`, at noised data.
 
-    Every time has the weight 1 and is drawn as often as ``times`` says: the density decides which
-    noise levels matter. Examples without a class (label -1) have the loss 0.
+    Every time has the weight 1, so the density of ``times`` determines the weight of the noise
+    levels. Examples without a class (label -1) have the loss 0.
 
     Arguments:
-        times: The density of training times; by default wide enough that the largest
-            noise, where the classifier must say nothing, is learned too.
+        times: The density of training times; the default includes the largest noise, where the
+            classes cannot be distinguished.
         eps: The smallest time, in [0, 1); None takes the default of the SDE.
 
     References:
@@ -45,7 +45,7 @@ class CrossEntropy(Loss):
         The part ``accuracy`` is 1 where the most likely class is the true one.
 
         Raises:
-            InputError: If the label is missing, or shapes do not fit.
+            InputError: If the label is missing, or shapes disagree.
         """
         self.check(model)
         assert isinstance(model, Classifier)

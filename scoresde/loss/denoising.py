@@ -1,12 +1,12 @@
 r"""Denoising score matching across noise levels.
 
-For data :math:`x_0`, a time :math:`t` and noise :math:`z`, the expected noise of a model at
-:math:`x_t = \alpha x_0 + \sigma z` is graded against the noise that was there,
+For data :math:`x_0`, a time :math:`t` and noise :math:`z`, the predicted noise of a model at
+:math:`x_t = \alpha x_0 + \sigma z` is compared with the true noise,
 
 .. math:: L = w(t) \, \frac{1}{D} \lVert \hat z(x_t, t) - z \rVert^2 .
 
-Its least value over all functions is reached by :math:`\hat z = E[z \mid x_t]`, that is by the
-exact score, for any positive weight.
+For any positive weight, it is minimised over all functions by :math:`\hat z = E[z \mid x_t]`, that
+is by the exact score.
 
 ======================  =========================================  ================================
 weighting               w(t)                                       equals
@@ -44,21 +44,21 @@ from scoresde.times import LogNormalTimes, Times, UniformTimes
 class DenoisingScoreMatching(Loss):
     """Denoising score matching: the error of the predicted noise at noised data.
 
-    **Defaults.** Given neither a weighting nor times, it takes the best pair measured
+    **Defaults.** Without a weighting and times, the best pair measured is used
     (``experiments/training_defaults``): the EDM weighting with log-normal times and a tail of a
-    tenth. For networks that return the noise or the score, which learn too little of large noise
-    that way, it takes the noise weighting with uniform times; so it does for what is missing of
-    a pair.
+    tenth. Networks that return the noise or the score would learn too little about large noise
+    with this pair. For them the default is the noise weighting with uniform times. If only one of
+    a pair is given, the other is also taken from this second pair.
 
     Arguments:
-        weighting: How much each noise level counts; None: see above.
-        times: How training times are drawn; None: see above. Whatever the choice (but for
-            :class:`~scoresde.times.LogNormalTimes`) the loss has the same expectation.
-        eps: The smallest time, in [0, 1); ``None`` takes the default of the model's SDE
+        weighting: Weight of each noise level. If None, see above.
+        times: Density of the training times. If None, see above. The expectation of the loss does
+            not depend on it (except for :class:`~scoresde.times.LogNormalTimes`).
+        eps: The smallest time, in [0, 1). If None, the default of the model's SDE is used
             (``sde.cutoffs.training``: 1e-5 for VP and VE, 1e-3 for sub-VP).
-        reduce_mean: Whether an example's error is the mean over its D dimensions, or half their
-            sum (:math:`D/2` times as much), which meets a clipped gradient and an optimiser's
-            epsilon differently; NCSN++ was trained with half the sum.
+        reduce_mean: Whether an example's error is the mean over its D dimensions. If False, it is
+            half their sum (:math:`D/2` times as much), as for NCSN++. Gradient clipping and the
+            epsilon of an optimiser then act differently.
 
     Example:
         >>> import torch
@@ -86,11 +86,11 @@ class DenoisingScoreMatching(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the weighted squared error of each example; arguments as for the base.
 
-        Given times are taken as they are; drawn ones are weighted for the density that they come
-        from. The part ``noise_error`` is the mean squared error of the noise, unweighted.
+        Given times are used unchanged; drawn times are weighted for their density. The part
+        ``noise_error`` is the mean squared error of the noise, unweighted.
 
         Raises:
-            InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
+            InputError: If ``eps`` is not valid for the SDE, or shapes disagree.
         """
         check_model(model)
         assert isinstance(model, ScoreFunction)
@@ -106,9 +106,9 @@ class DenoisingScoreMatching(Loss):
         return LossTerms(weight * size, {"noise_error": mean.detach()})
 
     def pair(self, model: Trainable) -> tuple[Weighting, Times]:
-        """Returns the weighting and the times that a model is trained with."""
+        """Returns the weighting and the times for training a model."""
         neither = self.weighting is None and self.times is None
-        # The networks of these say what the data are, however large the noise is.
+        # With these, the network determines the data even for the largest noise.
         if neither and not (
             isinstance(model, ScoreModel) and not model.parametrisation.at_zero_snr
         ):

@@ -1,21 +1,22 @@
-r"""The noise levels and the Langevin steps of an annealed model, from the data alone.
+r"""Noise levels and Langevin steps of an annealed model, computed from the data alone.
 
 Techniques 1, 2, 4 and 5 of Song and Ermon 2020 (3 is the noise parametrisation, :math:`s = -F /
 \sigma`). With :math:`D` dimensions and geometric levels :math:`\sigma_1 > \dots > \sigma_L` of
 ratio :math:`r`:
 
-1. :math:`\sigma_1` is the largest distance between two examples, so that a chain at the first
-   level passes from any example to any other.
+1. :math:`\sigma_1` is the largest distance between two examples, so a chain at the first level can
+   move from any example to any other.
 2. The radius of :math:`N(0, \sigma^2 I)` is close to :math:`N(\sqrt D \, \sigma, \sigma^2 / 2)`.
-   Half of the noise of one level shall lie within three standard deviations of the level before,
+   Half of the noise of one level must lie within three standard deviations of the previous level,
 
    .. math:: \Phi(\sqrt{2D} (r - 1) + 3 r) - \Phi(\sqrt{2D} (r - 1) - 3 r) = \tfrac12 .
 
    In few dimensions the law of the radius is too wide to bound the ratio: for D <= 4 there is no
-   solution (and for D = 5 it is 19), so the ratio is at most ``largest_ratio``. A small one is
-   better and costs steps: with T = 5 on the exact score of eight Gaussians in the plane, the
-   variance of a mode is 1.87, 1.40 and 1.17 of what it must be for ratios of 2, 1.4 and 1.1.
-3. see above.
+   solution (and for D = 5 it is 19), so the ratio is at most ``largest_ratio``. A smaller ratio is
+   more accurate but needs more steps: with T = 5 on the exact score of eight Gaussians in the
+   plane, the variance of a mode is 1.87, 1.40 and 1.17 times the true value for ratios of 2, 1.4
+   and 1.1.
+3. See above.
 4. T Langevin steps :math:`x + \delta s + \sqrt{2 \delta} z` with :math:`\delta = \epsilon
    \sigma_i^2 / \sigma_L^2` turn the variance :math:`r^2 \sigma_i^2`, around one example, into
    :math:`g \sigma_i^2`,
@@ -23,8 +24,8 @@ ratio :math:`r`:
    .. math:: g(\epsilon) = q^{2T} (r^2 - k) + k, \qquad q = 1 - \frac{\epsilon}{\sigma_L^2}, \qquad
              k = \frac{2 \epsilon}{\sigma_L^2 (1 - q^2)} .
 
-   It is a mean of :math:`r^2` and :math:`k`, both above 1, so the step that brings g closest to 1
-   is that of its least value.
+   Since g is a mean of :math:`r^2` and :math:`k`, both above 1, it is closest to 1 at the step
+   that minimises it.
 5. Weights are averaged with the decay 0.999.
 
 References:
@@ -49,12 +50,12 @@ from scoresde.shapes import check_data
 from scoresde.streams import random_rows
 from scoresde.times import LevelTimes
 
-_BLOCK = 1024  # examples whose distances to all others are held at once
+_BLOCK = 1024  # examples whose distances to all others are in memory at once
 
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A data set: what has raw training examples and brings them to model units."""
+    """Protocol for data sets: raw training examples, and their conversion to model units."""
 
     @property
     def train(self) -> Any:
@@ -67,17 +68,17 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class NoiseDesign:
-    """Geometric noise levels, and the Langevin steps that pass through them.
+    """Geometric noise levels, and the Langevin steps at each of them.
 
     Arguments:
         sigma_max: The largest noise level in model units, above ``sigma_min``.
         sigma_min: The smallest, positive.
         levels: The number of levels L, at least 2.
         steps: The Langevin steps T at a level, positive.
-        ema: The decay of the weights' average.
+        ema: The decay of the average of the weights.
 
     Raises:
-        InputError: If an argument is out of its range.
+        InputError: If an argument is out of range.
 
     Example:
         >>> design = NoiseDesign(sigma_max=50.0, sigma_min=0.01, levels=232, steps=5)
@@ -112,19 +113,19 @@ class NoiseDesign:
         """Designs the noise for data.
 
         Arguments:
-            data: A data set, whose training examples are taken; or examples in model units, floats
+            data: A data set, whose training examples are used; or examples in model units, floats
                 ``(N, *)``.
-            sigma_min: The smallest level in model units: what noise may be left on the samples.
+            sigma_min: The smallest level in model units, the noise that may remain on the samples.
             steps: The Langevin steps T at a level, positive.
-            largest_ratio: The largest ratio of neighbouring levels, above 1; it matters below
-                about 50 dimensions.
-            examples: How many examples are compared in pairs; of more, as many at random
-                (:func:`~scoresde.streams.random_rows`), whose largest distance is a little
-                smaller.
+            largest_ratio: The largest ratio of neighbouring levels, above 1; it has an effect
+                below about 50 dimensions.
+            examples: The largest number of examples to compare in pairs. From more examples, this
+                number is drawn at random (:func:`~scoresde.streams.random_rows`), and their
+                largest distance is a little smaller.
 
         Raises:
-            InputError: If the data are no examples in model units, or less wide than
-                ``sigma_min``.
+            InputError: If the data are not examples in model units, or their largest distance is
+                below ``sigma_min``.
         """
         if check_count("examples", examples) < 2:
             raise InputError(f"examples must be at least 2, got {examples}.")
@@ -149,7 +150,7 @@ class NoiseDesign:
 
     @property
     def variance_ratio(self) -> float:
-        r"""The variance :math:`g` that is reached at a level, relative to its own; above 1."""
+        r"""The variance :math:`g` reached at a level, relative to its nominal value; above 1."""
         return _variance_ratio(self.step_size / self.sigma_min**2, self.ratio**2, self.steps)
 
     def sde(self) -> VESDE:
@@ -157,13 +158,13 @@ class NoiseDesign:
         return VESDE(self.sigma_min, self.sigma_max)
 
     def loss(self) -> DenoisingScoreMatching:
-        """Returns the loss of NCSN at these levels: all count equally, half the sum over D."""
+        """Returns the loss of NCSN: equal weights of the levels, and half the sum over D."""
         return DenoisingScoreMatching(
             NoiseWeighting(), LevelTimes(self.levels), eps=0.0, reduce_mean=False
         )
 
     def langevin(self) -> AnnealedLangevinDynamics:
-        r"""Returns annealed Langevin dynamics with T steps at each level, denoised in the end.
+        r"""Returns annealed Langevin dynamics with T steps at each level and a final denoising.
 
         Its corrector writes :math:`\delta = 2 (a \sigma)^2`, so :math:`a^2 = \epsilon / 2
         \sigma_L^2`.
@@ -178,21 +179,21 @@ class NoiseDesign:
 
 
 def largest_distance(x: Tensor) -> float:
-    """Returns the largest distance between two rows of ``(N, D)``, in blocks of memory.
+    """Returns the largest distance between two rows of ``(N, D)``, computed in blocks.
 
     Example:
         >>> largest_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
         5.0
     """
     x = x.double()
-    x = x - x.mean(0)  # squares of a common offset would drown the differences
+    x = x - x.mean(0)  # rounding of the squares of a common offset would hide the differences
     return max(float(torch.cdist(part, x).max()) for part in x.split(_BLOCK))
 
 
 def level_ratio(dimension: int) -> float:
     """Returns the largest ratio of neighbouring levels in D dimensions (technique 2).
 
-    It is infinite where the condition bounds none, up to D = 4.
+    It is infinite if the condition has no solution, up to D = 4.
 
     Example:
         >>> print(f"{level_ratio(3072):.4f} {level_ratio(2)}")
@@ -205,7 +206,7 @@ def level_ratio(dimension: int) -> float:
     def share(ratio: float) -> float:
         return _phi(root * (ratio - 1) + 3 * ratio) - _phi(root * (ratio - 1) - 3 * ratio)
 
-    low, high = 1.0, 2.0 * root / (root - 3)  # at the latter the upper bound is below a half
+    low, high = 1.0, 2.0 * root / (root - 3)  # at ``high`` the upper bound is below a half
     for _ in range(80):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if share(middle) > 0.5 else (low, middle)
@@ -223,8 +224,8 @@ def _variance_ratio(u: float, before: float, steps: int) -> float:
 
 
 def _relative_step(before: float, steps: int) -> float:
-    r"""Returns :math:`\epsilon / \sigma_L^2` in (0, 1) of the least variance."""
-    # A grid finds the basin, and a golden section the place in it.
+    r"""Returns :math:`\epsilon / \sigma_L^2` in (0, 1) with the smallest variance."""
+    # A grid finds the basin, and a golden-section search the minimum in it.
     grid = [1e-6 * 1e6 ** (i / 600) for i in range(600)]
     best = min(range(len(grid)), key=lambda i: _variance_ratio(grid[i], before, steps))
     low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]

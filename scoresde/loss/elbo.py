@@ -1,4 +1,4 @@
-r"""The losses of autoencoders.
+r"""Losses of autoencoders.
 
 .. math:: L = -\mathbb{E}_{q(z \mid x)} \log p(x \mid z)
           + \beta \sum_j \max(\lambda, \mathrm{KL}_j) ,
@@ -6,9 +6,10 @@ r"""The losses of autoencoders.
 in nats, summed over the values of an example and over its latents j. With :math:`\beta = 1` and
 :math:`\lambda = 0` it is the negative evidence lower bound.
 
-**Collapse.** While the decoder is still poor, the divergence is the easier of the two to lower,
-and latents may be given up for good. A *warm-up* raises :math:`\beta` from 0 linearly over the
-first updates; *free bits* charge nothing for the first :math:`\lambda` nats of a latent.
+**Collapse.** While the decoder is still poor, the divergence is the easier of the two terms to
+reduce, and latents may become permanently unused. A *warm-up* raises :math:`\beta` linearly from 0
+over the first updates. With *free bits*, the first :math:`\lambda` nats of each latent cost
+nothing.
 
 References:
     Kingma and Welling 2014, https://arxiv.org/abs/1312.6114 (equation 3).
@@ -16,8 +17,8 @@ References:
     Sonderby et al., *Ladder variational autoencoders*, 2016, https://arxiv.org/abs/1602.02282
     (the warm-up).
     Kingma et al., *Improving variational inference with inverse autoregressive flow*, 2016,
-    https://arxiv.org/abs/1606.04934 (free bits; there of the mean over a batch, here of each
-    example, since nothing couples the examples of a batch).
+    https://arxiv.org/abs/1606.04934 (free bits; there for the mean over a batch, here for each
+    example, since examples of a batch are not coupled).
 """
 
 import math
@@ -39,15 +40,15 @@ class ELBO(Loss):
     """The negative evidence lower bound of a VAE.
 
     The parts ``reconstruction`` and ``kl`` are its two terms, in nats. Held-out examples are
-    measured by the bound itself, whatever the weights.
+    evaluated with the bound itself, regardless of the weights.
 
     Arguments:
         beta: The weight of the divergence, non-negative.
-        free_bits: The nats of each latent that are free, non-negative.
-        warmup: The number of updates over which ``beta`` rises from 0; 0: none.
+        free_bits: The number of nats of each latent without a cost, non-negative.
+        warmup: The number of updates over which ``beta`` rises from 0; 0 for no warm-up.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If an argument is out of range.
     """
 
     beta: float = 1.0
@@ -67,7 +68,7 @@ class ELBO(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the loss of each example in nats; arguments as for the base.
 
-        ``noise`` is that of the latents, ``(B, *)``; a VAE has no times.
+        ``noise`` is the noise of the latents, ``(B, *)``; a VAE has no times.
         """
         self.check(model)
         assert isinstance(model, VAE)
@@ -87,7 +88,7 @@ class ELBO(Loss):
 
 @dataclass(frozen=True)
 class ReconstructionError(Loss):
-    """The squared error of an autoencoder, the mean over the values of an example."""
+    """The squared error of an autoencoder, averaged over the values of an example."""
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the squared error of each example; arguments as for the base."""
@@ -103,17 +104,17 @@ class ReconstructionError(Loss):
 
 
 def check_weight(name: str, value: float) -> None:
-    """Checks that a weight, or a length of its rise, is not negative.
+    """Checks that a weight or a number of warm-up updates is not negative.
 
     Raises:
-        InputError: If it is, or is not finite.
+        InputError: If it is negative or not finite.
     """
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise InputError(f"{name} must be non-negative and finite, got {value}.")
 
 
 def risen(step: int, warmup: int) -> float:
-    """Returns how much of a weight counts at an update, if it rises over ``warmup`` of them."""
+    """Returns the fraction of a weight at an update, for a linear rise over ``warmup`` updates."""
     return min(1.0, step / warmup) if warmup else 1.0
 
 

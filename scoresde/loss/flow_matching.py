@@ -1,4 +1,4 @@
-r"""Flow matching: the error of the velocity.
+r"""Flow matching, the squared error of the velocity.
 
 For an example :math:`x_0`, its other end :math:`x_1` (noise, on an SDE) and a time, the velocity
 of a model at :math:`x_t = \alpha x_0 + \sigma x_1` is compared with that of the path,
@@ -6,7 +6,7 @@ of a model at :math:`x_t = \alpha x_0 + \sigma x_1` is compared with that of the
 .. math:: L = \frac1D \lVert \hat u(x_t, t) - (\alpha' x_0 + \sigma' x_1) \rVert^2 .
 
 **As a weighted error of the noise.** Since :math:`x_t = \alpha D + \sigma \hat z`, the errors of
-data and noise are bound by :math:`\alpha (D - x_0) = -\sigma (\hat z - z)`, and from
+data and noise are related by :math:`\alpha (D - x_0) = -\sigma (\hat z - z)`, and from
 :math:`\hat u = \alpha' D + \sigma' \hat z` follows
 
 .. math:: \hat u - u = \frac{W}{\alpha} (\hat z - z) = -\frac{W}{\sigma} (D - x_0), \qquad
@@ -15,7 +15,7 @@ data and noise are bound by :math:`\alpha (D - x_0) = -\sigma (\hat z - z)`, and
 It is the error of the noise with the weight :math:`W^2 / \alpha^2 = (g^2 / 2 \sigma)^2`
 (:class:`~scoresde.loss.VelocityWeighting`), and that of the data with :math:`W^2 / \sigma^2`. On
 rectified flow W is 1, and the weights are :math:`1 / (1 - t)^2` and :math:`1 / t^2`. The velocity
-itself is finite at both ends, where each weight has a pole.
+itself is finite at both ends; each weight has a pole at one of them.
 
 References:
     Lipman et al., *Flow matching for generative modeling*, 2023,
@@ -46,14 +46,14 @@ _SOURCE = "source"  # the condition that holds the other end of each example's p
 class FlowMatching(Loss):
     r"""Flow matching, on any process without noise between its ends (:math:`\gamma = 0`).
 
-    The other ends are noise, or what ``coupling`` makes of it, or the data's condition
-    ``source``, such as that of :meth:`scoresde.train.Reflow.pairs`. Of coupled ends the velocity
-    is learned, and not the score: see :mod:`scoresde.loss.coupling`.
+    The other ends are noise, or the result of ``coupling``, or the condition ``source`` of the
+    data, such as that of :meth:`scoresde.train.Reflow.pairs`. From coupled ends a model learns the
+    velocity but not the score: see :mod:`scoresde.loss.coupling`.
 
     Arguments:
         times: The density of training times.
-        coupling: Which noise belongs to which example.
-        eps: The smallest time, in [0, 1); None takes the default of the process.
+        coupling: The pairing of noise and examples; independent by default.
+        eps: The smallest time, in [0, 1). If None, the default of the process is used.
 
     Example:
         >>> from scoresde import RectifiedFlow, ScoreModel, VelocityParametrisation
@@ -77,11 +77,11 @@ class FlowMatching(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the squared error of each example's velocity; arguments as for the base.
 
-        Drawn times have the weight of their density, as it says. The part ``velocity_error`` is
-        the error, unweighted.
+        Drawn times have the weight of their density. The part ``velocity_error`` is the unweighted
+        error.
 
         Raises:
-            InputError: If the loss does not suit the model, or shapes do not fit.
+            InputError: If the loss does not apply to the model, or shapes disagree.
         """
         self.check(model)
         assert isinstance(model, Model)

@@ -2,14 +2,14 @@ r"""The bound of a discrete chain as a loss, and the hybrid loss that learns its
 
 The bound of a chain of T steps is a sum, :math:`L_{vlb} = \sum_t L_t`, of the decoder's term at
 t = 1 and a divergence of two Gaussians at every other step (:mod:`scoresde.likelihood.discrete`;
-the prior's term has nothing to train). One step drawn at random gives an estimate,
-:math:`T L_t`, here in **bits per dimension**, as in the published code:
+the prior's term depends on no weights). One step drawn at random gives an estimate, :math:`T L_t`,
+here in **bits per dimension**, as in the published code:
 
 .. math:: L_{hybrid} = L_{simple} + \lambda \, T L_t, \qquad
           L_{simple} = \tfrac1D \lVert \hat z - z \rVert^2 .
 
-Inside :math:`L_t` the mean of the step is held: the second term trains the variance alone, and
-its gradient to the first head is exactly zero.
+Inside :math:`L_t` the mean of the step is detached. The second term therefore trains only the
+variance, and its gradient for the first head is exactly zero.
 
 References:
     Nichol and Dhariwal, *Improved denoising diffusion probabilistic models*, 2021,
@@ -32,7 +32,7 @@ from scoresde.model import ScoreFunction, ScoreModel, Trainable, check_model
 from scoresde.sde import Chain, Interpolant
 from scoresde.times import ChainTimes, Times
 
-_OFF_LEVEL = 1e-3  # steps by which float32 may put a time beside a level's
+_OFF_LEVEL = 1e-3  # largest distance of a time from a level due to float32, in steps
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class HybridLoss(Loss):
     r"""The simple loss of the mean plus a little of the bound for the variance.
 
     Its parts are ``simple``, the mean squared error of the noise, and ``vb``, the estimate
-    :math:`T L_t` of the bound in bits per dimension, both of them unweighted.
+    :math:`T L_t` of the bound in bits per dimension, both unweighted.
 
     Arguments:
         scale: The factor :math:`\lambda` of the bound, non-negative.
-        decoder: The last step, to the data, for the term of step 1: a decoder over levels, to
-            whose centres data on levels are moved first, dequantised or not; None for real data,
-            a Gaussian around the denoised data.
-        variance: What the second head of the network means.
-        times: How steps are drawn; all equally likely by default.
+        decoder: The last step, to the data, for the term of step 1: a decoder over levels (data
+            are first moved to the centres of their levels, dequantised or not). If None, it is a
+            Gaussian around the denoised data, for real data.
+        variance: Meaning of the second head of the network.
+        times: Distribution of the steps; all equally likely by default.
 
     References:
         Nichol and Dhariwal 2021 (equation 16).
@@ -78,7 +78,7 @@ class HybridLoss(Loss):
 
         Raises:
             InputError: If a given time is not that of a level, the network has no second head, or
-                shapes do not fit.
+                shapes disagree.
         """
         self.check(model)
         assert isinstance(model, ScoreModel)
@@ -103,13 +103,14 @@ class HybridLoss(Loss):
 class BoundLoss(Loss):
     r"""The bound of a discrete chain alone, one step for each example: :math:`T L_t`.
 
-    It is in bits per dimension and trains the mean, and the variance if that is learned. Its
-    steps differ by orders of magnitude; see :class:`~scoresde.loss.ImportanceSampled`.
+    It is in bits per dimension and trains the mean, and also the variance if it is learned. The
+    terms of the steps differ by orders of magnitude; see
+    :class:`~scoresde.loss.ImportanceSampled`.
 
     Arguments:
         decoder: As for :class:`HybridLoss`.
         variance: The variance of the model's steps.
-        times: How steps are drawn; all equally likely by default.
+        times: Distribution of the steps; all equally likely by default.
 
     References:
         Ho et al. 2020, https://arxiv.org/abs/2006.11239 (equation 5).
@@ -127,7 +128,7 @@ class BoundLoss(Loss):
         """Returns the loss of each example; arguments as for the base.
 
         Raises:
-            InputError: If a given time is not that of a level, or shapes do not fit.
+            InputError: If a given time is not that of a level, or shapes disagree.
         """
         self.check(model)
         assert isinstance(model, ScoreFunction)
@@ -153,10 +154,10 @@ class ChainStep:
         x: Clean data, with shape ``(B, *)``.
         noise: The noise, with that shape.
         state: The noised data at ``t``, with that shape.
-        t: The time of each, ``(B,)``.
-        s: The time at which the step ends; of step 1, which ends at the data, one above 0.
+        t: The time at which each step begins, ``(B,)``.
+        s: The time at which the step ends; for step 1, which ends at the data, some time above 0.
         first: Whether it is step 1, bool ``(B,)``.
-        weight: What corrects for the density of drawn times, ``(B,)`` or a number.
+        weight: Correction for the density of drawn times, ``(B,)`` or a number.
     """
 
     x: Tensor
@@ -169,7 +170,7 @@ class ChainStep:
 
     @staticmethod
     def of(model: ScoreFunction, x: Tensor, given: Given, times: Times) -> "ChainStep":
-        """Draws what is not given.
+        """Draws the times and the noise that are not given.
 
         Raises:
             InputError: If a given time is not that of a level.
@@ -199,14 +200,14 @@ class ChainStep:
         Arguments:
             model: The model.
             data: The denoised data, with shape ``(B, *)``.
-            v: The variance of the step, which broadcasts to it.
-            variance: That of the step to the data.
+            v: The variance of the step, which broadcasts to ``data``.
+            variance: The variance that supplies the step to the data.
             decoder: The decoder; None for real data.
         """
         assert isinstance(model.sde, Chain)
         divergence = step_divergence(model, self.x, data, v, self.t, self.s)
         steps, last_step = model.sde.steps, GaussianDecoder()
-        # Everywhere the first time: other rows are not used, and must be finite.
+        # The first time in every row: the other rows are not used, but must be finite.
         t = self.t.new_tensor(1 / steps)
         first = First.of(
             model.sde, self.state, t, lambda: data, variance.first(model, self.state, t)
@@ -229,7 +230,7 @@ def _check_parts(decoder: Any, variance: Any, kind: type) -> None:
 
 
 def _check_chain(process: Interpolant, times: Times) -> Chain:
-    """Returns a process that is a chain, if the times are those of its levels."""
+    """Returns the process as a chain, after a check that the times are those of its levels."""
     if not isinstance(process, Chain):
         raise InputError(
             f"sde must be a discrete chain, such as DiscreteVP(), got {process}; use sde=ddpm or "

@@ -1,4 +1,4 @@
-r"""Steps of a chain drawn in proportion to their losses, as far as these are known.
+r"""Importance sampling of the steps of a chain, from the history of their losses.
 
 A sum over the T steps of a chain is estimated by one step, drawn with the probability
 :math:`p_t` and the weight :math:`1 / (T p_t)`. Its variance is least for
@@ -25,18 +25,18 @@ from scoresde.streams import Purpose
 
 @describable
 class ImportanceSampled(Loss, nn.Module):
-    """A loss on a chain whose steps are drawn by the history of their values.
+    """A loss on a chain whose steps are drawn according to the history of their values.
 
-    Until every step has a full history, all are equally likely. The history follows the updates of
-    a training run, in all processes alike; its loss has the expectation of the loss with steps
-    that are equally likely, by which held-out examples are evaluated (:meth:`fixed`).
+    Until every step has a full history, all steps are equally likely. The history records the
+    updates of a training run and is the same in all processes. The expectation is that of the loss
+    with equally likely steps, which is used to evaluate held-out examples (:meth:`fixed`).
 
     Arguments:
-        loss: The loss of given times of the chain, such as ``BoundLoss()``.
+        loss: The loss at given times of the chain, such as ``BoundLoss()``.
         steps: The number T of steps of the chain.
-        history: The number of values of each step that are kept, positive.
-        floor: The share of steps that are drawn with equal probability, in (0, 1]: no step is
-            forgotten.
+        history: The number of stored values per step, positive.
+        floor: The share of steps drawn with equal probability, in (0, 1], so every step is drawn
+            sometimes.
     """
 
     values: Tensor
@@ -68,10 +68,10 @@ class ImportanceSampled(Loss, nn.Module):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the weighted loss of each example; arguments as for the base.
 
-        Given times are taken as they are.
+        Given times are used unchanged.
 
         Raises:
-            InputError: As the loss does.
+            InputError: As for the wrapped loss.
         """
         if given.t is not None:
             return self.loss.evaluate(model, x, given, **cond)
@@ -90,8 +90,8 @@ class ImportanceSampled(Loss, nn.Module):
         """Adds the values of an update, in the order of its examples, to the history.
 
         Arguments:
-            record: The row of each step and its value, float64 ``(B, 2)``; those that are not
-                finite are left out.
+            record: The row of each step and its value, float64 ``(B, 2)``; values that are not
+                finite are skipped.
         """
         steps, history = self.values.shape
         row = torch.where(record[:, 1].isfinite(), record[:, 0].long(), steps)
@@ -99,7 +99,8 @@ class ImportanceSampled(Loss, nn.Module):
         row, value = row[order], record[order, 1]
         count = torch.bincount(row, minlength=steps + 1)
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        # Of more values of a step than are kept, the last ones; others go to a row of their own.
+        # If a step has more values than fit, the last ones are kept; the others go to a separate
+        # row.
         kept = torch.where(count[row] - place <= history, row, steps)
         slot = (nn.functional.pad(self.counts, (0, 1))[row] + place) % history
         table = nn.functional.pad(self.values, (0, 0, 0, 1))

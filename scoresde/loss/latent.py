@@ -1,7 +1,7 @@
-r"""The loss of an autoencoder and the diffusion model of its latents, trained together.
+r"""The loss for training an autoencoder and the diffusion model of its latents together.
 
-In the evidence lower bound the divergence from the prior is a negative entropy and a cross
-entropy, and the latter is the variational bound of the diffusion at the latents,
+In the evidence lower bound, the divergence from the prior is a negative entropy plus a cross
+entropy. The cross entropy is the variational bound of the diffusion at the latents,
 
 .. math:: L = \mathbb{E}_{q(z \mid x)} \left[ -\log p(x \mid z) + \log q(z \mid x) \right]
           + \mathrm{CE}, \qquad
@@ -9,13 +9,13 @@ entropy, and the latter is the variational bound of the diffusion at the latents
           \lVert n - \hat n(z_t, t) \rVert^2 d\lambda + \mathrm{KL}_1 \right]
           + \tfrac{D}{2} \log(2 \pi e s^2) ,
 
-where :math:`s = \sigma / \alpha` at the cut-off. The published form leaves out
-:math:`\mathrm{KL}_1 = \mathrm{KL}(q(z_1 \mid z) \,\|\, p(z_1))`. Without it the encoder pays
-nothing for latents so large that noise does not hide them at t = 1; and the cross entropy itself
-is then too small (by 1e-4 nats for a normal law whose log-SNR ends at -8).
+where :math:`s = \sigma / \alpha` at the cut-off. The published form omits
+:math:`\mathrm{KL}_1 = \mathrm{KL}(q(z_1 \mid z) \,\|\, p(z_1))`. Without it, latents so large that
+they are still visible in the noise at t = 1 cost the encoder nothing, and the cross entropy itself
+is too small (by 1e-4 nats for a normal law whose log-SNR ends at -8).
 
-The last term takes the error of the noise at the cut-off for D. That of the exact model is smaller
-by :math:`\sum s^2 / c`, for data of the variances c.
+The last term assumes that the squared error of the noise at the cut-off is D. For the exact model
+it is smaller by :math:`\sum s^2 / c`, for data with the variances c.
 
 References:
     Vahdat et al. 2021, https://arxiv.org/abs/2106.05931 (theorem 1).
@@ -40,7 +40,7 @@ from scoresde.times import ImportanceTimes, LowDiscrepancy, Times
 def cross_entropy(
     prior: ScoreFunction, z: Tensor, drawn: Draw, eps: float, **cond: Tensor
 ) -> Tensor:
-    """Estimates the cross entropy of latents and their diffusion model, by one time each.
+    """Estimates the cross entropy of latents and their diffusion model, from one time each.
 
     Arguments:
         prior: The model of the latents.
@@ -67,13 +67,13 @@ class LatentELBO(Loss):
     The parts are ``reconstruction``, ``entropy`` (of the encoder) and ``cross_entropy``.
 
     Arguments:
-        beta: The weight of the cross entropy less the entropy, non-negative.
-        warmup: The number of updates over which ``beta`` rises from 0; 0: none.
+        beta: The weight of the cross entropy minus the entropy, non-negative.
+        warmup: The number of updates over which ``beta`` rises from 0; 0 for no warm-up.
         times: The density of times.
-        eps: The cut-off, in [0, 1); None: that of the likelihood, ``sde.cutoffs.likelihood``.
+        eps: The cut-off, in [0, 1). If None, that of the likelihood, ``sde.cutoffs.likelihood``.
 
     Raises:
-        InputError: If a value is out of its range.
+        InputError: If a value is out of range.
     """
 
     beta: float = 1.0
@@ -98,7 +98,7 @@ class LatentELBO(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the loss of each example; arguments as for the base.
 
-        ``t`` and ``noise`` are those of the diffusion, ``noise`` of the latents' shape.
+        ``t`` and ``noise`` belong to the diffusion; ``noise`` has the shape of the latents.
         """
         self.check(model)
         assert isinstance(model, LatentModel)

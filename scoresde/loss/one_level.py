@@ -1,4 +1,4 @@
-"""Denoising score matching at one noise level, and what a loss of one level leaves out."""
+"""Denoising score matching at one noise level, and the check for losses at one time."""
 
 import math
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ class OneLevel(Loss):
 
     .. math:: \tfrac1D \lVert \hat z(x + \sigma z) - z \rVert^2
 
-    It learns the score of :math:`p * N(0, \sigma^2 I)` and not that of the data: on
-    :math:`N(0, c)` the variance learned is :math:`c + \sigma^2`. A smaller :math:`\sigma` has less
-    bias and, since the error of the score has a variance of the order of :math:`D / \sigma^2`,
-    takes more examples.
+    It learns the score of :math:`p * N(0, \sigma^2 I)`, not that of the data: on :math:`N(0, c)`
+    the learned variance is :math:`c + \sigma^2`. A smaller :math:`\sigma` has less bias, but needs
+    more examples, since the error of the score has a variance of the order of
+    :math:`D / \sigma^2`.
 
     References:
         Vincent, *A connection between score matching and denoising autoencoders*, 2011
         (equation 9).
 
     Arguments:
-        sigma: The noise relative to the data in model units, :math:`\sigma / \alpha`, positive;
-            a level that the process has.
+        sigma: The noise relative to the data in model units, :math:`\sigma / \alpha`, positive; it
+            must be a level of the process.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE
@@ -52,10 +52,10 @@ class OneLevel(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the error of the predicted noise of each example; arguments as for the base.
 
-        Times that are given are taken as they are, and may be those of another level.
+        Given times are used unchanged, and may belong to another level.
 
         Raises:
-            InputError: If the process has no such level, or shapes do not fit.
+            InputError: If the process has no such level, or shapes disagree.
         """
         self.check(model)
         one = DenoisingScoreMatching(
@@ -90,15 +90,15 @@ def _levels(sde: SDE) -> tuple[float, float]:
     """Returns the smallest and the largest noise relative to the data."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     low, high = (sde.sigma(ends) / sde.alpha(ends)).tolist()
-    # A level that is given as the process's own end must not fail by rounding.
+    # Rounding must not exclude a level equal to an end of the process.
     return low * (1 - 1e-9), high * (1 + 1e-9)
 
 
 def only_time(loss: Loss | None, process: Interpolant) -> float | None:
     """Returns the one time at which a loss trains a model, or None if it trains at several.
 
-    A model of one time has neither a likelihood nor a reverse process: Langevin dynamics at that
-    time samples it.
+    A model of one time has neither a likelihood nor a reverse process. To sample from it, use
+    Langevin dynamics at that time.
 
     Example:
         >>> from scoresde import VESDE

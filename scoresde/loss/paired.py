@@ -1,14 +1,14 @@
 r"""Losses on pairs of an example and its source.
 
-On a bridge the error of the denoised estimate is graded,
+For a bridge, the loss is the error of the denoised estimate,
 
 .. math:: L = w(t) \, \frac{1}{D} \lVert D(x_t, t) - x_0 \rVert^2, \qquad
           x_t = (1 - w) x_0 + w y + \nu n,
 
-whose least value is reached by the conditional mean for any positive weight. A velocity
-:math:`(x_t - D) / t` has :math:`1 / t^2` times that error.
+which the conditional mean minimises for any positive weight. The squared error of a velocity
+:math:`(x_t - D) / t` is :math:`1 / t^2` times as large.
 
-On a stochastic interpolant two networks are graded together, each against a target that is finite
+For a stochastic interpolant, it is the sum of the errors of two networks, whose targets are finite
 at both ends,
 
 .. math:: L = \frac{1}{D} \lVert v - (x_1 - x_0) \rVert^2
@@ -45,7 +45,7 @@ class PairWeighting(ABC):
 
 @dataclass(frozen=True)
 class DataWeighting(PairWeighting):
-    """Every time counts the same: weight 1."""
+    """Equal weights for all times: weight 1."""
 
     def __call__(self, bridge: Bridge, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -67,9 +67,9 @@ class Paired(Loss):
     """The squared error of the denoised estimate on pairs; the source is a condition.
 
     Arguments:
-        weighting: How much each time counts; all the same by default.
-        times: How training times are drawn; uniform with a tenth at t = 1 by default.
-        eps: The smallest time, in [0, 1); None takes the default of the bridge (1e-3).
+        weighting: Weight of each time; equal weights by default.
+        times: Density of the training times; uniform with a tenth at t = 1 by default.
+        eps: The smallest time, in [0, 1). If None, the default of the bridge is used (1e-3).
 
     Example:
         >>> from scoresde.model import GaussianBridge
@@ -94,10 +94,10 @@ class Paired(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the weighted error of each example; arguments as for the base.
 
-        The part ``data_error`` is the mean squared error of the data, unweighted.
+        The part ``data_error`` is the unweighted mean squared error of the data.
 
         Raises:
-            InputError: If ``source`` is missing, or the model is not one of a bridge.
+            InputError: If ``source`` is missing, or the model is not a model of a bridge.
         """
         self.check(model)
         assert isinstance(model, Model)
@@ -131,10 +131,10 @@ class Paired(Loss):
 
 @dataclass(frozen=True)
 class InterpolantMatching(Loss):
-    """The errors of the difference of the ends and of the noise, for an interpolant's networks.
+    """The loss of an interpolant's networks, for the difference of the ends and the noise.
 
     Arguments:
-        times: How training times are drawn; uniform by default.
+        times: Density of the training times; uniform by default.
 
     Example:
         >>> from scoresde.sde import StochasticInterpolant
@@ -149,10 +149,10 @@ class InterpolantMatching(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the sum of both errors of each example; arguments as for the base.
 
-        The parts are ``velocity_error`` and ``noise_error``, mean squared errors.
+        The parts are the mean squared errors ``velocity_error`` and ``noise_error``.
 
         Raises:
-            InputError: If ``source`` is missing where it is the end, or the model is another.
+            InputError: If ``source`` is required and missing, or the model is of another type.
         """
         self.check(model)
         assert isinstance(model, InterpolantModel)

@@ -1,22 +1,22 @@
-r"""Score matching without a target: explicit and sliced.
+r"""Score matching without a target, explicit and sliced.
 
-The error of a score :math:`s` is known up to a constant without knowing the density. If
+The error of a score :math:`s` can be computed up to a constant without the density. If
 :math:`p \, s` vanishes at infinity, integration by parts gives
 
 .. math:: J(s) = E_p \left[ \operatorname{tr} \nabla s + \tfrac12 \lVert s \rVert^2 \right]
           = \tfrac12 E_p \lVert s - \nabla \log p \rVert^2
           - \tfrac12 E_p \lVert \nabla \log p \rVert^2 ,
 
-which is least for :math:`s = \nabla \log p`. :class:`ExplicitScoreMatching` takes the trace as it
-is, :math:`D` products with the Jacobian; :class:`SlicedScoreMatching` takes random directions.
-:class:`~scoresde.loss.OneLevel` needs no derivative of the score: it grades the noise that was
-added.
+which is minimal for :math:`s = \nabla \log p`. :class:`ExplicitScoreMatching` computes the exact
+trace with :math:`D` products with the Jacobian; :class:`SlicedScoreMatching` uses random
+directions. :class:`~scoresde.loss.OneLevel` needs no derivative of the score: its target is the
+added noise.
 
-**Where.** The expectation is over :math:`x_t`, the data with the noise of a time; what is learned
-is the score of :math:`p_t`. By default that is one time, the smallest (``eps``), where the noise
-is that of the process at its cut-off: 1e-3 for VP, ``sigma_min`` for VE. There is no score of the
-data themselves in this library, only one of the data with as little noise as is wanted, because
-data on a surface or on a grid of levels have no density, and :math:`J` then has no lower bound.
+**Times.** The expectation is over :math:`x_t`, the data with the noise of a time, and the learned
+score is that of :math:`p_t`. The default is one time, the smallest (``eps``), with the noise of
+the process at its cut-off: 1e-3 for VP, ``sigma_min`` for VE. This library has no score of the
+data themselves, only of data with an arbitrarily small noise. Data on a surface or on a grid of
+levels have no density, and :math:`J` would have no lower bound.
 
 **Several levels.** The constant and the size of :math:`J` depend on the level. With noise
 :math:`\sigma z`, the expectation of the noise's error is
@@ -24,11 +24,11 @@ data on a surface or on a grid of levels have no density, and :math:`J` then has
 .. math:: \tfrac12 E \lVert \hat z - z \rVert^2 = \sigma^2 J(s_t) + \text{a constant of the level},
           \qquad \hat z = -\sigma s ,
 
-so a weighting of the noise's error (:class:`~scoresde.loss.Weighting`) :math:`w(t)` gives
-:math:`J` the weight :math:`w \sigma^2`: with :class:`~scoresde.loss.NoiseWeighting` all levels
-count equally, as in NCSN, and the gradient has the expectation of that of denoising score matching
-(half the sum over dimensions). Without a weighting, :math:`J` has the weight 1 at every level,
-and small noise outweighs all the rest.
+so a weighting :math:`w(t)` of the noise's error (:class:`~scoresde.loss.Weighting`) gives
+:math:`J` the weight :math:`w \sigma^2`. With :class:`~scoresde.loss.NoiseWeighting` all levels
+have equal weight, as in NCSN, and the expected gradient is that of denoising score matching (half
+the sum over dimensions). Without a weighting, :math:`J` has the weight 1 at every level, and the
+smallest noise dominates.
 
 References:
     Hyvärinen, *Estimation of non-normalized statistical models by score matching*, 2005
@@ -56,20 +56,20 @@ from scoresde.times import FirstTime, Times
 
 @dataclass(frozen=True)
 class ScoreMatching(Loss):
-    """Base class for score matching without a target: subclasses choose the directions.
+    """Base class for score matching without a target; subclasses choose the directions.
 
-    It differentiates the score, so a training costs about three times as much for each direction
-    as with a denoising loss; a network that is compiled runs as it is, because compiled code
-    cannot be differentiated twice.
+    It differentiates the score, so each direction costs about three times as much training time as
+    a denoising loss. A compiled network runs uncompiled, because compiled code cannot be
+    differentiated twice.
 
     Arguments:
-        weighting: How much each noise level counts; None: the weight of the objective is 1 (see
-            the module).
-        times: The density of drawn times; by default ``eps`` alone.
-        eps: The smallest time, in [0, 1); None takes the default of the SDE.
+        weighting: Weight of each noise level. If None, the weight of the objective is 1 (see the
+            module).
+        times: The density of the training times; only ``eps`` by default.
+        eps: The smallest time, in [0, 1). If None, the default of the SDE is used.
 
     Raises:
-        InputError: If an argument is of another kind.
+        InputError: If an argument has the wrong type.
     """
 
     weighting: Weighting | None = None
@@ -85,7 +85,7 @@ class ScoreMatching(Loss):
     @property
     @abstractmethod
     def directions(self) -> Trace:
-        """The estimator of the trace, and so the directions."""
+        """The estimator of the trace, which determines the directions."""
 
     def half_square(self, score: Tensor, probes: Tensor) -> Tensor:
         r"""Returns :math:`\tfrac12 \lVert s \rVert^2`, or an estimate of it, ``(B,)``.
@@ -99,18 +99,18 @@ class ScoreMatching(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the objective of each example at noised data; arguments as for the base.
 
-        It is the sum over dimensions, in units of the squared score times the weight; it has
-        either sign. The parts are the unweighted ``divergence`` and ``half_square``.
+        It is a sum over dimensions, in units of the squared score times the weight, and may be
+        negative. The parts are the unweighted ``divergence`` and ``half_square``.
 
         Raises:
-            InputError: If ``eps`` cannot be used with the SDE, or shapes do not fit.
+            InputError: If ``eps`` is not valid for the SDE, or shapes disagree.
         """
         check_model(model)
         assert isinstance(model, ScoreFunction)
         sde, eps = model.sde, self.first_time(model.sde)
         drawn = given.draw(sde, x, self.times, eps)
         probes = self.directions.probes(given.own, x)
-        # Without a graph outside, as in a validation, none is kept inside.
+        # If no graph is built outside, as in validation, none is kept inside.
         with torch.compiler.set_stance("force_eager"):
             score, traces = self.directions(
                 lambda state: model.score(state, drawn.t, **cond),
@@ -143,8 +143,8 @@ class ExplicitScoreMatching(ScoreMatching):
         Hyvärinen 2005, theorem 1.
 
     Arguments:
-        trace: How the trace is taken: exactly, by D products with the Jacobian, or by the probes
-            of any estimator of :mod:`scoresde.divergence`.
+        trace: Estimator of the trace: exact, with D products with the Jacobian, or any estimator
+            of :mod:`scoresde.divergence`.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE
@@ -174,10 +174,10 @@ class SlicedScoreMatching(ScoreMatching):
               \quad \text{or, not reduced,} \quad
               \tfrac1k \sum_v \left[ v^T \nabla s \, v + \tfrac12 (v^T s)^2 \right]
 
-    Both are unbiased for directions with :math:`E[v v^T] = I`, which all of
-    :mod:`scoresde.divergence` are; directions of norm 1 would make the first term 1/D of what it
-    must be. At the truth of :math:`N(0, I)` in D dimensions, the variance of an example for one
-    direction is
+    Both are unbiased for directions with :math:`E[v v^T] = I`, as all of
+    :mod:`scoresde.divergence` are. (Directions of norm 1 would make the first term too small by a
+    factor of D.) At the exact score of :math:`N(0, I)` in D dimensions, the variance of one
+    example's value with one direction is
 
     ====================  =======================  =====================
     directions            reduced                  not reduced
@@ -191,8 +191,8 @@ class SlicedScoreMatching(ScoreMatching):
 
     Arguments:
         probes: The number k of directions for each example, positive.
-        reduced: Whether the square is taken whole, which lowers the variance.
-        distribution: What the directions are drawn from.
+        reduced: Whether the squared norm is computed exactly, which lowers the variance.
+        distribution: The distribution of the directions.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE

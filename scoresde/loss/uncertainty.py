@@ -1,6 +1,6 @@
-r"""A weight of each noise level that is learned with the model: the uncertainty of its loss.
+r"""Learned weights of the noise levels, from the uncertainty of their loss.
 
-With :math:`L` the loss of an example at the time t, and a function :math:`u` of its noise level,
+For the loss :math:`L` of an example at the time t, and a function :math:`u` of its noise level,
 
 .. math:: L_u = e^{-u(\sigma)} L + u(\sigma) .
 
@@ -9,9 +9,9 @@ optimum is the logarithm of the level's mean loss,
 
 .. math:: u(\sigma) = \log E[L \mid \sigma], \qquad E[e^{-u} L \mid \sigma] = 1 .
 
-Every noise level then contributes the same, whatever its loss is: the gradient of the model is
-that of :math:`E[\log E[L \mid \sigma]]`. With Gaussian errors of the variance :math:`e^u` it is
-their negative log-likelihood, up to factors.
+Every noise level then contributes equally, regardless of the size of its loss: the gradient of the
+model is that of :math:`E[\log E[L \mid \sigma]]`. For Gaussian errors with the variance
+:math:`e^u`, :math:`L_u` is their negative log-likelihood, up to factors.
 
 References:
     Karras et al., *Analyzing and improving the training dynamics of diffusion models*, 2024,
@@ -34,14 +34,14 @@ from scoresde.sde import SDE, Interpolant
 
 @describable
 class UncertaintyWeighted(Loss, nn.Module):
-    r"""Denoising score matching whose noise levels are weighed by a learned uncertainty.
+    r"""Denoising score matching with noise levels weighted by a learned uncertainty.
 
     The function :math:`u` is linear in Fourier features of :math:`\tfrac14 \log (\sigma /
     \alpha)` and starts at 0. It is trained with the model, is not averaged, and is not used after
-    training. Held-out examples are evaluated by the loss without it (:meth:`fixed`).
+    training. Held-out examples are evaluated with the loss without it (:meth:`fixed`).
 
-    The parts are those of that loss, ``error`` its value :math:`L`, and ``uncertainty``,
-    :math:`u`.
+    The parts are those of that loss, its value :math:`L` as ``error``, and :math:`u` as
+    ``uncertainty``.
 
     Arguments:
         loss: The loss :math:`L`; ``DenoisingScoreMatching()`` by default.
@@ -71,10 +71,10 @@ class UncertaintyWeighted(Loss, nn.Module):
             return self.linear(self.embedding(label)).squeeze(1)
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
-        """Returns the weighed loss of each example; arguments as for the base.
+        """Returns the weighted loss of each example; arguments as for the base.
 
         Raises:
-            InputError: As the loss does.
+            InputError: As for the wrapped loss.
         """
         check_model(model)
         assert isinstance(model, ScoreFunction)

@@ -1,4 +1,4 @@
-r"""The variational bound as a loss: of the network, and of the schedule with it.
+r"""The variational bound as a loss, for the network and optionally a learned schedule.
 
 .. math:: -\log p(x) \le \underbrace{-E \log p(x \mid x_\epsilon)}_{\text{reconstruction}}
           + \underbrace{\tfrac12 \int_\epsilon^1 \gamma'(t) \, E \lVert z - \hat z(x_t, t)
@@ -14,27 +14,27 @@ with one draw of the time and one of the noise for each example: the diffusion t
 
 in continuous time, and for a chain of T steps from t to s = t - 1/T.
 
-**What trains what.** The network, the decoder and the end points of a learned schedule get the
-gradient of the bound. Its interior gets none of use: with :math:`d\gamma = \gamma' dt` the
-integral is one over :math:`\gamma` and depends on its ends alone, so that :math:`E[\partial \ell]
-= 0` in the interior, whatever the network. But the interior decides how much :math:`\ell` varies,
-and since its mean stays where it is,
+**Gradients.** The network, the decoder and the end points of a learned schedule are trained with
+the gradient of the bound. For the interior of the schedule this gradient is useless: with
+:math:`d\gamma = \gamma' dt` the integral is one over :math:`\gamma` and depends only on its ends,
+so :math:`E[\partial \ell] = 0` in the interior for any network. But the interior determines the
+variance of :math:`\ell`, and since the mean of :math:`\ell` is constant,
 
 .. math:: \partial \operatorname{Var} \ell = \partial E[\ell^2] = E[2 \ell \, \partial \ell] .
 
-So on its way to the interior the gradient of each example is multiplied by its own :math:`2 \ell`:
-one backward pass serves both (:meth:`~scoresde.sde.LearnedSchedule.scaled_interior`). For this the
-state, the noise label and all coefficients must carry their gradients in :math:`\gamma`: with a
-state cut off from it, :math:`E[\partial \ell]` is not 0.
+Therefore each example's gradient for the interior is multiplied by its own :math:`2 \ell`, and one
+backward pass suffices for both (:meth:`~scoresde.sde.LearnedSchedule.scaled_interior`). This
+requires that the state, the noise label and all coefficients carry their gradients in
+:math:`\gamma`: if the state were detached from it, :math:`E[\partial \ell]` would not be 0.
 
-**Which variance.** That of one example at one uniform time. Times spread over a batch are each
-still uniform, so the schedule is trained for the same; that the mean of a batch then varies
-less, it does not know. The least is reached where the density of :math:`\lambda` is proportional
-to :math:`\sqrt{E[\ell_\lambda^2]}`; for isotropic Gaussian data in D dimensions the standard
-deviation is then :math:`\sqrt{2 / D}` times the mean.
+**Variance** means that of one example at one uniform time. If times are spread over a batch, each
+is still uniform, so the schedule is trained for the same variance; the smaller variance of the
+batch mean is not taken into account. The variance is minimal if the density of :math:`\lambda` is
+proportional to :math:`\sqrt{E[\ell_\lambda^2]}`. For isotropic Gaussian data in D dimensions the
+standard deviation is then :math:`\sqrt{2 / D}` times the mean.
 
-A chain of few steps is another matter: the schedule decides how large its bound is, and gets the
-gradient of that.
+For a chain of few steps, the schedule changes the bound itself, so it is trained with the gradient
+of the bound.
 
 References:
     Kingma et al., *Variational diffusion models*, 2021, https://arxiv.org/abs/2107.00630
@@ -65,36 +65,37 @@ from scoresde.times import LowDiscrepancy, Times, UniformTimes
 
 
 class ScheduleGradient(ABC):
-    """Base class for what the interior of a schedule is trained for."""
+    """Base class for objectives of the interior of a schedule."""
 
     @abstractmethod
     def applied(
         self, sde: SDE, value: Callable[[], Tensor]
     ) -> contextlib.AbstractContextManager[None]:
-        """While entered, the schedule computes what the loss depends on.
+        """Returns a context manager in which the schedule computes the inputs of the loss.
 
         Arguments:
             sde: The process.
-            value: Returns the diffusion term of each example, ``(B,)``, in the backward pass.
+            value: Function that returns the diffusion term of each example, ``(B,)``, in the
+                backward pass.
         """
 
     @abstractmethod
     def check(self, sde: Interpolant, steps: int | None) -> None:
-        """Checks that a process can be trained so.
+        """Checks that a process can be trained with this objective.
 
         Arguments:
             sde: The process.
             steps: The number of steps of the chain; None in continuous time.
 
         Raises:
-            InputError: If not.
+            InputError: If it cannot.
         """
 
 
 @final
 @dataclass(frozen=True)
 class WholeBound(ScheduleGradient):
-    """The bound itself, as all else: right for a chain, of no use in continuous time."""
+    """The bound itself, as for all other weights; for chains, useless in continuous time."""
 
     def applied(
         self, sde: SDE, value: Callable[[], Tensor]
@@ -102,7 +103,7 @@ class WholeBound(ScheduleGradient):
         return contextlib.nullcontext()
 
     def check(self, sde: Interpolant, steps: int | None) -> None:
-        """Any process will do."""
+        """Accepts any process."""
 
 
 @final
@@ -111,7 +112,8 @@ class LeastVariance(ScheduleGradient):
     r"""The variance of the diffusion term in continuous time, in nats per dimension squared.
 
     Arguments:
-        weight: The factor of its gradient, positive. It meets a clipped norm of all gradients.
+        weight: The factor of its gradient, positive. It matters if the norm of all gradients is
+            clipped.
 
     References:
         Kingma et al. 2021 (section 5.2, and the appendix on the variance of the loss).
@@ -144,22 +146,21 @@ class LeastVariance(ScheduleGradient):
 
 @dataclass(frozen=True)
 class VariationalLoss(Loss):
-    """The negative variational bound, in nats per dimension, by one time for each example.
+    """The negative variational bound, in nats per dimension, from one time per example.
 
-    Of levels, it is of their probability; of real data, of the density in model units. Values of
-    data on levels are moved to the centres of their levels first, so that it makes no difference
-    whether they were dequantised.
+    For levels it bounds their probability, for real data the density in model units. Data on
+    levels are first moved to the centres of their levels, so they may be dequantised or not.
 
     Arguments:
-        decoder: The last step: :class:`~scoresde.codec.Levels` for data on levels; None for real
-            data, a Gaussian around the denoised data (one more pass, as for every decoder that
-            asks for the denoised data).
-        steps: The number T of steps of a chain, at least 2, uniform in t: from t = 0 where noise
-            is left there, else the first step ends at 1/T. None: continuous time.
-        schedule: What the interior of a learned schedule is trained for; None:
-            ``LeastVariance()`` in continuous time, ``WholeBound()`` for a chain.
-        times: Uniform times: ``UniformTimes()``, or those spread over a batch.
-        eps: The smallest time, in [0, 1); None takes the default of the SDE (0 for a
+        decoder: The last step: :class:`~scoresde.codec.Levels` for data on levels. If None, it is
+            a Gaussian around the denoised data, for real data (this takes one more pass, like
+            every decoder that uses the denoised data).
+        steps: The number T of steps of a chain, at least 2, uniform in t. They start at t = 0 if
+            noise is left there; otherwise the first step ends at 1/T. If None, time is continuous.
+        schedule: Objective of the interior of a learned schedule. If None, it is
+            ``LeastVariance()`` in continuous time and ``WholeBound()`` for a chain.
+        times: Uniform times: ``UniformTimes()``, or times spread over a batch.
+        eps: The smallest time, in [0, 1). If None, the default of the SDE is used (0 for a
             :class:`~scoresde.sde.LearnedSchedule`).
 
     Raises:
@@ -200,11 +201,11 @@ class VariationalLoss(Loss):
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the bound of each example, with its parts; arguments as for the base.
 
-        The parts ``reconstruction``, ``diffusion`` and ``prior`` add to it. A given time is where
-        a step of a chain begins.
+        It is the sum of the parts ``reconstruction``, ``diffusion`` and ``prior``. For a chain, a
+        given time is the time at which a step begins.
 
         Raises:
-            InputError: If the loss does not fit the model, or shapes do not fit.
+            InputError: If the loss does not apply to the model, or shapes disagree.
         """
         self.check(model)
         assert isinstance(model, ScoreFunction)
@@ -245,17 +246,17 @@ class VariationalLoss(Loss):
         return process.check_eps(process.cutoffs.training if self.eps is None else self.eps)
 
     def _of(self, process: Interpolant) -> ScheduleGradient:
-        """Returns what the interior of a schedule is trained for."""
+        """Returns the objective of the interior of a schedule."""
         learned = isinstance(process, LearnedSchedule) and self.steps is None
         return self.schedule or (LeastVariance() if learned else WholeBound())
 
     def _skipped(self, process: Interpolant) -> int:
-        """Returns the number of steps before the first state: 1 where no noise is left at 0."""
+        """Returns the number of steps before the first state: 1 if no noise is left at t = 0."""
         noised = process.cutoffs.training == 0 or float(process.sigma(as_time(0.0))) > 0
         return 0 if noised else 1
 
     def _on_chain(self, sde: SDE, u: Tensor) -> Tensor:
-        """Returns where a step begins for each uniform number; the number itself without steps."""
+        """Maps uniform numbers to the starting times of steps; without steps, returns them."""
         if self.steps is None:
             return u
         skipped = self._skipped(sde)

@@ -1,12 +1,12 @@
-r"""Weights of the error of the noise, and what they are as weights of the error of the data.
+r"""Weights of the error of the noise, and the equivalent weights of the error of the data.
 
-The predicted noise and the denoised estimate have one error in two units,
+The errors of the predicted noise and the denoised estimate differ by a factor,
 :math:`\hat z - z = -(\alpha / \sigma) (D - x_0)`, so
 
 .. math:: w \, \lVert \hat z - z \rVert^2 = w \, \mathrm{SNR} \, \lVert D - x_0 \rVert^2,
           \qquad \mathrm{SNR} = \alpha^2 / \sigma^2 .
 
-A weight :math:`w` of the noise's error is the weight :math:`w \, \mathrm{SNR}` of the data's.
+A weight :math:`w` of the noise's error equals a weight :math:`w \, \mathrm{SNR}` of the data's.
 """
 
 import math
@@ -23,7 +23,7 @@ _LEAST_SIGNAL = 1e-4
 
 
 class Weighting(ABC):
-    """Abstract weight of the noise's error."""
+    """Base class for weights of the noise's error."""
 
     @abstractmethod
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Weighting(ABC):
 
 @dataclass(frozen=True)
 class NoiseWeighting(Weighting):
-    """Every noise level counts the same."""
+    """Equal weights for all noise levels."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -57,7 +57,7 @@ class LikelihoodWeighting(Weighting):
 
 @dataclass(frozen=True)
 class VelocityWeighting(Weighting):
-    r"""The weight :math:`(g^2 / 2 \sigma)^2`, under which the noise's error is the velocity's.
+    r"""The weight :math:`(g^2 / 2 \sigma)^2`, which turns the noise's error into the velocity's.
 
     It equals :math:`(\sigma' - \alpha' \sigma / \alpha)^2`, on rectified flow
     :math:`1 / (1 - t)^2`.
@@ -72,9 +72,9 @@ class VelocityWeighting(Weighting):
 class EDMWeighting(Weighting):
     r"""The weight of Karras et al. 2022.
 
-    Their :math:`\lambda = (\tilde\sigma^2 + \sigma_d^2) / (\tilde\sigma \sigma_d)^2` weighs the
-    error of the data, which is :math:`\tilde\sigma^2 = \sigma^2 / \alpha^2` times that of the
-    noise.
+    Their :math:`\lambda = (\tilde\sigma^2 + \sigma_d^2) / (\tilde\sigma \sigma_d)^2` weights the
+    squared error of the data, which is :math:`\tilde\sigma^2 = \sigma^2 / \alpha^2` times that of
+    the noise.
 
     Arguments:
         sigma_data: The data's standard deviation, positive.
@@ -90,7 +90,7 @@ class EDMWeighting(Weighting):
             )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        # Where no signal is left the error of the noise is 0, and the weight must be finite.
+        # If no signal is left, the error of the noise is 0, and the weight must be finite.
         signal = sde.alpha(t).clamp(min=_LEAST_SIGNAL)
         return 1 + (sde.sigma(t) / (signal * self.sigma_data)) ** 2
 
@@ -99,8 +99,8 @@ class EDMWeighting(Weighting):
 class MinSNRWeighting(Weighting):
     r"""The weight :math:`\min(1, \gamma / \mathrm{SNR})` of the noise's error.
 
-    On the data's error it is :math:`\min(\mathrm{SNR}, \gamma)`: the noise weighting, but small
-    noise counts no more than noise of the SNR :math:`\gamma`.
+    On the data's error it is :math:`\min(\mathrm{SNR}, \gamma)`: the noise weighting, but capped
+    for small noise at its value for the SNR :math:`\gamma`.
 
     Arguments:
         gamma: The largest weight :math:`\gamma` of the data's error, positive.
@@ -135,7 +135,7 @@ class SoftMinSNRWeighting(Weighting):
 
     Arguments:
         gamma: The limit :math:`\gamma` of the weight of the data's error where the noise
-            vanishes, positive; 4 was published.
+            vanishes, positive; 4 in the paper.
 
     References:
         Crowson et al., *Scalable high-resolution pixel-space image synthesis with hourglass
@@ -163,7 +163,7 @@ class BoundWeighting(Weighting):
                = \tfrac12 (e^{\lambda_s - \lambda_t} - 1) \lVert z - \hat z \rVert^2 .
 
     Half the difference of the SNRs is the weight of the *data's* error; the second factor is this
-    weight, of the *noise's*. For many steps T times it tends to half the
+    weight, of the *noise's* error. For many steps, T times this weight tends to half the
     :class:`LikelihoodWeighting`.
 
     **Two errors of the founding notes.** They give the weight of the data's error as
@@ -177,7 +177,7 @@ class BoundWeighting(Weighting):
       twice as much at small t.
 
     Arguments:
-        steps: The number T of steps, at least 2; None takes the chain's own.
+        steps: The number T of steps, at least 2. If None, that of the chain is used.
 
     References:
         Ho et al. 2020, https://arxiv.org/abs/2006.11239 (equations 5, 7 and 8).
@@ -203,7 +203,7 @@ class BoundWeighting(Weighting):
         return torch.where(first, 0.0, weight)
 
     def _earlier(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns where t is the first step, and the earlier times, at which the SNR is finite."""
+        """Returns the mask of the first step, and the earlier times, where the SNR is finite."""
         length = 1 / self._steps_of(sde)
         first = t < 1.5 * length
         return first, torch.where(first, 0.5 * t, t - length)

@@ -1,7 +1,7 @@
-r"""The score, the noise and the denoised data: three equal views of one function.
+r"""Models: the score, the noise and the denoised data, three equivalent forms of one function.
 
-At time :math:`t` an example is :math:`x = \alpha x_0 + \sigma z`. What the noise was, what the
-data was, and where the density grows are one question (Tweedie's formula):
+At time :math:`t` an example is :math:`x = \alpha x_0 + \sigma z`. The expected noise, the expected
+data and the gradient of the log-density determine each other (Tweedie's formula):
 
 .. math::
     \hat z(x, t) = E[z \mid x], \qquad
@@ -9,8 +9,8 @@ data was, and where the density grows are one question (Tweedie's formula):
     \nabla_x \log p_t(x) = -\frac{\hat z}{\sigma} .
 
 A :class:`ScoreFunction` offers the three. A :class:`ScoreModel` is a network plus an SDE that
-learns them; :class:`GaussianModel` and :class:`GaussianMixtureModel` know them in closed form, and
-with them everything else can be held against the truth.
+learns them. :class:`GaussianModel` and :class:`GaussianMixtureModel` have them in closed form, so
+everything else can be compared with exact values.
 
 References:
     Efron, *Tweedie's formula and selection bias*, 2011.

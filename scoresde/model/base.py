@@ -1,4 +1,4 @@
-"""The base classes of models, and what every user of a model needs."""
+"""Base classes of models, and helpers for code that uses a model."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Model(Trainable):
     @property
     @abstractmethod
     def process(self) -> Interpolant:
-        """The process whose states it is a function of."""
+        """The process whose states the model takes."""
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -37,21 +37,21 @@ class Model(Trainable):
 
     @property
     def data_std(self) -> float | None:
-        """The standard deviation of the data, the mean over their values, or None if unknown."""
+        """The standard deviation of the data, averaged over their values, or None if unknown."""
         parts = (child.data_std for child in self.children() if isinstance(child, Model))
         return next(parts, None)
 
     @property
     def jumps(self) -> tuple[float, ...]:
-        """The times in (0, 1) at which its views jump, where adaptive solvers start anew."""
+        """The times in (0, 1) at which the model jumps; adaptive solvers restart there."""
         parts = (child for child in self.children() if isinstance(child, Model))
         return tuple(sorted({t for part in parts for t in part.jumps}))
 
     def take(self, rows: Tensor) -> "Model":
         """Returns the model of some examples of its batch.
 
-        That is the model itself, unless it holds something for each example; a model that is made
-        of other models passes the rows on to them.
+        This is the model itself, unless it stores values for each example. A model made of other
+        models passes the rows on to them.
 
         Arguments:
             rows: The indices of the examples, int64 ``(n,)``.
@@ -60,13 +60,13 @@ class Model(Trainable):
 
 
 class ScoreFunction(Model):
-    r"""Base class for models of an SDE, which offer the score, the noise and the data.
+    r"""Base class for models of an SDE, which predict the score, the noise and the data.
 
     **Velocity.** With the signal's rate :math:`\alpha'` and the noise's :math:`\sigma'`,
 
     .. math:: u = \alpha' D + \sigma' \hat z = f x + \frac{g^2}{2 \sigma} \hat z .
 
-    The second form serves where the SNR is positive up to t = 1; the first is finite at both ends
+    The second form is used where the SNR is positive up to t = 1. The first is finite at both ends
     wherever :math:`\alpha'`, :math:`\sigma'` and :math:`\hat z` are.
     """
 
@@ -86,7 +86,7 @@ class ScoreFunction(Model):
         r"""Returns the predicted noise :math:`E[z \mid x_t = x]`."""
 
     def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the velocity of the probability flow, by one pass.
+        r"""Returns the velocity of the probability flow, from one network pass.
 
         .. math:: u = f x - \tfrac12 g^2 \nabla_x \log p_t(x)
 
@@ -100,7 +100,7 @@ class ScoreFunction(Model):
         return expand(self.sde.f(t), x) * x + expand(gain, x) * self.noise(x, t, **cond)
 
     def _velocity_by_rates(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        r"""Returns :math:`\alpha' D + \sigma' (x - \alpha D) / \sigma`: 0/0 at t = 0 alone."""
+        r"""Returns :math:`\alpha' D + \sigma' (x - \alpha D) / \sigma`; 0/0 only at t = 0."""
         sde, data = self.sde, self.denoise(x, t, **cond)
         share = sde.sigma_dot(t) / sde.sigma(t)
         gain = sde.alpha_dot(t) - share * sde.alpha(t)
@@ -155,8 +155,8 @@ def check_model(model: Trainable, kind: type = ScoreFunction) -> None:
     """Checks a model.
 
     Arguments:
-        model: What should be a model.
-        kind: The class that it must be of.
+        model: The object to check.
+        kind: The class that it must be an instance of.
 
     Raises:
         InputError: If it is not.
@@ -170,12 +170,12 @@ def check_model(model: Trainable, kind: type = ScoreFunction) -> None:
 
 @contextmanager
 def evaluating(model: Trainable, frozen: bool = False) -> Iterator[None]:
-    """Switches dropout off for a while: a solver needs the same field at every call.
+    """Context manager that switches dropout off: a solver needs the same field at every call.
 
     Arguments:
         model: A model.
-        frozen: Whether its parameters need no gradients for the while. Then what a layer keeps
-            for them is not kept, and a compiled network does not compute them.
+        frozen: Whether the parameters require no gradients inside the context. If True, layers
+            store nothing for them, and a compiled network does not compute them.
     """
     training = [module for module in model.modules() if module.training]
     learned = [p for p in model.parameters() if frozen and p.requires_grad]

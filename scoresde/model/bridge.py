@@ -1,14 +1,14 @@
 r"""Models of a bridge: the denoised estimate, given the state and perhaps the source.
 
-A network D is trained on :math:`\lVert D - x_0 \rVert^2`, so it learns a conditional mean. Which
-one depends on what it is given:
+A network D is trained on :math:`\lVert D - x_0 \rVert^2`, so it learns a conditional mean, which
+depends on the network's input:
 
-- of the state alone, :math:`E[x_0 \mid x_t]`: the sampler ends near the law of the data, but its
+- with the state alone, :math:`E[x_0 \mid x_t]`: the sampler ends near the law of the data, but its
   draws are not draws of :math:`p(x_0 \mid y)`;
-- of the state and the source, :math:`E[x_0 \mid x_t, y]`: with noise, the limit of many steps is
-  :math:`p(x_0 \mid y)`.
+- with the state and the source, :math:`E[x_0 \mid x_t, y]`: if the bridge adds noise, the limit of
+  many steps is :math:`p(x_0 \mid y)`.
 
-At t = 1 both are :math:`E[x_0 \mid y]`, the estimate of least squared error.
+At t = 1 both are :math:`E[x_0 \mid y]`, the estimate with the least squared error.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ _TURNS = 4.0  # the range of the label, as wide as that of a noise level
 
 
 class Output(ABC):
-    r"""Base class for what a network of a bridge returns: F, with :math:`D = a x + b F`."""
+    r"""Base class for the output F of a bridge's network, with :math:`D = a x + b F`."""
 
     @abstractmethod
     def to_data(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ class DataOutput(Output):
 
 @dataclass(frozen=True)
 class ResidualOutput(Output):
-    r"""The network returns the way to the data: :math:`D = x_t + w F`, exact at t = 0."""
+    r"""The network returns a scaled residual: :math:`D = x_t + w F`, exact at t = 0."""
 
     def to_data(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(w), w
@@ -58,13 +58,13 @@ class BridgeModel(Model):
     r"""A network plus a bridge.
 
     The network sees the source y if it takes the condition ``source``: an image for a ``UNet``
-    (``conditions={"source": shape}``), a vector for an ``MLP``. Its label of the time is 4 t.
+    (``conditions={"source": shape}``), a vector for an ``MLP``. Its time label is 4 t.
 
     Arguments:
         network: A callable ``network(x, c, **cond)`` from states ``(B, *)`` and labels ``(B,)`` to
             an output of the shape of the data.
         process: The bridge.
-        output: What the network's output means; the way to the data by default.
+        output: Meaning of the network's output; :class:`ResidualOutput` by default.
 
     Raises:
         InputError: If the process is not a bridge.
@@ -98,7 +98,7 @@ class BridgeModel(Model):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, if the network says its own (``network.shape``)."""
+        """The shape of one example, if the network has an attribute ``shape``; else None."""
         shape = getattr(self.network, "shape", None)
         return None if shape is None else tuple(shape)
 
@@ -108,7 +108,7 @@ class BridgeModel(Model):
         return takes(self.network, "source")
 
     def takes(self, name: str) -> bool:
-        """Returns whether it takes a condition; the source always, from which a path starts."""
+        """Returns whether it takes a condition. It always takes the source, where paths start."""
         return name == "source" or takes(self.network, name)
 
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class BridgeModel(Model):
         return expand(a, x) * x + expand(b, x) * output.to(x.dtype)
 
     def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the velocity by one pass; see :func:`bridge_velocity`."""
+        r"""Returns the velocity, from one network pass; see :func:`bridge_velocity`."""
         source = cond["source"] if self.sees_source and "source" in cond else None
         return bridge_velocity(self._process, x, t, self.denoise(x, t, **cond), source)
 
@@ -144,17 +144,18 @@ def bridge_velocity(
     .. math:: u = w' \frac{x - D}{w} \quad (\nu / w \text{ constant}), \qquad
               u = w' (y - D) + \frac{\nu \nu'}{\nu^2} \bigl(x - (1 - w) D - w y\bigr)
 
-    where the second form takes a D that is given the source y.
+    where the second form requires a D that is conditioned on the source y.
 
     Arguments:
         process: The bridge.
         x: States, with shape ``(B, *)``.
         t: Times in (0, 1], with shape ``()`` or ``(B,)``.
         data: The denoised estimate, with the shape of ``x``.
-        source: The source if D is given it, else None.
+        source: The source if D is conditioned on it, else None.
 
     Raises:
-        InputError: If D is not given the source, and the noise needs it.
+        InputError: If the bridge's noise requires a D conditioned on the source, and ``source`` is
+            None.
     """
     t = as_time(t)
     rate, w = process.sigma_dot(t), process.clock(t)
@@ -173,6 +174,6 @@ def bridge_velocity(
 
 
 def adds_nothing(process: Bridge) -> bool:
-    """Returns whether no step of a bridge adds noise, so that its steps are Euler's on a flow."""
+    """Returns whether a bridge adds no noise; its steps are then Euler steps of a flow."""
     times = torch.linspace(0, 1, 11, dtype=torch.float64)
     return not bool((process.step(times[1:], times[:-1]).noise > 0).any())

@@ -8,8 +8,8 @@ from scoresde.nn.embedding import Conditioning
 def classes_of(model: Trainable) -> int | None:
     """Returns the number of classes of the condition ``label``, or None if it is unknown.
 
-    A network says it by its ``Conditioning``, an exact mixture by the labels of its components;
-    of several parts the least number counts.
+    The number comes from the ``Conditioning`` of a network, or from the labels of an exact
+    mixture. If several parts have one, it is the smallest.
 
     Arguments:
         model: A model.

@@ -19,14 +19,14 @@ from scoresde.shapes import check_output, expand
 class Classifier(Trainable):
     r"""The class of a noised example, :math:`p(c \mid x_t)` for all times.
 
-    It is trained as a model is, by :class:`~scoresde.loss.CrossEntropy`, and serves
+    It is trained like a model, with :class:`~scoresde.loss.CrossEntropy`, and used by
     :class:`~scoresde.guidance.ClassifierGuidance`. The network sees
-    :math:`x_t / \sqrt{\alpha^2 + \sigma^2}`, which has unit variance for data that have.
+    :math:`x_t / \sqrt{\alpha^2 + \sigma^2}`, which has unit variance if the data have.
 
     Arguments:
-        network: A callable ``network(x, c)`` from states ``(B, *)`` and labels ``(B,)`` of the
-            noise to one number for each class, ``(B, C)``, such as an
-            :class:`~scoresde.nn.Encoder` or an ``MLP(outputs=C)``.
+        network: A callable ``network(x, c)`` from states ``(B, *)`` and noise labels ``(B,)`` to
+            one number per class, ``(B, C)``, such as an :class:`~scoresde.nn.Encoder` or an
+            ``MLP(outputs=C)``.
         sde: The forward process.
         noise_label: The number by which the network is conditioned on the time.
 
@@ -63,7 +63,7 @@ class Classifier(Trainable):
         return self.sde
 
     def takes(self, name: str) -> bool:
-        """Returns whether it takes a condition: the classes, which its loss needs."""
+        """Returns whether it takes a condition; only the classes, which its loss requires."""
         return name == "label"
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Classifier(Trainable):
             t: Their time, ``()`` or ``(B,)``.
 
         Raises:
-            InputError: If the network returns something of another shape.
+            InputError: If the network's output has another shape.
         """
         t = as_time(t)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)

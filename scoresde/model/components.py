@@ -39,7 +39,7 @@ class Mixture(ScoreFunction):
 
         Arguments:
             x: States, with shape ``(B, *)``.
-            t: Their time, or one for each.
+            t: Time, common to all states or one per state.
             label: The class of each, int64 ``(B,)``; -1, or None, for the whole mixture.
         """
         _, joint, _, _, _ = self._components(x, as_time(t), label)
@@ -70,8 +70,8 @@ class Mixture(ScoreFunction):
     def _log_weights(self, label: Tensor) -> Tensor:
         """Returns the logarithms of the weights within each example's class, ``(B, K)``."""
         members = self._members(label.to(self.log_weights.device))
-        # On a GPU the host would wait for this at every pass; there a class without components
-        # gives values that are not finite.
+        # Not checked on a GPU, where the host would wait at every pass: there a class without
+        # components gives values that are not finite.
         if label.device.type == "cpu" and not bool(members.any(1).all()):
             raise InputError(
                 f"label must be -1 or a class from 0 to {self.classes - 1}, got "
@@ -82,7 +82,7 @@ class Mixture(ScoreFunction):
     def _posterior(
         self, x: Tensor, t: Tensor, cond: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns what :meth:`_components` does, with responsibilities: this is one pass."""
+        """Returns :meth:`_components` with responsibilities; this counts as one pass."""
         count_pass(len(x))
         parts = self._components(x, as_time(t), cond.get("label"))
         deviations, joint, alpha, sigma, v = parts
@@ -90,10 +90,10 @@ class Mixture(ScoreFunction):
 
 
 def check_labels(labels: Tensor, count: int) -> Tensor:
-    """Returns the classes of a number of components, int64 ``(count,)``.
+    """Returns the classes of ``count`` components, int64 ``(count,)``.
 
     Raises:
-        InputError: If they are not whole numbers from 0, each up to the largest at least once.
+        InputError: If they are not integers from 0, with every class up to the largest present.
     """
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
     if labels.shape != (count,) or not whole or int(labels.min()) < 0:

@@ -22,7 +22,7 @@ def condition(
     """Conditions Gaussians on an observation, in float64.
 
     Arguments:
-        observed: The observation, of one example or of each of B.
+        observed: The observation, of one example or of each of B examples.
         means: The means of K Gaussians, with shape ``(K, *)``.
         covariances: Their covariances, with shape ``(K, D, D)``.
 
@@ -31,7 +31,8 @@ def condition(
         ``(B or 1, K, D, D)``.
 
     Raises:
-        InputError: If it is not linear, or its noiseless measurements depend on each other.
+        InputError: If the observation is not linear, or its noiseless measurements are linearly
+            dependent.
     """
     shape = means.shape[1:]
     observed = observed.to(means.device)
@@ -57,9 +58,9 @@ def condition(
 
 
 def _flat(observed: Observation, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Returns y less what it has of zeros ``(B, n)``, and the variances of its noise.
+    """Returns y minus its value for an example of zeros ``(B, n)``, and its noise variances.
 
-    What is not measured is 0 in both y and H; its noise is 1, which adds nothing.
+    Entries that are not measured are 0 in both y and H. Their noise is 1, which adds nothing.
     """
     r = _zero_residual(observed, shape)
     noise = observed.variance(r).expand(r.shape)

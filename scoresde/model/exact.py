@@ -9,10 +9,10 @@ from scoresde.errors import InputError
 
 
 def check_shape(x: Tensor, shape: torch.Size) -> None:
-    """Checks that a batch has examples of a shape.
+    """Checks that a batch is floating-point and its examples have a shape.
 
     Raises:
-        InputError: If it has another one, or is not of floats.
+        InputError: If the shape differs, or the batch is not floating-point.
     """
     if x.shape[1:] != shape or not x.is_floating_point():
         raise InputError(
@@ -22,12 +22,12 @@ def check_shape(x: Tensor, shape: torch.Size) -> None:
 
 
 def floats(values: Tensor | Sequence | float, like: Tensor | None = None) -> Tensor:
-    """Turns numbers into floats, without losing a digit of Python's floats.
+    """Converts numbers to a floating-point tensor, without rounding Python's floats.
 
     Arguments:
         values: A tensor, or numbers.
-        like: A tensor whose data type and device they take; None keeps the data type of floats in
-            a tensor, and is torch's default for others.
+        like: A tensor whose data type and device are used. If None, a floating-point tensor keeps
+            its data type, and other values get torch's default.
     """
     if like is None:
         typed = isinstance(values, Tensor) and values.is_floating_point()

@@ -23,7 +23,7 @@ class FullMixtureModel(Mixture):
         \nabla_x \log p_t(x) = -\sum_k r_k V_k^{-1} (x - \alpha m_k), \qquad
         D(x, t) = \sum_k r_k \left( m_k + \alpha C_k V_k^{-1} (x - \alpha m_k) \right) .
 
-    All examples share the mixture, or each of a batch of B has its own.
+    All examples share one mixture, or each example of a batch of B has its own.
 
     Arguments:
         weights: The weights, non-negative, with shape ``(K,)`` or ``(B, K)``; they are normalised.
@@ -31,8 +31,8 @@ class FullMixtureModel(Mixture):
         covariances: The covariances of the flattened data, positive semi-definite, with shape
             ``(K, D, D)``, or ``(B or 1, K, D, D)`` if each example has its own mixture.
         sde: The forward process.
-        labels: The class of each component, whole numbers from 0 with shape ``(K,)``; None for a
-            model without classes.
+        labels: The class of each component, integers from 0 with shape ``(K,)``; None for a model
+            without classes.
 
     Raises:
         InputError: If the shapes do not agree, or a covariance is not positive semi-definite.
@@ -213,7 +213,7 @@ def _check_shapes(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
 
 
 def _spectra(covariances: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns eigenvalues and eigenbases; what rounding makes negative is 0."""
+    """Returns eigenvalues and eigenbases; eigenvalues that rounding makes negative become 0."""
     variances, bases = torch.linalg.eigh(covariances)
     largest = variances.abs().amax(-1, keepdim=True)
     if bool((variances < -1e-5 * largest).any()) or not bool(variances.isfinite().all()):

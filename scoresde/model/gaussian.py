@@ -21,19 +21,19 @@ from scoresde.streams import Purpose, Streams
 class GaussianModel(ScoreFunction):
     r"""The exact model of Gaussian data :math:`N(m, C)`.
 
-    The marginal is :math:`N(\alpha m, V)` with :math:`V = \alpha^2 C + \sigma^2 I`, so that
+    The marginal is :math:`N(\alpha m, V)` with :math:`V = \alpha^2 C + \sigma^2 I`, so
 
     .. math::
         \nabla_x \log p_t(x) = -V^{-1} (x - \alpha m), \qquad
         \frac{d (x - \alpha m)}{dt} = \tfrac12 \frac{dV}{dt} V^{-1} (x - \alpha m)
 
-    along the probability-flow ODE, whose solution keeps :math:`V^{-1/2} (x - \alpha m)`.
+    along the probability-flow ODE, whose solutions have constant :math:`V^{-1/2} (x - \alpha m)`.
 
     Arguments:
         mean: The mean, with shape ``(*)`` of one example.
         std: The standard deviation, a positive number or with shape ``(*)``.
-        covariance: Or the covariance of the flattened data, with shape ``(D, D)``, positive
-            definite.
+        covariance: Alternative to ``std``: the covariance of the flattened data, with shape
+            ``(D, D)``, positive definite.
         sde: The forward process.
 
     Example:
@@ -102,8 +102,8 @@ class GaussianModel(ScoreFunction):
 
         Arguments:
             x: States at time ``t``, with shape ``(B, *)``.
-            t: The time that they are at.
-            s: The time to move them to.
+            t: The time of ``x``.
+            s: The time to move to.
         """
         y, _, _, v = self._eigen(x, as_time(t))
         alpha, _, w = self._variances(as_time(s), x)
@@ -124,7 +124,8 @@ class GaussianModel(ScoreFunction):
             observed: A linear observation of one example, or of each of B examples.
 
         Raises:
-            InputError: If it is not linear, or its noiseless measurements depend on each other.
+            InputError: If the observation is not linear, or its noiseless measurements are
+                linearly dependent.
         """
         log_density, means, covariances = self._condition(observed)
         means, covariances = means.to(self.mean), covariances.to(self.mean)
@@ -173,7 +174,7 @@ class GaussianModel(ScoreFunction):
         return tuple(self.mean.shape)
 
     def _weigh(self, x: Tensor, t: Tensor, gain: Callable[..., Tensor]) -> Tensor:
-        """Multiplies x - alpha m by a function of V, which is one pass."""
+        """Multiplies x - alpha m by a function of V; this counts as one pass."""
         count_pass(len(x))
         y, alpha, sigma, v = self._eigen(x, as_time(t))
         return self._back(y * gain(alpha, sigma, v).to(y)).reshape(x.shape)
@@ -182,7 +183,7 @@ class GaussianModel(ScoreFunction):
 def _spectrum(
     mean: Tensor, std: Tensor | float | None, covariance: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the eigenvalues ``(D,)`` and the eigenbasis (``None``: the axes) of a covariance."""
+    """Returns the eigenvalues ``(D,)`` and eigenbasis (None if it is the axes) of a covariance."""
     if covariance is None:
         assert std is not None
         std = floats(std, mean)

@@ -21,15 +21,15 @@ class GaussianBridge(Model):
         E[x_0 \mid x_t] = m_0 + (a C_{00} + b C_{01}) V^{-1} (x_t - m_t), \qquad
         \nabla \log p_t = -V^{-1} (x_t - m_t) .
 
-    Given the source too, it is the same with the law of :math:`x_0` given :math:`x_1`, whose
-    covariance is :math:`C_{00} - C_{01} C_{11}^{-1} C_{10}`.
+    If the model sees the source, the same formulas hold for the law of :math:`x_0` given
+    :math:`x_1`, whose covariance is :math:`C_{00} - C_{01} C_{11}^{-1} C_{10}`.
 
     Arguments:
         mean: The means of examples and sources, with shape ``(2, *)``.
-        covariance: The covariance of both flattened and joined, ``(2 D, 2 D)``, symmetric and
-            positive definite.
+        covariance: The joint covariance of flattened examples and sources, ``(2 D, 2 D)``,
+            symmetric and positive definite.
         process: The bridge or interpolant.
-        sees_source: Whether it is given the source.
+        sees_source: Whether the model is given the source.
 
     Raises:
         InputError: If the shapes disagree, or the covariance is not positive definite.
@@ -84,11 +84,11 @@ class GaussianBridge(Model):
         return tuple(self.mean.shape[1:])
 
     def takes(self, name: str) -> bool:
-        """Returns whether it takes a condition: the source."""
+        """Returns whether it takes a condition; it takes only the source."""
         return name == "source"
 
     def denoise(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns :math:`E[x_0 \mid x_t]`, given the source too if it sees it."""
+        r"""Returns :math:`E[x_0 \mid x_t]`, given the source too if ``sees_source``."""
         w = (torch.ones(()), torch.zeros(()), torch.zeros(()))
         return self._expected(x, as_time(t), cond, w)
 
@@ -154,7 +154,7 @@ class GaussianBridge(Model):
             shared = p * (a * c00 + b * c01) + q * (a * c01.T + b * c11)
             variance = a**2 * c00 + a * b * (c01 + c01.T) + b**2 * c11
         left = x.flatten(1) - a[..., 0] * m0 - b[..., 0] * m1
-        # Where both vanish (t = 1 of a bridge without noise) the state says nothing.
+        # If both vanish (t = 1 of a bridge without noise), the state carries no information.
         empty = ((a == 0) & (c == 0)).to(x) if self.sees_source else torch.zeros_like(a)
         solved = _solve(variance + (c**2 + empty) * eye, left)
         gained = _times(shared + r * eye, solved)

@@ -1,8 +1,8 @@
-r"""Models of a stochastic interpolant: the difference of its ends, and the score.
+r"""Models of a stochastic interpolant, by the difference of its ends and the score.
 
 .. math:: v = E[x_1 - x_0 \mid x_t], \qquad s = \nabla \log p_t(x_t) = -E[z \mid x_t] / \gamma
 
-Both are finite at both ends (see :mod:`scoresde.sde.stochastic`), and everything follows:
+Both are finite at both ends (see :mod:`scoresde.sde.stochastic`), and determine the rest:
 
 .. math:: u = v - \gamma \gamma' \, s, \qquad E[z \mid x_t] = -\gamma \, s, \qquad
           E[x_0 \mid x_t] = x_t - t \, v + \gamma^2 \, s .
@@ -28,11 +28,11 @@ _TURNS = 4.0
 class InterpolantModel(Model):
     """Two networks plus a stochastic interpolant.
 
-    A state counts two network passes. The networks' label of the time is 4 t.
+    Each state counts as two network passes. The networks' time label is 4 t.
 
     Arguments:
-        velocity: The network of the difference of the ends, ``network(x, c, **cond)``.
-        score: The network of the score, likewise.
+        velocity: The network for the difference of the ends, ``network(x, c, **cond)``.
+        score: The network for the score, with the same signature.
         process: The interpolant.
 
     Raises:
@@ -67,12 +67,12 @@ class InterpolantModel(Model):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, if the network says its own (``network.shape``)."""
+        """The shape of one example, if the network has an attribute ``shape``; else None."""
         shape = getattr(self.velocity_network, "shape", None)
         return None if shape is None else tuple(shape)
 
     def takes(self, name: str) -> bool:
-        """Returns whether it takes a condition; the source always, from which a path starts."""
+        """Returns whether it takes a condition. It always takes the source, where paths start."""
         networks = (self.velocity_network, self.score_network)
         return name == "source" or any(takes(network, name) for network in networks)
 

@@ -1,4 +1,4 @@
-"""A model of data through their latents: a codec, and a model of what it encodes to."""
+"""A latent model of data: a codec, and a model of its latents."""
 
 from torch import Tensor
 
@@ -14,11 +14,10 @@ from scoresde.trainable import Trainable
 class LatentModel(Trainable):
     r"""A codec and a prior of its latents, :math:`p(x) = \int p(x \mid z) \, p(z) \, dz`.
 
-    With a ``VAE`` that is still to be trained, both are trained together by
-    :class:`~scoresde.loss.LatentELBO`. The likelihood is
-    :class:`~scoresde.likelihood.LatentBound`. Samples are those of the ``prior``, decoded. A codec
-    that is trained already needs none of this: it is the data set's, and the model a plain
-    ``ScoreModel`` (:meth:`scoresde.data.Dataset.with_codec`).
+    With an untrained ``VAE``, both are trained together by :class:`~scoresde.loss.LatentELBO`. The
+    likelihood is :class:`~scoresde.likelihood.LatentBound`. To draw samples, sample from ``prior``
+    and decode. If the codec is already trained, this class is not needed: attach the codec to the
+    data set (:meth:`scoresde.data.Dataset.with_codec`) and train a plain ``ScoreModel``.
 
     Arguments:
         codec: The codec, such as a ``VAE``.

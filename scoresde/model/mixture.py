@@ -27,8 +27,8 @@ class GaussianMixtureModel(Mixture):
         \nabla_x \log p_t(x) = -\sum_k r_k \frac{x - \alpha m_k}{v_k}, \qquad
         D(x, t) = \sum_k r_k \left( m_k + \frac{\alpha s_k^2}{v_k} (x - \alpha m_k) \right) .
 
-    **Classes.** If each component has a class, the model is conditional: with the condition
-    ``label`` only the components of that class count, with weights that add up to 1, and
+    **Classes.** If each component has a class, the model is conditional: given the condition
+    ``label``, it uses only the components of that class, with weights that add up to 1, and
 
     .. math:: p(c \mid x_t) = \sum_{k \in c} r_k(x_t) .
 
@@ -37,8 +37,8 @@ class GaussianMixtureModel(Mixture):
         means: The means, with shape ``(K, *)``.
         stds: The standard deviations, positive, with shape ``(K,)``.
         sde: The forward process.
-        labels: The class of each component, whole numbers from 0 with shape ``(K,)``, each up to
-            the largest at least once; None for a model without classes.
+        labels: The class of each component, integers from 0 with shape ``(K,)``, with every class
+            up to the largest present; None for a model without classes.
 
     Example:
         >>> from scoresde.sde import VPSDE
@@ -121,7 +121,8 @@ class GaussianMixtureModel(Mixture):
             observed: A linear observation of one example, or of each of B examples.
 
         Raises:
-            InputError: If it is not linear, or its noiseless measurements depend on each other.
+            InputError: If the observation is not linear, or its noiseless measurements are
+                linearly dependent.
         """
         log_density, means, covariances = self._condition(observed)
         weights = torch.softmax(self.log_weights.double() + log_density, 1)

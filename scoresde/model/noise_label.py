@@ -11,7 +11,7 @@ from scoresde.sde import SDE, Chain
 
 
 class NoiseLabel(ABC):
-    """Base class for noise labels, the numbers that tell a network the time."""
+    """Base class for noise labels, the numbers by which a network is conditioned on the time."""
 
     @abstractmethod
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -22,14 +22,14 @@ class NoiseLabel(ABC):
 class NoiseLevel(NoiseLabel):
     r"""The relative noise level :math:`\tfrac14 \log (\sigma / \alpha) = -\lambda / 8`.
 
-    It is the :math:`c_{noise}` of Karras et al. 2022 and says nothing of the SDE, so that a
-    network keeps its meaning when the schedule changes. Where the SNR is zero at t = 1, the
-    bounded variable b takes the place of the log-SNR (see :class:`~scoresde.sde.SDE`).
+    It is the :math:`c_{noise}` of Karras et al. 2022 and does not depend on the SDE, so a trained
+    network stays valid when the schedule changes. Where the SNR is zero at t = 1, the bounded
+    variable b takes the place of the log-SNR (see :class:`~scoresde.sde.SDE`).
     """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         if sde.zero_snr:
-            # Finite at t = 0 too; no data type resolves noise of 1e-17 of the signal.
+            # Finite at t = 0 too; no data type resolves noise of 1e-17 times the signal.
             return -0.125 * sde.bounded(t).clamp(max=80.0)
         return -0.125 * sde.log_snr(t)
 

@@ -1,4 +1,4 @@
-r"""Parametrisations: the output of a network as noise, data, or a mixture of them.
+r"""Parametrisations: networks that predict the noise, the data, or a mixture of them.
 
 References:
     Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022,
@@ -30,13 +30,14 @@ class Parametrisation(ABC):
 
     Arguments:
         sigma_data: The data's standard deviation :math:`\sigma_d`. The network's input is divided
-            by that of :math:`x_t`, :math:`n = \sqrt{\alpha^2 \sigma_d^2 + \sigma^2}`; ``None``
-            leaves the input as it is, as the first publications did.
+            by the standard deviation of :math:`x_t`,
+            :math:`n = \sqrt{\alpha^2 \sigma_d^2 + \sigma^2}`. If None, the input is not scaled, as
+            in the first papers.
     """
 
-    # Whether the data can be read where no signal is left (alpha = 0).
+    # Whether the data can be computed where no signal is left (alpha = 0).
     at_zero_snr: ClassVar[bool] = True
-    # Whether the velocity is read by the rates of the process also where f and g are finite.
+    # Whether the velocity is computed from the process's rates even where f and g are finite.
     by_rates: ClassVar[bool] = False
 
     sigma_data: float | None = 1.0
@@ -55,11 +56,11 @@ class Parametrisation(ABC):
 
     @abstractmethod
     def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:
-        """Returns the coefficients of the expected noise."""
+        """Returns the coefficients of the predicted noise."""
 
     @abstractmethod
     def to_data(self, alpha: Tensor, sigma: Tensor) -> Pair:
-        """Returns the coefficients of the expected data."""
+        """Returns the coefficients of the denoised estimate."""
 
     def at(self, process: Interpolant, t: Tensor) -> "Parametrisation":
         """Returns the parametrisation at times: itself, unless it needs the process's rates."""
@@ -107,8 +108,8 @@ class DataParametrisation(Parametrisation):
 class VParametrisation(Parametrisation):
     r"""The network predicts :math:`v = \alpha z - \sigma x_0` (Salimans and Ho 2022).
 
-    Together with :math:`x = \alpha x_0 + \sigma z` this is solved for both; with
-    :math:`\alpha^2 + \sigma^2 \neq 1` too:
+    Together with :math:`x = \alpha x_0 + \sigma z` this gives both, also if
+    :math:`\alpha^2 + \sigma^2 \neq 1`:
 
     .. math::
         \hat z = \frac{\sigma x + \alpha F}{\alpha^2 + \sigma^2}, \qquad
@@ -129,14 +130,14 @@ class VelocityParametrisation(Parametrisation):
     r"""The network predicts the velocity :math:`u = \alpha' x_0 + \sigma' z` (flow matching).
 
     On rectified flow that is :math:`z - x_0`. Together with :math:`x = \alpha x_0 + \sigma z` it
-    is solved for both, with :math:`W = \alpha \sigma' - \sigma \alpha' = \alpha g^2 / 2 \sigma`:
+    gives both, with :math:`W = \alpha \sigma' - \sigma \alpha' = \alpha g^2 / 2 \sigma`:
 
     .. math:: D = \frac{\sigma' x - \sigma F}{W}, \qquad \hat z = \frac{\alpha F - \alpha' x}{W}
 
     W is 1 on rectified flow. The velocity is the output itself, so it is finite wherever the
-    target is: at both ends of rectified flow, and where :math:`\sigma'` is finite of any process
-    (that of the VP SDE grows like :math:`t^{-1/2}`). The coefficients need the rates of a process:
-    :meth:`at` has them.
+    target is: at both ends of rectified flow, and for any process where :math:`\sigma'` is finite
+    (for the VP SDE it grows like :math:`t^{-1/2}`). The coefficients depend on the rates of the
+    process; :meth:`at` inserts them.
     """
 
     by_rates = True
@@ -206,8 +207,8 @@ class Preconditioned(Parametrisation):
         \hat z = \frac{\sigma}{n^2} x - \frac{\alpha \sigma_d}{n} F, \qquad
         n^2 = \alpha^2 \sigma_d^2 + \sigma^2 .
 
-    With :math:`F = 0` it is the exact model of :math:`N(0, \sigma_d^2 I)`, so that the network
-    has only the difference to learn, with input and target of unit variance at every time.
+    With :math:`F = 0` it is the exact model of :math:`N(0, \sigma_d^2 I)`. The network learns only
+    the difference, and its input and target have unit variance at every time.
     """
 
     def __post_init__(self) -> None:

@@ -24,13 +24,14 @@ class ScoreModel(ScoreFunction):
 
     Arguments:
         network: A callable ``network(x, c, **cond)`` from data ``(B, *)`` and labels ``(B,)`` to
-            an output of the shape of the data. Of the conditions of a data set it is given those
-            that its arguments name (all of them for ``**cond``), or a ``Conditioning`` in it. It
-            may have a second head: an output of twice the channels, of which the second half is
-            kept for a learned variance (:meth:`predict`).
+            an output of the shape of the data. It receives those conditions of a data set that are
+            among its arguments (all of them for ``**cond``) or those of a ``Conditioning`` in it.
+            It may have a second head: an output with twice the channels, whose second half is for
+            a learned variance (:meth:`predict`).
         sde: The forward process.
-        parametrisation: What the network's output means.
-        noise_label: The number by which the network is conditioned on the time.
+        parametrisation: Meaning of the network's output; :class:`Preconditioned` by default.
+        noise_label: The number by which the network is conditioned on the time;
+            :class:`NoiseLevel` by default.
 
     Example:
         >>> from scoresde.sde import VPSDE
@@ -77,7 +78,7 @@ class ScoreModel(ScoreFunction):
         return super().velocity(x, t, **cond)
 
     def predict(self, x: Tensor, t: Tensor, **cond: Tensor) -> "Prediction":
-        """Returns all that one pass says; arguments as for :meth:`noise`."""
+        """Returns all outputs of one network pass; arguments as for :meth:`noise`."""
         t = as_time(t)
         scales = self.sde.alpha(t), self.sde.sigma(t)
         output, head = self._run(x, t, scales, cond)
@@ -95,13 +96,13 @@ class ScoreModel(ScoreFunction):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of one example, if the network says its own (``network.shape``)."""
+        """The shape of one example, if the network has an attribute ``shape``; else None."""
         shape = getattr(self.network, "shape", None)
         return None if shape is None else tuple(shape)
 
     @property
     def data_std(self) -> float | None:
-        """The standard deviation of the data that the parametrisation scales its input by."""
+        """The standard deviation of the data that the parametrisation assumes."""
         return self.parametrisation.sigma_data
 
     def _read(
@@ -120,7 +121,7 @@ class ScoreModel(ScoreFunction):
     def _run(
         self, x: Tensor, t: Tensor, scales: Pair, cond: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """Calls the network; returns the outputs of its first and of its second head, if any."""
+        """Calls the network; returns the outputs of its first head and of its second, if any."""
         scale = expand(self.parametrisation.scale_in(*scales), x)
         dtype = x.dtype if self._float() is None else self.dtype
         # The label keeps float32: bfloat16 would merge neighbouring times.
@@ -143,12 +144,12 @@ class ScoreModel(ScoreFunction):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What one pass of a network says of states ``(B, *)``.
+    """Outputs of one network pass on states ``(B, *)``.
 
     Arguments:
         noise: The predicted noise, with the shape of the states.
         data: The denoised estimate, with that shape.
-        head: The output of the second head, with that shape; None for a network without.
+        head: The output of the second head, with that shape; None for a network without one.
     """
 
     noise: Tensor

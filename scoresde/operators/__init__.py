@@ -1,9 +1,9 @@
 r"""Operators that measure examples, and observations made with them.
 
 An observation is :math:`y = A(x_0) + n` with Gaussian noise :math:`n`. The operator :math:`A` is
-an :class:`Operator`; most are a :class:`LinearOperator`, which has a transpose and often a
-pseudo-inverse. An :class:`Observation` adds what was seen: :math:`y`, the standard deviation of
-its noise, and the codec, if :math:`y` is in raw units.
+an :class:`Operator`. Most operators are a :class:`LinearOperator`, which has a transpose and often
+a pseudo-inverse. An :class:`Observation` adds the measurements :math:`y`, the standard deviation
+of their noise, and the codec, if :math:`y` is in raw units.
 """
 
 from scoresde.operators.base import LinearOperator, Operator

@@ -1,10 +1,10 @@
 r"""Base classes of operators.
 
-A linear operator :math:`A` has a transpose, :math:`\langle A v, u \rangle = \langle v, A^T u
-\rangle`, which is its vector-Jacobian product unless a subclass has a quicker one. Its
-pseudo-inverse :math:`A^+` gives the smallest example with a measurement, :math:`A A^+ A = A`.
-
-Operators act on each example of a batch by itself.
+A linear operator :math:`A` has a transpose,
+:math:`\langle A v, u \rangle = \langle v, A^T u \rangle`, computed as a vector-Jacobian product
+unless a subclass has a faster method. Its pseudo-inverse :math:`A^+` returns the example of least
+norm with a given measurement, :math:`A A^+ A = A`. Operators act on each example of a batch
+separately.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from scoresde.streams import Purpose, Streams
 class Operator(ABC):
     """Base class for operators; subclasses implement :meth:`forward`."""
 
-    # Whether measurements are means of an example's values, and so lie in the range of the data.
+    # Whether measurements are means of an example's values, and thus in the range of the data.
     averages: ClassVar[bool] = False
 
     @abstractmethod
@@ -37,19 +37,18 @@ class Operator(ABC):
         return self
 
     def batch(self, shape: Sequence[int]) -> int:
-        """Returns how many examples of a shape it has masks for; 1 if all share it."""
+        """Returns the number of examples for which it has masks; 1 if all share one."""
         return 1
 
     def measured(self, y: Tensor) -> Tensor:
-        """Returns which entries of measurements ``(B, ...)`` are measured, bool ``(B, ...)``."""
+        """Returns the mask of the measured entries of ``y``, bool ``(B, ...)``."""
         return torch.ones_like(y, dtype=torch.bool)
 
     def check(self, shape: Sequence[int], like: Tensor) -> None:
-        """Checks the operator on examples of a shape, in the data type and on the device of a
-        tensor.
+        """Checks the operator on examples of a shape, with the type and device of a tensor.
 
         Raises:
-            InputError: If it returns no batch of floats.
+            InputError: If it does not return a floating-point batch.
         """
         _measure(
             self, torch.zeros(self.batch(shape), *shape, dtype=like.dtype, device=like.device)
@@ -79,7 +78,7 @@ class LinearOperator(Operator):
         """Applies the pseudo-inverse, ``(B, ...)`` to ``(B, *)``, for examples of a shape.
 
         Raises:
-            InputError: If it is unknown, as here.
+            InputError: If it is unknown, as in this class.
         """
         raise InputError(
             f"operator must have a pseudo-inverse for this, got {type(self).__name__}; pass "
@@ -87,10 +86,11 @@ class LinearOperator(Operator):
         )
 
     def check(self, shape: Sequence[int], like: Tensor) -> None:
-        r"""Checks that it is linear, and :math:`\langle A v, u\rangle = \langle v, A^T u\rangle`.
+        r"""Checks that it is linear and :math:`\langle A v, u\rangle = \langle v, A^T u\rangle`.
 
         Raises:
-            InputError: If it returns no batch of floats, is not linear, or has a wrong transpose.
+            InputError: If it does not return a floating-point batch, is not linear, or has a wrong
+                transpose.
         """
         v, w = (_example(self, shape, like, draw) for draw in (0, 1))
         a, b = _measure(self, v), _measure(self, w)
@@ -128,11 +128,11 @@ def _measure(operator: Operator, x: Tensor) -> Tensor:
 
 
 def select(values: Tensor, rows: Tensor | None, ndim: int) -> Tensor:
-    """Returns the rows of values ``(B, ...)`` of some examples.
+    """Selects the rows of some examples from values ``(B, ...)``.
 
     Arguments:
-        values: Values with ``ndim`` axes, the first for the examples; or values that all examples
-            share, with fewer axes or one row.
+        values: Values with ``ndim`` axes, the first for the examples; or values shared by all
+            examples, with fewer axes or one row.
         rows: The indices of the examples, int64 ``(n,)``; all if None.
         ndim: The number of axes of a batch.
     """
@@ -142,7 +142,7 @@ def select(values: Tensor, rows: Tensor | None, ndim: int) -> Tensor:
 
 
 def chosen(rows: Tensor | None, more: Tensor) -> Tensor:
-    """Returns the indices of some of the rows that were selected before."""
+    """Returns the indices of a selection from previously selected rows."""
     return more if rows is None else rows[more.to(rows.device)]
 
 
@@ -161,7 +161,7 @@ def fitted(mask: Tensor, rows: Tensor | None, shape: Sequence[int]) -> Tensor:
     """Returns a mask that broadcasts to a batch of a shape ``(B, *)``.
 
     Raises:
-        InputError: If it does not.
+        InputError: If the mask does not broadcast to the shape.
     """
     own = select(mask, rows, len(shape))
     pairs = zip(reversed(own.shape), reversed(shape), strict=False)

@@ -1,4 +1,4 @@
-"""Operators of any examples: random projections, and functions of the user's own."""
+"""Operators for any examples: random projections, and user-defined functions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from scoresde.streams import Purpose, Streams
 @final
 @dataclass(frozen=True)
 class RandomProjection(LinearOperator):
-    r"""Projects the D values of an example on random directions, with shape ``(B, rows)``.
+    r"""Projection of the D values of an example on random directions, with shape ``(B, rows)``.
 
-    The entries of :math:`A` are independent :math:`N(0, 1/D)`, a function of the seed alone; the
+    The entries of :math:`A` are independent :math:`N(0, 1/D)` and depend only on the seed. The
     pseudo-inverse is :math:`A^T (A A^T)^{-1}`.
 
     Arguments:
@@ -72,9 +72,11 @@ class Linear(LinearOperator):
     """A linear function as an operator.
 
     Arguments:
-        function: Maps examples ``(B, *)`` to ``(B, ...)``, linearly and each by itself.
-        adjoint: Its transpose, from ``(B, ...)`` to ``(B, *)``; if None, autograd supplies it.
-        inverse: Its pseudo-inverse, from ``(B, ...)`` to ``(B, *)``, if there is one.
+        function: Linear function from examples ``(B, *)`` to ``(B, ...)``, acting on each example
+            separately.
+        adjoint: Its transpose, from ``(B, ...)`` to ``(B, *)``. If None, it is computed by
+            autograd.
+        inverse: Its pseudo-inverse, from ``(B, ...)`` to ``(B, *)``, or None.
 
     Example:
         >>> Linear(lambda x: x.sum(1)).transpose(torch.ones(1), (3,))
@@ -101,7 +103,8 @@ class NonLinear(Operator):
     """A differentiable function as an operator.
 
     Arguments:
-        function: Maps examples ``(B, *)`` to ``(B, ...)``, each by itself.
+        function: Function from examples ``(B, *)`` to ``(B, ...)``, acting on each example
+            separately.
     """
 
     function: Callable[[Tensor], Tensor]

@@ -1,12 +1,12 @@
-r"""What was measured: :math:`y = A(x_0) + n` with :math:`n \sim N(0, \mathrm{std}^2)`.
+r"""Observations :math:`y = A(x_0) + n` with :math:`n \sim N(0, \mathrm{std}^2)`.
 
 **Units.** With a codec, :math:`y` and its noise are in raw units, and the operator acts on
-:math:`\mathrm{decode}(x)` before rounding; without one, on :math:`x` itself. Every result
-that has the shape of an example is in model units. An affine codec :math:`x \mapsto W x + m`
-leaves a linear operator affine, with the linear part :math:`A W`.
+:math:`\mathrm{decode}(x)` before rounding. Without a codec, it acts on :math:`x` itself. Every
+result with the shape of an example is in model units. With an affine codec
+:math:`x \mapsto W x + m`, a linear operator becomes affine, with the linear part :math:`A W`.
 
-**Integers.** Before rounding, an integer k stands for the values from k to k + 1. So integers in
-:math:`y` are read as k + 1/2, and data measured before they were dequantised are
+**Integers.** Before rounding, an integer k represents the values from k to k + 1. So integers in
+:math:`y` are interpreted as k + 1/2, and measurements of data before dequantisation are
 :math:`y = A(\mathrm{raw} + 1/2) + n`.
 """
 
@@ -25,12 +25,12 @@ from scoresde.errors import InputError
 from scoresde.operators.base import LinearOperator, Operator, chosen, select
 from scoresde.shapes import sum_features
 
-_FAR = 6  # standard deviations of the noise: what is further out is in other units
+_FAR = 6  # standard deviations of the noise; values further out are taken to be in other units
 
 
 @dataclass(frozen=True)
 class Linearised:
-    r"""An observation near some examples: :math:`A(x + v) \approx A(x) + H v`.
+    r"""Linearisation of an observation at some examples: :math:`A(x + v) \approx A(x) + H v`.
 
     Arguments:
         residual: :math:`y - A(x)`, with shape ``(B, ...)``; zero where nothing is measured.
@@ -48,19 +48,19 @@ class Linearised:
 @final
 @dataclass(frozen=True, eq=False)
 class Observation:
-    r"""An operator and what was measured with it.
+    r"""An operator and measurements made with it.
 
     Arguments:
-        operator: What measures an example.
-        y: The measurements, floats ``(B, ...)``, or ``(...)`` for all examples; in raw units if
-            there is a codec, when integers are accepted too, and else in model units.
-        std: The standard deviation of the noise of :math:`y`, non-negative and in its units: a
+        operator: The operator.
+        y: The measurements, floats ``(B, ...)``, or ``(...)`` for all examples. With a codec they
+            are in raw units, and may be integers; otherwise in model units.
+        std: The standard deviation of the noise, non-negative, in the units of :math:`y`: a
             number, or a tensor that broadcasts to :math:`y`.
         codec: The codec of the data, or None.
-        rows: The examples of the batch that it is an observation of, int64; all if None.
+        rows: The indices of the observed examples of the batch, int64; all if None.
 
     Raises:
-        InputError: If these do not agree with each other.
+        InputError: If the arguments are not consistent.
 
     Example:
         >>> from scoresde.operators import Masking
@@ -81,7 +81,7 @@ class Observation:
                 f"operator must be an Operator, got {type(self.operator).__name__}; wrap a "
                 "function: Linear(function) or NonLinear(function)."
             )
-        if self.rows is not None:  # of one that was checked
+        if self.rows is not None:  # part of an observation that was checked
             return
         object.__setattr__(self, "y", self._floats())
         self._check_values()
@@ -90,13 +90,13 @@ class Observation:
 
     @property
     def linear(self) -> bool:
-        """Whether it measures model units by an affine map."""
+        """Whether the map from model units to measurements is affine."""
         affine = self.codec is None or isinstance(self.codec, Affine)
         return affine and isinstance(self.operator, LinearOperator)
 
     @property
     def noiseless(self) -> bool:
-        """Whether a measurement has no noise."""
+        """Whether any measurement has no noise."""
         return bool((torch.as_tensor(self.std) == 0).any())
 
     def take(self, rows: Tensor) -> "Observation":
@@ -109,7 +109,7 @@ class Observation:
         return replace(self, y=self.y.to(device), std=std)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Converts examples in model units ``(B, *)`` to what the operator acts on."""
+        """Converts examples in model units ``(B, *)`` to the input of the operator."""
         return x if self.codec is None else self.codec.decode(x, rounded=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Observation:
         """Returns y - A(x), ``(B, ...)``, zero where nothing is measured.
 
         Raises:
-            InputError: If there is neither one y for all examples ``(B, *)`` nor one for each.
+            InputError: If y is neither for all examples ``(B, *)`` nor for each.
         """
         return self._compare(self.forward(x))
 
@@ -143,7 +143,7 @@ class Observation:
         return sum_features(torch.where(self.operator.measured(r), log_normal, 0))
 
     def dim(self, x: Tensor) -> Tensor:
-        """Returns how many entries are measured of examples ``(B, *)``: int64 ``(B,)``."""
+        """Returns the number of measured entries of examples ``(B, *)``, int64 ``(B,)``."""
         return sum_features(self.operator.measured(self.residual(x))).to(torch.int64)
 
     def push(self, v: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class Observation:
         return operator.transpose(u, self._raw(shape)) * self._widths(u).to(u)
 
     def lift(self, r: Tensor, shape: Sequence[int]) -> Tensor:
-        r"""Applies :math:`W^{-1} A^+`: a change in model units that measures as much as :math:`r`.
+        r"""Applies :math:`W^{-1} A^+`: a change in model units whose measurement is :math:`r`.
 
         Arguments:
             r: Changes of measurements, with shape ``(B, ...)``.
@@ -185,7 +185,8 @@ class Observation:
     def project(self, x: Tensor) -> Tensor:
         r"""Returns the examples :math:`x + W^{-1} A^+ (y - A x)`, which agree with y: ``(B, *)``.
 
-        With noiseless measurements this ends a sampler, which stops at a small noise.
+        For noiseless measurements, this is the last step of a sampler, which ends at a small noise
+        level.
 
         Raises:
             InputError: If it is not linear, or the operator has no pseudo-inverse.
@@ -193,7 +194,7 @@ class Observation:
         return x + self.lift(self.residual(x), x.shape[1:]).to(x)
 
     def linearise(self, x: Tensor) -> Linearised:
-        """Returns the observation near examples in model units ``(B, *)``, in their data type.
+        """Returns the linearisation at examples in model units ``(B, *)``, in their data type.
 
         It is exact if the observation is linear.
         """
@@ -229,8 +230,8 @@ class Observation:
         """Checks the operator, y and the std on examples of a shape in model units.
 
         Raises:
-            InputError: If the operator cannot measure them, is said to be linear and is not, has
-                a wrong transpose, or y or the std have other shapes than it measures.
+            InputError: If the operator cannot measure them, is declared linear but is not, has a
+                wrong transpose, or y or the std does not have the shape of its measurements.
         """
         if self.codec is not None and tuple(self.codec.shape) != tuple(shape):
             raise InputError(
@@ -242,7 +243,7 @@ class Observation:
             self._compare(z.expand(self.count(shape), *z.shape[1:]) if len(z) == 1 else z)
 
     def count(self, shape: Sequence[int]) -> int:
-        """Returns how many examples it is of; 1 if all examples share it.
+        """Returns the number of observed examples; 1 if all examples share the observation.
 
         Arguments:
             shape: The shape of one example in model units.
@@ -253,16 +254,16 @@ class Observation:
         return max([len(z), *map(len, own)])
 
     def _at_zero(self, shape: Sequence[int]) -> Tensor:
-        """Returns what it measures of zeros in raw units, for as many examples as it has masks."""
+        """Returns the measurements of zeros in raw units, for as many examples as it has masks."""
         raw = self._raw(shape)
         return self.operator(self.y.new_zeros(self.operator.batch(raw), *raw))
 
     def _own(self, z: Tensor) -> Tensor:
-        """Returns y of the examples that are left, for measurements ``(B, ...)``."""
+        """Returns y of the selected examples, for measurements ``(B, ...)``."""
         return select(self.y, self.rows, z.ndim)
 
     def _floats(self) -> Tensor:
-        """Returns y as floats; integers lie at the middle of their levels."""
+        """Returns y as floats, with integers at the middle of their levels."""
         y: Any = self.y
         if not isinstance(y, Tensor):
             raise InputError(f"y must be a tensor, got {type(y).__name__}.")

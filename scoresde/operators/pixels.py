@@ -1,4 +1,4 @@
-"""Operators on the values of an example: masks, averages of neighbours, grey levels."""
+"""Operators on the values of an example: masks, averages of neighbours, grey values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from scoresde.streams import Purpose, Streams
 @final
 @dataclass(frozen=True, eq=False)
 class Masking(LinearOperator):
-    r"""Sees some of the values: :math:`y = m \odot x`.
+    r"""Measurement of some of the values: :math:`y = m \odot x`.
 
-    Measurements keep the shape of the example, with zeros where nothing is seen; what :math:`y`
-    holds there is ignored. The pseudo-inverse and the transpose are the mask itself.
+    Measurements have the shape of the example, with zeros where nothing is measured; the values of
+    :math:`y` there are ignored. The pseudo-inverse and the transpose are the mask itself.
 
     Arguments:
-        mask: True where a value is seen, bool, with shape ``(*)`` of one example or what
-            broadcasts to it; or one for each example, with shape ``(B, ...)`` and all axes.
-        rows: The examples of the batch whose masks it has, int64; all if None.
+        mask: True where a value is measured, bool. Its shape is ``(*)`` of one example, or
+            broadcasts to it; or, for one mask per example, ``(B, ...)`` with all axes.
+        rows: The indices of the examples of the batch to which the masks belong, int64; all if
+            None.
 
     Raises:
         InputError: If the mask is not bool, or does not broadcast to the examples.
@@ -70,10 +71,10 @@ def hole(
     Arguments:
         shape: The shape of one example, with an axis for channels.
         size: The side of the hole, positive, or its sides along the axes after the channels.
-        at: Where it begins; None: in the middle.
+        at: The position of its first corner. If None, the hole is in the middle.
 
     Raises:
-        InputError: If the hole does not lie in the example, or is all of it.
+        InputError: If the hole does not lie within the example, or covers all of it.
 
     Example:
         >>> hole((1, 4, 4), 2).mask[0, 1]
@@ -96,11 +97,11 @@ def hole(
 
 
 def random_mask(shape: Sequence[int], share: float, seed: int = 0) -> Masking:
-    """Returns a mask of single positions, seen at random in all channels together.
+    """Returns a mask of single positions at random, the same in all channels.
 
     Arguments:
-        shape: The shape of one example; the first of several axes is that of channels.
-        share: The share of positions that are seen, in (0, 1).
+        shape: The shape of one example. If it has several axes, the first is for channels.
+        share: The share of measured positions, in (0, 1).
         seed: Seed of the positions.
 
     Raises:
@@ -120,7 +121,7 @@ def random_mask(shape: Sequence[int], share: float, seed: int = 0) -> Masking:
 
 
 def _given(shape: Sequence[int] | None) -> tuple[int, ...]:
-    if shape is None:  # which a configuration leaves to the data of a checkpoint
+    if shape is None:  # a configuration takes it from the data of a checkpoint
         raise InputError(
             "shape must be that of one example, got None; set it, such as "
             "data.operator.shape=[1,8,8] for pairs of digits."
@@ -131,16 +132,16 @@ def _given(shape: Sequence[int] | None) -> tuple[int, ...]:
 @final
 @dataclass(frozen=True)
 class Downsampling(LinearOperator):
-    r"""Averages blocks of :math:`f^d` neighbours on the d axes after the channels.
+    r"""Average over blocks of :math:`f^d` neighbours on the d axes after the channels.
 
-    The pseudo-inverse repeats each value over its block (nearest neighbour), for
+    The pseudo-inverse repeats each value over its block (nearest neighbour), because
     :math:`A A^T = f^{-d} I`.
 
     Arguments:
-        factor: The side f of a block, positive; it divides every axis.
+        factor: The side f of a block, positive; it must divide every axis.
 
     Raises:
-        InputError: If it does not, or examples have no axis after the channels.
+        InputError: If it does not divide an axis, or examples have no axis after the channels.
 
     Example:
         >>> Downsampling(2)(torch.tensor([[[1.0, 3.0, 5.0, 5.0]]]))
@@ -177,15 +178,15 @@ class Downsampling(LinearOperator):
 @final
 @dataclass(frozen=True)
 class Grey(LinearOperator):
-    r"""Adds the channels up to one, :math:`y = \sum_c w_c x_c`, with shape ``(B, 1, ...)``.
+    r"""Weighted sum of the channels, :math:`y = \sum_c w_c x_c`, with shape ``(B, 1, ...)``.
 
     The pseudo-inverse is :math:`w y / |w|^2`.
 
     Arguments:
-        weights: The weight of each channel; those of luma in ITU-R BT.601 by default.
+        weights: The weight of each channel; the luma weights of ITU-R BT.601 by default.
 
     Raises:
-        InputError: If examples have another number of channels.
+        InputError: If the number of channels differs from the number of weights.
 
     Example:
         >>> Grey((0.5, 0.5))(torch.tensor([[[1.0], [3.0]]]))

@@ -14,21 +14,23 @@ from scoresde.operators.base import LinearOperator, check_mask, chosen, fitted, 
 @final
 @dataclass(frozen=True, eq=False)
 class Blur(LinearOperator):
-    r"""Convolves each channel with a kernel, circularly on the axes after the channels.
+    r"""Circular convolution of each channel with a kernel, on the axes after the channels.
 
     .. math:: \mathcal F y = \hat h \, \mathcal F x
 
-    The pseudo-inverse divides by :math:`\hat h`, and leaves out frequencies that the kernel
-    multiplies by less than ``cutoff`` times the largest :math:`|\hat h|`.
+    The pseudo-inverse divides by :math:`\hat h`. It omits frequencies where :math:`|\hat h|` is
+    less than ``cutoff`` times its maximum.
 
     Arguments:
         kernel: The kernel, with one axis for each axis after the channels; its centre is the
             entry ``size // 2``.
-        std: Or the standard deviation of a Gaussian kernel in pixels, positive.
+        std: Alternative to ``kernel``: the standard deviation of a Gaussian kernel in pixels,
+            positive.
         cutoff: The smallest relative gain that the pseudo-inverse inverts, positive.
 
     Raises:
-        InputError: If there is not one of both, or the kernel does not fit the examples.
+        InputError: If not exactly one of ``kernel`` and ``std`` is given, or the kernel does not
+            match the examples.
 
     Example:
         >>> Blur(torch.tensor([0.5, 0.5]))(torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]))
@@ -92,16 +94,17 @@ def _gaussian(sizes: Sequence[int], std: float, x: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class Fourier(LinearOperator):
-    r"""Sees some coefficients of the unitary Fourier transform on the axes after the channels.
+    r"""Measurement of some unitary Fourier coefficients, on the axes after the channels.
 
     Measurements have the shape ``(B, *, 2)``: real and imaginary parts, with zeros where nothing
-    is seen. The coefficients of real data at :math:`k` and :math:`-k` are conjugate, so a mask
-    that has both sees one of them twice, with independent noise.
+    is measured. For real data the coefficients at :math:`k` and :math:`-k` are conjugate, so a
+    mask with both measures the same coefficient twice, with independent noise.
 
     Arguments:
-        mask: True where a coefficient is seen, bool, with shape ``(*)`` of one example or what
-            broadcasts to it; or one for each example, with shape ``(B, ...)`` and all axes.
-        rows: The examples of the batch whose masks it has, int64; all if None.
+        mask: True where a coefficient is measured, bool. Its shape is ``(*)`` of one example, or
+            broadcasts to it; or, for one mask per example, ``(B, ...)`` with all axes.
+        rows: The indices of the examples of the batch to which the masks belong, int64; all if
+            None.
 
     Raises:
         InputError: If the mask is not bool, or does not broadcast to the examples.
@@ -129,7 +132,7 @@ class Fourier(LinearOperator):
         return self._back(u, mask)
 
     def pseudo_inverse(self, y: Tensor, shape: Sequence[int]) -> Tensor:
-        # A coefficient that is seen without its conjugate has half the weight in A^T A.
+        # A coefficient measured without its conjugate has half the weight in A^T A.
         mask = fitted(self.mask, self.rows, y.shape[:-1]).to(y.device)
         axes = tuple(range(2, y.ndim - 1))
         whole = mask.expand(y.shape[:-1])
