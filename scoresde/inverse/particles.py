@@ -282,7 +282,7 @@ class Twisted:
 
     Arguments:
         particles: The number of particles K of each observation, positive.
-        steps: The number of steps, positive.
+        steps: Number of steps, positive.
         grid: How they are spaced: equal in the log-SNR.
         groups: Into how many independent groups the particles are divided, from whose spread the
             standard error of the evidence comes; a divisor of ``particles``.

@@ -78,7 +78,7 @@ class StepRule(GridSampler):
     batch; everything else is as for :class:`~scoresde.sample.Sampler`.
 
     Arguments:
-        steps: The number of intervals, positive.
+        steps: Number of steps, positive.
         grid: How they are spaced.
     """
 
@@ -152,7 +152,7 @@ class DDNM(ProjectedSampler):
         steps: The number of intervals, positive; one pass each, and one at the end.
         grid: How they are spaced.
         eta: The share of the noise that is drawn anew, in [0, 1].
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`).
 
     Raises:
         InputError: If :math:`\eta` is outside [0, 1]; when called, if y has noise or the operator
@@ -210,7 +210,7 @@ class Replacement(ProjectedSampler):
         grid: How they are spaced.
         resamplings: How many times each piece of the grid is sampled, positive.
         jump: The number of steps in a piece, positive.
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`).
 
     Raises:
         InputError: If a number is not positive; when called, if y has noise or the operator has
@@ -289,7 +289,7 @@ class DPSStep(StepRule):
         steps: The number of intervals, positive; one pass and one product each.
         grid: How they are spaced.
         zeta: The size :math:`\zeta` of the push, positive.
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`).
 
     Raises:
         InputError: If :math:`\zeta` is not positive.
@@ -354,9 +354,9 @@ class SDEdit(Sampler):
     Arguments:
         t0: The time :math:`t_0` to begin at, in (0, 1).
         sampler: What goes down: its steps below :math:`t_0` are taken.
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`); that of ``sampler``
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`); that of ``sampler``
             does not count.
-        final_denoise: Whether to return the expected data there.
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Raises:
         InputError: If :math:`t_0` is outside (0, 1), or the sampler has no grid.

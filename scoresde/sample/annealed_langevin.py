@@ -36,10 +36,10 @@ class AnnealedLangevinDynamics(GridSampler):
 
     Arguments:
         steps: The number of intervals between the levels, positive.
-        grid: How they are spaced; geometric levels by default.
+        grid: Spacing of the levels; geometric by default.
         langevin: The steps at a level, and how many.
         eps: The time of the last level (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE

@@ -21,10 +21,10 @@ class EulerMaruyama(PlannedSampler):
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 6); Maruyama, 1955.
 
     Arguments:
-        steps: The number of intervals, positive.
-        grid: How they are spaced; uniform in time by default.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> import torch

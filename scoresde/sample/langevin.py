@@ -28,7 +28,7 @@ class LangevinDynamics(Sampler):
         approximations*, 1996.
 
     Arguments:
-        steps: The number of steps, positive.
+        steps: Number of steps, positive.
         delta: The step, in squared model units, positive; stable below two variances of the
             narrowest direction.
 

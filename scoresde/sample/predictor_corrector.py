@@ -24,12 +24,12 @@ class PredictorCorrector(GridSampler):
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (algorithm 1).
 
     Arguments:
-        steps: The number of intervals, positive.
-        grid: How they are spaced; uniform in time by default.
+        steps: Number of steps, positive.
+        grid: Spacing of the times; uniform in t by default.
         predictor: The step of the reverse process.
         corrector: The corrections at each time, or ``None``.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE

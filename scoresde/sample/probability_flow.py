@@ -41,8 +41,8 @@ class ProbabilityFlow(Sampler):
         probes: Measures the log-density of the samples in the same solution, and how (see
             :class:`~scoresde.Likelihood`); ``None``: not at all.
         clock: The variable in which the flow is solved (see :mod:`scoresde.likelihood.flow`).
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> from scoresde import GaussianModel, VPSDE

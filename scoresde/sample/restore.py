@@ -38,11 +38,11 @@ class Restore(Sampler):
         https://arxiv.org/abs/2302.05872 (equation 4).
 
     Arguments:
-        steps: The number of steps, positive.
+        steps: Number of steps, positive.
         noise: The factor of all noise, in [0, 1]: 1 adds that of the process, and 0 none, so the
             result is a function of the source.
-        grid: How the steps are spaced; uniform in time by default.
-        eps: The time to stop at; 0 by default, the data.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at; 0 by default, the data.
 
     Example:
         >>> from scoresde.model import GaussianBridge
@@ -149,11 +149,11 @@ class InterpolantSDE(Sampler):
         Albergo et al. 2023, https://arxiv.org/abs/2303.08797 (theorems 7 and 8).
 
     Arguments:
-        steps: The number of steps, positive.
+        steps: Number of steps, positive.
         diffusion: The diffusion :math:`\epsilon`, at least 0.
-        grid: How the steps are spaced; uniform in time by default.
-        eps: The time to stop at (see :class:`Sampler`); 0 where the score is finite there.
-        final_denoise: Whether to return the denoised estimate there.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at (see :class:`Sampler`); 0 where the score is finite there.
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     kind = Model

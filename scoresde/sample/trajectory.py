@@ -49,7 +49,7 @@ def sample_trajectory(
         latent: The states at time 1, with shape ``(B, *)`` (see :meth:`Sampler.latent`).
         points: How many states to keep, the first and the last among them, at least 2; fewer
             where there are fewer.
-        seed: Names the random streams.
+        seed: Seed of the random streams.
         seeds: The index of each sample's stream; ``range(B)`` by default.
         callback: Called with a :class:`Step` after every step.
         **cond: Conditions for the network, each with shape ``(B, *)``.
