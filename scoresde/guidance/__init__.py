@@ -1,7 +1,5 @@
-"""Models made of models: each is a score function, and serves every sampler.
-
-A guided model is asked as its parts are. Which of them to use when, and what they sample, is in
-``docs/guidance.md``.
+"""Guided models. Each is a score function and works with every sampler. A guided model is called
+like its parts. ``docs/guidance.md`` describes when to use each and what it samples.
 """
 
 from scoresde.guidance.base import Guided, View

@@ -1,4 +1,8 @@
 """Base classes for samplers.
+
+A sampler is a frozen dataclass of settings. Calling it with a score function draws samples. It
+stores no model, so one instance works with any number of models. The base classes provide the
+initial noise, random streams, step loop and count of network evaluations.
 """
 
 import math

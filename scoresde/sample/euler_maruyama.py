@@ -11,11 +11,11 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class EulerMaruyama(PlannedSampler):
-    r"""The reverse SDE by Euler-Maruyama: weak order 1, one network pass a step.
+    r"""Euler-Maruyama on the reverse SDE: weak order 1, one network evaluation per step.
 
     .. math:: dx = (f x - g^2 \nabla_x \log p_t(x)) \, dt + g \, d\bar w
 
-    The noise is additive, so that the strong order is 1 too.
+    The noise is additive, so the strong order is also 1.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 6); Maruyama, 1955.

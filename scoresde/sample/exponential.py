@@ -221,7 +221,8 @@ class Planner:
     """Builder of a plan of stages, which tracks the evaluations of the model.
 
     Arguments:
-        sde: The process. integral: The integral to solve.
+        sde: The process.
+        integral: The integral to solve.
     """
 
     def __init__(self, sde: SDE, integral: Integral) -> None:

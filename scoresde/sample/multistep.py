@@ -154,16 +154,14 @@ class DPMSolverPP(Multistep):
 
     @property
     def convergence(self) -> int:
-        """The order on any grid: ``order``, at most 2 as coded or if the first steps have lower
-        order."""
+        """The order on any grid: ``order``, at most 2 as coded or with rising orders."""
         return min(self.order, 2) if self.as_coded else super().convergence
 
 
 def data_weights(
     integral: DataIntegral, sde: SDE, end: Node, points: Sequence[Node], as_coded: bool
 ) -> list[float]:
-    """Returns the weights of denoised estimates at ``points`` for the step from the newest to
-    ``end``."""
+    """Returns the weights of denoised estimates at ``points``, from the newest to ``end``."""
     if sde.zero_snr or len(points) == 1 or (len(points) == 3 and not as_coded):
         return integral.weights(sde, points[0], end, points)
     kappa = 1 + integral.tau**2
@@ -257,8 +255,8 @@ class IPNDM(Multistep):
     the steps are equal, the order is that of any multistep method. On any other smooth grid it is
     at most 2: the exact weights of two values, :math:`1 + r/2` and :math:`-r/2` with the ratio
     :math:`r = 1 + O(h)` of neighbouring steps, differ from :math:`3/2` and :math:`-1/2` by
-    :math:`O(h)`, on values that differ by :math:`O(h)`, so a step has an error of exactly order
-    :math:`O(h^3)`.
+    :math:`O(h)`, on values that differ by :math:`O(h)`, so the error of a step is :math:`O(h^3)`
+    and no smaller.
 
     References:
         Zhang and Chen 2023, https://arxiv.org/abs/2204.13902 (appendix B.3).
@@ -373,8 +371,7 @@ class UniPC(Multistep):
         return planner.stages
 
     def _weights(self, sde: SDE, a: Node, b: Node, points: Sequence[Node]) -> list[float]:
-        """Returns the weights of the outputs; with two outputs, they contain B(h) / 2 as
-        published."""
+        """Returns the weights of the outputs; two outputs have B(h) / 2, as published."""
         if sde.zero_snr or len(points) != 2:
             return self.integral.weights(sde, a, b, points)
         h = b.ell - a.ell
@@ -396,7 +393,7 @@ class DPMSolverPPSDE(Multistep):
     The integral is over the denoised estimate with the noise scale :math:`\tau`, and the
     polynomial goes through past values. This is also the predictor of SA-Solver. Order 2 has the
     weights of the paper (see :func:`halved`), which more than halve the error of the variance of
-    Gaussian data. With ``as_coded`` order 3 has its published weights.
+    Gaussian data. With ``as_coded`` order 3 has the commonly coded weights.
 
     **The weak order** is 2 with two or more values. Write :math:`b` for the drift and :math:`W_n`
     for the noise of step n. The exact step contains the response :math:`\tfrac h2 b' W_n` to its

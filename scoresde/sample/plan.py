@@ -148,6 +148,9 @@ class PlannedSampler(GridSampler):
 
     def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
         """Returns the model output that the updates use.
+
+        This is the predicted noise. Where the SNR is zero at t = 1 it is the denoised estimate,
+        since the noise contains no information on the data there.
         """
         return field.denoise(x, t) if field.sde.zero_snr else field.noise(x, t)
 

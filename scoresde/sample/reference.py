@@ -46,6 +46,8 @@ from scoresde.sde import SDE, VESDE, VPSDE, Betas, DiscreteVP, LinearBetas, SubV
 class ReferencePredictorCorrector(Sampler):
     """The published predictor-corrector sampler, with the quirks that its samples depend on.
 
+    For any other purpose use :class:`~scoresde.sample.PredictorCorrector`.
+
     Arguments:
         steps: Number N of steps, at least 2.
         predictor: Step of the reverse process; the published ancestral sampling is

@@ -1,4 +1,7 @@
 r"""Single-step methods: Heun, DPM-Solver and SEEDS.
+
+They evaluate the model within a step and use no past values, so they work on any grid and every
+step is independent. Each step takes several network evaluations.
 """
 
 import math
