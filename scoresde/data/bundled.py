@@ -19,7 +19,7 @@ def digits(fractions: Sequence[float] = FRACTIONS, seed: int = 0) -> Dataset:
 
     Arguments:
         fractions: The shares of training, validation and test examples.
-        seed: Names the splits.
+        seed: Seed of the splits.
 
     Example:
         >>> dataset = digits()

@@ -28,7 +28,7 @@ def measure(
         operator: The operator.
         raw: Raw examples.
         codec: The codec of the data.
-        std: The standard deviation of the noise in raw units, at least 0.
+        std: Standard deviation of the noise in raw units, at least 0.
         streams: The random stream of each example.
         draw: Which of independent noises.
     """
@@ -52,7 +52,7 @@ class Degradation:
 
     Arguments:
         operator: The operator A, which acts on raw units.
-        std: The standard deviation of the noise n in raw units, at least 0.
+        std: Standard deviation of the noise n in raw units, at least 0.
 
     Raises:
         InputError: If the operator is not an Operator, or ``std`` is negative.

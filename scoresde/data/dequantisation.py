@@ -109,7 +109,7 @@ class TruncatedNormalDequantisation(Dequantisation):
     lie on a grid of :math:`2^{-23}`, so that offsets end 5.3 standard deviations from the centre.
 
     Arguments:
-        std: The standard deviation :math:`s` before the cut, in quantisation steps, positive.
+        std: Standard deviation :math:`s` before the cut, in quantisation steps, positive.
 
     Raises:
         InputError: If the standard deviation is not positive and finite.

@@ -65,7 +65,7 @@ def array(
             standard deviation 1; or how, such as ``Whole()`` for all of it together.
         fractions: The shares of training, validation and test examples; None leaves the examples
             of a file together in its order, in each of the splits, to be evaluated.
-        seed: Names the splits.
+        seed: Seed of the splits.
         labels: Which array of a ``.npz`` file has the classes, if it has another name; of splits
             the part of its name besides the split's.
         conditions: The names of arrays of floats ``(N, n)`` that are conditions; likewise.

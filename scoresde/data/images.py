@@ -80,7 +80,7 @@ def folder(
             centres of their levels. Evaluation always dequantises.
         fractions: The shares of training, validation and test images; None leaves them together
             in the order of their names, in each of the splits, to be evaluated.
-        seed: Names the splits.
+        seed: Seed of the splits.
         skip_damaged: Whether images that cannot be used are left out; the name tells how many.
         labels: Whether the sub-folder of ``path`` that an image lies in or below is its class,
             numbered in the order of their names. ``None``: if every image lies in one, and there

@@ -29,7 +29,7 @@ def pairs(clean: Dataset, operator: Operator, std: float = 0.0) -> Dataset:
     Arguments:
         clean: The data set of the examples.
         operator: The operator A on raw units, such as ``Blur(std=1.0)`` or ``JPEG(20)``.
-        std: The standard deviation of the noise n in raw units, at least 0.
+        std: Standard deviation of the noise n in raw units, at least 0.
 
     Raises:
         InputError: If the operator does not suit the examples, as JPEG of other levels.

@@ -23,7 +23,7 @@ def split_indices(
     Arguments:
         raw: Raw examples, with shape ``(N, *)``.
         fractions: The share of each part, positive; they sum to one.
-        seed: Names the deal, which is the same on every machine.
+        seed: Seed of the deal, which is the same on every machine.
 
     Returns:
         The indices of each part in ascending order, int64.

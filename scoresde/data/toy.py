@@ -430,7 +430,7 @@ def gaussian_ring(
     Arguments:
         modes: The number of Gaussians, positive.
         radius: The radius of the circle, positive.
-        std: The standard deviation of each, positive.
+        std: Standard deviation of each, positive.
     """
     check_positive("radius", radius)
     angle = 2 * math.pi * torch.arange(check_integer("modes", modes)).double() / modes

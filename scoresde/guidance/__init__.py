@@ -1,5 +1,7 @@
-"""Guided models. Each is a score function and works with every sampler. A guided model is called
-like its parts. ``docs/guidance.md`` describes when to use each and what it samples.
+"""Guided models.
+
+Each is a score function, is called like its parts, and works with every sampler.
+``docs/guidance.md`` describes when to use each and what it samples.
 """
 
 from scoresde.guidance.base import Guided, View

@@ -85,8 +85,7 @@ class Guided(Around):
 
     @abstractmethod
     def taken(self, rows: Tensor, scale: Tensor) -> "Guided":
-        """Returns the guided model for a subset of the examples, int64 ``(n,)``, with their
-        scale."""
+        """Returns the guided model for some examples, int64 ``(n,)``, with their scale."""
 
     def take(self, rows: Tensor) -> ScoreFunction:
         parts = [part for part in self.children() if isinstance(part, ScoreFunction)]

@@ -94,7 +94,7 @@ class ClassifierGuidance(Guided):
         return ClassifierGuidance(model, self.classifier, scale)
 
     def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return ScoreFunction.velocity(self, x, t, **cond)  # from the noise or the denoised estimate
+        return ScoreFunction.velocity(self, x, t, **cond)  # by the noise or the denoised estimate
 
     def combine(self, view: View, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         label = _label(cond, x)
@@ -113,8 +113,7 @@ class ClassifierGuidance(Guided):
         return {**known, "label": none_like(cond["label"])} if self.model.takes("label") else known
 
     def _shift(self, x: Tensor, t: Tensor, label: Tensor, guided: Tensor) -> Tensor:
-        """Returns the shift of the denoised estimate for a scale of 1; 0 for examples without a
-        class."""
+        """Returns the shift of the denoised estimate for a scale of 1; 0 without a class."""
         if self.sde.zero_snr:
             latest = self.sde.time(torch.tensor(2 * math.log(_LEAST_SNR), dtype=t.dtype))
             t = torch.minimum(t, latest.to(t.device))

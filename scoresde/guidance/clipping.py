@@ -50,6 +50,9 @@ class ChangedData(Around):
         self, view: View, x: Tensor, t: Tensor, cond: dict[str, Tensor]
     ) -> tuple[list[Tensor], Callable[..., Tensor]]:
         """Returns a view of the changed models, and a map from their denoised estimates to one.
+
+        The view may be of several models; the first is the changed one.
+
         """
         return [ask(self.model, view, x, t, cond)], self.change
 

@@ -24,7 +24,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
         x: Samples, with shape ``(N, *)``.
         y: Samples, with shape ``(M, *)``.
         projections: The number of random directions :math:`\theta` on the unit sphere.
-        seed: Names the directions.
+        seed: Seed of the directions.
 
     Returns:
         The distance, in the units of the samples.

@@ -18,7 +18,7 @@ class Moments:
 
     Arguments:
         mean: The means, ``(F,)``.
-        std: The standard deviations, ``(F,)``; 0 of a single row.
+        std: Standard deviations, ``(F,)``; 0 of a single row.
         quantiles: The 5th, 50th and 95th percentiles, ``(F, 3)``.
         correlation: The correlations, ``(F, F)``; 0 for a constant feature.
     """

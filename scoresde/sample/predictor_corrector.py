@@ -56,8 +56,7 @@ class PredictorCorrector(GridSampler):
 
     @property
     def convergence(self) -> int | None:
-        """1, weakly, on any grid; None with a corrector, whose bias does not depend on the
-        steps."""
+        """1, weakly, on any grid; None with a corrector, which adds a bias of its own."""
         return 1 if self.corrector is None else None
 
     def integrate(
