@@ -91,7 +91,7 @@ class PairGuidance(Guided):
         """
 
     def unguided(self, cond: Cond) -> Tensor | None:
-        """Returns a mask of the examples without a condition, bool ``(B,)``; None if there are
+        """Returns a mask of examples without a condition, bool ``(B,)``; None if there are
         none."""
         return None
 

@@ -285,10 +285,10 @@ class Twisted:
         particles: The number of particles K of each observation, positive.
         steps: Number of steps, positive.
         grid: How they are spaced: equal in the log-SNR.
-        groups: Into how many independent groups the particles are divided, from whose spread the
-            standard error of the evidence comes; a divisor of ``particles``.
-        threshold: The share of a group below which the effective sample size must fall for the
-            group to be resampled, in [0, 1].
+        groups: Number of independent groups of particles, a divisor of ``particles``. Their spread
+            gives the standard error of the evidence.
+        threshold: Fraction of a group, in [0, 1]. A group is resampled if its effective sample
+            size falls below it.
         kernel: Covariance of the steps of the chain. If None, :class:`CovarianceKernel` for
             examples of at most 16 dimensions, otherwise :class:`IsotropicKernel`.
         eps: Time of the last state with noise. If None, the sampling cut-off of the process.
@@ -396,7 +396,7 @@ class _Simulation:
         self.target = _target(plan, model, shape)
 
     def run(self, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the particles, weights, sample sizes and evidence, ``(B, K, *)`` to ``(B,
+        """Returns particles, weights, sample sizes and evidence, ``(B, K, *)`` to ``(B,
         groups)``."""
         sde = self.model.sde
         eps = sde.check_eps(sde.cutoffs.sampling if self.plan.eps is None else self.plan.eps)
@@ -526,8 +526,7 @@ def _shape_of(model: ScoreFunction, shape: Sequence[int] | None) -> tuple[int, .
 def _populations(
     model: ScoreFunction, shape: Sequence[int], cond: dict[str, Tensor]
 ) -> tuple[int, bool]:
-    """Returns the number B of observations or rows of conditions, and whether it is a single
-    one."""
+    """Returns the number B of observations or condition rows, and whether it is a single one."""
     sizes = {len(values) for values in cond.values()}
     if isinstance(model, Posterior):
         sizes.add(model.observed.count(shape))

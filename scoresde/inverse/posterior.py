@@ -47,8 +47,7 @@ _LEAST_LOG_SNR = 2 * math.log(1e-3)
 
 @dataclass(frozen=True)
 class Local:
-    r"""Local model at one state: the Gaussian :math:`N(D, \mathrm{Cov})` and the observation near
-    D.
+    r"""Local model at one state: the Gaussian :math:`N(D, \mathrm{Cov})` and y near D.
 
     Arguments:
         t: The time, ``()`` or ``(B,)``.

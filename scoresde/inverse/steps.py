@@ -134,8 +134,7 @@ class ProjectedSampler(StepRule):
 
 @dataclass(frozen=True)
 class DDNM(ProjectedSampler):
-    r"""Denoising diffusion null-space models (DDNM): project the denoised estimate, keep the
-    noise.
+    r"""Denoising diffusion null-space models (DDNM), which project the denoised estimate.
 
     .. math:: \hat D = D + A^+ (y - A D), \qquad
               x_s = \alpha_s \hat D + \sigma_s (\sqrt{1 - \eta^2} \, \hat z + \eta z)
