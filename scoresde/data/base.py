@@ -469,9 +469,7 @@ class Dataset:
         cond = {**told, **self._listed(split, streams.indices)}
         if self.degradation is not None:
             cond[SOURCE] = self.degradation(raw, self.codec, streams, draw)
-        if (
-            self.flip and split == "train"
-        ):  # images among the conditions are flipped with their example
+        if self.flip and split == "train":  # with image conditions
             ours = {name: c for name, c in cond.items() if c.shape[2:] == raw.shape[2:]}
             cond |= {name: _flip(c, streams, draw) for name, c in ours.items()}
         return Batch(self._encoded(raw, split, streams, draw, centre), cond)

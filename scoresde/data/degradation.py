@@ -14,7 +14,7 @@ from scoresde.operators import LinearOperator, Operator
 from scoresde.streams import Purpose, Streams
 
 SOURCE = "source"
-_FIRST = 4  # earlier draws measure examples outside training
+_FIRST = 4  # draws below it are for measurements outside training
 
 
 def measure(

@@ -91,8 +91,7 @@ class PairGuidance(Guided):
         """
 
     def unguided(self, cond: Cond) -> Tensor | None:
-        """Returns a mask of examples without a condition, bool ``(B,)``; None if there are
-        none."""
+        """Returns a mask of unconditional examples, bool ``(B,)``; None if there are none."""
         return None
 
     @property

@@ -275,16 +275,16 @@ def product(output: Tensor, leaf: Tensor, gain: Tensor) -> Any:
 class Twisted:
     r"""Twisted particles: weighted samples of a posterior, or of a tilted law.
 
-    Applied to a posterior model (:class:`~scoresde.inverse.MMPS`, say) they are weighted samples
-    of the exact posterior, as the number of particles and of steps grows; applied to
-    :class:`~scoresde.guidance.ClassifierFreeGuidance`, of the tilted law. (The mathematics is at
-    the head of :mod:`scoresde.inverse.particles`.) The effective sample size falls exponentially
-    with the dimension of what was measured: watch ``ess``.
+    For a posterior model such as :class:`~scoresde.inverse.MMPS` the weighted samples converge to
+    the exact posterior as the numbers of particles and steps grow. For
+    :class:`~scoresde.guidance.ClassifierFreeGuidance` they converge to the tilted law.
+    (:mod:`scoresde.inverse.particles` describes the method.) The effective sample size falls
+    exponentially with the dimension of the measurement, so check ``ess``.
 
     Arguments:
-        particles: The number of particles K of each observation, positive.
+        particles: Number of particles K for each observation, positive.
         steps: Number of steps, positive.
-        grid: How they are spaced: equal in the log-SNR.
+        grid: Spacing of the times; uniform in the log-SNR by default.
         groups: Number of independent groups of particles, a divisor of ``particles``. Their spread
             gives the standard error of the evidence.
         threshold: Fraction of a group, in [0, 1]. A group is resampled if its effective sample
@@ -396,8 +396,7 @@ class _Simulation:
         self.target = _target(plan, model, shape)
 
     def run(self, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns particles, weights, sample sizes and evidence, ``(B, K, *)`` to ``(B,
-        groups)``."""
+        """Returns particles, weights, sample sizes, evidence, ``(B, K, *)`` to ``(B, groups)``."""
         sde = self.model.sde
         eps = sde.check_eps(sde.cutoffs.sampling if self.plan.eps is None else self.plan.eps)
         times = self.plan.grid(self.plan.steps, sde, eps).cpu()
