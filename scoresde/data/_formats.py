@@ -32,7 +32,7 @@ def idx(data: bytes, name: str, axes: int) -> np.ndarray:
 
     Arguments:
         data: Content of the file.
-        name: What it is called in errors.
+        name: Name of the file in errors.
         axes: Required number of axes.
 
     Raises:
@@ -82,12 +82,12 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
     """Reads files of a ``.tar.gz`` archive; nothing is written to disk.
 
     Arguments:
-        archive: Its content.
-        name: What it is called in errors.
+        archive: Content of the archive.
+        name: Name of the file in errors.
         wanted: Paths in the archive.
 
     Raises:
-        InputError: If the archive is damaged, or lacks one.
+        InputError: If the archive is damaged, or a file is missing in it.
     """
     found = {}
     try:
@@ -110,12 +110,12 @@ def zipped(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byte
     """Reads files from any folder of a ``.zip`` archive; nothing is written to disk.
 
     Arguments:
-        archive: Its content.
-        name: What it is called in errors.
+        archive: Content of the archive.
+        name: Name of the file in errors.
         wanted: Names of the files, in the order of the result.
 
     Raises:
-        InputError: If the archive is damaged, or lacks one.
+        InputError: If the archive is damaged, or a file is missing in it.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:

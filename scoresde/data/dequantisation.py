@@ -38,7 +38,7 @@ _EDGE = 2.0**-24  # the outermost uniform number, exact in float32 at both ends
 
 
 class Dequantisation(ABC):
-    """Base class for densities of the offset u of an integer in its step, equal for all
+    """Base class for densities of the offset u of an integer in its step; equal for all
     elements."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Dequantisation(ABC):
 
         Arguments:
             streams: Random streams, one for each of B examples.
-            shape: The shape of one example.
+            shape: Shape of one example.
             draw: Index of the independent draw, in :math:`[0, 2^{32})`.
 
         Returns:
@@ -110,7 +110,7 @@ class TruncatedNormalDequantisation(Dequantisation):
     lie on a grid of :math:`2^{-23}`, so offsets are within 5.3 standard deviations of the centre.
 
     Arguments:
-        std: Standard deviation :math:`s` before the cut, in quantisation steps, positive.
+        std: Standard deviation :math:`s` before truncation, in quantisation steps, positive.
 
     Raises:
         InputError: If the standard deviation is not positive and finite.

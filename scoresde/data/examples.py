@@ -31,7 +31,7 @@ class Examples(ABC):
     Attributes:
         shape: Shape of all examples, ``(N, *)``.
         dtype: Data type of raw examples.
-        device: Where examples are brought when they have been read.
+        device: Device that examples are moved to after reading.
     """
 
     shape: tuple[int, ...]
@@ -110,7 +110,7 @@ class MappedExamples(Examples):
         array: Array ``(M, ...)``, such as ``numpy.load(path, mmap_mode="r")``.
         rows: Indices of the rows that are the examples, int64 ``(N,)``.
         convert: Function from rows of the array to raw examples.
-        device: Where examples are brought when they have been read.
+        device: Device that examples are moved to after reading.
     """
 
     array: np.ndarray
@@ -151,7 +151,7 @@ class DatasetExamples(Examples):
     Arguments:
         dataset: The data set.
         workers: Number of processes that read training batches ahead; 0 for none.
-        device: Where examples are brought when they have been read.
+        device: Device that examples are moved to after reading.
 
     Raises:
         InputError: If the data set is empty, or an item has another form.

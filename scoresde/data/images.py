@@ -172,8 +172,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def image_files(base: Path, name: str = "data.path") -> list[Path]:
-    """Returns the images below a folder, in an order of names that is the same on every
-    machine."""
+    """Returns the images below a folder, ordered by name in the same way on every machine."""
     if not base.is_dir():
         raise InputError(f"{name}={base} is no folder; give one with images in it.")
     names = {

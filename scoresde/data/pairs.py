@@ -61,7 +61,7 @@ class PairExamples(Examples):
     Arguments:
         joined: Images of 256 levels above their sources, uint8 ``(N, 2 C, H, W)``.
         codec: The codec of the data, for the sources.
-        device: Where examples are brought when they have been read.
+        device: Device that examples are moved to after reading.
     """
 
     joined: Tensor

@@ -84,10 +84,10 @@ def average(log_weights: Tensor, errors: Tensor | None = None) -> Bound:
 
     Arguments:
         log_weights: Independent log-weights :math:`\ell_k` in nats, with shape ``(K, B)``.
-        errors: The standard error of each over its probes, with that shape; ``None`` if exact.
+        errors: Standard error of each over its probes, of the same shape; None if exact.
 
     Raises:
-        InputError: If the shapes do not fit.
+        InputError: If the shapes are inconsistent.
 
     Example:
         >>> bound = average(torch.tensor([[-1.0], [-3.0]]))
@@ -125,10 +125,10 @@ def importance_weighted(log_weights: Tensor, errors: Tensor | None = None) -> Bo
 
     Arguments:
         log_weights: Independent log-weights :math:`\ell_k` in nats, with shape ``(K, B)``.
-        errors: The standard error of each over its probes, with that shape; ``None`` if exact.
+        errors: Standard error of each over its probes, of the same shape; None if exact.
 
     Raises:
-        InputError: If the shapes do not fit.
+        InputError: If the shapes are inconsistent.
 
     References:
         Burda et al. 2016, https://arxiv.org/abs/1509.00519 (theorem 1).
@@ -195,8 +195,7 @@ class Evaluated(Protocol):
 
 
 class LogDensity(Protocol):
-    """Evaluator of the log-density of a batch ``(B, *)`` in model units, such as
-    ``Likelihood``."""
+    """Evaluator of log-densities of a batch ``(B, *)`` in model units, such as ``Likelihood``."""
 
     def __call__(
         self,
