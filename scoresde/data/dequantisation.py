@@ -38,8 +38,7 @@ _EDGE = 2.0**-24  # the outermost uniform number, exact in float32 at both ends
 
 
 class Dequantisation(ABC):
-    """Base class for densities of the offset u of an integer in its step; equal for all
-    elements."""
+    """Base class for densities of the offset u in a step, the same for every element."""
 
     @abstractmethod
     def sample(self, streams: Streams, shape: Sequence[int], draw: int = 0) -> Tensor:

@@ -102,8 +102,7 @@ def _small(x: Tensor, shape: Sequence[int], least: float) -> list[str]:
 
 
 def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: float) -> list[str]:
-    """Returns a sentence on the combination of features that varies least, if it varies too
-    little."""
+    """Describes the combination of features that varies least, if it varies too little."""
     values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
     std = values.clamp(min=0).sqrt()
     count = int((std < bound).sum())

@@ -116,7 +116,7 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> Reliabilit
         bins: Number B of bins, positive.
 
     Raises:
-        InputError: If there are no examples, the lengths differ, or a confidence is outside [0, 1].
+        InputError: If there are no examples, lengths differ, or a confidence is outside [0, 1].
 
     Example:
         >>> result = reliability(torch.tensor([0.5, 0.5]), torch.tensor([True, True]))

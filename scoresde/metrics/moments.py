@@ -30,8 +30,7 @@ class Moments:
 
     @staticmethod
     def of(raw: Tensor) -> "Moments":
-        """Computes moments of the columns of a table, or the channels of images, signals or
-        fields.
+        """Computes moments of the columns of a table, or channels of images, signals or fields.
 
         Arguments:
             raw: Examples ``(N, D)`` or ``(N, C, *)``; a random subset is used if there are too
