@@ -342,7 +342,7 @@ class MoonHeights(Density):
         return self._moons.marginal(1).log_prob(x)
 
     def log_prob_given(self, x: Tensor, context: Tensor) -> Tensor:
-        """Returns the log-density of heights given ``context``, both ``(N, 1)``, in nats,
+        """Returns log-densities of heights given ``context``, both ``(N, 1)``, in nats,
         ``(N,)``."""
         both = torch.cat((context.to(x), x), 1)
         return self._moons.log_prob(both) - self._moons.marginal(0).log_prob(both[:, :1])

@@ -191,8 +191,7 @@ def _classes(config: Values) -> Recipe:
 
 
 def _size(config: Values, divisor: int) -> list[int]:
-    """Returns the size of the images, which must be divisible: the library handles others
-    differently."""
+    """Returns the size of the images; its levels must halve evenly."""
     size = config.get("sample_size")
     if size is None:
         raise config.error("sample_size", "write the size of the images there")
