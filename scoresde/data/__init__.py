@@ -1,4 +1,4 @@
-"""Data sets: raw examples in splits that do not leak, their codecs, and exact toy densities."""
+"""Data sets: raw examples in disjoint splits, their codecs, and toy data with exact densities."""
 
 from scoresde.codec.scaling import Scaling
 from scoresde.data.augment import Augmentation, GeometricAugmentation

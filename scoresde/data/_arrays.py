@@ -1,4 +1,4 @@
-"""Files of NumPy, whose declared sizes are held against the file before anything is allocated."""
+"""NumPy files; declared sizes are compared with the file before memory is allocated."""
 
 import math
 import zipfile
@@ -7,15 +7,15 @@ from typing import IO, Any
 import numpy as np
 
 _LARGE = 2**28  # bytes
-_RATIO = 100  # how far data that large may be compressed
+_RATIO = 100  # maximum compression ratio of data that large
 
 
 def load(file: IO[bytes]) -> Any:
-    """Returns what ``numpy.load`` does, without pickles; an array above 256 MiB is mapped.
+    """Loads a file as ``numpy.load`` does, without pickles; an array above 256 MiB is mapped.
 
     Raises:
-        Exception: Of any kind, if the file is damaged; ``ValueError`` if it declares more than it
-            holds.
+        Exception: Of any kind, if the file is damaged; ``ValueError`` if it declares more data
+            than it contains.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -38,7 +38,7 @@ def load(file: IO[bytes]) -> Any:
 
 
 def _check(stream: IO[bytes], size: int) -> None:
-    """Compares the header of an array with the bytes that are there."""
+    """Compares the header of an array with the size of the data."""
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
         version, np.lib.format.read_array_header_2_0

@@ -1,7 +1,7 @@
-"""The user's folder for data that can be made again: downloads, and decoded images.
+"""The user's cache folder for reproducible data: downloads and decoded images.
 
-A checkpoint's recipe may call the public functions of this package. What writes is therefore in
-modules with private names, which a recipe cannot name, and it writes in this folder alone.
+A checkpoint's recipe may call the public functions of this package. Functions that write are
+therefore in private modules, which a recipe cannot name, and they write only in this folder.
 """
 
 import os
@@ -13,23 +13,23 @@ from scoresde.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows; two programs that fill the cache at once are then on their own
+except ImportError:  # Windows, where programs that fill the cache at once are not synchronised
     fcntl = None  # type: ignore[assignment]
 
 
 def folder(name: str) -> Path:
-    """Returns ``scoresde/NAME`` below ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist."""
+    """Returns ``scoresde/NAME`` below ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # as the specification of XDG has it
+    if not base.is_absolute():  # as the XDG specification requires
         base = Path("~/.cache").expanduser()
     return base / "scoresde" / name
 
 
 def make(path: Path) -> Path:
-    """Returns a folder, made if need be.
+    """Returns a folder, and creates it if necessary.
 
     Raises:
-        InputError: If it cannot be made.
+        InputError: If the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -43,8 +43,8 @@ def make(path: Path) -> Path:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Lets one program at a time make a file, such as one rank of a distributed training."""
+    """Locks a file, so one program at a time creates it, such as one rank of a distributed run."""
     with path.with_name(path.name + ".lock").open("ab") as lock:
         if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
         yield

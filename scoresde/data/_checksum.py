@@ -1,4 +1,4 @@
-"""Checksums of files, of whichever kind their publisher gave."""
+"""Checksums of files: md5, sha1 or sha256, as published."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ _KINDS = {32: "md5", 40: "sha1", 64: "sha256"}
 
 
 def kind(checksum: str) -> str:
-    """Returns the name of a checksum's algorithm, which its length tells."""
+    """Returns the name of a checksum's algorithm, determined by its length."""
     return _KINDS[len(checksum)]
 
 
@@ -19,10 +19,10 @@ def of(data: bytes, algorithm: str) -> str:
 
 
 def read(path: Path, checksum: str | None) -> bytes:
-    """Reads a file whole, and checks it unless ``checksum`` is None.
+    """Reads a whole file, and checks it unless ``checksum`` is None.
 
     Raises:
-        InputError: If it cannot be read, or is another.
+        InputError: If the file cannot be read, or its checksum differs.
     """
     try:
         data = path.read_bytes()

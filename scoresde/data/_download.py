@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke off, and of which only a checked file remains."""
+"""Resumable downloads, verified by checksum."""
 
 import http.client
 import urllib.error
@@ -12,23 +12,23 @@ from scoresde.progress import Progress
 _ATTEMPTS = 3
 _TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 2**18
-_MOST = 2**30  # bytes, far above any file that is asked for
-_FAILURES = (OSError, http.client.HTTPException)  # the errors of urllib are among them
+_MOST = 2**30  # bytes, far above the size of any requested file
+_FAILURES = (OSError, http.client.HTTPException)  # includes the errors of urllib
 
 
 def fetch(url: str, path: Path, checksum: str) -> None:
-    """Downloads a file into a folder of the cache, unless it is there.
+    """Downloads a file into a folder of the cache, unless it exists.
 
-    What has come is in ``NAME.part``, from which another call goes on; it gets its name when its
-    checksum is right.
+    Received data is kept in ``NAME.part``, and another call resumes from it. The file is renamed
+    when its checksum is correct.
 
     Arguments:
-        url: Where it is.
-        path: Where it goes; the folder exists.
-        checksum: Its md5, sha1 or sha256.
+        url: Address of the file.
+        path: Target path; its folder must exist.
+        checksum: md5, sha1 or sha256 of the file.
 
     Raises:
-        InputError: If it cannot be had, or is another.
+        InputError: If the file cannot be downloaded, or its checksum differs.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -53,7 +53,7 @@ def fetch(url: str, path: Path, checksum: str) -> None:
 
 
 def _receive_all(url: str, part: Path) -> None:
-    """Receives a file, with as many further requests as a bad line needs, within reason."""
+    """Receives a file, with a limited number of further requests after failures."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _receive(url, part)
@@ -61,7 +61,7 @@ def _receive_all(url: str, part: Path) -> None:
             error.close()
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
-            part.unlink()  # it was longer than the file
+            part.unlink()  # the partial file was longer than the file
         except _FAILURES:
             if attempt == _ATTEMPTS:
                 raise
@@ -69,12 +69,12 @@ def _receive_all(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Receives a file, or the rest of it."""
+    """Receives a file, or its remaining part."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            start = 0  # the server sends all of it again
+            start = 0  # the server sends the whole file again
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         label = f"downloading {part.stem}"

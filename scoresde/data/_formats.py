@@ -1,9 +1,9 @@
-"""The two plain formats in which the small image sets are published.
+"""Readers of the two plain formats of the small published image sets.
 
 IDX: two zero bytes, a byte for the type (8: unsigned bytes), a byte for the number of axes, their
 lengths in four bytes each (big-endian), and the values.
 
-CIFAR-10, binary version: one record of 3073 bytes after another, a label and 3 x 32 x 32 pixels.
+CIFAR-10, binary version: consecutive records of 3073 bytes, each a label and 3 x 32 x 32 pixels.
 
 References:
     LeCun, Cortes and Burges, *The MNIST database of handwritten digits*, 1998.
@@ -31,12 +31,12 @@ def idx(data: bytes, name: str, axes: int) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, compressed by gzip or not.
 
     Arguments:
-        data: The file's content.
-        name: What it is called in errors.
-        axes: The number of axes that it must have.
+        data: Content of the file.
+        name: Name of the file in errors.
+        axes: Required number of axes.
 
     Raises:
-        InputError: If it is damaged, or no such file.
+        InputError: If the file is damaged, or is not such an IDX file.
     """
     try:
         with _opened(data) as file:
@@ -68,7 +68,7 @@ def cifar(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads images ``(N, 3, 32, 32)`` and labels ``(N,)`` of a file of CIFAR-10, both uint8.
 
     Raises:
-        InputError: If the file does not consist of such records.
+        InputError: If the size is not a positive multiple of the record size.
     """
     if not data or len(data) % _RECORD:
         raise InputError(
@@ -82,12 +82,12 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
     """Reads files of a ``.tar.gz`` archive; nothing is written to disk.
 
     Arguments:
-        archive: Its content.
-        name: What it is called in errors.
-        wanted: The paths in it.
+        archive: Content of the archive.
+        name: Name of the file in errors.
+        wanted: Paths in the archive.
 
     Raises:
-        InputError: If the archive is damaged, or lacks one.
+        InputError: If the archive is damaged, or a file is missing in it.
     """
     found = {}
     try:
@@ -97,7 +97,7 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
                     file = tar.extractfile(member)
                     found[member.name] = file.read() if file else b""
             while tar.fileobj is not None and tar.fileobj.read(2**20):
-                pass  # to the checksum at the end
+                pass  # read to the checksum at the end
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{name} is damaged ({error}); get it again.") from error
     missing = [path for path in wanted if path not in found]
@@ -107,15 +107,15 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
 
 
 def zipped(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, bytes]:
-    """Reads files of a ``.zip`` archive, in whichever folder of it; nothing is written to disk.
+    """Reads files from any folder of a ``.zip`` archive; nothing is written to disk.
 
     Arguments:
-        archive: Its content.
-        name: What it is called in errors.
-        wanted: The names of the files, in the order in which they are returned.
+        archive: Content of the archive.
+        name: Name of the file in errors.
+        wanted: Names of the files, in the order of the result.
 
     Raises:
-        InputError: If the archive is damaged, or lacks one.
+        InputError: If the archive is damaged, or a file is missing in it.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:

@@ -1,8 +1,8 @@
-r"""Augmentations that a network is told of, so that they do not leak into its samples.
+r"""Augmentations that are conditions of the network, so they do not leak into its samples.
 
-An augmentation draws parameters :math:`a` for each example, changes it accordingly, and gives the
-network :math:`a` as a condition. The network learns the score of the augmented data *given* how
-it was augmented; :math:`a = 0` stands for data as they are, and is what sampling uses.
+An augmentation draws parameters :math:`a` for each example, changes it accordingly, and passes
+:math:`a` to the network as a condition. The network learns the score of the augmented data *given*
+how it was augmented; :math:`a = 0` denotes unchanged data, and sampling uses this value.
 
 References:
     Karras et al., *Training generative adversarial networks with limited data*, 2020,
@@ -24,12 +24,12 @@ from scoresde.streams import Purpose, Streams
 
 
 class Augmentation(ABC):
-    """Abstract: changes examples, and says how."""
+    """Base class for augmentations, which change examples and return labels of the change."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """How many numbers tell the network what was done."""
+        """Number of labels per example."""
 
     @abstractmethod
     def __call__(self, x: Tensor, streams: Streams, draw: int = 0) -> tuple[Tensor, Tensor]:
@@ -37,11 +37,11 @@ class Augmentation(ABC):
 
         Arguments:
             x: Examples in model units, with shape ``(B, *)``.
-            streams: The seed, and which examples; each is augmented as its own stream says.
-            draw: Which augmentation: the number of the epoch.
+            streams: Random streams of the examples; each example is augmented by its own stream.
+            draw: Index of the augmentation: the number of the epoch.
 
         Returns:
-            Augmented examples ``(B, *)`` and labels ``(B, width)``, 0 for an example left alone.
+            Augmented examples ``(B, *)`` and labels ``(B, width)``, 0 for an unchanged example.
         """
 
 
@@ -49,8 +49,8 @@ class Augmentation(ABC):
 class GeometricAugmentation(Augmentation):
     r"""Mirrors, scales, turns, stretches and shifts images.
 
-    Each of these happens to an image with the given probability, but for the mirror (left and
-    right), which happens to every second image:
+    Each change happens with the given probability, except the left-right mirror, which has
+    probability 1/2:
 
     ===========  ==================================================  ===========================
     change       parameters                                          labels
@@ -63,12 +63,12 @@ class GeometricAugmentation(Augmentation):
     shift        by :math:`w / 8` of the size, each axis             :math:`w_x, w_y`
     ===========  ==================================================  ===========================
 
-    All are one affine map, applied by bilinear interpolation with reflected borders; images that
-    are only mirrored keep their exact pixels. (The publication interpolates with a wavelet filter
-    of 12 taps, which is a little sharper.)
+    All changes form one affine map, applied by bilinear interpolation with reflected borders;
+    images that are only mirrored keep their exact pixels. (The paper interpolates with a wavelet
+    filter of 12 taps, which is a little sharper.)
 
     Arguments:
-        probability: That of each change, in [0, 1].
+        probability: Probability of each change, in [0, 1].
     """
 
     probability: float = 0.12
@@ -94,7 +94,7 @@ class GeometricAugmentation(Augmentation):
         mirror_x = (u[:, 5] < 0.5).to(w)
         mirror_y, scale = happens[:, 0], happens[:, 1] * w[:, 0]
         turn = happens[:, 2] * math.pi * (2 * u[:, 6] - 1)
-        # Of independent signs and sizes: u / probability is uniform where the change happens.
+        # Signs and sizes are independent: u / probability is uniform where the change happens.
         share = (u[:, 3] / max(self.probability, 1e-6)).clamp(0, 1)
         stretch, direction = happens[:, 3] * w[:, 1], 2 * math.pi * share
         shift = happens[:, 4:5] * w[:, 2:4]
@@ -133,7 +133,7 @@ def _mirrored(x: Tensor, left_right: Tensor, top_bottom: Tensor) -> Tensor:
 def _warped(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     """Maps pixels by p -> matrix p + 2 shift, in coordinates of [-1, 1] of the shorter side."""
     height, width = x.shape[-2:]
-    # Turning is rigid in pixels and not in the unit square of an oblong image.
+    # A rotation is rigid in pixels, not in the unit square of an oblong image.
     size = torch.ones(2, device=x.device)
     size[0] *= width / min(height, width)
     size[1] *= height / min(height, width)

@@ -1,9 +1,8 @@
-"""Data sets: raw examples in three splits, and the codec between them and a model.
+"""Data sets: raw examples in three splits, and the codec between raw and model units.
 
-How raw data becomes what a model sees, and what that does to a log-density, is told in
-:mod:`scoresde.codec`. A data set chooses: the levels of integers share one scale, and of real
-numbers each column of a table and each channel of an image is standardised by its mean and
-standard deviation over the training examples.
+:mod:`scoresde.codec` describes the conversion and its effect on a log-density. By default, a data
+set uses one scale for the levels of integers. For real numbers, each column of a table and each
+channel of an image is standardised by its mean and standard deviation over the training examples.
 """
 
 import functools
@@ -31,12 +30,12 @@ SPLITS = ("train", "validation", "test")
 
 Kind = TypeVar("Kind")
 
-_KEPT = 2**26  # numbers that latents are drawn from, kept for a split
-_MEASURED = 10_000  # examples of which the size in model units is taken
+_KEPT = 2**26  # numbers in the kept latent moments of a split, at most
+_MEASURED = 10_000  # examples used to measure the size in model units
 
 
 def _takes_scaling(kind: type[Kind]) -> type[Kind]:
-    """Has a data set take ``scaling`` and ``levels`` in place of a codec, with a warning."""
+    """Makes a data set accept ``scaling`` and ``levels`` in place of a codec, with a warning."""
     original: Any = kind.__init__
 
     @functools.wraps(original)
@@ -72,8 +71,8 @@ class Batch:
     """Examples in model units, with their conditions.
 
     Arguments:
-        x: The examples, float32 ``(B, *)``.
-        cond: The conditions by their names, each with shape ``(B, *)``.
+        x: Examples, float32 ``(B, *)``.
+        cond: Conditions by name, each with shape ``(B, *)``.
     """
 
     x: Tensor
@@ -93,31 +92,31 @@ class Dataset:
     A split may be larger than memory: see :class:`~scoresde.data.Examples`.
 
     Arguments:
-        name: What the data is called in results.
-        train: Raw training examples, with shape ``(N, *)``: uint8 or int16 (quantised), or
-            float32 or float64 (real-valued). Images are channels first. Or a map-style data set
-            of torch of such examples.
-        validation: Likewise, for choices.
-        test: Likewise, for results.
-        codec: The map to model units and back.
-        flip: Whether training images are mirrored at random (left and right), together with
-            conditions that are images of their size.
-        log_prob: The exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
-        dequantise: Whether training examples are dequantised by uniform noise; without it they
-            lie at the centres of their levels. Validation and test always are.
-        conditions: What is known of the examples besides, by name: for each, a tensor ``(N, *)``
-            of the training, the validation and the test examples. Classes are called ``label``:
-            int64 ``(N,)``, -1 for none; other conditions are floats.
-        undivided: Whether the splits are one and the same: data to evaluate, not to train on.
-        class_names: What the classes 0, 1, ... are called, if they have names.
-        conditional_log_prob: The exact log-density as ``log_prob``, but given the conditions, by
-            their names, if it is known.
-        degradation: What makes the condition ``source`` of each example, as it is read; see
-            :func:`~scoresde.data.pairs`.
+        name: Name of the data in results.
+        train: Raw training examples, with shape ``(N, *)``: uint8 or int16 (quantised), or float32
+            or float64 (real-valued). Images are channels first. Also a map-style torch data set of
+            such examples.
+        validation: Likewise, for model selection.
+        test: Likewise, for final results.
+        codec: Map to model units and back.
+        flip: Whether training images are mirrored at random (left-right), together with conditions
+            that are images of the same size.
+        log_prob: Exact log-density in nats and raw units, ``(N, *)`` to ``(N,)``, if known.
+        dequantise: Whether training examples are dequantised by uniform noise; if not, they lie at
+            the centres of their levels. Validation and test examples always are.
+        conditions: Conditions by name: for each, tensors ``(N, *)`` for the training, the
+            validation and the test examples. Classes are called ``label``: int64 ``(N,)``, -1 for
+            none; other conditions are floats.
+        undivided: Whether all splits are the same: data to evaluate, not to train on.
+        class_names: Names of the classes 0, 1, ..., if any.
+        conditional_log_prob: Exact log-density as ``log_prob``, given the conditions by name, if
+            known.
+        degradation: Degradation that computes the condition ``source`` of each example as it is
+            read; see :func:`~scoresde.data.pairs`.
 
     Raises:
-        InputError: If the splits or their conditions do not agree, one is empty, a value is out
-            of range, or there is no axis to flip.
+        InputError: If the splits or their conditions are inconsistent, one is empty, a value is
+            out of range, or there is no axis to flip.
 
     Example:
         >>> splits = [torch.tensor([[0, 1, 2]], dtype=torch.uint8)] * 3
@@ -189,16 +188,16 @@ class Dataset:
         conditions: Mapping[str, Sequence[Tensor]] | None = None,
         class_names: Sequence[str] = (),
     ) -> "Dataset":
-        """Builds a data set with the usual codec.
+        """Builds a data set with the default codec.
 
         Arguments:
             name: As in the class; likewise ``flip``, ``log_prob``, ``dequantise``, ``conditions``
                 and ``class_names``.
             splits: Training, validation and test examples.
-            levels: The number of levels L of quantised data, 0 to L-1; None for real-valued data.
-            standardise: Whether real-valued data is standardised, by columns or channels; or how,
-                such as ``Whole()`` for one scale of all.
-            centred: Whether quantised data fills [-1, 1], or else [0, 1].
+            levels: Number of levels L of quantised data, 0 to L-1; None for real-valued data.
+            standardise: Whether real-valued data is standardised by columns or channels, or a
+            standardisation such as ``Whole()``, with one scale for all values.
+            centred: Whether quantised data fills [-1, 1] rather than [0, 1].
             labels: The condition ``label``.
         """
         train, validation, test = map(as_examples, splits)
@@ -258,7 +257,7 @@ class Dataset:
         return getattr(self, name)
 
     def conditions_of(self, split: str, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-        """Returns the conditions of some examples of a split, or of all, by name."""
+        """Returns the conditions of some or all examples of a split, by name."""
         raw = self.split(split)
         told = raw.conditions(rows) if isinstance(raw, Examples) else {}
         found = {**told, **self._listed(split, rows)}
@@ -274,17 +273,17 @@ class Dataset:
 
     @property
     def labels(self) -> Sequence[Tensor] | None:
-        """The classes of the training, validation and test examples, if known."""
+        """Classes of the training, validation and test examples, if known."""
         return self.conditions.get("label")
 
     def renamed(self, names: Sequence[str]) -> "Dataset":
-        """Returns the data set with its classes numbered as in a list of their names.
+        """Returns the data set with its classes renumbered in the order of a list of names.
 
         Arguments:
-            names: The names of the classes 0, 1, ..., such as those of the training.
+            names: Names of the classes 0, 1, ..., such as those of the training data.
 
         Raises:
-            InputError: If a class has another name.
+            InputError: If the name of a class is not in the list.
         """
         own = self.class_names
         if self.labels is None or not own or not names or list(own) == list(names):
@@ -320,7 +319,7 @@ class Dataset:
         """Model units per raw unit; for quantised data, per quantisation step (2/L if centred).
 
         Raises:
-            InputError: If it is not one number.
+            InputError: If the codec has more than one scale.
         """
         if self.codec.scale is None:
             raise InputError(
@@ -331,7 +330,7 @@ class Dataset:
 
     @property
     def scaling(self) -> Scaling | Codec:
-        """The map to model units, by which results kept on disk name it: one scale, or a codec."""
+        """Map to model units as stored with results on disk: one scale, or a codec."""
         one = isinstance(self.codec, Affine) and self.codec.scale is not None
         return self.codec.one_map() if one else self.codec  # type: ignore[attr-defined]
 
@@ -344,12 +343,12 @@ class Dataset:
     def with_codec(self, codec: Codec) -> "Dataset":
         """Returns the data set with another codec.
 
-        An autoencoder becomes one by its latents, behind the codec of this data set: its units
-        are those that the autoencoder was trained in, and the latents' shift and width are
-        measured over training examples (at most 10,000).
+        An autoencoder becomes a codec of its latents, applied after the codec of this data set,
+        whose units must be those of the autoencoder's training. The shift and scale of the latents
+        are measured over at most 10,000 training examples.
 
         Arguments:
-            codec: The codec, or an autoencoder such as a trained ``VAE``.
+            codec: New codec, or an autoencoder such as a trained ``VAE``.
         """
         if not isinstance(codec, NeuralCodec):
             return replace(self, codec=codec)
@@ -383,13 +382,14 @@ class Dataset:
     ) -> Tensor:
         """Converts raw examples to model units; integers are dequantised.
 
-        A likelihood requires it: the density of a model at the centres of levels is not a
-        probability of integers.
+        A likelihood requires dequantisation: the density of a model at the centres of levels is
+        not a probability of integers.
 
         Arguments:
             raw: Raw examples, with shape ``(B, *)``.
-            streams: Their random streams; None takes those of seed 0 and of ``range(B)``.
-            draw: Which of independent encodings, in :math:`[0, 2^{32})`.
+            streams: Random streams of the examples. If None, the streams of seed 0 and
+                ``range(B)``.
+            draw: Index of the independent encoding, in :math:`[0, 2^{32})`.
             centre: Whether integers lie at the centres of their levels instead.
 
         Returns:
@@ -402,28 +402,28 @@ class Dataset:
         return self.codec.encode(raw, streams, draw)
 
     def decode(self, x: Tensor, rounded: bool = True) -> Tensor:
-        """Converts model units back to raw ones, as :meth:`Codec.decode` does."""
+        """Converts model units back to raw units, as :meth:`Codec.decode` does."""
         return self.codec.decode(x, rounded)
 
     def log_det(self, raw: Tensor, x: Tensor) -> Tensor | None:
-        """Returns what encoding does to a log-density, as :meth:`Codec.log_det` does."""
+        """Returns the term that encoding adds to a log-density, as :meth:`Codec.log_det` does."""
         return self.codec.log_det(raw, x)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Converts model units to [0, 1] for drawing, as :meth:`Codec.to_unit` does."""
+        """Converts model units to [0, 1] for display, as :meth:`Codec.to_unit` does."""
         return self.codec.to_unit(x)
 
     def batch(self, split: str, streams: Streams, draw: int = 0, *, centre: bool = False) -> Batch:
-        """Returns examples with their conditions: dequantised, and in training perhaps flipped.
+        """Returns examples with their conditions: dequantised and, in training, randomly flipped.
 
-        Example :math:`i` has its own random stream, so that it comes out the same in any batch,
-        and afresh with every ``draw``: give the number of the epoch.
+        Example :math:`i` has its own random stream, so it is the same in any batch, and is redrawn
+        with every ``draw``: pass the number of the epoch.
 
         Arguments:
-            split: ``train``, ``validation`` or ``test``; the first alone is flipped, and may
-                stay at the centres of its levels.
-            streams: The seed, and which examples (its indices).
-            draw: Which dequantisation and flip, in :math:`[0, 2^{32})`.
+            split: ``train``, ``validation`` or ``test``. Only ``train`` is flipped, or may stay at
+                the centres of its levels.
+            streams: Seed and indices of the examples.
+            draw: Index of the dequantisation and flip, in :math:`[0, 2^{32})`.
             centre: Whether integers lie at the centres of their levels instead.
 
         Returns:
@@ -439,12 +439,12 @@ class Dataset:
     def batches(
         self, split: str, orders: Iterator[tuple[int, Tensor]], seed: int
     ) -> Iterator[tuple[int, Streams, Batch]]:
-        """Yields the batches of many orders, which are read ahead where a data set has workers.
+        """Yields the batches of many orders, read ahead if the data set has workers.
 
         Arguments:
             split: As in :meth:`batch`.
-            orders: The draw of each batch, and its rows, int64 ``(B,)``.
-            seed: The seed of the streams.
+            orders: Draw and rows, int64 ``(B,)``, of each batch.
+            seed: Seed of the streams.
 
         Returns:
             The draw, the streams and the batch, as :meth:`batch` returns it.
@@ -469,7 +469,7 @@ class Dataset:
         cond = {**told, **self._listed(split, streams.indices)}
         if self.degradation is not None:
             cond[SOURCE] = self.degradation(raw, self.codec, streams, draw)
-        if self.flip and split == "train":  # an image stays one of its example
+        if self.flip and split == "train":  # with image conditions
             ours = {name: c for name, c in cond.items() if c.shape[2:] == raw.shape[2:]}
             cond |= {name: _flip(c, streams, draw) for name, c in ours.items()}
         return Batch(self._encoded(raw, split, streams, draw, centre), cond)
@@ -484,13 +484,13 @@ class Dataset:
             assert isinstance(self.codec, LatentCodec)
             return self.codec.draw(kept[streams.indices], streams if random else None, draw)
         x = self.codec.encode(x, streams if random else None, draw)
-        # With one scale for all the order is free, and seeds have always meant this one.
+        # With a single scale the order does not matter; this one keeps the results of seeds.
         return _flip(x, streams, draw) if mirrored else x
 
     def _moments(self, split: str) -> Tensor | None:
-        """Returns what the latents of a split are drawn from, computed once, if memory allows.
+        """Returns the moments of a split's latents, computed once, if memory allows.
 
-        Test examples are seen once, and perhaps not all of them.
+        Test examples are read only once, and maybe not all of them, so they have none.
         """
         raw, codec = self.split(split), self.codec
         if split == "test" or not isinstance(codec, LatentCodec) or not isinstance(raw, Tensor):
@@ -505,7 +505,7 @@ class Dataset:
         return {}
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """Moves all examples to a device; those that are read when needed are moved then."""
+        """Moves all examples to a device; examples read on demand are moved when read."""
         train, validation, test = (self.split(name).to(device) for name in SPLITS)
         known = {k: [part.to(device) for part in parts] for k, parts in self.conditions.items()}
         moved = replace(self, train=train, validation=validation, test=test, conditions=known)
@@ -515,7 +515,7 @@ class Dataset:
 def _on(rows: Any, values: Tensor) -> Any:
     """Returns rows on the device of the values that they index.
 
-    A program that feeds a GPU need not wait for it; the way back is not safe without.
+    The copy to a GPU does not block the host. The copy from a GPU must, to be safe.
     """
     return (
         rows.to(values.device, non_blocking=values.is_cuda) if isinstance(rows, Tensor) else rows
@@ -528,7 +528,7 @@ def _on_host(rows: Any) -> Any:
 
 def _real(train: Tensor | Examples, standardise: bool | Standardisation) -> Affine:
     """Returns the codec of real-valued data."""
-    if train.numel() == 0:  # which has no numbers, and is refused as it is
+    if train.numel() == 0:  # empty data is rejected elsewhere
         return Affine(train.shape[1:])
     if standardise is False:
         return as_it_is(train)

@@ -1,4 +1,4 @@
-"""Real data that comes with an installed library, so that nothing is downloaded."""
+"""Real data from an installed library, without a download."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ def digits(fractions: Sequence[float] = FRACTIONS, seed: int = 0) -> Dataset:
 
     References:
         Alpaydin and Kaynak, *Optical recognition of handwritten digits*, UCI, 1998; the test
-        set, as ``sklearn.datasets.load_digits`` has it.
+        set, from ``sklearn.datasets.load_digits``.
 
     Arguments:
-        fractions: The shares of training, validation and test examples.
-        seed: Names the splits.
+        fractions: Fractions of training, validation and test examples.
+        seed: Seed of the splits.
 
     Example:
         >>> dataset = digits()

@@ -13,7 +13,7 @@ from scoresde.errors import InputError
 def as_raw(
     values: np.ndarray, levels: int | None = None, first: int | None = None
 ) -> tuple[Tensor, int | None]:
-    """Brings an array to the data type of raw data.
+    """Converts an array to the data type of raw data.
 
     ==============  ======================  ==========================
     array           raw tensor              levels
@@ -27,15 +27,15 @@ def as_raw(
 
     Arguments:
         values: An array of numbers, with shape ``(N, *)``.
-        levels: The number of levels L of integers, in [2, 32768].
-        first: The number of the first row, if they are a part of a larger array.
+        levels: Number of levels L of integers, in [2, 32768].
+        first: Index of the first row, if the array is a part of a larger one.
 
     Returns:
         The raw tensor, with shape ``(N, *)``, and its levels (None for real numbers).
 
     Raises:
-        InputError: If the array is empty, is no array of numbers, has a NaN or an infinity, or
-            an integer outside 0 to L-1; or if the levels are missing, or given for real numbers.
+        InputError: If the array is empty, is not numeric, or has a NaN, an infinity or an integer
+            outside 0 to L-1; or if the levels are missing, or are set for real numbers.
     """
     if values.ndim == 0 or values.size == 0:
         raise InputError(
@@ -50,7 +50,7 @@ def as_raw(
             )
         with np.errstate(over="ignore"):
             raw = torch.from_numpy(values.astype(np.float32))
-        check_finite(raw, first)  # also of float64: what is beyond float32 has no variance there
+        check_finite(raw, first)  # also for float64: values beyond float32 have no finite variance
         wide = values.dtype.itemsize >= 8
         return torch.from_numpy(values.astype(np.float64)) if wide else raw, None
     if values.dtype.kind not in "bui":
@@ -77,7 +77,7 @@ def _default_levels(dtype: np.dtype) -> int:
 
 
 def check_range(values: np.ndarray, levels: int, first: int | None = None) -> None:
-    """Refuses integers outside 0 to L-1; arguments as for :func:`as_raw`."""
+    """Checks that integers are 0 to L-1; arguments as for :func:`as_raw`."""
     outside = (values < 0) | (values >= levels)
     if outside.any():
         place = tuple(map(int, np.unravel_index(int(outside.argmax()), outside.shape)))
@@ -89,7 +89,7 @@ def check_range(values: np.ndarray, levels: int, first: int | None = None) -> No
 
 
 def check_finite(values: Tensor, first: int | None = None) -> None:
-    """Refuses NaN and infinity; arguments as for :func:`as_raw`."""
+    """Checks that values are finite; arguments as for :func:`as_raw`."""
     bad = ~values.isfinite()
     if bad.any():
         place = tuple(bad.nonzero()[0].tolist())

@@ -1,4 +1,4 @@
-"""Conditions: what is known of examples besides, such as their classes."""
+"""Conditions of examples, such as their classes."""
 
 from collections.abc import Sequence
 from keyword import iskeyword
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError
 
-# Keywords of losses, samplers and likelihoods; conditions are given with them.
+# Keywords of losses, samplers and likelihoods, which conditions must not shadow.
 _TAKEN = (
     *("self", "model", "x", "t", "c", "noise", "shape", "latent", "seed", "seeds", "part"),
     *("progress", "callback", "points", "draws", "combine", "codec", "likelihood", "raw"),
@@ -17,7 +17,7 @@ _TAKEN = (
 
 
 def check_name(name: str) -> None:
-    """Checks that a name can be a keyword among the others."""
+    """Checks that the name of a condition is usable as a keyword argument."""
     if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
         raise InputError(
             f"The name of a condition must be free as a keyword, got {name!r}; use another, such "
@@ -26,13 +26,13 @@ def check_name(name: str) -> None:
 
 
 def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Sequence[int]) -> None:
-    """Refuses a condition that does not belong to the examples.
+    """Checks that a condition matches the examples.
 
     Arguments:
         title: The name of the data set.
         name: The name of the condition.
-        parts: The condition of the examples of each split.
-        sizes: The number of examples of each split.
+        parts: Values of the condition in each split.
+        sizes: Number of examples in each split.
     """
     check_name(name)
     if isinstance(parts, Tensor) or len(parts) != len(sizes):
@@ -64,11 +64,11 @@ def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Seque
 
 
 def check_none(name: str, values: Tensor) -> None:
-    """Refuses a continuous condition with a row that is neither finite nor NaN throughout.
+    """Checks that each row of a continuous condition is entirely finite or entirely NaN.
 
     Arguments:
         name: The name of the condition.
-        values: The condition of some examples, with shape ``(N, *)``.
+        values: Values of the condition, with shape ``(N, *)``.
     """
     if not values.is_floating_point() or bool(values.isfinite().all()):
         return

@@ -1,4 +1,4 @@
-"""What makes a source of an example: an operator and noise, or JPEG."""
+"""Degradations, which compute a source from an example: an operator with noise, or JPEG."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from scoresde.operators import LinearOperator, Operator
 from scoresde.streams import Purpose, Streams
 
 SOURCE = "source"
-_FIRST = 4  # the draws before it measure what no training sees
+_FIRST = 4  # draws below it are for measurements outside training
 
 
 def measure(
@@ -22,15 +22,16 @@ def measure(
 ) -> Tensor:
     """Measures raw examples ``(B, *)`` by an operator, with noise of a standard deviation.
 
-    An integer k of quantised data stands for the values from k to k + 1, so it counts as k + 1/2.
+    An integer k of quantised data represents the values from k to k + 1, so it is measured as k +
+    1/2.
 
     Arguments:
         operator: The operator.
         raw: Raw examples.
-        codec: The codec of the data.
-        std: The standard deviation of the noise in raw units, at least 0.
+        codec: The codec of the data. std: Standard deviation of the noise in raw units, at least
+        0.
         streams: The random stream of each example.
-        draw: Which of independent noises.
+        draw: Index of the independent noise.
     """
     values = raw.to(torch.promote_types(torch.float32, raw.dtype)) + _middle(codec)
     y = operator(values)
@@ -45,14 +46,14 @@ def _middle(codec: Codec) -> float:
 
 @dataclass(frozen=True)
 class Degradation:
-    r"""Makes the source :math:`y = A(x) + n` of an example, in model units and its shape.
+    r"""Degradation :math:`y = A(x) + n` of an example, in model units and with its shape.
 
-    A measurement of another shape is brought back by the operator's pseudo-inverse. The noise is
-    drawn afresh for every epoch of a training.
+    The operator's pseudo-inverse maps a measurement of another shape to the shape of the example.
+    Every training epoch draws new noise.
 
     Arguments:
-        operator: The operator A, which acts on raw units.
-        std: The standard deviation of the noise n in raw units, at least 0.
+        operator: Operator A, in raw units.
+        std: Standard deviation of the noise n in raw units, at least 0.
 
     Raises:
         InputError: If the operator is not an Operator, or ``std`` is negative.
@@ -78,7 +79,7 @@ class Degradation:
             raw: Raw examples, with shape ``(B, *)``.
             codec: The codec of the data.
             streams: The random stream of each example.
-            draw: Which of independent noises, such as the number of the epoch.
+            draw: Index of the independent noise, such as the number of the epoch.
 
         Raises:
             InputError: If a measurement of another shape has no pseudo-inverse.
@@ -91,7 +92,7 @@ def as_example(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Returns measurements ``(B, ...)`` as examples ``(B, *shape)``.
 
     Raises:
-        InputError: If they have another shape, and the operator has no pseudo-inverse.
+        InputError: If the shapes differ and the operator has no pseudo-inverse.
     """
     if tuple(y.shape[1:]) == shape:
         return y
@@ -106,11 +107,11 @@ def as_example(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class JPEG(Operator):
-    """Compresses images and decodes them again, by Pillow.
+    """Compresses and decodes images with Pillow.
 
     Arguments:
-        quality: The quality, a whole number from 1 to 95.
-        levels: The number of levels of the pixels: 256, or fewer that are spread over 0 to 255.
+        quality: JPEG quality, an integer from 1 to 95.
+        levels: Number of levels of the pixels: 256, or fewer, spread over 0 to 255.
 
     Raises:
         InputError: If the quality is outside its range, or later examples are not images of one
@@ -155,10 +156,10 @@ class JPEG(Operator):
 
 
 def _numbers(pixels: Tensor) -> np.ndarray:
-    """Returns pixels as bytes, unless their derivative is asked for."""
+    """Returns pixels as a NumPy array; raises if their derivative is required."""
     try:
         return pixels.cpu().numpy().astype(np.uint8)
-    except RuntimeError as error:  # torch hands out no numbers inside of its derivatives
+    except RuntimeError as error:  # torch has no values to return inside its derivatives
         raise InputError(
             "operator must have a derivative for a posterior, got JPEG; train a bridge on "
             "data=pairs with it."

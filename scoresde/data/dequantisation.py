@@ -1,4 +1,4 @@
-r"""Dequantisation: where in its quantisation step an integer lies.
+r"""Dequantisation: offsets of integers within their quantisation steps.
 
 A density :math:`p` on real numbers gives an integer :math:`y` the probability of its step, and any
 density :math:`q` of an offset :math:`u` in the step gives a lower bound of it,
@@ -7,10 +7,10 @@ density :math:`q` of an offset :math:`u` in the step gives a lower bound of it,
                     \ge \mathbb{E}_{u \sim q} \left[ \log p(y + u) - \log q(u) \right] ,
 
 tight where :math:`q(u)` is proportional to :math:`p(y + u)`. Uniform offsets are the usual choice.
-A model that was trained with noise on images at the centres of their levels is sharper than that:
-it knows each image as a normal cloud, of the standard deviation :math:`\sigma_\epsilon /
-\alpha_\epsilon` at the cut-off :math:`\epsilon`, and offsets drawn from the same cloud, cut to the
-step, follow its density more closely.
+A model that was trained with noise on images at the centres of their levels has a sharper density.
+Around each image it is close to a normal distribution with the standard deviation
+:math:`\sigma_\epsilon / \alpha_\epsilon` at the cut-off :math:`\epsilon`. Offsets from the same
+distribution, truncated to the step, match this density more closely.
 
 References:
     Theis et al., *A note on the evaluation of generative models*, ICLR 2016 (section 3.1).
@@ -38,16 +38,16 @@ _EDGE = 2.0**-24  # the outermost uniform number, exact in float32 at both ends
 
 
 class Dequantisation(ABC):
-    """Abstract density of the offset u of an integer in its step, the same for every element."""
+    """Base class for densities of the offset u in a step, the same for every element."""
 
     @abstractmethod
     def sample(self, streams: Streams, shape: Sequence[int], draw: int = 0) -> Tensor:
         """Draws offsets.
 
         Arguments:
-            streams: The random streams, one for each of B examples.
-            shape: The shape of one example.
-            draw: Which of independent draws, in :math:`[0, 2^{32})`.
+            streams: Random streams, one for each of B examples.
+            shape: Shape of one example.
+            draw: Index of the independent draw, in :math:`[0, 2^{32})`.
 
         Returns:
             Offsets in the open interval (0, 1), float32, with shape ``(B, *shape)``.
@@ -66,10 +66,10 @@ class Dequantisation(ABC):
 
     @abstractmethod
     def check(self, levels: int) -> None:
-        """Checks that float32 resolves the offsets of data of some number of levels.
+        """Checks that float32 resolves the offsets for a number of levels.
 
         Raises:
-            InputError: If it does not.
+            InputError: If float32 does not resolve them.
         """
 
 
@@ -90,13 +90,13 @@ class UniformDequantisation(Dequantisation):
         return _sum_inside(torch.zeros_like(u, dtype=torch.float64), u)
 
     def check(self, levels: int) -> None:
-        """Any number of levels will do."""
+        """Accepts any number of levels."""
 
 
 @final
 @dataclass(frozen=True)
 class TruncatedNormalDequantisation(Dequantisation):
-    r"""Offsets normal around the centre of the step, and cut to it.
+    r"""Normal offsets around the centre of the step, truncated to it.
 
     .. math:: q(u) = \frac{1}{Z \sqrt{2 \pi} \, s} e^{-(u - 1/2)^2 / 2 s^2}, \quad 0 < u < 1,
               \qquad Z = \operatorname{erf} \frac{1}{2 \sqrt{2} \, s} ,
@@ -105,11 +105,11 @@ class TruncatedNormalDequantisation(Dequantisation):
 
     .. math:: u = \tfrac12 + \sqrt{2} \, s \, \operatorname{erf}^{-1} \left( (2 v - 1) Z \right)
 
-    in float64: the uniform offset of the same seed, drawn towards the centre. The uniform numbers
-    lie on a grid of :math:`2^{-23}`, so that offsets end 5.3 standard deviations from the centre.
+    in float64: the uniform offset of the same seed, moved towards the centre. The uniform numbers
+    lie on a grid of :math:`2^{-23}`, so offsets are within 5.3 standard deviations of the centre.
 
     Arguments:
-        std: The standard deviation :math:`s` before the cut, in quantisation steps, positive.
+        std: Standard deviation :math:`s` before truncation, in quantisation steps, positive.
 
     Raises:
         InputError: If the standard deviation is not positive and finite.
@@ -130,20 +130,20 @@ class TruncatedNormalDequantisation(Dequantisation):
 
     @staticmethod
     def of(sde: SDE, scale: float, eps: float | None = None) -> "TruncatedNormalDequantisation":
-        r"""Ties the offsets to the noise that is left at the cut-off of a likelihood.
+        r"""Returns the offsets that match the noise at the cut-off of a likelihood.
 
         .. math:: s = \sigma(\epsilon) / (\alpha(\epsilon) \cdot \text{scale})
 
-        The likelihood it is meant for starts at that cut-off, on the data times
+        The corresponding likelihood starts at this cut-off, on the data multiplied by
         :math:`\alpha(\epsilon)` (:class:`~scoresde.likelihood.cutoff.RescaledCutoff`).
 
         Arguments:
             sde: The SDE.
             scale: Model units per quantisation step, positive (:attr:`Dataset.scale`).
-            eps: The cut-off, in [0, 1); ``None`` takes ``sde.cutoffs.likelihood``.
+            eps: Cut-off, in [0, 1). If None, ``sde.cutoffs.likelihood``.
 
         Raises:
-            InputError: If an argument is out of range, or no noise is left there.
+            InputError: If an argument is out of range, or there is no noise at the cut-off.
 
         Example:
             >>> from scoresde import VPSDE
@@ -157,12 +157,12 @@ class TruncatedNormalDequantisation(Dequantisation):
 
     @property
     def _inside(self) -> float:
-        """The probability Z of the step before the cut."""
+        """Probability Z of the step before truncation."""
         return math.erf(math.sqrt(0.125) / self.std)
 
     def sample(self, streams: Streams, shape: Sequence[int], draw: int = 0) -> Tensor:
         v = streams.uniform(shape, Purpose.DEQUANTISE, draw, torch.float64)
-        # Odd functions of 2 v - 1 keep all digits of a wide normal, where 1/2 + tiny would not.
+        # Odd functions of 2 v - 1 keep all digits for a wide normal; 1/2 + tiny would not.
         u = 0.5 + math.sqrt(2) * self.std * torch.erfinv((2 * v - 1) * self._inside)
         return u.clamp(_EDGE, 1 - _EDGE).float()
 
@@ -171,7 +171,7 @@ class TruncatedNormalDequantisation(Dequantisation):
         return _sum_inside(-0.5 * ((u.double() - 0.5) / self.std) ** 2 - constant, u)
 
     def check(self, levels: int) -> None:
-        """Checks that the standard deviation is 64 spacings of float32, or more, at the top level.
+        """Checks that the standard deviation is at least 64 float32 spacings at the top level.
 
         Rounding :math:`y + u` then costs below 3e-5 bits/dim; finer offsets become a lattice.
         """
@@ -184,6 +184,6 @@ class TruncatedNormalDequantisation(Dequantisation):
 
 
 def _sum_inside(log_densities: Tensor, u: Tensor) -> Tensor:
-    """Sums those of the elements, -inf outside of (0, 1): ``(B, *)`` to ``(B,)``."""
+    """Sums log-densities over elements, -inf outside of (0, 1): ``(B, *)`` to ``(B,)``."""
     inside = (u > 0) & (u < 1)
     return sum_features(torch.where(inside, log_densities, -torch.inf))

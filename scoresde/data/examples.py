@@ -1,7 +1,7 @@
-"""Examples that are read on demand: data sets larger than memory.
+"""Examples that are read on demand, for data sets larger than memory.
 
-An object of these classes stands in the place of a tensor ``(N, *)`` of raw examples: it has a
-length, a shape and a type, and some of its rows are a tensor.
+An object of these classes replaces a tensor ``(N, *)`` of raw examples: it has a length, a shape
+and a data type, and indexing with rows returns a tensor.
 """
 
 import itertools
@@ -20,18 +20,18 @@ from scoresde.data.checks import check_integer
 from scoresde.data.conditions import check_none
 from scoresde.errors import InputError
 
-_CHUNK = 2**23  # bytes that are read together where all are read
+_CHUNK = 2**23  # bytes per read when all examples are read
 
 
 class Examples(ABC):
     """Base class for raw examples that are read on demand.
 
-    Subclasses implement :meth:`read` and say ``shape`` and ``dtype``.
+    Subclasses implement :meth:`read` and define ``shape`` and ``dtype``.
 
     Attributes:
-        shape: The shape of all examples, ``(N, *)``.
-        dtype: The data type of raw examples.
-        device: Where examples are brought when they have been read.
+        shape: Shape of all examples, ``(N, *)``.
+        dtype: Data type of raw examples.
+        device: Device that examples are moved to after reading.
     """
 
     shape: tuple[int, ...]
@@ -40,10 +40,10 @@ class Examples(ABC):
 
     @abstractmethod
     def read(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reads some examples, and their conditions if they are kept with them.
+        """Reads some examples, with any conditions stored with them.
 
         Arguments:
-            rows: Their indices, int64 ``(B,)``, on the CPU.
+            rows: Indices of the examples, int64 ``(B,)``, on the CPU.
 
         Returns:
             Raw examples ``(B, *)`` and conditions by name, on the CPU.
@@ -51,10 +51,10 @@ class Examples(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Returns the same examples, brought to a device as they are read."""
+        """Returns the same examples, moved to a device as they are read."""
 
     def stream(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Yields what :meth:`read` returns for each of many orders of rows."""
+        """Yields the result of :meth:`read` for each of many orders of rows."""
         return map(self.read, orders)
 
     def __len__(self) -> int:
@@ -65,37 +65,37 @@ class Examples(ABC):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the conditions that are kept with the examples."""
+        """Names of the conditions that are stored with the examples."""
         return tuple(self.read(torch.zeros(1, dtype=torch.int64))[1])
 
     def conditions(self, rows: Tensor | slice) -> dict[str, Tensor]:
-        """Reads the conditions that are kept with some examples, by name."""
+        """Reads the conditions that are stored with some examples, by name."""
         if not self.names:
             return {}
         told = self.read(self._indices(rows))[1]
         return {name: self.moved(values) for name, values in told.items()}
 
     def moved(self, values: Tensor) -> Tensor:
-        """Moves what has been read to its device; the host does not wait for pinned memory."""
+        """Moves values to the device; does not block for pinned memory."""
         return values.to(self.device, non_blocking=values.is_pinned())
 
     def chunks(self) -> Iterator[Tensor]:
-        """Reads all examples, in order and some at a time."""
+        """Yields all examples in order, in chunks."""
         size = max(1, _CHUNK // max(1, self.numel() // len(self) * self.dtype.itemsize))
         for rows in torch.arange(len(self)).split(size):
             yield self.read(rows)[0]
 
     @property
     def ndim(self) -> int:
-        """The number of axes."""
+        """Number of axes."""
         return len(self.shape)
 
     def numel(self) -> int:
-        """Returns the number of numbers of all examples."""
+        """Returns the number of elements of all examples."""
         return torch.Size(self.shape).numel()
 
     def cpu(self) -> Self:
-        """Returns the same examples, left on the CPU as they are read."""
+        """Returns the same examples, kept on the CPU as they are read."""
         return self.to("cpu")
 
     def _indices(self, rows: Tensor | slice) -> Tensor:
@@ -104,13 +104,13 @@ class Examples(ABC):
 
 @dataclass(frozen=True, eq=False)
 class MappedExamples(Examples):
-    """Rows of an array that is mapped into memory, of which only what is read takes some.
+    """Rows of a memory-mapped array; only the rows that are read take memory.
 
     Arguments:
-        array: The array, ``(M, ...)``, such as ``numpy.load(path, mmap_mode="r")``.
-        rows: Which of its rows the examples are, int64 ``(N,)``.
-        convert: Turns rows of the array into raw examples.
-        device: Where examples are brought when they have been read.
+        array: Array ``(M, ...)``, such as ``numpy.load(path, mmap_mode="r")``.
+        rows: Indices of the rows that are the examples, int64 ``(N,)``.
+        convert: Function from rows of the array to raw examples.
+        device: Device that examples are moved to after reading.
     """
 
     array: np.ndarray
@@ -144,18 +144,17 @@ class MappedExamples(Examples):
 class DatasetExamples(Examples):
     """The items of a map-style ``torch.utils.data.Dataset``, read by its ``DataLoader``.
 
-    An item is an example, alone or as the only one of a tuple; or a pair of an example and its
-    class, the condition ``label``; or a mapping of ``x`` to the example and of names to
-    conditions. Examples are tensors or arrays, integers of the type that their levels take or
-    finite real numbers.
+    An item is an example or a tuple of one example; or a pair of an example and its class, the
+    condition ``label``; or a mapping with the example as ``x`` and conditions by name. Examples
+    are tensors or arrays of finite real numbers, or of integers of the data type for their levels.
 
     Arguments:
         dataset: The data set.
-        workers: The number of processes that read batches of training ahead; 0 for none.
-        device: Where examples are brought when they have been read.
+        workers: Number of processes that read training batches ahead; 0 for none.
+        device: Device that examples are moved to after reading.
 
     Raises:
-        InputError: If it is empty, or an item is something else.
+        InputError: If the data set is empty, or an item has another form.
     """
 
     dataset: torch.utils.data.Dataset
@@ -207,7 +206,7 @@ class DatasetExamples(Examples):
 
 
 def _stacked(items: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Makes a batch of items."""
+    """Stacks items into a batch."""
     pairs = [_parted(item) for item in items]
     names = pairs[0][1].keys()
     try:
@@ -250,7 +249,7 @@ def _classes(label: Tensor) -> Tensor:
 
 
 def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Returns the example of an item, and its conditions."""
+    """Returns the example and the conditions of an item."""
     if isinstance(item, Mapping):
         return item.get("x"), {name: value for name, value in item.items() if name != "x"}
     if isinstance(item, tuple) and len(item) == 2:
@@ -266,7 +265,7 @@ def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
 
 
 def as_examples(values: Any) -> Any:
-    """Returns a data set of torch as examples, and anything else as it is."""
+    """Converts a torch data set to examples; returns other values unchanged."""
     lazy = isinstance(values, torch.utils.data.Dataset) and not isinstance(values, Tensor)
     return DatasetExamples(values) if lazy else values
 
@@ -274,7 +273,7 @@ def as_examples(values: Any) -> Any:
 def paired(
     values: Tensor | Examples, orders: Iterator[tuple[int, Tensor]]
 ) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
-    """Yields each epoch and order of rows with the raw examples and conditions that they name."""
+    """Yields each epoch and order of rows with its raw examples and conditions."""
     if isinstance(values, Tensor):
         for epoch, rows in orders:
             yield epoch, rows, values[rows.to(values.device)], {}

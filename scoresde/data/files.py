@@ -1,4 +1,4 @@
-"""A user's own data: an array in a file of NumPy."""
+"""Data from NumPy files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +21,10 @@ from scoresde.recipe import brief
 
 _SUFFIXES = (".npy", ".npz")
 _LABELS = ("labels", "label", "y")
-_EXAMPLES = ("{}", "x_{}", "{}_images")  # the arrays of a split
-_BESIDE = ("{{}}_{}".format, "{}_{{}}".format)  # and those beside them, from their word
+_EXAMPLES = ("{}", "x_{}", "{}_images")  # names of the examples of a split
+_BESIDE = ("{{}}_{}".format, "{}_{{}}".format)  # names of their labels or conditions
 _SHORT = {"validation": ("val", "valid")}
-_TOGETHER = 2**23  # bytes of a mapped array that are looked at together
+_TOGETHER = 2**23  # bytes of a mapped array that are checked together
 
 
 def array(
@@ -41,38 +41,38 @@ def array(
 ) -> Dataset:
     """Loads examples from a ``.npy`` or ``.npz`` file.
 
-    A ``.npy`` file above 256 MiB stays on the disk, and examples are read as they are needed. The
-    first axis counts examples. Floats are real-valued data; integers are quantised data of
-    ``levels`` levels, and booleans of two. Numbers ``(N,)`` become ``(N, 1)``, and integers
-    ``(N, H, W)`` grey images ``(N, 1, H, W)``; floats ``(N, C, L)`` stay as they are.
+    A ``.npy`` file above 256 MiB stays on disk, and examples are read on demand. The first axis is
+    the examples. Floats are real-valued data, integers quantised data of ``levels`` levels, and
+    booleans quantised data of two. Arrays ``(N,)`` become ``(N, 1)``, and integers ``(N, H, W)``
+    grey images ``(N, 1, H, W)``; floats ``(N, C, L)`` are unchanged.
 
-    A ``.npz`` file may bring its own splits, as arrays ``train``, ``test`` and perhaps
-    ``validation`` (without it, some of ``train`` validates). They are used as given: that no
-    test example is also a training example is then the user's care. ``x_train`` or
-    ``train_images`` serve for ``train``, and ``val`` for ``validation``.
+    A ``.npz`` file may contain its own splits, as arrays ``train``, ``test`` and optionally
+    ``validation`` (by default a part of ``train``). They are used as they are, so make sure that
+    no test example is also a training example. ``x_train`` or ``train_images`` are accepted for
+    ``train``, and ``val`` for ``validation``.
 
-    Classes come from an array ``labels``, ``label`` or ``y`` with a whole number or a word for
-    each example, and of splits from ``train_labels``, ``labels_train``, ``y_train`` and so on.
-    Words are numbered in their order. Other arrays beside the examples are left alone.
+    Classes are read from an array ``labels``, ``label`` or ``y`` with an integer or a string for
+    each example; those of splits from ``train_labels``, ``labels_train``, ``y_train`` and so on.
+    Strings are numbered in sorted order. Other arrays are ignored.
 
     Arguments:
-        path: The file.
-        key: Which array of a ``.npz`` file, if it has several; it is then split here.
-        levels: The number of levels of integers: 256 for uint8, else it must be given.
+        path: The file. key: Name of the array to read and split, if a ``.npz`` file has several.
+        levels: Number of levels of integers; 256 for uint8 by default, required for other types.
         channels_last: Whether examples are ``(H, W, C)`` rather than ``(C, H, W)``.
         flip: Whether training images are mirrored at random.
-        standardise: Whether each column, or each channel, of real-valued data gets mean 0 and
-            standard deviation 1; or how, such as ``Whole()`` for all of it together.
-        fractions: The shares of training, validation and test examples; None leaves the examples
-            of a file together in its order, in each of the splits, to be evaluated.
-        seed: Names the splits.
-        labels: Which array of a ``.npz`` file has the classes, if it has another name; of splits
-            the part of its name besides the split's.
-        conditions: The names of arrays of floats ``(N, n)`` that are conditions; likewise.
+        standardise: Whether each column or channel of real-valued data is scaled to mean 0 and
+            standard deviation 1, or a standardisation such as ``Whole()``, with one scale for all
+            values.
+        fractions: Fractions of training, validation and test examples. If None, each split
+            contains all examples in the order of the file, for evaluation.
+        seed: Seed of the splits.
+        labels: Name of the array of classes in a ``.npz`` file, if it has another name. For
+            splits, the part of the name without the split's.
+        conditions: Names of arrays of floats ``(N, n)`` that are conditions; for splits likewise.
 
     Raises:
-        InputError: If the file is missing, damaged, pickled or no file of NumPy, or its array
-            cannot be used as data.
+        InputError: If the file is missing, damaged, pickled or not a NumPy file, or its array is
+            not valid data.
     """
     path = Path(path).expanduser()
     arrays, beside = _load(path, key, labels, conditions)
@@ -106,7 +106,7 @@ def array(
 
 
 def load_array(path: str | Path) -> np.ndarray:
-    """Reads the array of a ``.npy`` file, or of a ``.npz`` file that has but one.
+    """Reads the array of a ``.npy`` file, or of a ``.npz`` file with a single array.
 
     Raises:
         InputError: As in :func:`array`.
@@ -115,15 +115,15 @@ def load_array(path: str | Path) -> np.ndarray:
     return next(iter(arrays.values()))
 
 
-_Beside = dict[str, dict[str, np.ndarray]]  # by the condition, then by the array of examples
+_Beside = dict[str, dict[str, np.ndarray]]  # by condition, then by array of examples
 
 
 def _load(
     path: Path, key: str | None, labels: str | None = None, conditions: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], _Beside]:
-    """Reads the arrays that are asked for; that of a ``.npy`` file is called ''.
+    """Reads the requested arrays; the array of a ``.npy`` file is called ''.
 
-    Those that are conditions of their examples are returned apart.
+    Conditions are returned separately.
     """
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path} is no {' or '.join(_SUFFIXES)} file; save it with numpy.save.")
@@ -160,12 +160,12 @@ def _load(
 
 @dataclass(frozen=True)
 class _Names:
-    """The names of the arrays of a file.
+    """Names of the arrays of a file.
 
     Arguments:
         names: The names.
         path: The file.
-        needed: Words that must be found.
+        needed: Names that must be found.
     """
 
     names: Sequence[str]
@@ -173,11 +173,11 @@ class _Names:
     needed: Sequence[str] = ()
 
     def examples(self, key: str | None, other: Sequence[str]) -> dict[str, str]:
-        """Returns the name of the one array to split, or of the splits that the file brings.
+        """Returns the name of the array to split, or the names of the splits in the file.
 
         Arguments:
-            key: What the user asks for.
-            other: The names of what is beside the examples.
+            key: Name requested by the user.
+            other: Names of arrays that are not examples.
         """
         if key is not None:
             if key not in self.names:
@@ -195,7 +195,7 @@ class _Names:
         return {rest[0]: rest[0]}
 
     def beside(self, chosen: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
-        """Returns the array that goes with each array of examples, if there is one for all."""
+        """Returns the array that belongs to each array of examples, if all have one."""
         splits = chosen.keys() <= {*SPLITS}
         found = {
             part: self._first(part, [f(word) for word in words for f in _BESIDE])
@@ -225,7 +225,7 @@ class _Names:
 def _told(
     path: Path, arrays: Mapping[str, np.ndarray], beside: _Beside, labels: str | None
 ) -> tuple[Sequence[str], dict[str, dict[str, Tensor]]]:
-    """Returns the names of the classes, if they are words, and the conditions of the examples."""
+    """Returns the names of the classes, if they are strings, and the conditions."""
     known = {
         name: {part: _continuous(path, name, v, len(arrays[part])) for part, v in parts.items()}
         for name, parts in beside.items()
@@ -257,7 +257,7 @@ def _told(
 
 @dataclass(frozen=True)
 class _Convert:
-    """Turns rows of an array into raw examples; arguments as for :func:`array`."""
+    """Converter from rows of an array to raw examples; arguments as for :func:`array`."""
 
     levels: int | None
     channels_last: bool
@@ -266,14 +266,14 @@ class _Convert:
         return self.checked(values, 0)[0]
 
     def checked(self, values: np.ndarray, first: int) -> tuple[Tensor, int | None]:
-        """Returns raw examples and their levels, once they are known to be raw data."""
+        """Returns checked raw examples and their levels."""
         return as_raw(_arrange(values, self.channels_last), self.levels, first)
 
 
 def _mapped(
     values: np.memmap, convert: _Convert, fractions: Sequence[float] | None, seed: int
 ) -> tuple[list[MappedExamples], int | None]:
-    """Returns the splits of a mapped array, in the memory of a few rows, and its levels."""
+    """Returns the splits of a mapped array and its levels, with the memory of a few rows."""
     digests, kind = [], None
     rows = max(1, _TOGETHER * len(values) // values.nbytes)
     for first in range(0, len(values), rows):
@@ -287,7 +287,7 @@ def _mapped(
 
 
 def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:
-    """Brings axes to (N, C, *)."""
+    """Arranges axes as (N, C, *)."""
     if channels_last:
         if values.ndim < 3:
             raise InputError(
@@ -301,7 +301,7 @@ def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:
 
 
 def _continuous(path: Path, name: str, values: np.ndarray, count: int) -> Tensor:
-    """Returns an array as a continuous condition of so many examples, float32."""
+    """Returns an array as a continuous condition of ``count`` examples, float32."""
     if values.dtype.kind not in "biuf" or values.shape[:1] != (count,):
         raise InputError(
             f"{name} must be numbers with a row for each of {count} examples of {path}, got "
@@ -314,7 +314,7 @@ def _continuous(path: Path, name: str, values: np.ndarray, count: int) -> Tensor
 def _split(
     raws: dict[str, Tensor], fractions: Sequence[float] | None, seed: int
 ) -> list[tuple[str, Tensor]]:
-    """Returns of which array the training, validation and test examples are which rows."""
+    """Returns the array and rows of the training, validation and test examples."""
     whole = {name: torch.arange(len(raw)) for name, raw in raws.items()}
     if len(raws) == 3:
         return [(name, whole[name]) for name in SPLITS]

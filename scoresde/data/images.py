@@ -1,4 +1,4 @@
-"""A user's own images: every one below a folder, brought to one size and kept in the cache."""
+"""Images from a folder, resized to one size and stored in the cache."""
 
 import errno
 import hashlib
@@ -29,13 +29,13 @@ from scoresde.progress import Progress
 log = logging.getLogger(__name__)
 
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
-# Of what Pillow reads, the formats in use: some of the others start programs (EPS).
+# The common formats among those that Pillow reads; some others start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm"),
 )
-_MOST_PIXELS = 2**27  # of one image as it is in its file
+_MOST_PIXELS = 2**27  # of one image in its file
 _MOST_SIZE = 4096
 _BLOCK = 256  # images decoded before the next are begun, which bounds the memory
 
@@ -53,49 +53,49 @@ def folder(
     skip_damaged: bool = False,
     labels: bool | None = None,
 ) -> Dataset:
-    """Every image below a folder, in pixels of 256 levels.
+    """Loads every image below a folder, in pixels of 256 levels.
 
     Images are files named ``.png``, ``.jpg``, ``.jpeg``, ``.webp``, ``.bmp``, ``.gif``, ``.tif``,
-    ``.tiff``, ``.ppm``, ``.pgm`` or ``.pbm``; other files, hidden ones (``.NAME``) and links to
-    folders are passed over, and of a moving image the first frame is taken. Each is turned
-    upright as its camera noted, brought to ``mode``, cropped, shrunk or enlarged by a bicubic
-    filter until it just covers ``size``, and cut to it around its centre. Of 16 bits the upper 8
-    are kept; 32-bit images, whose range is unknown, are refused.
+    ``.tiff``, ``.ppm``, ``.pgm`` or ``.pbm``; other files, hidden files (``.NAME``) and links to
+    folders are skipped, and only the first frame of an animation is used. Each image is rotated by
+    its EXIF orientation, converted to ``mode``, cropped, resized by a bicubic filter to just cover
+    ``size``, and cropped to it at its centre. Of 16 bits the upper 8 are kept. 32-bit images have
+    an unknown range and raise an error.
 
-    The result is kept in one file of the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``, in
-    ``scoresde/folder``), which may be deleted at any time, and is made again when an image or an
-    argument here has changed. Images are read from it as they are needed, so that a set may be
-    larger than the memory.
+    The result is stored in one file of the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``, in
+    ``scoresde/folder``). It may be deleted at any time, and is rebuilt when an image or an
+    argument changes. Images are read from it on demand, so a set may be larger than memory.
 
     Arguments:
         path: The folder; it is only read.
-        size: The height and width in pixels: one number for both or two, in [1, 4096].
-        mode: ``L`` for grey (1 channel, luminance), ``RGB`` (3; what is transparent becomes
-            white) or ``RGBA`` (4, with opacity).
-        crop: The side in pixels of the square at an image's centre that is taken first, such as
-            140 for CelebA; ``None`` takes all.
+        size: Height and width in pixels: one number for both or two, in [1, 4096].
+        mode: ``L`` for grey (1 channel, luminance), ``RGB`` (3; transparent areas become white) or
+            ``RGBA`` (4, with opacity).
+        crop: Side in pixels of the central square to crop first, such as 140 for CelebA. If None,
+            the whole image is used.
         flip: Whether training images are mirrored at random.
-        centred: Whether pixels fill [-1, 1] in model units, or else [0, 1].
-        dequantise: Whether training images are dequantised by uniform noise, or lie at the
-            centres of their levels. Evaluation always dequantises.
-        fractions: The shares of training, validation and test images; None leaves them together
-            in the order of their names, in each of the splits, to be evaluated.
-        seed: Names the splits.
-        skip_damaged: Whether images that cannot be used are left out; the name tells how many.
-        labels: Whether the sub-folder of ``path`` that an image lies in or below is its class,
-            numbered in the order of their names. ``None``: if every image lies in one, and there
-            are several.
+        centred: Whether pixels fill [-1, 1] in model units rather than [0, 1].
+        dequantise: Whether training images are dequantised by uniform noise; if not, they lie at
+            the centres of their levels. Evaluation always dequantises.
+        fractions: Fractions of training, validation and test images. If None, each split contains
+            all images in the order of their names, for evaluation.
+        seed: Seed of the splits.
+        skip_damaged: Whether to skip unreadable images; the name of the data set contains their
+            number.
+        labels: Whether the sub-folder of ``path`` that contains an image is its class, numbered in
+            the order of their names. If None, they are classes if every image is in a sub-folder
+            and there are several.
 
     Raises:
-        InputError: If there is no such folder or no image in it, an image is damaged, too large
-            or too small, an argument cannot be used, or the cache cannot be written.
+        InputError: If the folder is missing or has no image, an image is damaged, too large or too
+            small, an argument is invalid, or the cache cannot be written.
     """
     base = Path(path).expanduser().resolve()
     decode = _Decode(_height_width(size), mode, crop)
     shares = None if fractions is None else check_fractions(fractions, parts=3)
     files = image_files(base)
     names, classes = _classes(base, files, labels)
-    marks = ["classes"] if names else []  # caches of earlier releases stay in use
+    marks = ["classes"] if names else []  # caches of earlier releases remain valid
     key = _key(base, files, asdict(decode), shares, seed, skip_damaged, *marks)
     target = _cache.make(_cache.folder("folder")) / f"{key}.npy"
     found = _load(target)
@@ -128,7 +128,7 @@ def stored_pairs(
 ) -> tuple[str, Sequence[Tensor], bool]:
     """Returns a name, the splits of pairs ``(N, 2 C, H, W)``, and whether they are undivided.
 
-    Arguments are those of :func:`~scoresde.data.folder_pairs`; the cache is that of ``folder``.
+    Arguments are those of :func:`~scoresde.data.folder_pairs`; it shares the cache of ``folder``.
     """
     base, other = (folder.expanduser().resolve() for folder in (path, source))
     files = image_files(base)
@@ -147,7 +147,7 @@ def stored_pairs(
 
 
 def _partners(files: Sequence[Path], base: Path, other: Path) -> dict[Path, Path]:
-    """Returns the source of each image: the file of its name, but for the suffix."""
+    """Returns the source of each image: the file of the same name, except the suffix."""
     there = {
         file.relative_to(other).with_suffix(""): file for file in image_files(other, "data.source")
     }
@@ -172,7 +172,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def image_files(base: Path, name: str = "data.path") -> list[Path]:
-    """Returns the images below a folder, in the order of their names on every machine."""
+    """Returns the images below a folder, ordered by name in the same way on every machine."""
     if not base.is_dir():
         raise InputError(f"{name}={base} is no folder; give one with images in it.")
     names = {
@@ -191,7 +191,7 @@ def image_files(base: Path, name: str = "data.path") -> list[Path]:
 def _classes(
     base: Path, files: Sequence[Path], wanted: bool | None
 ) -> tuple[list[str], list[int]]:
-    """Returns the names of the classes and the class of each image; nothing without classes."""
+    """Returns the names of the classes and the class of each image; empty without classes."""
     if not isinstance(wanted, bool | None):
         raise InputError(f"data.labels must be true, false or null, got {wanted!r}.")
     parts = [file.relative_to(base).parts for file in files]
@@ -209,7 +209,7 @@ def _classes(
 
 
 def _key(base: Path, files: Sequence[Path], *arguments: object) -> str:
-    """Names a result by all that it depends on."""
+    """Returns a key of everything that a result depends on."""
     states = [(str(file.relative_to(base)), file.stat()) for file in files]
     listing = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     text = json.dumps([str(base), listing, arguments])
@@ -221,7 +221,7 @@ def _key(base: Path, files: Sequence[Path], *arguments: object) -> str:
 
 @dataclass(frozen=True)
 class _Decode:
-    """How a file becomes an array ``(C, H, W)``; see :func:`folder`."""
+    """Decoder of a file to an array ``(C, H, W)``; see :func:`folder`."""
 
     size: tuple[int, int]
     mode: str
@@ -259,7 +259,7 @@ class _Decode:
 
 @dataclass(frozen=True)
 class _DecodePair(_Decode):
-    """How an image and its source become one array ``(2 C, H, W)``."""
+    """Decoder of an image and its source to one array ``(2 C, H, W)``."""
 
     base: Path
     partners: Mapping[Path, Path]
@@ -313,7 +313,7 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 
 
 def _load(target: Path) -> tuple[Tensor, dict[str, Any]] | None:
-    """Returns what the cache holds, if it does."""
+    """Returns the cached result, or None."""
     try:
         return _mapped(target), json.loads(_note(target).read_text())
     except (OSError, EOFError, ValueError):
@@ -325,13 +325,13 @@ def _note(target: Path) -> Path:
 
 
 def _mapped(target: Path) -> Tensor:
-    """Returns the array of a file, of which only what is touched takes memory."""
+    """Returns the memory-mapped array of a file."""
     try:
         return torch.from_numpy(np.load(target, mmap_mode="c"))
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-    with warnings.catch_warnings():  # larger than the memory it is lent read-only
+    with warnings.catch_warnings():  # the read-only mapping causes a warning
         warnings.filterwarnings("ignore", message=".*not writable")
         return torch.from_numpy(np.load(target, mmap_mode="r"))
 
@@ -345,7 +345,7 @@ def _build(
     skip: bool,
     classes: Sequence[int],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Decodes all images into a file, which has its name only when it is complete."""
+    """Decodes all images into a file, which is renamed only when it is complete."""
     try:
         with _cache.alone(target):
             done = _load(target)
@@ -398,19 +398,19 @@ def _check_space(place: Path, needed: int) -> None:
 def _decode_all(
     raw: Path, files: Sequence[Path], decode: _Decode, skip: bool
 ) -> tuple[Tensor, list[int]]:
-    """Writes the images one after another, and returns a digest of each: ``(N, 16)``, uint8.
+    """Writes the images consecutively, and returns a digest of each: ``(N, 16)``, uint8.
 
-    Which files they are of is returned, too.
+    It also returns the indices of their files.
 
     Raises:
-        InputError: If one cannot be used and is not to be skipped, or none can.
+        InputError: If an unreadable image is not to be skipped, or no image is readable.
     """
     digests: list[bytes] = []
     kept: list[int] = []
     errors: list[InputError] = []
     bar = Progress(len(files), "decoding", "image")
     with raw.open("wb") as file, bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, on oddities in files that it can read
+        warnings.simplefilter("ignore")  # Pillow's, about oddities in readable files
         for i, result in enumerate(_in_order(files, decode)):
             bar.update()
             if isinstance(result, InputError):
@@ -430,14 +430,14 @@ def _decode_all(
 
 
 def _in_order(files: Sequence[Path], decode: _Decode) -> Iterator[np.ndarray | InputError]:
-    """Decodes on all cores."""
+    """Decodes files in order on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), _BLOCK):
             yield from pool.map(decode, files[start : start + _BLOCK])
 
 
 def _arrange(raw: Path, order: np.ndarray, shape: Sequence[int], part: Path) -> None:
-    """Copies the images, split by split, so that each split is one piece of the file."""
+    """Copies the images in the order of the splits, so each split is contiguous in the file."""
     images = np.memmap(raw, np.uint8, "r", shape=(len(order), *shape))
     header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
     with part.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Compares the conditions of data with those that a model takes."""
+"""Comparison of the conditions of data with those of a model."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ from scoresde.nn import Conditions
 def check_conditions(
     model: Trainable, data: Dataset, splits: Sequence[str] = SPLITS, optional: Sequence[str] = ()
 ) -> list[str]:
-    """Compares the conditions of data with those that a model was built for.
+    """Compares the conditions of data with those of a model.
 
     Arguments:
         model: The model.
         data: The data set.
-        splits: The splits that are used.
+        splits: Splits in use.
         optional: Conditions that the data may lack.
 
     Returns:
-        A sentence for each condition that the model takes and the data lack; an empty list if
-        nothing is missing.
+        A sentence for each condition of the model that the data lack; an empty list if none is
+        missing.
 
     Raises:
         InputError: If there are more classes than the network was built for.
@@ -46,17 +46,17 @@ def check_conditions(
 
 
 def required_conditions(model: Trainable) -> tuple[str, ...]:
-    """Returns the conditions that networks in a model were built for, but for augmentations."""
+    """Returns the conditions of the networks in a model, except augmentations."""
     parts = (part for part in model.modules() if isinstance(part, Conditions))
     names = dict.fromkeys(name for part in parts for name in part.names)
     return tuple(name for name in names if name != "augment")
 
 
 def check_classes(model: Trainable, most: int) -> None:
-    """Checks that a model knows all classes up to one.
+    """Checks that a model has all classes up to ``most``.
 
     Raises:
-        InputError: If it does not.
+        InputError: If a class is missing.
     """
     classes = classes_of(model)
     if classes is not None and most >= classes:
@@ -67,7 +67,7 @@ def check_classes(model: Trainable, most: int) -> None:
 
 
 def class_count(model: Trainable, data: Dataset) -> int:
-    """Returns how many classes a model has: those of its networks, or else those of its data."""
+    """Returns the number of classes of a model's networks, or else of its data."""
     known = classes_of(model)
     if known is not None:
         return known

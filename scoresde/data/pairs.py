@@ -1,4 +1,4 @@
-"""Pairs of an example and its source: made by an operator, or read from two folders."""
+"""Pairs of an example and its source, computed by an operator or read from two folders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,17 +22,17 @@ from scoresde.operators import Operator
 def pairs(clean: Dataset, operator: Operator, std: float = 0.0) -> Dataset:
     r"""Pairs each example with a source :math:`y = A(x) + n`, the condition ``source``.
 
-    Sources are made as examples are read, with fresh noise in every epoch, in the shape of the
-    examples: a measurement of another shape comes back by the operator's pseudo-inverse. A flip
+    Sources are computed as examples are read, with new noise in every epoch. They have the shape
+    of the examples: the operator's pseudo-inverse converts measurements of another shape. A flip
     mirrors both.
 
     Arguments:
         clean: The data set of the examples.
         operator: The operator A on raw units, such as ``Blur(std=1.0)`` or ``JPEG(20)``.
-        std: The standard deviation of the noise n in raw units, at least 0.
+        std: Standard deviation of the noise n in raw units, at least 0.
 
     Raises:
-        InputError: If the operator does not suit the examples, as JPEG of other levels.
+        InputError: If the operator does not support the examples, such as JPEG with other levels.
 
     Example:
         >>> from scoresde.data import digits
@@ -61,7 +61,7 @@ class PairExamples(Examples):
     Arguments:
         joined: Images of 256 levels above their sources, uint8 ``(N, 2 C, H, W)``.
         codec: The codec of the data, for the sources.
-        device: Where examples are brought when they have been read.
+        device: Device that examples are moved to after reading.
     """
 
     joined: Tensor
@@ -101,14 +101,14 @@ def folder_pairs(
     seed: int = 0,
     skip_damaged: bool = False,
 ) -> Dataset:
-    """Images below one folder, and their sources of the same names below another.
+    """Loads images below one folder, and their sources of the same names below another.
 
     Arguments:
         path: The folder of the images, such as sharp ones.
-        source: The folder of their sources, such as blurred ones; a file there has the name of
-            its image, but for the suffix.
-        size: As for :func:`~scoresde.data.folder`; likewise all others. Both images of a pair are
-            cropped and resized alike.
+        source: Folder of their sources, such as blurred images; a source has the name of its
+            image, except the suffix.
+        size: As for :func:`~scoresde.data.folder`, as are all further arguments. Both images of a
+            pair are cropped and resized in the same way.
         mode: As there.
         crop: As there.
         flip: As there; both are mirrored together.

@@ -1,35 +1,35 @@
-r"""The probability of integers under a density, by draws of their dequantisation.
+r"""The probability of integers under a density, from draws of their dequantisation.
 
 One draw :math:`u \sim q` (see :mod:`scoresde.data.dequantisation`) has the log-weight
 
 .. math:: \ell = \log p(y + u) - \log q(u), \qquad \mathbb{E} \, e^\ell = P(y),
           \qquad \log p(y + u) = \log p(x) + D \log s ,
 
-where :math:`s` counts model units per quantisation step. There are two ways to combine :math:`K`
-independent draws: their mean is the plain bound, known better; their importance-weighted mean is
-a tighter one,
+where :math:`s` is the number of model units per quantisation step. :math:`K` independent draws can
+be combined in two ways. Their mean estimates the plain bound with less variance; their
+importance-weighted mean gives a tighter bound,
 
 .. math:: L_1 = \mathbb{E} \, \ell \;\le\;
           L_K = \mathbb{E} \log \frac1K \sum_k e^{\ell_k} \;\le\; \log P(y) ,
 
 which rises with :math:`K` and falls short of :math:`\log P` by about :math:`\operatorname{var}(w)
-/ (2 K P^2)`, with the weights :math:`w = e^\ell`, once :math:`K` is large enough to see all that
-matters of them. What that is worth falls with the dimension: on 3072 independent normal variables
-of two steps' width, with uniform offsets, the plain bound is short by 0.0151 bits/dim, 16 draws by
-0.0097 and 64 by 0.0083; on the 64 pixels of the digits under a Gaussian fit, 16 draws gain 0.035.
+/ (2 K P^2)`, with the weights :math:`w = e^\ell`, once :math:`K` is large enough to cover the
+large weights. The gain decreases with the dimension: on 3072 independent normal variables of two
+steps' width, with uniform offsets, the plain bound is short by 0.0151 bits/dim, 16 draws by 0.0097
+and 64 by 0.0083; on the 64 pixels of the digits under a Gaussian fit, 16 draws gain 0.035.
 
-**Probes.** The weighted mean is no bound where :math:`\log p` is itself an estimate. Normal noise
+**Probes.** The weighted mean is not a bound if :math:`\log p` is itself an estimate. Normal noise
 of variance :math:`v` (in nats²) makes :math:`\mathbb{E} e^\ell` too large by the factor
 :math:`e^{v/2}`, and the weighted mean too high by up to
 
 .. math:: \min \left( \frac{v}{2} \Big( 1 - \frac1K \Big), \sqrt{2 v \log K} \right) ,
 
-the first from the curvature of the logarithm, the second because no mean exceeds its largest
-term. One Rademacher probe of 0.039 bits/dim on 3072 dimensions is 83 nats of noise, which lifts
-16 draws by up to 195 nats: 0.09 bits/dim, more than most papers differ by. Take the exact trace
-for weights, or so many probes that :attr:`Bound.bias` is small; the plain mean has no such bias.
-(The noise of a :class:`~scoresde.likelihood.VariationalCutoff` does no harm: its weights, like
-those of the offsets, are right in the mean.)
+the first from the curvature of the logarithm, the second because no mean exceeds its largest term.
+One Rademacher probe of 0.039 bits/dim on 3072 dimensions is 83 nats of noise, which lifts 16 draws
+by up to 195 nats: 0.09 bits/dim, more than most papers differ by. For weights use the exact trace,
+or enough probes to make :attr:`Bound.bias` small. The plain mean has no such bias. (The noise of a
+:class:`~scoresde.likelihood.VariationalCutoff` is harmless: like the weights of the offsets, its
+weights are unbiased.)
 
 References:
     Burda et al., *Importance weighted autoencoders*, 2016, https://arxiv.org/abs/1509.00519.
@@ -62,14 +62,14 @@ class Bound:
     r"""K draws of the log-weight of each of B examples, combined.
 
     Arguments:
-        log_prob: The combined log-weight in nats, ``(B,)``.
-        standard_error: That of ``log_prob`` over the draws and their probes, ``(B,)``; NaN for one
-            draw.
-        probe_error: The part of it that the probes alone make, ``(B,)``: 0 if :math:`\log p` is
-            exact, NaN where unknown.
-        bias: The most by which the noise of the probes lifts ``log_prob`` in the mean, in nats,
-            ``(B,)``; NaN where unknown.
-        effective_draws: How many draws it rests on, in [1, K], ``(B,)``.
+        log_prob: Combined log-weight in nats, ``(B,)``.
+        standard_error: Standard error of ``log_prob`` over the draws and their probes, ``(B,)``;
+            NaN for one draw.
+        probe_error: Part of the standard error due to the probes, ``(B,)``: 0 if :math:`\log p` is
+            exact, NaN if unknown.
+        bias: Upper bound on the mean increase of ``log_prob`` by the noise of the probes, in nats,
+            ``(B,)``; NaN if unknown.
+        effective_draws: Effective number of draws, in [1, K], ``(B,)``.
     """
 
     log_prob: Tensor
@@ -84,10 +84,10 @@ def average(log_weights: Tensor, errors: Tensor | None = None) -> Bound:
 
     Arguments:
         log_weights: Independent log-weights :math:`\ell_k` in nats, with shape ``(K, B)``.
-        errors: The standard error of each over its probes, with that shape; ``None`` if exact.
+        errors: Standard error of each over its probes, of the same shape; None if exact.
 
     Raises:
-        InputError: If the shapes do not fit.
+        InputError: If the shapes are inconsistent.
 
     Example:
         >>> bound = average(torch.tensor([[-1.0], [-3.0]]))
@@ -111,24 +111,24 @@ def importance_weighted(log_weights: Tensor, errors: Tensor | None = None) -> Bo
 
     .. math:: \log \frac1K \sum_k w_k, \qquad w_k = e^{\ell_k}
 
-    Its standard error is that of the mean weight, relative to it,
+    The standard error is that of the mean weight, relative to the mean weight,
 
     .. math:: \frac{\operatorname{std}(w)}{\sqrt K \, \bar w}
               = \sqrt{\frac{K / n - 1}{K - 1}} ,
               \qquad n = \frac{(\sum_k w_k)^2}{\sum_k w_k^2} ,
 
-    where :math:`n` is the number of effective draws, and half of its square estimates the gap
-    that is left to :math:`\log P`. Neither can be trusted where :math:`n` is near 1: the error
-    never exceeds 1 nat, however wide the weights are. They widen with the dimension, so that the
-    images of a sharp model may need more draws than can be had; the result is then still a bound.
-    Noise of the probes lifts it (see above).
+    where :math:`n` is the number of effective draws, and half of the squared error estimates the
+    remaining gap to :math:`\log P`. Neither is reliable if :math:`n` is near 1: the error never
+    exceeds 1 nat, regardless of the spread of the weights. The spread increases with the
+    dimension, so images under a sharp model may need more draws than is feasible. The result is
+    then still a bound. Noise of the probes increases it (see :mod:`scoresde.data.probability`).
 
     Arguments:
         log_weights: Independent log-weights :math:`\ell_k` in nats, with shape ``(K, B)``.
-        errors: The standard error of each over its probes, with that shape; ``None`` if exact.
+        errors: Standard error of each over its probes, of the same shape; None if exact.
 
     Raises:
-        InputError: If the shapes do not fit.
+        InputError: If the shapes are inconsistent.
 
     References:
         Burda et al. 2016, https://arxiv.org/abs/1509.00519 (theorem 1).
@@ -151,9 +151,9 @@ def importance_weighted(log_weights: Tensor, errors: Tensor | None = None) -> Bo
 
 
 def _most_lift(errors: Tensor) -> Tensor:
-    """Returns the most by which noise lifts a weighted mean: ``(K, B)`` to ``(B,)``."""
+    """Returns an upper bound on the bias of a weighted mean by noise: ``(K, B)`` to ``(B,)``."""
     k, variance = len(errors), errors.square().mean(0)
-    if k == 1:  # even where the variance is unknown
+    if k == 1:  # even if the variance is unknown
         return torch.zeros_like(variance)
     return torch.minimum(variance / 2 * (1 - 1 / k), torch.sqrt(2 * variance * math.log(k)))
 
@@ -179,23 +179,23 @@ def _checked(log_weights: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor
 
 
 class Evaluated(Protocol):
-    """What the evaluation of a log-density returns, such as :class:`LogLikelihood`."""
+    """Result of the evaluation of a log-density, such as :class:`LogLikelihood`."""
 
     @property
     def log_prob(self) -> Tensor:
-        """The log-density in nats of model units, ``(B,)``."""
+        """Log-density in model units, in nats, ``(B,)``."""
 
     @property
     def standard_error(self) -> Tensor:
-        """That of ``log_prob`` over its own random numbers, ``(B,)``: 0 if it has none."""
+        """Standard error of ``log_prob`` over its random numbers, ``(B,)``: 0 if it has none."""
 
     @property
     def nfe(self) -> Tensor:
-        """The network passes of each example, int64 ``(B,)``."""
+        """Number of network evaluations of each example, int64 ``(B,)``."""
 
 
 class LogDensity(Protocol):
-    """Evaluates the log-density of a batch ``(B, *)`` in model units, as a ``Likelihood`` does."""
+    """Evaluator of log-densities of a batch ``(B, *)`` in model units, such as ``Likelihood``."""
 
     def __call__(
         self,
@@ -210,16 +210,16 @@ class LogDensity(Protocol):
 
 @dataclass(frozen=True)
 class LogProbability:
-    r"""What :func:`log_probability` returns; B examples, K draws, float64 nats per example.
+    r"""Result of :func:`log_probability` for B examples and K draws, in float64 nats per example.
 
     Arguments:
-        log_prob: A lower bound of :math:`\log P(y)`, as ``bound.log_prob``, ``(B,)``.
-        standard_error: Its standard error, as ``bound.standard_error``, ``(B,)``.
-        nfe: The network passes of each example over all draws, int64 ``(B,)``.
-        bound: All that the combination knows.
-        log_weights: Of every draw, ``(K, B)``, for another combination of the same draws.
-        errors: Their standard errors over the probes, ``(K, B)``.
-        seed: The seed that was used.
+        log_prob: Lower bound of :math:`\log P(y)`, as ``bound.log_prob``, ``(B,)``.
+        standard_error: Standard error of ``log_prob``, as ``bound.standard_error``, ``(B,)``.
+        nfe: Number of network evaluations of each example over all draws, int64 ``(B,)``.
+        bound: Result of the combination.
+        log_weights: Log-weights of all draws, ``(K, B)``, for another combination.
+        errors: Standard errors of the log-weights over the probes, ``(K, B)``.
+        seed: Seed of the random streams.
     """
 
     log_prob: Tensor
@@ -246,29 +246,28 @@ def log_probability(
 ) -> LogProbability:
     r"""Bounds the log-probability of integers from below.
 
-    Every draw has its own offsets and its own probes. The first has those of the same seed in
-    :meth:`Dataset.batch` and in the likelihood, and an example's numbers do not depend on its
+    Every draw has its own offsets and probes. The first draw has those of the same seed in
+    :meth:`Dataset.batch` and in the likelihood. An example's random numbers do not depend on its
     batch.
 
     Arguments:
-        likelihood: Evaluates :math:`\log p(x)`.
+        likelihood: Evaluator of :math:`\log p(x)`.
         model: The model of the data in model units.
         codec: The codec of the data (:attr:`Dataset.codec`), with levels.
         raw: Integers 0 to L-1, with shape ``(B, *)``.
-        dequantisation: The density of the offsets; uniform by default.
-        draws: The number of draws K, positive.
+        dequantisation: Density of the offsets; uniform by default.
+        draws: Number of draws K, positive.
         combine: :func:`average` or :func:`importance_weighted`.
-        seed: Names the random streams of offsets and probes; ``None`` draws a fresh one.
-        seeds: The index of each example's stream; ``range(B)`` by default.
+        seed: Seed of the random streams of offsets and probes. If None, a new one is drawn.
+        seeds: Index of each example's stream; ``range(B)`` by default.
         **cond: Conditions for the network, each with shape ``(B, *)``.
 
-    Warns:
-        UserWarning: If the noise of the probes lifts the result by more than 0.1 nats in the mean
-            over examples, or if a single probe leaves that unknown.
+    Warns: UserWarning: If the bias by the noise of the probes may exceed 0.1 nats in the mean over
+        examples, or is unknown because there is a single probe.
 
     Raises:
-        InputError: If an argument is out of range, the codec does not suit the data, or the
-            likelihood does not suit the model.
+        InputError: If an argument is out of range, the codec does not support the data, or the
+            likelihood does not support the model.
 
     Example:
         >>> from scoresde import GaussianModel, Likelihood, VPSDE
@@ -303,7 +302,7 @@ def log_probability(
 
 
 def _check_raw(codec: Affine, raw: Tensor) -> int:
-    """Returns the number of levels of integers that fit a codec."""
+    """Checks integers against a codec and returns its number of levels."""
     if codec.levels is None:
         raise InputError(
             "Real-valued data has no levels and no probability, only a density; evaluate "
@@ -324,7 +323,7 @@ def _check_raw(codec: Affine, raw: Tensor) -> int:
 
 
 def _warn(bound: Bound) -> None:
-    known = bound.log_prob.isfinite()  # an example that could not be solved has no bias either
+    known = bound.log_prob.isfinite()  # an unsolved example has no bias
     bias = float(bound.bias[known].mean()) if known.any() else 0.0
     size = "an unknown amount" if math.isnan(bias) else f"up to {bias:.3g} nats per example"
     if not bias <= _MOST_BIAS:

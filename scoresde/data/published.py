@@ -1,8 +1,8 @@
-"""The published image sets, from files that are checked against their published checksums.
+"""Published image sets, from files verified by their published checksums.
 
-They are read from the user's own copy (``root``), which is never written to, or else from a folder
-in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``), into which they are downloaded once (but
-for EMNIST, whose archive is large).
+They are read from the user's own copy (``root``), which is never written to. Otherwise they are
+read from a folder in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``) and downloaded to it
+once (except EMNIST, whose archive is large).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,15 +20,16 @@ from scoresde.data.files import load_array
 from scoresde.data.splits import split_indices
 from scoresde.errors import InputError
 
-_IN_SAMPLE = 1000  # training examples that stand for a validation split where none is held out
+_IN_SAMPLE = 1000  # training examples in the validation split if none are held out
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a set is found. Each edition maps file names to checksums; the first is downloaded.
+    """Location of a data set.
 
-    A checksum that the publisher does not give is empty. Without ``automatic`` the files are the
-    user's to get, at the address of ``url``.
+    Each edition maps file names to checksums; the first edition is downloaded. A checksum is empty
+    if the publisher provides none. Without ``automatic`` the user must download the files from
+    ``url``.
     """
 
     title: str
@@ -48,7 +49,7 @@ class _Source:
         """Returns the files of one edition and their checksums.
 
         Raises:
-            InputError: If they are not there, and not to be had.
+            InputError: If the files are missing and cannot be downloaded.
         """
         if root is None:
             found, missing = self._search(self.cache)
@@ -69,7 +70,7 @@ class _Source:
 
     @property
     def _remedy(self) -> str:
-        """How else the files are had."""
+        """Advice on how to obtain the files."""
         if self.automatic:
             return f"leave data.root out, and it is downloaded to {self.cache}"
         archive = next(iter(self.editions[0]))
@@ -88,7 +89,7 @@ class _Source:
         return found
 
     def _search(self, base: Path) -> tuple[dict[Path, str], list[Path]]:
-        """Returns the most complete edition, and which of its files are missing."""
+        """Returns the most complete edition and its missing files."""
         options = [
             {base / place / name: checksum for name, checksum in edition.items()}
             for edition in self.editions
@@ -111,7 +112,7 @@ _MNIST = _Source(
             "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
             "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
         },
-        {  # the same, unpacked
+        {  # the same files, unpacked
             "train-images-idx3-ubyte": (
                 "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
             ),
@@ -135,7 +136,7 @@ _FASHION_MNIST = _Source(
         *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
     places=("", "fashion_mnist", "FashionMNIST", "FashionMNIST/raw"),
-    # The publisher's address has no https; the checksums vouch for what comes from it.
+    # The publisher's address has no https; the checksums verify the download.
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     editions=(
         {
@@ -171,7 +172,7 @@ _CIFAR10 = _Source(
     url="https://www.cs.toronto.edu/~kriz/",
     editions=(
         {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-        {  # the publisher gives no checksums of these; MXNet checks what it unpacks against them
+        {  # the publisher provides no checksums of these; these are from MXNet
             "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
             "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
             "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
@@ -186,12 +187,12 @@ _EMNIST = _Source(
     name="emnist",
     class_names=tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
     classes=26,
-    automatic=False,  # 560 MB, of which the letters are a fifth
+    automatic=False,  # 560 MB; EMNIST Letters is a fifth of it
     places=("", "gzip", "emnist", "EMNIST", "emnist/gzip", "EMNIST/gzip", "EMNIST/raw"),
     url="https://biometrics.nist.gov/cs_links/EMNIST/",
     editions=(
         {"gzip.zip": "58c8d27c78d21e728a6bc7b3cc06412e"},
-        *(  # what is in it has no published checksums; packed or not
+        *(  # its content has no published checksums; packed or not
             {
                 f"emnist-letters-{part}-{kind}-ubyte{end}": ""
                 for part in ("train", "test")
@@ -219,26 +220,27 @@ def mnist(
         LeCun, Cortes and Burges, *The MNIST database of handwritten digits*, 1998.
 
     Arguments:
-        root: A folder with the publisher's four files, packed (``.gz``) or not, or with
-            ``mnist`` or ``MNIST/raw`` in it; it is only read. ``None`` means the user's cache,
-            into which they are downloaded if they are missing (11 MB).
-        validation: About how many training images are held out for validation (equal images
-            stay together), below their number. With 0, as in publications, all of them train;
-            the validation split is then the first 1000 of them, and the validation loss is that
-            of examples trained on.
-        keep_test: Which test images are kept: a number keeps the first, a ``.npy`` file of
-            booleans, one for each, those that are true; ``None`` keeps all. The name tells.
+        root: A folder with the publisher's four files, packed (``.gz``) or not, or with ``mnist``
+            or ``MNIST/raw`` in it; it is only read. If None, they are read from the user's cache
+            and downloaded if missing (11 MB).
+        validation: Approximate number of training images held out for validation (equal images
+            stay together), below their total number. With 0, as in papers, all are used for
+            training. The validation split is then the first 1000 of them, so the validation loss
+            is measured on training examples.
+        keep_test: Number of test images to keep, from the first, or a ``.npy`` file of booleans,
+            one for each image. If None, all are kept. The name of the data set contains the
+            choice.
         flip: Whether training images are mirrored at random.
         centred: Whether pixels fill [-1, 1] in model units, or else [0, 1].
-        dequantise: Whether training images are dequantised by uniform noise, or lie at the
-            centres of their levels, as in most publications. Evaluation always dequantises.
-        verify: Whether files with other checksums than the published are refused. Without it
-            the name says "not verified".
-        seed: Names the choice of validation images.
+        dequantise: Whether training images are dequantised by uniform noise; if not, they lie at
+            the centres of their levels, as in most papers. Evaluation always dequantises.
+        verify: Whether to raise an error if a checksum differs from the published one. If False,
+            the name of the data set contains "not verified".
+        seed: Seed of the choice of validation images.
 
     Raises:
-        InputError: If a file is missing and cannot be downloaded, damaged or another; or if an
-            argument cannot be used.
+        InputError: If a file is missing and cannot be downloaded, is damaged or has another
+            checksum; or if an argument is invalid.
     """
     how = _How(validation, keep_test, flip, centred, dequantise, verify, seed)
     return how.dataset(_MNIST, root, _read_idx)
@@ -262,8 +264,8 @@ def fashion_mnist(
 
     Arguments:
         root: A folder with the publisher's four files, packed (``.gz``) or not, or with
-            ``fashion_mnist`` or ``FashionMNIST/raw`` in it; it is only read. ``None`` means the
-            user's cache, into which they are downloaded if they are missing (30 MB).
+            ``fashion_mnist`` or ``FashionMNIST/raw`` in it; it is only read. If None, they are
+            read from the user's cache and downloaded if missing (30 MB).
         validation: As in :func:`mnist`; likewise the other arguments.
 
     Raises:
@@ -291,8 +293,8 @@ def cifar10(
     Arguments:
         root: A folder with the files of the binary version (``data_batch_1.bin`` to ``5``,
             ``test_batch.bin``), with ``cifar-10-batches-bin`` in it, or with the archive
-            ``cifar-10-binary.tar.gz``; it is only read. ``None`` means the user's cache, into
-            which the archive is downloaded if it is missing (170 MB).
+            ``cifar-10-binary.tar.gz``; it is only read. If None, the archive is read from the
+            user's cache and downloaded if missing (170 MB).
         validation: As in :func:`mnist`; likewise the other arguments.
 
     Raises:
@@ -324,25 +326,27 @@ def emnist(
     Arguments:
         root: A folder with the publisher's archive ``gzip.zip``, or with its four files of letters
             (``emnist-letters-train-images-idx3-ubyte.gz`` and so on), packed or not; it is only
-            read. None means the user's cache. The archive (560 MB) is never downloaded for you.
-            Without the archive there are no published checksums, and the name says "not verified".
+            read. If None, the user's cache. The archive (560 MB) is never downloaded
+            automatically. Without the archive there are no published checksums, and the name
+            contains "not verified".
         validation: As in :func:`mnist`; likewise the other arguments.
 
     Raises:
-        InputError: If a file is missing, damaged or another; or if an argument cannot be used.
+        InputError: If a file is missing, is damaged or has another checksum; or if an argument is
+            invalid.
     """
     how = _How(validation, keep_test, flip, centred, dequantise, verify, seed)
     return how.dataset(_EMNIST, root, _read_emnist)
 
 
-# Training images, training labels, test images, test labels; and how they are read from files.
+# Training images, training labels, test images, test labels; and their readers.
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _Read = Callable[[Mapping[Path, str | None]], _Arrays]
 
 
 @dataclass(frozen=True)
 class _How:
-    """What a user says of a published set; see :func:`mnist`."""
+    """Options of a published data set; see :func:`mnist`."""
 
     validation: int
     keep_test: int | str | Path | None
@@ -379,7 +383,7 @@ class _How:
         )
 
     def _split(self, train: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns which of the images train, and which validate."""
+        """Returns the indices of the training and of the validation images."""
         n = len(train)
         held_out = check_integer("data.validation", self.validation, most=n - 1, least=0)
         if held_out == 0:
@@ -388,7 +392,7 @@ class _How:
         return fit, validation
 
     def _kept(self, n: int) -> Tensor:
-        """Returns which of the test images are kept."""
+        """Returns the indices of the test images to keep."""
         if self.keep_test is None:
             return torch.arange(n)
         if not isinstance(self.keep_test, str | Path):
@@ -403,7 +407,7 @@ class _How:
 
 
 def _check_pairs(source: _Source, arrays: _Arrays) -> None:
-    """Refuses images and labels that do not belong together."""
+    """Checks that images and labels match."""
     train, train_labels, test, test_labels = arrays
     pairs = (len(train), len(train_labels)), (len(test), len(test_labels))
     if train.shape[1:] != test.shape[1:] or any(a != b for a, b in pairs):
@@ -424,7 +428,7 @@ def _read_idx(files: Mapping[Path, str | None]) -> _Arrays:
 
 
 def _read_parts(parts: Mapping[str, bytes]) -> _Arrays:
-    """Reads four IDX files by their names: training images and labels, and those of the test."""
+    """Reads four IDX files by name: training images and labels, test images and labels."""
     images, labels, test_images, test_labels = (
         _formats.idx(data, name, axes)
         for (name, data), axes in zip(parts.items(), (3, 1, 3, 1), strict=True)
@@ -442,7 +446,7 @@ def _read_emnist(files: Mapping[Path, str | None]) -> _Arrays:
         raise InputError(
             "The labels of EMNIST letters must be 1 to 26, got 0; get the files again."
         )
-    # Published with columns for rows, and classes counted from 1.
+    # Published transposed, and with classes counted from 1.
     return *_upright(images, labels), *_upright(test_images, test_labels)
 
 

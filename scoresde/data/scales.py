@@ -1,10 +1,11 @@
-r"""Compares the size of data with the noise of a process.
+r"""Comparison of the size of data with the noise of a process.
 
 A model learns data with noise of every size from :math:`\sigma / \alpha` at the training cut-off
 to that at :math:`t = 1`. A feature, or a combination of features, that varies less than the
-smallest of them is noise to it; data larger than the largest are told apart from the prior where
-sampling starts. Where two columns are nearly tied, the small combination is their difference: the
-smallest *principal* standard deviation, the root of the smallest eigenvalue of the covariance.
+smallest noise is not resolved. Data larger than the largest noise are still distinguishable from
+the prior at the start of sampling. If two columns are nearly equal, the small combination is their
+difference. It is measured by the smallest *principal* standard deviation, the root of the smallest
+eigenvalue of the covariance.
 """
 
 import math
@@ -18,11 +19,11 @@ from scoresde.sde import SDE
 from scoresde.streams import Streams, random_rows
 
 _EXAMPLES = 4096
-_NUMBERS = 2**21  # the most that are looked at
-_FEATURES = 512  # the most of which a covariance is taken
-_RESOLVED = 0.02  # of the size of the data: about the error of a network
-_LOADING = 0.3  # of the largest: what takes part in a combination
-_SIGNAL = 0.1  # of the noise: what may be left of the data at t = 1
+_NUMBERS = 2**21  # numbers to examine, at most
+_FEATURES = 512  # features in a covariance, at most
+_RESOLVED = 0.02  # relative to the size of the data: about the error of a network
+_LOADING = 0.3  # relative to the largest: loadings that are part of a combination
+_SIGNAL = 0.1  # relative to the noise: the largest acceptable signal at t = 1
 _LEAST_ALPHA = 0.01
 _NAMED = 8
 
@@ -30,16 +31,17 @@ _NAMED = 8
 def check_scales(data: Dataset, process: object, eps: float | None = None) -> list[str]:
     """Compares the size of data in model units with the noise of a process.
 
-    It looks at a few thousand training examples, and takes a covariance of at most 512 features.
-    Quantised data may have features of any small size, since their step is known.
+    It uses a few thousand training examples, and a covariance of at most 512 features. Quantised
+    data may have arbitrarily small features, since their step is known.
 
     Arguments:
         data: The data set.
-        process: The process of the model; for one that is not an SDE nothing is compared.
-        eps: The training cut-off; ``None`` takes that of the SDE.
+        process: Process of the model; if it is not an SDE, nothing is compared.
+        eps: Training cut-off. If None, that of the SDE.
 
     Returns:
-        One sentence for each fault, which names the features; an empty list if there is no fault.
+        One sentence for each problem, with the names of the features; an empty list if there is
+        none.
 
     Example:
         >>> from scoresde import VPSDE
@@ -84,7 +86,7 @@ def _large(x: Tensor, shape: Sequence[int], sde: SDE) -> list[str]:
 def _small(x: Tensor, shape: Sequence[int], least: float) -> list[str]:
     std, size = x.std(0, correction=0), float(x.square().mean().sqrt())
     bound = max(least, _RESOLVED * size)
-    low = (std < bound) & (x != 0).any(0)  # a constant that the codec knows is 0
+    low = (std < bound) & (x != 0).any(0)  # a constant known to the codec is 0
     found = []
     if bool(low.any()):
         found.append(
@@ -100,7 +102,7 @@ def _small(x: Tensor, shape: Sequence[int], least: float) -> list[str]:
 
 
 def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: float) -> list[str]:
-    """Names the features of the combination that varies least, if that is too little."""
+    """Describes the combination of features that varies least, if it varies too little."""
     values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
     std = values.clamp(min=0).sqrt()
     count = int((std < bound).sum())
@@ -108,7 +110,7 @@ def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: fl
         return []
     loading = vectors[:, 0].abs()
     together = loading > _LOADING * loading.max()
-    together[loading.topk(2).indices] = True  # a tie takes two
+    together[loading.topk(2).indices] = True  # a tie has at least two features
     part = kept[together]
     more = f" (and {count - 1} more)" if count > 1 else ""
     return [
@@ -120,7 +122,7 @@ def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: fl
 
 
 def _names(features: Tensor, shape: Sequence[int]) -> str:
-    """Names features by their indices: ``Columns 0, 3``, or ``Features (0, 1, 1)``."""
+    """Formats features by their indices: ``Columns 0, 3``, or ``Features (0, 1, 1)``."""
     axes = torch.unravel_index(features, tuple(shape))
     places = [tuple(map(int, place)) for place in zip(*axes, strict=True)]
     words = [str(p[0] if len(p) == 1 else p) for p in places[:_NAMED]]

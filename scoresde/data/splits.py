@@ -1,4 +1,4 @@
-"""Splits that do not leak: equal examples stay together."""
+"""Splits without leakage: equal examples are in the same part."""
 
 from collections.abc import Sequence
 
@@ -10,26 +10,26 @@ from scoresde.errors import InputError
 from scoresde.streams import Purpose, Streams
 
 FRACTIONS = (0.8, 0.1, 0.1)
-_DRAW = 2**32 - 1  # apart from the draws that make toy data of the same seed
+_DRAW = 2**32 - 1  # distinct from the draws of toy data with the same seed
 
 
 def split_indices(
     raw: Tensor, fractions: Sequence[float] = FRACTIONS, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Deals examples out at random, so that byte-equal ones fall into the same part.
+    """Splits examples at random, with byte-equal examples in the same part.
 
-    Without that, a test set measures memory: an image seen in training would be graded again.
+    Otherwise a test set would measure memorisation, since it could contain training examples.
 
     Arguments:
         raw: Raw examples, with shape ``(N, *)``.
-        fractions: The share of each part, positive; they sum to one.
-        seed: Names the deal, which is the same on every machine.
+        fractions: Fraction of each part, positive; they sum to one.
+        seed: Seed of the split, which is the same on every machine.
 
     Returns:
         The indices of each part in ascending order, int64.
 
     Raises:
-        InputError: If the fractions cannot be used, or leave a part empty.
+        InputError: If the fractions are invalid, or a part is empty.
 
     Example:
         >>> [len(part) for part in split_indices(torch.arange(20.0))]
@@ -57,7 +57,7 @@ def split_indices(
 def make_splits(
     raw: Tensor, fractions: Sequence[float] = FRACTIONS, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Deals examples out to training, validation and test, as :func:`split_indices` does.
+    """Splits examples into training, validation and test, as :func:`split_indices` does.
 
     Raises:
         InputError: Also if there are not three fractions, or an example has a NaN.
@@ -69,7 +69,7 @@ def make_splits(
 
 
 def check_fractions(fractions: Sequence[float], parts: int | None = None) -> tuple[float, ...]:
-    """Returns the share of each part if they can be used."""
+    """Returns the fractions of the parts after a check."""
     shares = tuple(float(share) for share in fractions)
     valid = all(share > 0 for share in shares) and abs(sum(shares) - 1) < 1e-6
     if not valid or len(shares) < 2 or len(shares) != (parts or len(shares)):

@@ -1,15 +1,15 @@
-r"""Toy data in the plane, each with its exact log-density.
+r"""Toy data in the plane with exact log-densities.
 
-Where the density is known, a likelihood can be checked against the truth, and no model can be
-better on average: the mean of :math:`-\log p` is the entropy.
+A known density allows a check of likelihoods. No model can be better on average: the mean of
+:math:`-\log p` is the entropy.
 
 A noisy curve :math:`c(s) + \sigma z`, with :math:`s \sim U(0, 1)`, has the density
 
 .. math:: p(x) = \int_0^1 N(x; c(s), \sigma^2 I) \, ds
                \approx \sum_k w_k \, N(x; c(s_k), \sigma^2 I),
 
-an infinite mixture of Gaussians that a rule of quadrature turns into a finite one. The rule of
-Gauss and Legendre with 16 nodes on panels of half a :math:`\sigma` is exact to rounding.
+an infinite mixture of Gaussians that a quadrature rule approximates by a finite one. The
+Gauss-Legendre rule with 16 nodes on panels of width :math:`\sigma / 2` is exact up to rounding.
 """
 
 import math
@@ -36,7 +36,7 @@ _CHUNK = 2**18
 
 
 class Density(ABC):
-    """Abstract distribution on vectors, with exact log-density and samples."""
+    """Base class for distributions of vectors with exact log-density and samples."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -47,10 +47,7 @@ class Density(ABC):
         """Draws one sample per stream, with shape ``(B, D)``, float64."""
 
     def label(self, streams: Streams) -> Tensor | None:
-        """Returns the part of the distribution that each sample comes from, int64 ``(B,)``.
-
-        None if it has no parts.
-        """
+        """Returns the component of each sample, int64 ``(B,)``, or None without components."""
         return None
 
     def dataset(
@@ -68,7 +65,7 @@ class Density(ABC):
         return Dataset.of(
             name,
             [raw[part] for part in rows],
-            # One scale for the plane: distances keep their ratios.
+            # A single scale keeps the ratios of distances.
             standardise=Whole() if standardise else False,
             log_prob=self.log_prob,
             labels=None if label is None else [label[part] for part in rows],
@@ -83,9 +80,9 @@ class Mixture(Density):
     .. math:: p(x) = \sum_k w_k \, N(x; \mu_k, \sigma_k^2 I)
 
     Arguments:
-        weights: The weights :math:`w_k`, positive, with shape ``(K,)``; they sum to one.
-        means: The means :math:`\mu_k`, with shape ``(K, D)``.
-        stds: The standard deviations :math:`\sigma_k`, positive, with shape ``(K,)``.
+        weights: Weights :math:`w_k`, positive, with shape ``(K,)``; they sum to one.
+        means: Means :math:`\mu_k`, with shape ``(K, D)``.
+        stds: Standard deviations :math:`\sigma_k`, positive, with shape ``(K,)``.
     """
 
     weights: Tensor
@@ -111,10 +108,10 @@ class Mixture(Density):
 
     @cached_property
     def _natural(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The logits of the components as a linear map of (y, |y|^2), y = x - centre.
+        """Logits of the components as a linear map of (y, |y|^2), y = x - centre.
 
-        A product of matrices is many times faster than differences of all pairs. It rounds at
-        the size of |mean - centre|^2 / std^2, and the centre keeps that small.
+        A matrix product is many times faster than differences of all pairs. Its rounding error is
+        proportional to |mean - centre|^2 / std^2, and the centre keeps this small.
         """
         centre = self.means.mean(0)
         means, precision = self.means - centre, self.stds**-2
@@ -148,7 +145,7 @@ class Mixture(Density):
 
 @dataclass(frozen=True)
 class _Curves(Density):
-    """What the noisy curves share: equally likely arms, and the quadrature along them."""
+    """Base class for noisy curves: equally likely arms, and the quadrature along them."""
 
     noise: float = 0.1
 
@@ -158,12 +155,12 @@ class _Curves(Density):
     @property
     @abstractmethod
     def arms(self) -> int:
-        """The number of arms."""
+        """Number of arms."""
 
     @property
     @abstractmethod
     def speed(self) -> float:
-        """A bound on the speed of every arm, which is also a bound on its length."""
+        """Bound on the speed, and so on the length, of every arm."""
 
     @abstractmethod
     def curve(self, s: Tensor, arm: Tensor) -> Tensor:
@@ -202,13 +199,13 @@ class _Curves(Density):
 @final
 @dataclass(frozen=True)
 class Moons(_Curves):
-    r"""Two noisy half circles that interlock, as in scikit-learn.
+    r"""Two interlocking noisy half circles, as in scikit-learn.
 
     .. math:: c_0 = (\cos \pi s, \sin \pi s), \qquad
               c_1 = (1 - \cos \pi s, \tfrac12 - \sin \pi s)
 
     Arguments:
-        noise: The standard deviation across the curve, at least 0.001.
+        noise: Standard deviation across the curve, at least 0.001.
     """
 
     @property
@@ -229,16 +226,16 @@ class Moons(_Curves):
 @final
 @dataclass(frozen=True)
 class Spirals(_Curves):
-    r"""Noisy spirals of Archimedes from the origin, with uniform angle.
+    r"""Noisy Archimedean spirals from the origin, with uniform angle.
 
     .. math:: c_k = K T s \, (\cos \phi, \sin \phi), \qquad \phi = 2 \pi (T s + k / K)
 
     Neighbouring arms are one unit apart.
 
     Arguments:
-        noise: The standard deviation across the curve, at least 0.001.
-        arms: The number of arms :math:`K`, positive.
-        turns: The number of turns :math:`T` of each, positive.
+        noise: Standard deviation across the curve, at least 0.001.
+        arms: Number of arms :math:`K`, positive.
+        turns: Number of turns :math:`T` of each arm, positive.
     """
 
     arms: int = 2
@@ -262,7 +259,7 @@ class Spirals(_Curves):
 @final
 @dataclass(frozen=True)
 class Checkerboard(Density):
-    r"""Uniform density on the dark squares of a board, of unit side.
+    r"""Uniform density on the dark unit squares of a checkerboard.
 
     Square :math:`(i, j)` is dark if :math:`i + j` is even; the board is centred at the origin.
 
@@ -291,20 +288,21 @@ class Checkerboard(Density):
         squares = torch.cartesian_prod(side, side).reshape(-1, 2)
         corners = squares[squares.sum(1) % 2 == 0]
         corner = corners[torch.floor(u[:, 0] * self._dark).long()]
-        # Off the edges, or rounding to float32 would put a point on a light square.
+        # Away from the edges, since rounding to float32 could put a point on a light square.
         return corner + u[:, 1:].clamp(2.0**-18, 1 - 2.0**-18) - self.cells / 2
 
 
 def two_moons(
     noise: float = 0.1, count: int = 20_000, seed: int = 0, standardise: bool = True
 ) -> Dataset:
-    """Two noisy half circles that interlock, with labels: see :class:`Moons`.
+    """Two interlocking noisy half circles, with labels: see :class:`Moons`.
 
     Arguments:
-        noise: The standard deviation across the curve, at least 0.001.
-        count: The number of examples, of which 80 % train, 10 % validate and 10 % test.
-        seed: Names the examples and the splits.
-        standardise: Whether model units have mean 0 and standard deviation 1, or are raw units.
+        noise: Standard deviation across the curve, at least 0.001.
+        count: Number of examples: 80 % for training, 10 % for validation, 10 % for testing.
+        seed: Seed of the examples and the splits.
+        standardise: Whether model units have mean 0 and standard deviation 1; if not, they are raw
+            units.
 
     Example:
         >>> dataset = two_moons(count=1000)
@@ -317,14 +315,14 @@ def two_moons(
 @final
 @dataclass(frozen=True)
 class MoonHeights(Density):
-    r"""The height of a point of two moons, and its density given the place along the other axis.
+    r"""Height of a point of two moons, with its density given the horizontal coordinate.
 
     .. math:: p(x_2 \mid x_1) = \frac{p(x_1, x_2)}{p(x_1)}
 
     Both densities are mixtures of Gaussians. Where the moons overlap, the height has two modes.
 
     Arguments:
-        noise: The standard deviation across the curve, at least 0.001.
+        noise: Standard deviation across the curve, at least 0.001.
 
     Example:
         >>> heights = MoonHeights()
@@ -344,7 +342,8 @@ class MoonHeights(Density):
         return self._moons.marginal(1).log_prob(x)
 
     def log_prob_given(self, x: Tensor, context: Tensor) -> Tensor:
-        """Returns the log-density of heights at places, both ``(N, 1)``, in nats, ``(N,)``."""
+        """Returns log-densities of heights given ``context``, both ``(N, 1)``, in nats,
+        ``(N,)``."""
         both = torch.cat((context.to(x), x), 1)
         return self._moons.log_prob(both) - self._moons.marginal(0).log_prob(both[:, :1])
 
@@ -353,15 +352,14 @@ class MoonHeights(Density):
 
 
 def moon_heights(noise: float = 0.1, count: int = 20_000, seed: int = 0) -> Dataset:
-    """The heights of points of two moons; the condition ``context`` is their place, ``(N, 1)``.
+    """Heights of points of two moons, with their horizontal coordinate as ``context``, ``(N, 1)``.
 
-    It is a table for conditional density estimation whose answer is known: see
-    :class:`MoonHeights`.
+    A data set for conditional density estimation with a known density: see :class:`MoonHeights`.
 
     Arguments:
-        noise: The standard deviation across the curve, at least 0.001.
-        count: The number of examples, of which 80 % train, 10 % validate and 10 % test.
-        seed: Names the examples and the splits.
+        noise: Standard deviation across the curve, at least 0.001.
+        count: Number of examples: 80 % for training, 10 % for validation, 10 % for testing.
+        seed: Seed of the examples and the splits.
 
     Example:
         >>> dataset = moon_heights(count=1000)
@@ -425,12 +423,12 @@ def gaussian_ring(
     seed: int = 0,
     standardise: bool = True,
 ) -> Dataset:
-    """Equal Gaussians evenly on a circle; the other arguments as in :func:`two_moons`.
+    """Equal Gaussians, evenly spaced on a circle; other arguments as in :func:`two_moons`.
 
     Arguments:
-        modes: The number of Gaussians, positive.
-        radius: The radius of the circle, positive.
-        std: The standard deviation of each, positive.
+        modes: Number of Gaussians, positive.
+        radius: Radius of the circle, positive.
+        std: Standard deviation of each, positive.
     """
     check_positive("radius", radius)
     angle = 2 * math.pi * torch.arange(check_integer("modes", modes)).double() / modes
@@ -440,7 +438,7 @@ def gaussian_ring(
 
 
 def _floats(values: Sequence) -> Tensor:
-    """Turns nested sequences of numbers, of any class, into a float64 tensor."""
+    """Converts nested sequences of numbers, of any class, to a float64 tensor."""
     try:
         return torch.from_numpy(np.array(values, dtype=np.float64))
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Models made of models: each is a score function, and serves every sampler.
+"""Guided models.
 
-A guided model is asked as its parts are. Which of them to use when, and what they sample, is in
-``docs/guidance.md``.
+Each is a score function, is called like its parts, and works with every sampler.
+``docs/guidance.md`` describes when to use each and what it samples.
 """
 
 from scoresde.guidance.base import Guided, View

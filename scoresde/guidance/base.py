@@ -1,9 +1,9 @@
-r"""What models made of models share: a view of the whole is made of the same view of the parts.
+r"""Base classes for guided models, which combine the outputs of other models.
 
 Score, noise, denoised estimate and velocity are affine functions of each other at a given state
 and time. A combination of two models whose weights add up to 1 is therefore the same combination
-in each of the four views, and it is taken in the view that is asked for: nothing is divided by
-alpha or sigma, also where one of them is 0.
+in each of the four views, and it is computed in the requested view. Nothing is divided by alpha or
+sigma, which may be 0.
 """
 
 import math
@@ -27,13 +27,13 @@ def ask(model: nn.Module, view: View, x: Tensor, t: Tensor, cond: dict[str, Tens
 
 
 class Around(ScoreFunction):
-    """Base class for models around another one, whose process, shape and data type they have.
+    """Base class for wrappers of a model, with its process, shape and data type.
 
     Arguments:
         model: The score function.
 
     Raises:
-        InputError: If it is not a score function.
+        InputError: If ``model`` is not a score function.
     """
 
     def __init__(self, model: ScoreFunction) -> None:
@@ -56,11 +56,11 @@ class Around(ScoreFunction):
 
 
 class Guided(Around):
-    """Base class for guidance: subclasses say how one view of the parts becomes that of the whole.
+    """Base class for guidance; subclasses implement :meth:`combine`.
 
     Arguments:
         model: The score function to guide.
-        scale: The strength of the guidance, finite: one number, or ``(B,)`` for each example.
+        scale: Strength of the guidance, finite: one number, or ``(B,)`` with one for each example.
 
     Raises:
         InputError: If the model is not a score function, or the scale is not finite.
@@ -77,7 +77,7 @@ class Guided(Around):
         """Returns a view of the guided model.
 
         Arguments:
-            view: Which one: ``score``, ``noise``, ``denoise`` or ``velocity``.
+            view: Requested view: ``score``, ``noise``, ``denoise`` or ``velocity``.
             x: States, with shape ``(B, *)``.
             t: Times, with shape ``()`` or ``(B,)``.
             cond: The conditions, each with shape ``(B, *)``.
@@ -85,7 +85,7 @@ class Guided(Around):
 
     @abstractmethod
     def taken(self, rows: Tensor, scale: Tensor) -> "Guided":
-        """Returns the guided model of some examples, int64 ``(n,)``, with their scale."""
+        """Returns the guided model for some examples, int64 ``(n,)``, with their scale."""
 
     def take(self, rows: Tensor) -> ScoreFunction:
         parts = [part for part in self.children() if isinstance(part, ScoreFunction)]
@@ -110,7 +110,7 @@ class Guided(Around):
         """Returns the scale, ``()`` or ``(B,)``, for states ``(B, *)``.
 
         Raises:
-            InputError: If there is neither one scale nor one for each example.
+            InputError: If the number of scales is neither 1 nor the number of examples.
         """
         if self.scale.ndim and len(self.scale) != len(x):
             raise InputError(
@@ -121,10 +121,10 @@ class Guided(Around):
 
 
 def check_scale(scale: Any) -> Tensor:
-    """Returns the scale of a guidance as a tensor, ``()`` or ``(B,)``.
+    """Returns a guidance scale as a tensor, ``()`` or ``(B,)``.
 
     Raises:
-        InputError: If it is not a finite number, or a tensor of them.
+        InputError: If the scale is not a finite number or a tensor of finite numbers.
     """
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
     array = isinstance(scale, Tensor) and scale.ndim <= 1 and scale.dtype != torch.bool
@@ -142,7 +142,7 @@ def check_interval(interval: Any) -> tuple[float, float] | None:
     """Returns the ends of an interval of the relative noise level, or None.
 
     Raises:
-        InputError: If it is not a pair of rising numbers from 0.
+        InputError: If the interval is not a pair of increasing non-negative numbers.
     """
     if interval is None:
         return None

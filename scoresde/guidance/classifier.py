@@ -1,4 +1,4 @@
-r"""Guidance by a classifier that was trained on noised data.
+r"""Guidance by a classifier trained on noised data.
 
 With :math:`w` times the gradient of a classifier added to the score,
 
@@ -8,11 +8,13 @@ With :math:`w` times the gradient of a classifier added to the score,
     D_g = D + w \, \frac{\sigma^2}{\alpha} \nabla_x \log p_t(c \mid x) .
 
 By Bayes' rule the gradient is the difference of the conditional and the unconditional score: with
-the exact classifier this is classifier-free guidance. The classifier must know every noise level.
+the exact classifier this is classifier-free guidance. The classifier must be trained at every
+noise level.
 
 At zero SNR (alpha = 0 at t = 1) the gradient vanishes and :math:`D_g` is 0/0. Where
-:math:`\alpha / \sigma < 10^{-3}` the classifier is therefore asked at the last time before, and
-the shift of the denoised estimate is that of this time, with an error of the order of 1e-3.
+:math:`\alpha / \sigma < 10^{-3}` the classifier is therefore evaluated at the nearest earlier time
+above this threshold. The shift of the denoised estimate is that of this time, with an error of the
+order of 1e-3.
 
 References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 14).
@@ -33,7 +35,7 @@ from scoresde.model import ScoreFunction
 from scoresde.passes import count_products, counted
 from scoresde.shapes import expand, none_like
 
-_LEAST_SNR = 1e-3  # alpha / sigma below which the classifier is asked at an earlier time
+_LEAST_SNR = 1e-3  # alpha / sigma below which the classifier is evaluated earlier
 
 Cond = dict[str, Tensor]
 
@@ -43,16 +45,16 @@ class ClassifierGuidance(Guided):
 
     .. math:: D_g = D + w \, \frac{\sigma^2}{\alpha} \nabla_x \log p_t(c \mid x)
 
-    The condition ``label`` says the class c of each example; -1: that example is not guided. A
-    model that takes labels is asked without one. The backward pass of the classifier counts as a
-    product with a transposed Jacobian (``vjps``), and its forward pass where it reports one.
+    The condition ``label`` contains the class c of each example; examples with -1 are not guided.
+    A model that takes labels is evaluated without one. The backward pass of the classifier counts
+    as a product with a transposed Jacobian (``vjps``). Its forward pass counts if it reports one.
 
     Arguments:
         model: The score function.
         classifier: ``classifier(x, t)`` returns :math:`\log p(c \mid x_t)` in nats, ``(B, C)``,
-            and lets gradients through, such as a :class:`~scoresde.model.Classifier` or
+            differentiable in x, such as a :class:`~scoresde.model.Classifier` or
             ``GaussianMixtureModel.class_log_prob``.
-        scale: The scale w, finite: 0 is the model itself. One number, or ``(B,)``.
+        scale: Scale w, finite: 0 is the model itself. One number, or ``(B,)``.
 
     Raises:
         InputError: If an argument is out of range; when called, if ``label`` is missing.
@@ -106,12 +108,12 @@ class ClassifierGuidance(Guided):
         return output + expand(gain, x) * shift
 
     def _without(self, cond: Cond) -> Cond:
-        """Returns the conditions of the model itself: "no class" for a label, if it takes one."""
+        """Returns the model's conditions, with the label, if it takes one, set to "no class"."""
         known = {k: c for k, c in cond.items() if k != "label"}
         return {**known, "label": none_like(cond["label"])} if self.model.takes("label") else known
 
     def _shift(self, x: Tensor, t: Tensor, label: Tensor, guided: Tensor) -> Tensor:
-        """Returns the denoised estimate's shift for a scale of 1; 0 where there is no class."""
+        """Returns the shift of the denoised estimate for a scale of 1; 0 without a class."""
         if self.sde.zero_snr:
             latest = self.sde.time(torch.tensor(2 * math.log(_LEAST_SNR), dtype=t.dtype))
             t = torch.minimum(t, latest.to(t.device))
@@ -120,8 +122,9 @@ class ClassifierGuidance(Guided):
             found = self._log_probs(y, t, label)
             return torch.where(guided.to(found.device), found, 0.0).sum()
 
-        # Of the sum, so that an example's gradient does not depend on the batch; also where the
-        # caller keeps no gradients, and differentiable where the caller differentiates.
+        # The gradient of the sum, so an example's gradient does not depend on the batch. It works
+        # where the caller keeps no gradients, and is differentiable where the caller
+        # differentiates.
         with counted(guided.to(x.device)):
             count_products(len(x))
             gradient = torch.func.grad(total)(x)
@@ -136,7 +139,7 @@ class ClassifierGuidance(Guided):
                 f"{tuple(every.shape)}."
             )
         classes = every.shape[1]
-        # On a GPU the host would wait for this; there a wrong class is an error of the lookup.
+        # On a GPU this check would synchronise; there the lookup fails on a wrong class.
         if label.device.type == "cpu" and not bool((label < classes).all()):
             raise InputError(
                 f"label must be -1 or a class from 0 to {classes - 1}, got "
@@ -145,7 +148,7 @@ class ClassifierGuidance(Guided):
         return every.gather(1, label.clamp(min=0).to(every.device)[:, None])[:, 0]
 
     def _gain(self, view: View, t: Tensor) -> Tensor:
-        """Returns by what a shift of the denoised estimate moves a view."""
+        """Returns the factor from a shift of the denoised estimate to the shift of a view."""
         ratio = self.sde.alpha(t) / self.sde.sigma(t)
         return {
             "denoise": torch.ones_like(ratio),
@@ -158,7 +161,7 @@ def _label(cond: Cond, x: Tensor) -> Tensor:
     """Returns the classes, int64 ``(B,)``.
 
     Raises:
-        InputError: If they are missing, or not one whole number for each example.
+        InputError: If the classes are missing, or are not one integer for each example.
     """
     label = cond.get("label")
     if label is None:

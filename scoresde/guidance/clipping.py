@@ -1,15 +1,15 @@
-r"""Models whose expected data is kept in the range of the data.
+r"""Models whose denoised estimate is kept in the range of the data.
 
-The expected data :math:`D(x, t)` of images in [-1, 1] lies in [-1, 1], for it is a mean of images.
-A network's, above all under strong guidance, may not. With another :math:`D'` in its place the
-three views stay one function, by Tweedie's formula,
+The exact denoised estimate :math:`D(x, t)` of images in [-1, 1] lies in [-1, 1], since it is a
+mean of images. A network's estimate may not, above all under strong guidance. If :math:`D'`
+replaces it, Tweedie's formula gives the other views,
 
 .. math:: \hat z' = \hat z + \frac\alpha\sigma (D - D'), \qquad
           s' = -\frac{\hat z'}{\sigma},
 
-so that any sampler takes it. The first form keeps :math:`\hat z` to the last digit where nothing
-is changed, at the smallest noise too. Nothing is the score of a density any more: likelihoods
-take the model as it was trained.
+so it works with any sampler. The first form keeps every digit of :math:`\hat z` where nothing is
+changed, even at the smallest noise. The changed score is no longer the score of a density: for
+likelihoods use the model as it was trained.
 
 References:
     Ho et al., *Denoising diffusion probabilistic models*, 2020 (clipping, in their code).
@@ -40,18 +40,19 @@ class ChangedData(Around):
 
     @abstractmethod
     def change(self, data: Tensor) -> Tensor:
-        """Returns what takes the place of denoised estimates ``(B, *)``."""
+        """Returns the replacements for denoised estimates ``(B, *)``."""
 
     @abstractmethod
     def around(self, model: ScoreFunction) -> "ChangedData":
-        """Returns the same change of another model."""
+        """Returns the same change applied to another model."""
 
     def parts(
         self, view: View, x: Tensor, t: Tensor, cond: dict[str, Tensor]
     ) -> tuple[list[Tensor], Callable[..., Tensor]]:
-        """Returns a view of what is changed, and what maps the denoised estimates of it to one.
+        """Returns a view of the changed models, and a map from their denoised estimates to one.
 
-        It may be a view of several models: the first is the one that is changed.
+        The view may be of several models; the first is the changed one.
+
         """
         return [ask(self.model, view, x, t, cond)], self.change
 
@@ -78,7 +79,7 @@ class ChangedData(Around):
 
 
 class Clipped(ChangedData):
-    """A model whose expected data is clipped.
+    """A model with a clipped denoised estimate.
 
     Arguments:
         model: The score function to change.
@@ -109,7 +110,7 @@ class Clipped(ChangedData):
 
 
 class DynamicThreshold(ChangedData):
-    r"""A model whose expected data is scaled into its range where it leaves it.
+    r"""A model whose denoised estimate is scaled into the range of the data where it exceeds it.
 
     With :math:`s` the quantile of :math:`|D - c|` over the values of one example, where that lies
     above the half-width :math:`w` of the range around its middle :math:`c`, values beyond
@@ -117,7 +118,7 @@ class DynamicThreshold(ChangedData):
 
     Arguments:
         model: The score function to change.
-        quantile: The share of values that are not clipped, in (0, 1].
+        quantile: Fraction of values that are not clipped, in (0, 1].
         low: The smallest value, in model units.
         high: The largest value, in model units, above ``low``.
 

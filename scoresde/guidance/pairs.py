@@ -1,14 +1,14 @@
-r"""Guidance by two models of one process: away from the weak one, beyond the strong one.
+r"""Guidance by two models of one process, which extrapolates from the weak to the strong one.
 
 .. math:: F_g = F_u + w (F_c - F_u)
 
 for each view F: score, noise, denoised estimate and velocity. The scale w is 0 for the weak model
 alone and 1 for the strong one alone; each of these takes one pass. With an interval of the
-relative noise level :math:`\sigma / \alpha` the guidance acts inside of it, and the strong model
-alone outside.
+relative noise level :math:`\sigma / \alpha`, guidance applies inside the interval and the strong
+model alone outside.
 
-**What is sampled.** Not the tilted density :math:`p_u^{1 - w} p_c^w`, whose noised versions have
-another score than :math:`F_g`, but a law that depends on the sampler too. For the Gaussians
+**The sampled law** is not the tilted density :math:`p_u^{1 - w} p_c^w`, whose noised versions have
+a different score from :math:`F_g`. It also depends on the sampler. For the Gaussians
 :math:`p_u = N(0, S^2)` and :math:`p_c = N(\mu, s^2)`, :math:`r = s / S < 1`, the probability flow
 gives the variance :math:`S^{2(1 - w)} s^{2 w}` and the reverse SDE
 
@@ -51,10 +51,11 @@ class PairGuidance(Guided):
     Arguments:
         model: The strong model.
         scale: 0 for the weak model, 1 for the strong one; one number, or ``(B,)``.
-        interval: The ends of the guided levels of sigma / alpha; None: all of them.
+        interval: Lowest and highest guided level of sigma / alpha. If None, all levels are guided.
 
     Raises:
-        InputError: If the scale is not finite, or the interval has no rising ends from 0.
+        InputError: If the scale is not finite, or the interval is not a pair of increasing
+            non-negative numbers.
     """
 
     def __init__(
@@ -81,35 +82,35 @@ class PairGuidance(Guided):
         """Returns a view of the strong and of the weak model.
 
         Arguments:
-            view: Which one.
+            view: Requested view.
             x: States, with shape ``(B, *)``.
             t: Times, with shape ``()`` or ``(B,)``.
             cond: The conditions, each with shape ``(B, *)``.
-            wanted: Which examples need the one and the other, bool ``(B,)`` each; for the rest
-                the pass does not count.
+            wanted: Masks of the examples that need the strong and the weak model, bool ``(B,)``
+                each; the evaluation of other examples does not count.
         """
 
     def unguided(self, cond: Cond) -> Tensor | None:
-        """Returns which examples have nothing to be guided by, bool ``(B,)``; None: no example."""
+        """Returns a mask of unconditional examples, bool ``(B,)``; None if there are none."""
         return None
 
     @property
     def jumps(self) -> tuple[float, ...]:
-        """The times at which the guidance begins and ends, and those of its parts."""
+        """Times at which the guidance begins and ends, and the jumps of its parts."""
         log_snr = [-2 * math.log(end) for end in self.interval or () if 0 < end < math.inf]
         own = self.sde.time(torch.tensor(log_snr, dtype=torch.float64)).tolist()
         return tuple(sorted({*super().jumps, *own}))
 
     def combine(self, view: View, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         strong, weak, weight = self.pair(view, x, t, cond)
-        # Exactly the one at 0 and the other at 1.
+        # Exactly the weak model at 0 and the strong one at 1.
         return torch.lerp(weak, strong, expand(weight.to(x.device), x))
 
     def pair(self, view: View, x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
         """Returns a view of the strong and of the weak model, and the weight, ``()`` or ``(B,)``.
 
-        If no example needs one of them, the other takes its place, and there is one pass. Where a
-        GPU would have to be waited for to know, there are two, and the count is the same.
+        If no example needs one of the models, only the other is evaluated and takes its place. If
+        this check would synchronise with a GPU, both are evaluated; the count is the same.
         """
         weight = self.weight(x, t, cond)
         needs = weight != 0, weight != 1
@@ -123,7 +124,7 @@ class PairGuidance(Guided):
         return (*self.both(view, x, t, cond, wanted), weight)
 
     def weight(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Returns the scale where the guidance acts and 1 elsewhere, ``()`` or ``(B,)``."""
+        """Returns the scale where guidance applies and 1 elsewhere, ``()`` or ``(B,)``."""
         weight = self.scale_of(x)
         if self.interval is not None:
             low, high = self.interval
@@ -134,25 +135,25 @@ class PairGuidance(Guided):
 
 
 class ClassifierFreeGuidance(PairGuidance):
-    r"""Guidance by a condition, from a model that was trained with it and without it.
+    r"""Guidance by a condition, with a model trained both with and without it.
 
     .. math:: F_g = F(x, \varnothing) + w \, (F(x, c) - F(x, \varnothing))
 
-    The two passes are one call of the model on a doubled batch. Examples whose conditions say
-    "none" (label -1) are not guided, for one pass.
+    The two evaluations are one call of the model on a doubled batch. Examples with the condition
+    "none" (label -1) are not guided and take one evaluation.
 
     Arguments:
-        model: The score function; it takes the conditions, with "none" among their values.
-        scale: The scale w, finite: 0 is unconditional, 1 conditional, above 1 guided. One number,
-            or ``(B,)`` for each example.
-        interval: The ends (low, high) of the guided levels of sigma / alpha, ``0 <= low < high``;
-            outside of them the conditional model alone, for one pass. None: all levels.
-        drop: The names of the conditions that the unconditional pass is without; of these, at
-            least one must be given at every call.
+        model: Score function of the conditions, which include a value for "none".
+        scale: Scale w, finite: 0 is unconditional, 1 conditional, above 1 guided. One number, or
+            ``(B,)`` for each example.
+        interval: Range (low, high) of the guided levels of sigma / alpha, ``0 <= low < high``.
+            Outside it only the conditional model is evaluated. If None, all levels are guided.
+        drop: Names of the conditions that the unconditional evaluation omits; every call must pass
+            at least one of them.
 
     Raises:
-        InputError: If an argument is out of range, or the scale needs a "none" that the network
-            was not trained with; when called, if no condition to drop is given.
+        InputError: If an argument is out of range, or the scale requires a "none" that the network
+            was not trained with; when called, if no condition to drop is passed.
 
     References:
         Ho and Salimans 2022, https://arxiv.org/abs/2207.12598 (equation 6, with w - 1 for w).
@@ -213,7 +214,7 @@ class ClassifierFreeGuidance(PairGuidance):
         return strong, weak
 
     def _without(self, cond: Mapping[str, Tensor]) -> Cond:
-        """Returns the conditions with "none" for those that are dropped."""
+        """Returns the conditions, with the dropped ones set to "none"."""
         return {k: none_like(c) if k in self.drop else c for k, c in cond.items()}
 
 
@@ -222,13 +223,13 @@ class Autoguidance(PairGuidance):
 
     .. math:: F_g = F_{weak} + w \, (F - F_{weak})
 
-    The weak model makes the same kinds of errors, but larger ones: a smaller network, a shorter
-    training, or another average of the weights. Both get the same conditions.
+    The weak model has the same kinds of errors, but larger: a smaller network, a shorter training
+    run, or another average of the weights. Both receive the same conditions.
 
     Arguments:
         model: The score function.
-        weak: The weaker one, of an equal SDE.
-        scale: The scale w, finite: 1 is the model itself, for one pass. One number, or ``(B,)``.
+        weak: The weaker model, with an equal SDE.
+        scale: Scale w, finite: 1 is the model itself, for one evaluation. One number, or ``(B,)``.
         interval: As for :class:`ClassifierFreeGuidance`.
 
     Raises:
@@ -273,7 +274,7 @@ class Autoguidance(PairGuidance):
 
 
 def _one_unless(acts: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """Returns the weight where the guidance acts and 1 elsewhere."""
+    """Returns the weight where guidance applies and 1 elsewhere."""
     if acts.ndim == 0 and acts.device.type == "cpu":
         return weight if bool(acts) else torch.ones((), dtype=weight.dtype)
     return torch.where(acts.to(x.device), weight.to(x.device), 1.0)
@@ -287,7 +288,7 @@ def _check_drop(drop: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_learned(model: ScoreFunction, drop: Sequence[str], scale: Tensor) -> None:
-    """Checks that the networks of a model have learned what they are asked without conditions."""
+    """Checks that the networks of a model were trained without the dropped conditions."""
     for part in model.modules():
         if not isinstance(part, ScoreModel):
             continue

@@ -1,15 +1,16 @@
-r"""Guidance whose excess is taken back: on the denoised estimate, for each example on its own.
+r"""Guidance with a correction of the denoised estimate, for each example separately.
 
 A large scale moves the denoised estimate out of the range of the data. :class:`Rescaled` shrinks
-it to the spread of the strong model's; :class:`Projected` (APG) leaves out, or shortens, the part
-of the guidance that points along it. Both wrap a guidance, and act where it acts.
+it to the spread of the strong model's estimate. :class:`Projected` (APG) removes or shortens the
+part of the guidance that is parallel to the estimate. Both wrap a guidance and apply where it
+applies.
 
-The published forms act on the output of the network, which may be the noise or v; here they act
-on the denoised estimate D, whatever the network returns. For the rescaled one that is another
-model: in the noise and in D the results differ by more than half of the change itself. Nothing is
-known of the laws that these sample.
+The published forms act on the output of the network, which may be the noise or v; here they act on
+the denoised estimate D, regardless of what the network returns. For :class:`Rescaled` this gives a
+different model: the results in the noise and in D differ by more than half of the change itself.
+The laws that these models sample are not known.
 
-CFG++ is not here: a step of it equals one of plain guidance with a scale that grows with the
+CFG++ is not included. Its step equals a step of plain guidance with a scale that grows with the
 number of steps, so that with more and more steps all samples become one point.
 
 References:
@@ -44,7 +45,7 @@ class ChangedGuidance(ChangedData):
         guide: The guidance.
 
     Raises:
-        InputError: If it is not a guidance by two models.
+        InputError: If ``guide`` is not a guidance by two models.
     """
 
     model: PairGuidance
@@ -59,16 +60,17 @@ class ChangedGuidance(ChangedData):
 
     @abstractmethod
     def mix(self, strong: Tensor, weak: Tensor, weight: Tensor) -> Tensor:
-        """Returns the guided estimate of the strong and the weak one, ``(B, *)``.
+        """Returns the guided estimate from the strong and the weak one, ``(B, *)``.
 
         Arguments:
-            strong: The denoised estimates of the strong model.
-            weak: Those of the weak one; the same where only one of them is needed.
-            weight: The scale where the guidance acts and 1 elsewhere; it broadcasts to them.
+            strong: Denoised estimates of the strong model.
+            weak: Denoised estimates of the weak model; equal to ``strong`` where only one is
+                needed.
+            weight: Scale where guidance applies and 1 elsewhere; broadcasts to the estimates.
         """
 
     def change(self, data: Tensor) -> Tensor:
-        return data  # of a single model there is no guidance to change
+        return data  # a single model has no guidance to change
 
     def parts(
         self, view: View, x: Tensor, t: Tensor, cond: dict[str, Tensor]
@@ -78,7 +80,7 @@ class ChangedGuidance(ChangedData):
 
 
 class Rescaled(ChangedGuidance):
-    r"""A guidance whose estimate is brought towards the spread of the strong model's.
+    r"""A guidance whose estimate is rescaled towards the spread of the strong model's estimate.
 
     .. math:: D' = \phi \, \frac{\operatorname{std} D_c}{\operatorname{std} D_g} \, D_g
               + (1 - \phi) \, D_g ,
@@ -87,10 +89,10 @@ class Rescaled(ChangedGuidance):
 
     Arguments:
         guide: The guidance.
-        factor: The share :math:`\phi`, in [0, 1]: 0 is the guidance as it is; 0.7 is usual.
+        factor: Weight :math:`\phi`, in [0, 1]: 0 is the unchanged guidance; 0.7 is usual.
 
     Raises:
-        InputError: If the factor is outside [0, 1]; when called, if an example has less than 16
+        InputError: If the factor is outside [0, 1]; when called, if an example has fewer than 16
             values.
 
     References:
@@ -120,20 +122,21 @@ class Rescaled(ChangedGuidance):
 
 
 class Projected(ChangedGuidance):
-    r"""Adaptive projected guidance (APG): less of the guidance along the estimate itself.
+    r"""Adaptive projected guidance (APG), with less guidance parallel to the estimate.
 
     With :math:`\Delta = D_c - D_u`, shortened to the length ``norm`` where it is longer, and split
     into :math:`\Delta_\parallel` along :math:`D_c` and the rest,
 
     .. math:: D' = D_c + (w - 1) (\Delta_\perp + \eta \, \Delta_\parallel) .
 
-    The data should be about centred: of others the direction of :math:`D_c` is that of their
-    mean. The published momentum is left out, since it is not a function of the state and the time.
+    The data should be approximately centred; otherwise the direction of :math:`D_c` is that of
+    their mean. The published momentum is omitted, since it is not a function of the state and the
+    time.
 
     Arguments:
         guide: The guidance.
-        eta: The share :math:`\eta` of the parallel part that is kept, finite: 1 keeps it.
-        norm: The greatest length of :math:`\Delta`, positive; infinite: any.
+        eta: Fraction :math:`\eta` of the parallel part that is kept, finite: 1 keeps all of it.
+        norm: Largest length of :math:`\Delta`, positive; no limit if infinite.
 
     Raises:
         InputError: If an argument is out of range.

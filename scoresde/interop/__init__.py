@@ -1,1 +1,1 @@
-"""Checkpoints of other programs, read as models of this one. Nothing in them is executed."""
+"""Import of checkpoints from other programs, without executing any code in them."""

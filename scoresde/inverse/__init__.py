@@ -1,4 +1,4 @@
-"""Inverse problems: models of the examples that agree with an observation."""
+"""Inverse problems: models of examples given an observation."""
 
 from scoresde.inverse.kernels import CovarianceKernel, IsotropicKernel, Kernel
 from scoresde.inverse.methods import DPS, MMPS, TMPD, PiGDM

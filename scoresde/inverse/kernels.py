@@ -1,7 +1,7 @@
-r"""How the steps of a reverse chain spread around their means.
+r"""Covariances of the steps of a reverse chain.
 
 A step from t to s has the mean of :math:`q(x_s \mid x_t, x_0)` at :math:`x_0 = D`. Given
-:math:`x_t` alone, :math:`x_0` varies about D with :math:`\mathrm{Cov} = (\sigma^2 / \alpha) J`. To
+:math:`x_t` only, :math:`x_0` varies about D with :math:`\mathrm{Cov} = (\sigma^2 / \alpha) J`. To
 second order the exact step has the covariance
 
 .. math:: v I + c^2 \, \mathrm{Cov}[x_0 \mid x_t],
@@ -24,15 +24,15 @@ Covariance = Callable[[Tensor], Tensor]
 
 
 class Spread(ABC):
-    """The noise of one step, of each example."""
+    """Base class for the noise of one step, for each example."""
 
     @abstractmethod
     def color(self, z: Tensor) -> Tensor:
-        """Turns standard normal noise ``(B, *)`` into that of the step."""
+        """Converts standard normal noise ``(B, *)`` to noise of the step."""
 
     @abstractmethod
     def whiten(self, v: Tensor) -> Tensor:
-        """Turns differences ``(B, *)`` into those of unit noise."""
+        """Converts differences ``(B, *)`` to units of standard normal noise."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ class Kernel(ABC):
 
     @abstractmethod
     def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
-        """Returns what a step must know of Cov[x_0 | x_t], under a name, if anything.
+        """Returns what a step needs of Cov[x_0 | x_t], stored under ``name``, or an empty dict.
 
         Arguments:
-            name: The name.
-            data: The denoised estimate, with shape ``(B, *)``.
-            covariance: The product with the covariance.
+            name: The name. data: Denoised estimate, with shape ``(B, *)``.
+            covariance: Function for products with the covariance.
         """
 
     @abstractmethod
@@ -83,9 +82,8 @@ class Kernel(ABC):
         """Returns the noise of a step.
 
         Arguments:
-            covariance: What :meth:`moments` found.
-            gain: The factor c of the denoised estimate.
-            std: The standard deviation of q(x_s | x_t, x_0).
+            covariance: Result of :meth:`moments`. gain: Factor c of the denoised estimate.
+            std: Standard deviation of q(x_s | x_t, x_0).
         """
 
     @abstractmethod
@@ -102,12 +100,12 @@ class Kernel(ABC):
         r"""Draws from :math:`p_u^{1 - w} p_c^w / Z` of two steps.
 
         Arguments:
-            weak: The mean of the step :math:`p_u`, with shape ``(B, *)``.
-            change: The mean of the step :math:`p_c` less that.
-            w: The scale of each example, ``(B,)``.
-            covariances: What :meth:`moments` found for the one and the other.
-            gain: The factor c of the denoised estimates.
-            std: The standard deviation of q(x_s | x_t, x_0).
+            weak: Mean of the step :math:`p_u`, with shape ``(B, *)``.
+            change: Mean of the step :math:`p_c` minus that of :math:`p_u`.
+            w: Scale of each example, ``(B,)``.
+            covariances: Results of :meth:`moments` for :math:`p_u` and :math:`p_c`.
+            gain: Factor c of the denoised estimates.
+            std: Standard deviation of q(x_s | x_t, x_0).
             z: Standard normal noise.
 
         Returns:
@@ -117,7 +115,7 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class IsotropicKernel(Kernel):
-    """The chain of DDPM: q(x_s | x_t, x_0 = D), whose law has a bias of O(1 / steps)."""
+    """The chain of DDPM, q(x_s | x_t, x_0 = D), with a bias of O(1 / steps)."""
 
     def moments(self, name: str, data: Tensor, covariance: Covariance) -> dict[str, Tensor]:
         return {}
@@ -141,7 +139,7 @@ class IsotropicKernel(Kernel):
 
 @dataclass(frozen=True)
 class CovarianceKernel(Kernel):
-    """The chain with the covariance of x_0, for a product of the Jacobian per dimension.
+    """The chain with the covariance of x_0, at the cost of a Jacobian product per dimension.
 
     It is exact for Gaussian data at any number of steps.
     """

@@ -1,12 +1,12 @@
-r"""Posterior models, by the covariance that each gives to :math:`y \mid x_t`.
+r"""Posterior models, each with a different covariance of :math:`y \mid x_t`.
 
-- :class:`MMPS`, the model's own covariance: exact for a Gaussian prior.
-- :class:`PiGDM`, that of data N(m, s^2 I): exact if the prior is that.
-- :class:`TMPD`, the row sums of :math:`A \mathrm{Cov} A^T`: exact for a Gaussian prior if that
+- :class:`MMPS`: the model's own covariance; exact for a Gaussian prior.
+- :class:`PiGDM`: the covariance for data N(m, s^2 I); exact for this prior.
+- :class:`TMPD`: the row sums of :math:`A \mathrm{Cov} A^T`; exact for a Gaussian prior if this
   matrix is diagonal.
-- :class:`DPS`, the noise of y alone: too close to y and too narrow, see there.
+- :class:`DPS`: the noise of y only; its samples are too close to y and too narrow.
 
-No method is exact for other priors, and for separate modes MMPS is not the best of them.
+No method is exact for other priors, and MMPS is not the best one for separate modes.
 """
 
 import math
@@ -27,22 +27,22 @@ _OF_A_NETWORK = 5  # iterations; measured in experiments/inverse_problems
 
 @final
 class MMPS(Posterior):
-    r"""Moment-matching posterior sampling: the covariance of the model itself.
+    r"""Moment-matching posterior sampling (MMPS), with the covariance of the model itself.
 
     .. math:: u = (A \, \mathrm{Cov}[x_0 \mid x_t] \, A^T + \Sigma)^{-1} (y - A D)
 
-    It samples the posterior of a Gaussian prior exactly, if its equation is solved. Each iteration
-    of the solver costs one product with the transposed Jacobian; as many as there are measurements
-    solve it. The Jacobian of a network has errors, to which further iterations fit the weights: on
-    digits 5 iterations are better than 50 (``experiments/inverse_problems``), and are the default
-    for networks. A non-linear operator is linearised at D.
+    It samples the posterior of a Gaussian prior exactly, if the linear equation is solved. Each
+    iteration of the solver costs one product with the transposed Jacobian, and one iteration per
+    measurement suffices. The Jacobian of a network has errors, and further iterations fit the
+    weights to them: on digits 5 iterations, the default for networks, are better than 50
+    (``experiments/inverse_problems``). A non-linear operator is linearised at D.
 
     Arguments:
-        model: The score function of the prior.
-        observed: What was measured; the noise may be 0.
-        tolerance: The relative residual of the solver, of each example, in (0, 1).
-        iterations: Its largest number of iterations, positive; if None, 5 for a model with a
-            network, and for an exact model the dimension of y, at most 50.
+        model: Score function of the prior.
+        observed: Observation; its noise may be 0.
+        tolerance: Relative residual of the solver for each example, in (0, 1).
+        iterations: Maximum number of iterations of the solver, positive. If None, 5 for a model
+            with a network; for an exact model the dimension of y, at most 50.
 
     Raises:
         InputError: If the observation is not of examples of the model, or a number is out of
@@ -90,25 +90,25 @@ class MMPS(Posterior):
 
 @final
 class PiGDM(Posterior):
-    r"""Pseudo-inverse guidance: the covariance of Gaussian data of one standard deviation.
+    r"""Pseudo-inverse guidance (PiGDM), with the covariance for isotropic Gaussian data.
 
     .. math:: u = (r^2 A A^T + \Sigma)^{-1} (y - A D), \qquad
               r^2 = \frac{s^2 \sigma^2}{\alpha^2 s^2 + \sigma^2}
 
     with :math:`s` the data's standard deviation; :math:`r^2 = \sigma^2 / (1 + \sigma^2)` of the
     paper is VE with s = 1. It samples the posterior exactly if the prior is :math:`N(m, s^2 I)`.
-    The guidance is part of the denoised estimate, so it does not grow with the number of steps, as
-    that of the published step does. A non-linear operator is linearised at D.
+    The guidance is part of the denoised estimate, so it does not grow with the number of steps,
+    unlike the published step. A non-linear operator is linearised at D.
 
     Arguments:
-        model: The score function of the prior.
-        observed: What was measured; the noise may be 0.
-        data_std: The standard deviation s of the data in model units, positive; if None, the
-            model's (``model.data_std``: an exact model computes it, a :class:`ScoreModel` has
-            ``sigma_data`` of its parametrisation), and 1 if the model has none.
-        tolerance: The relative residual of the solver, in (0, 1); it needs no product with the
-            Jacobian.
-        iterations: Its largest number of iterations; if None, the dimension of y, at most 50.
+        model: Score function of the prior.
+        observed: Observation; its noise may be 0.
+        data_std: Standard deviation s of the data in model units, positive. If None,
+            ``model.data_std``, or 1 if the model has none. An exact model computes it; for a
+            :class:`ScoreModel` it is ``sigma_data`` of its parametrisation.
+        tolerance: Relative residual of the solver, in (0, 1). The solver needs no Jacobian
+            products.
+        iterations: Maximum number of iterations. If None, the dimension of y, at most 50.
 
     Raises:
         InputError: If the observation is not of examples of the model, or a number is out of
@@ -135,7 +135,7 @@ class PiGDM(Posterior):
 
     @property
     def data_std(self) -> float:
-        """The standard deviation of the data that it assumes."""
+        """Assumed standard deviation of the data."""
         return self._data_std
 
     def around(self, model: ScoreFunction, observed: Observation) -> "PiGDM":
@@ -155,17 +155,17 @@ class PiGDM(Posterior):
 
 @final
 class TMPD(Posterior):
-    r"""Tweedie moment projected diffusion: the row sums of the covariance of the measurements.
+    r"""Tweedie moment projected diffusion (TMPD): row sums of the measurements' covariance.
 
     .. math:: u = (y - A D) / (A \, \mathrm{Cov} \, A^T 1 + \Sigma)
 
     It costs two products with the transposed Jacobian. Row sums can be negative if measurements
-    are negatively correlated; they are then taken to be 0. Where modes are separate it is often
-    better than :class:`MMPS`.
+    are negatively correlated; these are replaced by 0. For separate modes it is often better than
+    :class:`MMPS`.
 
     Arguments:
-        model: The score function of the prior.
-        observed: What was measured, with noise, by a linear operator.
+        model: Score function of the prior.
+        observed: Observation with noise, by a linear operator.
 
     Raises:
         InputError: If the observation is not of examples of the model, is not linear, or has no
@@ -197,13 +197,13 @@ class TMPD(Posterior):
 
 @final
 class DPS(Posterior):
-    r"""Diffusion posterior sampling, in the form of a likelihood: no covariance at all.
+    r"""Diffusion posterior sampling (DPS) in likelihood form, without a covariance.
 
     .. math:: u = (y - A D) / \Sigma
 
-    That is the gradient of :math:`\log p(y \mid x_0 = D)`. Its law is wrong even for a Gaussian
-    prior: too close to y, and too narrow. For the prior N(0, C) and A = 1, with a = C / std^2, it
-    samples
+    This is the gradient of :math:`\log p(y \mid x_0 = D)`. The sampled law is wrong even for a
+    Gaussian prior: too close to y, and too narrow. For the prior N(0, C) and A = 1, with a = C /
+    std^2, it samples
 
     .. math::
         \text{ODE: } N\left(y \sqrt{2 a}\, F(\sqrt{a / 2}), \; C e^{-a}\right), \qquad
@@ -216,8 +216,8 @@ class DPS(Posterior):
     steps, and with fewer it diverges.
 
     Arguments:
-        model: The score function of the prior.
-        observed: What was measured, with noise; the operator may be non-linear.
+        model: Score function of the prior.
+        observed: Observation with noise; the operator may be non-linear.
 
     Raises:
         InputError: If the observation is not of examples of the model, or has no noise.
@@ -240,7 +240,7 @@ class DPS(Posterior):
 
 
 def _below_one(name: str, value: float) -> float:
-    """Checks a relative residual: from 1 on, the solver would return 0, and the prior."""
+    """Checks a relative residual: with 1 or more, the solver would return 0, for the prior."""
     if not 0 < value < 1:
         raise InputError(f"{name} must be in (0, 1), got {value}; 1e-4 is usual.")
     return float(value)

@@ -1,4 +1,4 @@
-r"""Sequential Monte Carlo: weighted samples, whose weights show the error of a guide.
+r"""Sequential Monte Carlo: weighted samples that correct for the errors of a proposal.
 
 Particles follow the reverse chain by a guided proposal. Their weights correct for the difference
 between the proposal and the target. With the chain :math:`K(x_s \mid x_t)` of the model, the
@@ -9,21 +9,21 @@ proposal :math:`q` and a *twist* :math:`\psi_t > 0` that guesses :math:`p(y \mid
           \qquad \psi_0 = p(y \mid x_0) .
 
 The mean weight is an unbiased estimate of :math:`p(y)` under the chain for every twist and every
-proposal; a bad one costs variance alone. Where the effective sample size falls below a share of
-the particles, they are resampled systematically.
+proposal; a poor choice only increases the variance. If the effective sample size falls below a
+given fraction of the particles, they are resampled systematically.
 
-**Tilted law.** Classifier-free guidance samples no known density. With the mean
+**Tilted law.** Classifier-free guidance does not sample a known density. With the mean
 :math:`m_u + w (m_c - m_u)` as the proposal and the weights
 
 .. math:: \log w_s = \log w_t + \tfrac12 w (w - 1) \frac{\lVert m_c - m_u \rVert^2}{v}
 
-(the normaliser of :math:`N(m_u, v)^{1 - w} N(m_c, v)^w`) the particles are those of the tilted law
-:math:`p_u^{1 - w} p_c^w / Z`, and the mean weight estimates :math:`Z`, by the passes that guidance
-takes anyhow.
+(the normaliser of :math:`N(m_u, v)^{1 - w} N(m_c, v)^w`) the particles sample the tilted law
+:math:`p_u^{1 - w} p_c^w / Z`, and the mean weight estimates :math:`Z`, with no more network
+evaluations than guidance.
 
-**The chain.** :class:`IsotropicKernel` is :math:`q(x_s \mid x_t, x_0 = D)`, as of DDPM: its
-variance lacks that of :math:`x_0` about D, and its law has a bias of O(1 / steps).
-:class:`CovarianceKernel` adds it, for one product with the Jacobian per dimension.
+**The chain.** :class:`IsotropicKernel` is :math:`q(x_s \mid x_t, x_0 = D)`, as in DDPM. It omits
+the variance of :math:`x_0` about D, and its law has a bias of O(1 / steps).
+:class:`CovarianceKernel` adds this variance, for one product with the Jacobian per dimension.
 
 References:
     Wu et al., *Practical and asymptotically exact conditional sampling in diffusion models*, 2023,
@@ -57,26 +57,27 @@ from scoresde.shapes import expand, sum_features
 from scoresde.streams import Purpose, Streams
 from scoresde.times import Grid, LogSNRGrid
 
-_DENSE = 64  # measurements up to which a twist has their full covariance
-_SMALL = 16  # numbers of an example up to which the chain has theirs
+_DENSE = 64  # measurements up to which a twist has the full covariance
+_SMALL = 16  # dimensions of an example up to which the chain has the covariance
 
-Rows = dict[str, Tensor]  # each with a row for each particle
+Rows = dict[str, Tensor]  # each with one row per particle
 
 
 @dataclass(frozen=True)
 class Particles:
-    """Weighted samples; K particles of each of B populations, without the axis B if one is asked.
+    """Weighted samples: K particles of each of B populations; a single one has no axis B.
 
     Arguments:
-        seed: The seed that was used.
-        x: The particles in model units, with shape ``(K, *)`` or ``(B, K, *)``.
-        log_weights: The logarithms of their weights, which add up to 1, ``(K,)`` or ``(B, K)``.
-        ess: The effective sample size at each node of the grid, before resampling, and at the
-            end: ``(steps + 2,)`` or ``(B, steps + 2)``.
-        log_evidence: The logarithm of the estimate of p(y), or of Z, in nats, ``()`` or ``(B,)``.
-        standard_error: Its standard error, from the independent groups, likewise.
-        nfe: The network passes of each particle, int64, as ``log_weights``.
-        vjps: The products with a transposed Jacobian of each particle, likewise.
+        seed: Seed of the random streams. x: Particles in model units, with shape ``(K, *)`` or
+        ``(B, K, *)``.
+        log_weights: Logarithms of their normalised weights, ``(K,)`` or ``(B, K)``.
+        ess: Effective sample size at each node of the grid, before resampling, and at the end:
+            ``(steps + 2,)`` or ``(B, steps + 2)``.
+        log_evidence: Logarithm of the estimate of p(y), or of Z, in nats, ``()`` or ``(B,)``.
+        standard_error: Standard error of ``log_evidence``, from the independent groups.
+        nfe: Number of network evaluations of each particle, int64, with the shape of
+            ``log_weights``.
+        vjps: Number of products with a transposed Jacobian of each particle, likewise.
     """
 
     seed: int
@@ -89,7 +90,7 @@ class Particles:
     vjps: Tensor
 
     def resampled(self, count: int, seed: int | None = None) -> Tensor:
-        """Draws examples of equal weight from those of one population, ``(count, *)``."""
+        """Draws examples of equal weight from a single population, ``(count, *)``."""
         if self.log_weights.ndim != 1:
             raise InputError(
                 f"log_weights must be of one population, got {tuple(self.log_weights.shape)}; "
@@ -101,14 +102,14 @@ class Particles:
 
 
 def systematic(log_weights: Tensor, u: Tensor, count: int) -> Tensor:
-    """Returns the parents of systematic resampling, int64 ``(P, count)``.
+    """Returns the indices of the parents by systematic resampling, int64 ``(P, count)``.
 
     Each particle has its expected number of offspring, rounded up or down.
 
     Arguments:
-        log_weights: The logarithms of weights, of any sum, with shape ``(P, M)``.
-        u: A number in (0, 1) for each row, with shape ``(P,)``.
-        count: The number of offspring, positive.
+        log_weights: Logarithms of weights, not necessarily normalised, with shape ``(P, M)``.
+        u: Numbers in (0, 1), one for each row, with shape ``(P,)``.
+        count: Number of offspring, positive.
     """
     edges = torch.softmax(log_weights.double(), 1).cumsum(1)
     points = (torch.arange(count, device=u.device) + u[:, None].double()) / count
@@ -116,10 +117,10 @@ def systematic(log_weights: Tensor, u: Tensor, count: int) -> Tensor:
 
 
 class Target(ABC):
-    """The target law of the particles: proposals and weights, for one kind of model.
+    """Base class for target laws of the particles: proposals and weights for one kind of model.
 
     Arguments:
-        kernel: How the chain spreads.
+        kernel: Covariance of the steps of the chain.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -127,7 +128,7 @@ class Target(ABC):
 
     @abstractmethod
     def at(self, model: ScoreFunction, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Rows:
-        """Evaluates the model at states ``(B, *)``; ``log_twist`` is among the results."""
+        """Evaluates the model at states ``(B, *)``; the results include ``log_twist``."""
 
     @abstractmethod
     def step(
@@ -136,14 +137,14 @@ class Target(ABC):
         r"""Takes a step of the proposal.
 
         Arguments:
-            local: What :meth:`at` returned.
-            base: The part of the mean that is linear in the state, with shape ``(B, *)``.
-            gain: The factor of the denoised estimate in the mean.
-            std: The standard deviation of :math:`q(x_s \mid x_t, x_0)`.
+            local: Result of :meth:`at`.
+            base: Part of the mean that is linear in the state, with shape ``(B, *)``.
+            gain: Factor of the denoised estimate in the mean.
+            std: Standard deviation of :math:`q(x_s \mid x_t, x_0)`.
             z: Standard normal noise, with shape ``(B, *)``.
 
         Returns:
-            The new states, and the logarithm of what the twists leave of the weight, ``(B,)``.
+            The new states, and the log-weight of the step without the twists, ``(B,)``.
         """
 
     @abstractmethod
@@ -152,7 +153,7 @@ class Target(ABC):
 
 
 class _Posterior(Target):
-    """The posterior of an observation; the proposal is that of a posterior model."""
+    """The posterior of an observation, with the proposal of a posterior model."""
 
     def at(self, model: ScoreFunction, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Rows:
         assert isinstance(model, Posterior)
@@ -223,12 +224,12 @@ class _Tilted(Target):
 def log_twist(near: Linearised, measured: Tensor, spread: Any) -> Tensor:
     r"""Returns :math:`\log N(y; A D, A \, \mathrm{Cov} A^T + \Sigma)`, ``(B,)``.
 
-    Of more than 64 measurements the covariance is taken to be diagonal, with its row sums: the
-    twist is then worse, and the weights are right all the same.
+    For more than 64 measurements the covariance is approximated by a diagonal matrix of its row
+    sums. The twist is then worse, but the weights remain correct.
 
     Arguments:
         near: The observation, linearised at D.
-        measured: Which entries of y are measured, bool with the shape of the residual.
+        measured: Mask of the measured entries of y, bool with the shape of the residual.
         spread: :math:`u \mapsto \mathrm{Cov} A^T u`.
     """
     r, known = near.residual.flatten(1), measured.expand(near.residual.shape).flatten(1)
@@ -274,24 +275,24 @@ def product(output: Tensor, leaf: Tensor, gain: Tensor) -> Any:
 class Twisted:
     r"""Twisted particles: weighted samples of a posterior, or of a tilted law.
 
-    Applied to a posterior model (:class:`~scoresde.inverse.MMPS`, say) they are weighted samples
-    of the exact posterior, as the number of particles and of steps grows; applied to
-    :class:`~scoresde.guidance.ClassifierFreeGuidance`, of the tilted law. (The mathematics is at
-    the head of :mod:`scoresde.inverse.particles`.) The effective sample size falls exponentially
-    with the dimension of what was measured: watch ``ess``.
+    For a posterior model such as :class:`~scoresde.inverse.MMPS` the weighted samples converge to
+    the exact posterior as the numbers of particles and steps grow. For
+    :class:`~scoresde.guidance.ClassifierFreeGuidance` they converge to the tilted law.
+    (:mod:`scoresde.inverse.particles` describes the method.) The effective sample size falls
+    exponentially with the dimension of the measurement, so check ``ess``.
 
     Arguments:
-        particles: The number of particles K of each observation, positive.
-        steps: The number of steps, positive.
-        grid: How they are spaced: equal in the log-SNR.
-        groups: Into how many independent groups the particles are divided, from whose spread the
-            standard error of the evidence comes; a divisor of ``particles``.
-        threshold: The share of a group below which the effective sample size must fall for the
-            group to be resampled, in [0, 1].
-        kernel: How the chain spreads; None: with the covariance for examples of at most 16
-            numbers, and else without.
-        eps: The time of the last state with noise; None: the cut-off for sampling of the process.
-        batch_size: How many particles the network evaluates together, positive; None: all.
+        particles: Number of particles K for each observation, positive.
+        steps: Number of steps, positive.
+        grid: Spacing of the times; uniform in the log-SNR by default.
+        groups: Number of independent groups of particles, a divisor of ``particles``. Their spread
+            gives the standard error of the evidence.
+        threshold: Fraction of a group, in [0, 1]. A group is resampled if its effective sample
+            size falls below it.
+        kernel: Covariance of the steps of the chain. If None, :class:`CovarianceKernel` for
+            examples of at most 16 dimensions, otherwise :class:`IsotropicKernel`.
+        eps: Time of the last state with noise. If None, the sampling cut-off of the process.
+        batch_size: Number of particles per network call, positive. If None, all.
 
     Raises:
         InputError: If a number is out of range; when applied, if the model is neither a posterior
@@ -344,14 +345,14 @@ class Twisted:
 
         Arguments:
             model: A posterior with noise, or classifier-free guidance without an interval.
-            shape: The shape of one example; None: the model's.
-            seed: Names the random streams; None draws a fresh one.
-            seeds: The index of each population's streams; ``range(B)`` by default.
+            shape: Shape of one example. If None, the model's.
+            seed: Seed of the random streams. If None, a new one is drawn.
+            seeds: Index of each population's streams; ``range(B)`` by default.
             progress: Whether to show the progress (see :mod:`scoresde.progress`).
             **cond: Conditions, each with shape ``(B, *)``; a class may be a number.
 
         Raises:
-            InputError: If the arguments do not fit each other or the model.
+            InputError: If the arguments are inconsistent with each other or the model.
         """
         example = _shape_of(model, shape)
         told = {k: torch.tensor([v]) if isinstance(v, int) else v for k, v in cond.items()}
@@ -388,14 +389,14 @@ class _Simulation:
         slots, groups = (
             index * n + torch.arange(n, device=index.device) for n in (plan.particles, plan.groups)
         )
-        # Offspring stand in other slots than their parent, and so have other noise.
+        # Offspring are in different slots from their parent, so their noise differs.
         self.slots = Streams(streams.seed, slots.flatten())
         self.groups = Streams(streams.seed, groups.flatten())
         self.cond = {k: v.to(model.device)[self.population % len(v)] for k, v in cond.items()}
         self.target = _target(plan, model, shape)
 
     def run(self, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the particles, weights, sizes and evidence, ``(B, K, *)`` to ``(B, groups)``."""
+        """Returns particles, weights, sample sizes, evidence, ``(B, K, *)`` to ``(B, groups)``."""
         sde = self.model.sde
         eps = sde.check_eps(sde.cutoffs.sampling if self.plan.eps is None else self.plan.eps)
         times = self.plan.grid(self.plan.steps, sde, eps).cpu()
@@ -433,7 +434,7 @@ class _Simulation:
         )
 
     def _evaluate(self, x: Tensor, t: Tensor) -> Rows:
-        """Evaluates the model at all particles, a batch at a time."""
+        """Evaluates the model at all particles, in batches."""
         parts = [
             self._evaluate_some(x, t, rows)
             for rows in torch.arange(len(x), device=x.device).split(self.plan.batch_size or len(x))
@@ -488,7 +489,7 @@ def _effective(log_weights: Tensor) -> Tensor:
 
 
 def _mean_of_groups(evidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the logarithm of the mean of estimates ``(B, G)``, and its standard error."""
+    """Returns the log of the mean of the estimates ``(B, G)``, and its standard error."""
     groups = evidence.shape[1]
     mean = torch.logsumexp(evidence, 1) - math.log(groups)
     relative = torch.exp(evidence - mean[:, None])
@@ -524,7 +525,7 @@ def _shape_of(model: ScoreFunction, shape: Sequence[int] | None) -> tuple[int, .
 def _populations(
     model: ScoreFunction, shape: Sequence[int], cond: dict[str, Tensor]
 ) -> tuple[int, bool]:
-    """Returns the number B of observations or rows of conditions, and whether it is one alone."""
+    """Returns the number B of observations or condition rows, and whether it is a single one."""
     sizes = {len(values) for values in cond.values()}
     if isinstance(model, Posterior):
         sizes.add(model.observed.count(shape))

@@ -1,21 +1,21 @@
-r"""Posteriors: models of the examples that agree with an observation.
+r"""Posteriors: models of examples given an observation.
 
 Given :math:`y = A x_0 + n`, :math:`n \sim N(0, \Sigma)`, the score of :math:`p_t(x \mid y)` is
-that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here has a Gaussian in
-place of :math:`p(y \mid x_t)`, which comes to weights :math:`u` of the measurements,
+that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here replaces :math:`p(y
+\mid x_t)` by a Gaussian, which gives weights :math:`u` of the measurements,
 
 .. math:: D_g = D + \mathrm{Cov}\, A^T u, \qquad
           \mathrm{Cov} = \mathrm{Cov}[x_0 \mid x_t] = \frac{\sigma^2}{\alpha} J^T, \qquad
           \hat z_g = \frac{x - \alpha D_g}{\sigma} = \hat z - \sigma J^T A^T u,
 
-with the Jacobian :math:`J` of the denoised estimate :math:`D`. An evaluation costs one pass of the
-model, one product with :math:`J^T`, and those that the weights need.
+with the Jacobian :math:`J` of the denoised estimate :math:`D`. An evaluation costs one network
+evaluation, one product with :math:`J^T`, and the products that the weights require.
 
-**No signal.** At t = 1 of a process with zero SNR, :math:`J = 0` and the covariance is 0/0; there
-it is that of the time at which :math:`\alpha / \sigma = 10^{-3}`.
+**No signal.** At t = 1 of a process with zero SNR, :math:`J = 0` and the covariance is 0/0. Its
+value at the time with :math:`\alpha / \sigma = 10^{-3}` is used instead.
 
-A posterior is a model: it serves every sampler, and a likelihood, which differentiates it once
-more. Its parameters get no gradients.
+A posterior is a model, so it works with every sampler. It also works with a likelihood, which
+differentiates it once more. Its parameters receive no gradients.
 
 References:
     Song et al., *Pseudoinverse-guided diffusion models for inverse problems*, ICLR 2023.
@@ -47,14 +47,14 @@ _LEAST_LOG_SNR = 2 * math.log(1e-3)
 
 @dataclass(frozen=True)
 class Local:
-    r"""What a method sees at one state: the Gaussian :math:`N(D, \mathrm{Cov})` and y near D.
+    r"""Local model at one state: the Gaussian :math:`N(D, \mathrm{Cov})` and y near D.
 
     Arguments:
         t: The time, ``()`` or ``(B,)``.
-        mean: The denoised estimate D of the model, with shape ``(B, *)``.
+        mean: Denoised estimate D of the model, with shape ``(B, *)``.
         near: The observation, linearised at D.
-        covariance: The product with :math:`(\sigma^2 / \alpha) J^T`, from ``(B, *)`` to
-            ``(B, *)``; each call is one product with a transposed Jacobian.
+        covariance: Function for the product with :math:`(\sigma^2 / \alpha) J^T`, from ``(B, *)``
+            to ``(B, *)``; each call is one product with a transposed Jacobian.
     """
 
     t: Tensor
@@ -67,8 +67,8 @@ class Posterior(Around):
     """Base class for posteriors; subclasses implement :meth:`weights` and :meth:`around`.
 
     Arguments:
-        model: The score function of the prior.
-        observed: What was measured.
+        model: Score function of the prior.
+        observed: The observation.
 
     Raises:
         InputError: If the observation is not of examples of the model.
@@ -95,7 +95,7 @@ class Posterior(Around):
         local = self.at(x, t, **cond)
         pulled = local.near.pull(self.weights(local))
         shift = local.covariance(pulled)
-        if shift.device.type == "cpu":  # on a GPU the host would wait for this at every pass
+        if shift.device.type == "cpu":  # on a GPU this would synchronise at every evaluation
             _check_shift(x, pulled, shift)
         return local.mean + shift
 
@@ -110,7 +110,7 @@ class Posterior(Around):
     def at(self, x: Tensor, t: Tensor, **cond: Tensor) -> Local:
         """Evaluates the model at states ``(B, *)`` and linearises the observation there.
 
-        It keeps its own graph only, unless x requires a gradient.
+        The graph reaches beyond this evaluation only if x requires a gradient.
         """
         graph = torch.is_grad_enabled() and x.requires_grad
         x, t = with_signal(self.sde, x, as_time(t))
@@ -142,7 +142,7 @@ class Posterior(Around):
 
 
 def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns states and times, moved to where a signal is left."""
+    """Returns states and times, moved to times with a positive SNR."""
     if not sde.zero_snr:
         return x, t
     last = sde.time(torch.tensor(_LEAST_LOG_SNR, dtype=t.dtype, device=t.device))
@@ -151,12 +151,12 @@ def with_signal(sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _twice(needed: bool) -> AbstractContextManager[Any]:
-    """Makes attention differentiable twice, which torch's fused kernels are not."""
+    """Makes attention twice differentiable; torch's fused kernels are not."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
 def _check_shift(x: Tensor, pulled: Tensor, shift: Tensor) -> None:
-    """Checks what an observation adds to the denoised estimate.
+    """Checks the shift that an observation adds to the denoised estimate.
 
     Raises:
         InputError: If the network has no Jacobian, or the sampler has diverged.
@@ -177,7 +177,7 @@ def check_observation(observed: object) -> Observation:
     """Returns an observation.
 
     Raises:
-        InputError: If it is something else.
+        InputError: If the argument is not an observation.
     """
     if not isinstance(observed, Observation):
         raise InputError(

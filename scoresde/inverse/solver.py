@@ -1,4 +1,4 @@
-"""The linear solver of posteriors, for each example of a batch."""
+"""Linear solver for posteriors, for each example of a batch."""
 
 from collections.abc import Callable
 
@@ -16,16 +16,16 @@ def solve(
 ) -> Tensor:
     r"""Solves :math:`M u = b` by the generalised conjugate residual method, for each example.
 
-    Each iteration lowers :math:`|b - M u|` as far as the directions so far allow, as GMRES does;
-    M need not be symmetric, as the Jacobian of a network is not. An example that has reached its
-    tolerance rests: its solution depends on no other example, and its products do not count.
+    Like GMRES, each iteration minimises :math:`|b - M u|` over all directions so far. M need not
+    be symmetric; the Jacobian of a network is not. An example stops at its tolerance, so its
+    solution does not depend on other examples, and its further products do not count.
 
     Arguments:
         matrix: :math:`u \mapsto M u`, from ``(B, ...)`` to ``(B, ...)``.
         b: The right-hand sides, with shape ``(B, ...)``.
-        tolerance: The relative residual :math:`|b - M u| / |b|` to reach, positive.
-        iterations: The largest number of iterations; if None, the dimension of one example, at
-            most 50.
+        tolerance: Relative residual :math:`|b - M u| / |b|` to reach, positive.
+        iterations: Maximum number of iterations. If None, the dimension of one example, at most
+            50.
 
     References:
         Eisenstat et al., *Variational iterative methods for nonsymmetric systems of linear
@@ -37,7 +37,7 @@ def solve(
     kept: list[tuple[Tensor, Tensor]] = []
     for _ in range(iterations or min(b.shape[1:].numel(), _MOST)):
         busy = _norm(r) > target
-        if not bool(busy.any()):  # a GPU is waited for, which costs less than one product more
+        if not bool(busy.any()):  # synchronises a GPU, which costs less than another product
             break
         with owned_by(torch.where(busy, rows, -1)):
             p, q = r, matrix(r)
@@ -49,9 +49,9 @@ def solve(
 
 
 def _orthogonal(p: Tensor, q: Tensor, kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Returns a direction whose image is of unit length and orthogonal to those before.
+    """Returns a direction whose image has unit length and is orthogonal to the previous images.
 
-    A direction that depends on those before, up to rounding, becomes 0.
+    A direction that depends linearly on the previous ones, up to rounding, becomes 0.
     """
     whole = _norm(q)
     for direction, image in kept:

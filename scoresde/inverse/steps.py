@@ -1,9 +1,9 @@
-r"""Samplers with step rules that make samples agree with an observation.
+r"""Samplers with step rules that make samples consistent with an observation.
 
-A posterior model (:mod:`scoresde.inverse.posterior`) changes the denoised estimate, and any
-sampler takes it. The methods here are rules for the *state* instead: they project it, overwrite a
-part of it or push it after a step, and so they are samplers of their own. None of them samples the
-exact posterior with a finite number of steps; each says what it samples instead.
+A posterior model (:mod:`scoresde.inverse.posterior`) changes the denoised estimate, and works with
+any sampler. The methods here change the *state* instead: they project it, overwrite a part of it
+or move it along a gradient after a step. So each is a separate sampler. None of them samples the
+exact posterior with a finite number of steps; each docstring describes what it samples instead.
 
 For Gaussian data :math:`N(0, C)` with :math:`C = [[1, .8], [.8, 1]]` and the first entry observed
 as 1 without noise, the second has the mean .8 and the variance .36. On VP with uniform steps:
@@ -72,14 +72,14 @@ class Observed(Around):
 
 @dataclass(frozen=True)
 class StepRule(GridSampler):
-    """Base class for samplers with a rule that brings an observation in.
+    """Base class for samplers with a step rule for an observation.
 
-    Applied to a model it takes ``observed=``, an :class:`~scoresde.operators.Observation` of the
-    batch; everything else is as for :class:`~scoresde.sample.Sampler`.
+    A call takes the argument ``observed``, an :class:`~scoresde.operators.Observation` of the
+    batch; other arguments are as for :class:`~scoresde.sample.Sampler`.
 
     Arguments:
-        steps: The number of intervals, positive.
-        grid: How they are spaced.
+        steps: Number of steps, positive.
+        grid: Spacing of the times.
     """
 
     def __call__(  # type: ignore[override]
@@ -90,16 +90,16 @@ class StepRule(GridSampler):
         observed: Observation,
         **given: Any,
     ) -> Samples:
-        """Draws samples that agree with an observation.
+        """Draws samples that are consistent with an observation.
 
         Arguments:
             model: A score function.
             shape: The shape ``(B, *)`` of the samples.
-            observed: What was observed of each.
-            **given: Further arguments of a sampler, and conditions.
+            observed: Observation of each sample.
+            **given: Other arguments of a sampler, and conditions.
 
         Raises:
-            InputError: If the arguments do not fit each other, the sampler or the model.
+            InputError: If the arguments are inconsistent with each other or the model.
         """
         bound = Observed(cast(ScoreFunction, model), observed)
         example = shape if shape is not None else given.get("latent", torch.empty(0)).shape
@@ -108,17 +108,17 @@ class StepRule(GridSampler):
         return super().__call__(bound, shape, **given)
 
     def check_observation(self, observed: Observation, shape: Sequence[int]) -> None:
-        """Refuses observations that the rule cannot serve.
+        """Checks that the rule supports an observation.
 
         Raises:
-            InputError: If it cannot.
+            InputError: If the rule does not support it.
         """
         observed.check(shape)
 
 
 @dataclass(frozen=True)
 class ProjectedSampler(StepRule):
-    """Base class for rules that take the measurements as exact, by a pseudo-inverse."""
+    """Base class for rules that use a pseudo-inverse and assume exact measurements."""
 
     def check_observation(self, observed: Observation, shape: Sequence[int]) -> None:
         super().check_observation(observed, shape)
@@ -127,14 +127,14 @@ class ProjectedSampler(StepRule):
                 f"std must be 0 for {type(self).__name__}, which takes y as exact, got "
                 f"{observed.std}; use MMPS or PiGDM, or std=0."
             )
-        # Also refuses operators without a pseudo-inverse, before the first pass.
+        # Also rejects operators without a pseudo-inverse, before the first evaluation.
         z = torch.zeros(1, *shape, dtype=observed.y.dtype, device=observed.y.device)
         observed.take(torch.zeros(1, dtype=torch.int64)).project(z)
 
 
 @dataclass(frozen=True)
 class DDNM(ProjectedSampler):
-    r"""Denoising diffusion null-space models: project the denoised estimate, keep the noise.
+    r"""Denoising diffusion null-space models (DDNM), which project the denoised estimate.
 
     .. math:: \hat D = D + A^+ (y - A D), \qquad
               x_s = \alpha_s \hat D + \sigma_s (\sqrt{1 - \eta^2} \, \hat z + \eta z)
@@ -149,10 +149,10 @@ class DDNM(ProjectedSampler):
         2023, https://arxiv.org/abs/2212.00490 (algorithm 1; :math:`\eta` in their code is .85).
 
     Arguments:
-        steps: The number of intervals, positive; one pass each, and one at the end.
-        grid: How they are spaced.
-        eta: The share of the noise that is drawn anew, in [0, 1].
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
+        steps: Number of steps, positive; one network evaluation each, and one at the end.
+        grid: Spacing of the times.
+        eta: Fraction of the noise that is redrawn, in [0, 1].
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`).
 
     Raises:
         InputError: If :math:`\eta` is outside [0, 1]; when called, if y has noise or the operator
@@ -194,10 +194,10 @@ class Replacement(ProjectedSampler):
 
     .. math:: x_s \leftarrow (I - P) x_s + \alpha_s x_y + \sigma_s P z .
 
-    The step before it has not seen :math:`y`, and the two parts do not match. Going back
-    ``jump`` steps by the forward process and coming again, ``resamplings`` times in all, brings
-    them together. A single time is the replacement method, whose samples hardly depend on y:
-    the table in :mod:`scoresde.inverse.steps` has its law.
+    The step before this update does not depend on :math:`y`, so the two parts are inconsistent.
+    Returning ``jump`` steps by the forward process and sampling them again, ``resamplings`` times
+    in all, makes them consistent. With ``resamplings=1`` this is the replacement method, whose
+    samples hardly depend on y; the table in :mod:`scoresde.inverse.steps` shows its law.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (appendix I.2).
@@ -205,12 +205,12 @@ class Replacement(ProjectedSampler):
         2022, https://arxiv.org/abs/2201.09865 (algorithm 1; 250 steps, 10 and 10).
 
     Arguments:
-        steps: The number of intervals, positive; on digits 100 are no better than 50
+        steps: Number of steps, positive; on digits 100 are no better than 50
             (``experiments/inverse_problems``).
-        grid: How they are spaced.
-        resamplings: How many times each piece of the grid is sampled, positive.
-        jump: The number of steps in a piece, positive.
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
+        grid: Spacing of the times.
+        resamplings: Number of times each interval of the grid is sampled, positive.
+        jump: Number of steps in an interval, positive.
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`).
 
     Raises:
         InputError: If a number is not positive; when called, if y has noise or the operator has
@@ -251,7 +251,7 @@ class Replacement(ProjectedSampler):
     def _step(
         self, field: Conditioned, x: Tensor, t: Tensor, s: Tensor, noise: Noise, draw: int
     ) -> Tensor:
-        """Takes an ancestral step, and overwrites the observed part of its end."""
+        """Takes an ancestral step, then overwrites the observed part of the state."""
         sde, observed = field.sde, _observation(field)
         z = noise.diffusion(x, draw, t, s)
         x = AncestralPredictor()(field, x, Interval.of(sde, t, s), z)
@@ -262,20 +262,20 @@ class Replacement(ProjectedSampler):
 
     @staticmethod
     def _back(sde: SDE, x: Tensor, s: Tensor, t: Tensor, noise: Noise, draw: int) -> Tensor:
-        """Goes back from the time s to the later t, by the forward process."""
+        """Returns from the time s to the later t by the forward process."""
         a, tau = sde.transition(s, t)
         return expand(a, x) * x + expand(tau, x) * noise(x, Purpose.JUMP, draw)
 
 
 @dataclass(frozen=True)
 class DPSStep(StepRule):
-    r"""Diffusion posterior sampling as published: a push after every ancestral step.
+    r"""Diffusion posterior sampling as published: a gradient step after every ancestral step.
 
     .. math:: x_s \leftarrow x_s - \zeta \nabla_{x_t} \lVert y - A(D(x_t)) \rVert
 
-    The norm is over one example. The push depends neither on the step's length nor on the noise of
-    y: the number of steps is a part of the method, and the law is not that of the
-    posterior: for data N(0, 1), observed as 1 with std .5, 1000 steps on VP with
+    The norm is over one example. The gradient step depends neither on the length of the ancestral
+    step nor on the noise of y. So the number of steps is a part of the method, and the law is not
+    the posterior: for data N(0, 1), observed as 1 with std .5, 1000 steps on VP with
     :math:`\zeta = .3` give the mean 1.00 and the variance .030 in place of .8 and .2.
     :class:`~scoresde.inverse.DPS` is the form that has a limit.
 
@@ -286,10 +286,10 @@ class DPSStep(StepRule):
         :math:`\zeta = 2 \zeta'`).
 
     Arguments:
-        steps: The number of intervals, positive; one pass and one product each.
-        grid: How they are spaced.
-        zeta: The size :math:`\zeta` of the push, positive.
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`).
+        steps: Number of steps, positive; one network evaluation and one Jacobian product each.
+        grid: Spacing of the times.
+        zeta: Size :math:`\zeta` of the gradient step, positive.
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`).
 
     Raises:
         InputError: If :math:`\zeta` is not positive.
@@ -323,7 +323,7 @@ class DPSStep(StepRule):
     def _push(
         field: Conditioned, observed: Observation, x: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the denoised estimate, and the gradient of the residual's norm."""
+        """Returns the denoised estimate and the gradient of the residual's norm."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             data = field.denoise(x, t)
@@ -337,14 +337,14 @@ class DPSStep(StepRule):
 
 @dataclass(frozen=True)
 class SDEdit(Sampler):
-    r"""Noises a source up to a time, and samples down from there.
+    r"""SDEdit: adds noise to a source up to a time, then samples from there.
 
     .. math:: x_{t_0} = \alpha x_{source} + \sigma z
 
-    The more noise, the more of the source is forgotten. There is no likelihood of the source in
-    it: for data :math:`N(0, C)`, with :math:`V = \alpha^2 C + \sigma^2` and :math:`K = \alpha C /
-    V` at :math:`t_0`, a stochastic sampler gives the mean :math:`\alpha K x_{source}` and the
-    covariance :math:`\sigma^2 K^2 + C \sigma^2 / V`, a deterministic one
+    More noise keeps less of the source. The method has no likelihood of the source: for data
+    :math:`N(0, C)`, with :math:`V = \alpha^2 C + \sigma^2` and :math:`K = \alpha C / V` at
+    :math:`t_0`, a stochastic sampler gives the mean :math:`\alpha K x_{source}` and the covariance
+    :math:`\sigma^2 K^2 + C \sigma^2 / V`, a deterministic one
     :math:`\alpha \sqrt{C / V} x_{source}` and :math:`C \sigma^2 / V`.
 
     References:
@@ -352,11 +352,11 @@ class SDEdit(Sampler):
         equations*, 2022, https://arxiv.org/abs/2108.01073 (algorithm 1).
 
     Arguments:
-        t0: The time :math:`t_0` to begin at, in (0, 1).
-        sampler: What goes down: its steps below :math:`t_0` are taken.
-        eps: The time to stop at (see :class:`~scoresde.sample.Sampler`); that of ``sampler``
-            does not count.
-        final_denoise: Whether to return the expected data there.
+        t0: Start time :math:`t_0`, in (0, 1).
+        sampler: Sampler whose steps below :math:`t_0` are taken.
+        eps: Time to stop at (see :class:`~scoresde.sample.Sampler`); that of ``sampler`` is
+            ignored.
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Raises:
         InputError: If :math:`t_0` is outside (0, 1), or the sampler has no grid.
@@ -390,15 +390,15 @@ class SDEdit(Sampler):
 
         Arguments:
             model: A score function.
-            source: What to begin with, in model units, with shape ``(B, *)``.
-            seed: As for :class:`~scoresde.sample.Sampler`, like the rest.
-            seeds: The index of each sample's stream.
+            source: Sources in model units, with shape ``(B, *)``.
+            seed: Seed of the random streams. If None, a new one is drawn.
+            seeds: Index of each sample's stream.
             callback: Called after every step.
             progress: Whether to show the progress.
             **cond: Conditions, tensors ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit each other, the sampler or the model.
+            InputError: If the arguments are inconsistent with each other or the model.
         """
         self.check(model)
         check_data(source)

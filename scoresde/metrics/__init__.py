@@ -1,5 +1,4 @@
-"""Figures of merit: bits per dimension, classical densities to beat, distances of samples,
-classification."""
+"""Metrics: bits per dimension, baseline densities, sample distances, classification."""
 
 from scoresde.metrics.baselines import (
     FAMILIES,

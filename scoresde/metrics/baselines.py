@@ -1,17 +1,17 @@
-r"""Classical densities that a deep model has to beat.
+r"""Classical densities as baselines for deep models.
 
-Both are fitted by scikit-learn to the same examples in the same units as the model, dequantised
-if they are integers, and graded on the same test examples. A network that does not beat them has
-learned less than a covariance matrix knows.
+Both are fitted by scikit-learn to the same examples in the same units as the model, dequantised if
+they are integers, and evaluated on the same test examples. A network with a lower likelihood has
+learned less than a covariance matrix.
 
-Where examples are few, the covariance of the Gaussian is shrunk towards a multiple of the
+If there are few examples, the covariance of the Gaussian is shrunk towards a multiple of the
 identity:
 
 .. math:: (1 - s) \hat\Sigma + s \, \frac{\operatorname{tr} \hat\Sigma}{D} I .
 
-The plain one is singular for fewer examples than features, and far too small in some directions
-for hardly more. The share :math:`s` is the one under which a fifth of the training examples are
-most likely, given the others.
+The unshrunk covariance is singular if there are fewer examples than features, and far too small in
+some directions if there are only slightly more. The weight :math:`s` maximises the likelihood of a
+fifth of the training examples, given the others.
 
 References:
     Friedman, *Regularized discriminant analysis*, Journal of the American Statistical Association
@@ -33,20 +33,20 @@ from scoresde.errors import InputError
 from scoresde.metrics.bits import bits_per_dim, nats
 from scoresde.metrics.estimate import Estimate
 
-MOST_FEATURES = 4096  # of which a covariance is fitted: 128 MiB
+MOST_FEATURES = 4096  # for a fitted covariance: 128 MiB
 _PLENTY = 10  # examples per feature above which the covariance is not shrunk
-_SHARES = (10 ** np.linspace(-6, 0, 13)).tolist()  # by which a covariance may be shrunk
+_SHARES = (10 ** np.linspace(-6, 0, 13)).tolist()  # candidate shrinkage weights
 _ITERATIONS = 100  # of expectation-maximisation, at most
-_BETWEEN = 10  # iterations between two looks at the clock
+_BETWEEN = 10  # iterations between checks of the time
 
 
 @dataclass(frozen=True)
 class CovarianceFamily:
-    r"""Gaussian mixtures of one kind of covariance.
+    r"""Family of Gaussian mixtures with one kind of covariance.
 
     Arguments:
         covariance: ``full``, ``diag`` or ``tied`` (one full matrix for all components).
-        regularisation: What is added to every variance, as a share of the mean variance of a
+        regularisation: Amount added to every variance, as a fraction of the mean variance of a
             feature, in [0, 1].
     """
 
@@ -74,13 +74,12 @@ FAMILIES = (
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The grades of a fitted density on test examples.
+    """Results of a fitted density on test examples.
 
     Arguments:
-        name: What was fitted.
+        name: Name of the density.
         log_prob: Log-densities of the test examples in nats and model units, ``(N,)``, float64.
-        shape: The shape of one example.
-        note: What is particular about the fit, if anything.
+        shape: Shape of one example. note: Remark on the fit, if any.
     """
 
     name: str
@@ -93,7 +92,7 @@ class Baseline:
     ) -> Estimate:
         """Returns the mean bits/dim; ``scale`` is model units per quantisation step.
 
-        In its place ``log_det`` is what the codec adds to each log-density.
+        ``log_det``, an alternative to ``scale``, is the codec's term in each log-density.
         """
         return Estimate.of(bits_per_dim(self.log_prob, self.shape, scale, log_det=log_det))
 
@@ -102,23 +101,24 @@ class Baseline:
     ) -> Estimate:
         """Returns the mean nats per example in raw units; ``scale`` is model per raw unit.
 
-        In its place ``log_det`` is what the codec adds; with neither, the units are the model's.
+        ``log_det``, an alternative to ``scale``, is the codec's term. With neither, the units are
+        the model's.
         """
         scale = 1.0 if scale is None and log_det is None else scale
         return Estimate.of(nats(self.log_prob, self.shape, scale, log_det=log_det))
 
 
 def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6) -> Baseline:
-    """Fits one Gaussian of full covariance: by maximum likelihood, or shrunk if examples are few.
+    """Fits a Gaussian with full covariance, shrunk if there are few examples.
 
     Arguments:
         train: Training examples in model units, dequantised, with shape ``(N, *)``. With fewer
-            than ten for each feature the covariance is shrunk.
+            than ten examples per feature the covariance is shrunk.
         test: Test examples likewise.
         regularisation: As in :class:`CovarianceFamily`; above 0 it allows constant features.
 
     Raises:
-        InputError: If the examples cannot be used, have too many features, or the covariance is
+        InputError: If the examples are invalid or have too many features, or the covariance is
             singular.
     """
     a, c = _rows(train, test)
@@ -140,22 +140,22 @@ def mixture_baseline(
     seed: int = 0,
     seconds: float = math.inf,
 ) -> Baseline:
-    """Fits Gaussian mixtures and keeps the one that is best on the validation examples.
+    """Fits Gaussian mixtures and returns the best one on the validation examples.
 
-    In each family the number of components doubles from 1 while that helps.
+    In each family the number of components doubles from 1 as long as the result improves.
 
     Arguments:
         train: Training examples in model units, dequantised, with shape ``(N, *)``.
         validation: Validation examples likewise.
-        test: Test examples likewise, seen by the chosen mixture only.
-        families: The kinds of covariance to try.
-        largest: The largest number of components, positive.
+        test: Test examples likewise, used only by the chosen mixture.
+        families: Kinds of covariance to try.
+        largest: Largest number of components, positive.
         seed: Seed of the starts of the fits.
-        seconds: Time after which mixtures do not grow any more; the baseline's note says so. One
-            component of the first family is always fitted.
+        seconds: Time limit after which mixtures stop growing, with a remark in the baseline's
+            note. One component of the first family is always fitted.
 
     Raises:
-        InputError: If the examples cannot be used, have too many features, or every covariance is
+        InputError: If the examples are invalid or have too many features, or every covariance is
             singular.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn depends on it
@@ -164,7 +164,7 @@ def mixture_baseline(
     a, b, c = _rows(train, validation, test)
     if largest < 1:
         raise InputError(f"largest={largest} is no number of components; give 64, say.")
-    # Full covariances of few examples are hopeless: they wait for what is sure to be sane.
+    # Full covariances of few examples are unreliable, so simpler families go first.
     few = len(a) < 2 * a.shape[1]
     ordered = sorted(families, key=lambda one: few and one.covariance != "diag")
     growths = [_Growth(family, a, b, seed) for family in ordered]
@@ -179,7 +179,7 @@ def mixture_baseline(
 
 
 class _Growth:
-    """The best mixture of a family so far.
+    """Best mixture of a family so far.
 
     Arguments:
         family: The kind of covariance.
@@ -197,7 +197,7 @@ class _Growth:
         self.growing = True
 
     def grow(self, components: int, deadline: float) -> bool:
-        """Fits a mixture and keeps it if it helps; returns whether there was time for it."""
+        """Fits a mixture and keeps it if it is better; returns whether there was time."""
         start = time.monotonic()
         if start + 2 * self.took > deadline:
             return False
@@ -213,7 +213,7 @@ class _Growth:
 
 
 def _grow(growths: list[_Growth], largest: int, deadline: float) -> bool:
-    """Doubles the components of each family while that helps; returns whether time allowed it."""
+    """Doubles the components of each family while this helps; returns whether there was time."""
     components = 1
     while components <= largest:
         for one in (one for one in growths if one.growing):
@@ -231,7 +231,7 @@ def _fit(
     seed: int,
     deadline: float = math.inf,
 ) -> Any:
-    """Fits a mixture; returns None if the time is up before."""
+    """Fits a mixture; returns None if the time runs out."""
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.mixture import GaussianMixture
 
@@ -258,7 +258,7 @@ def _fit(
 
 
 class _Spectrum:
-    """The principal variances of some examples, for Gaussians of any shrinkage.
+    """Principal variances of examples, for Gaussians of any shrinkage.
 
     Arguments:
         rows: Examples, ``(N, D)``.
@@ -273,12 +273,12 @@ class _Spectrum:
         self.floor = regularisation * self.level
 
     def log_prob(self, x: np.ndarray, share: float) -> np.ndarray:
-        """Returns log-densities of examples under a covariance shrunk by a share above 0."""
+        """Returns log-densities of examples under a covariance shrunk by a positive weight."""
         centred = x - self.mean
         along = (centred @ self.axes.T) ** 2
         inside = (1 - share) * self.variances + share * self.level + self.floor
         outside = share * self.level + self.floor
-        # Rounding leaves a little of nothing where the axes span everything.
+        # If the axes span everything, only rounding errors remain.
         spanned = len(self.axes) == self.features
         beyond = 0.0 if spanned else ((centred**2).sum(1) - along.sum(1)).clip(0) / outside
         volume = np.log(inside).sum() + (self.features - len(self.axes)) * math.log(outside)
@@ -287,7 +287,7 @@ class _Spectrum:
 
 
 def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> tuple[np.ndarray, float]:
-    """Returns the log-densities of test examples under a shrunk covariance, and the share."""
+    """Returns the log-densities of test examples under a shrunk covariance, and its weight."""
     held_out = np.arange(len(rows)) % 5 == 0
     if len(rows) < 3 or not np.ptp(rows[~held_out], axis=0).any():
         raise _unfit("1 Gaussian (full)", rows, CovarianceFamily("full", regularisation))

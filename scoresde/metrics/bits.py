@@ -1,17 +1,18 @@
-r"""Likelihoods in units that can be compared between models and papers.
+r"""Likelihoods in units that are comparable between models and papers.
 
-A model gives the log-density of :math:`x`, in nats and in its own units. One quantisation step
-is :math:`s` model units wide, so that the density of the dequantised data
+A model gives the log-density of :math:`x`, in nats and in its own units. One quantisation step is
+:math:`s` model units wide, so the density of the dequantised data
 :math:`y + u`, whose steps are one unit wide, is larger by :math:`s` in each of :math:`D`
 dimensions:
 
 .. math:: \log p(y + u) = \log p(x) + D \log s .
 
 In general the last term is the *log-determinant* of the codec (:mod:`scoresde.codec`): the sum of
-the log-scales where each feature has its own.
+the log-scales if each feature has its own.
 
-Bits per dimension are its negative, divided by :math:`D \log 2`. They are a matter of the scaling
-of the data and not of the model; data of :math:`L` levels on [-1, 1] has :math:`s = 2 / L`.
+Bits per dimension are its negative, divided by :math:`D \log 2`. The conversion depends on the
+scaling of the data and not on the model; data of :math:`L` levels on [-1, 1] has :math:`s = 2 /
+L`.
 """
 
 import math
@@ -32,22 +33,23 @@ def bits_per_dim(
     *,
     log_det: float | Tensor | None = None,
 ) -> Number:
-    r"""Turns log-densities into bits per dimension.
+    r"""Converts log-densities to bits per dimension.
 
     .. math:: b = -\frac{\log p(x)}{D \log 2} - \log_2 s
 
     Arguments:
         log_prob: Log-densities :math:`\log p(x)` in nats and model units, of any shape.
-        shape: The shape of one example, of :math:`D` elements.
+        shape: Shape of one example, of :math:`D` elements.
         scale: Model units per quantisation step, :math:`s`, positive.
-        log_det: In its place what the codec adds to a log-density, in nats (:math:`D \log s` for
-            one scale): a number, or one for each log-density.
+        log_det: Alternative to ``scale``: the codec's term in a log-density, in nats (:math:`D
+            \log s` for one scale); a number, or one for each log-density.
 
     Returns:
         Bits per dimension, of the shape and data type of ``log_prob``.
 
     Raises:
-        InputError: If a number is out of range, or not one of ``scale`` and ``log_det`` is given.
+        InputError: If a number is out of range, or not exactly one of ``scale`` and ``log_det`` is
+            set.
 
     Example:
         The uniform density on [-1, 1] spends log2(L) bits on each of L levels.
@@ -70,15 +72,15 @@ def nats(
     *,
     log_det: float | Tensor | None = None,
 ) -> Number:
-    r"""Turns log-densities into nats per example in raw units, for real-valued data.
+    r"""Converts log-densities to nats per example in raw units, for real-valued data.
 
     .. math:: -\log p(y) = -\log p(x) - D \log s
 
     Arguments:
         log_prob: Log-densities :math:`\log p(x)` in nats and model units, of any shape.
-        shape: The shape of one example, of :math:`D` elements.
+        shape: Shape of one example, of :math:`D` elements.
         scale: Model units per raw unit, :math:`s`, positive.
-        log_det: In its place what the codec adds, as in :func:`bits_per_dim`.
+        log_det: Alternative to ``scale``, as in :func:`bits_per_dim`.
 
     Returns:
         Negative log-densities, of the shape and data type of ``log_prob``.
@@ -97,7 +99,7 @@ def nats(
 
 
 def _is_scale(scale: float | None, log_det: float | Tensor | None) -> bool:
-    """Returns whether the scale is given, and not the log-determinant."""
+    """Returns whether the scale is set rather than the log-determinant."""
     if (scale is None) == (log_det is None):
         got = "neither" if scale is None else "both"
         raise InputError(

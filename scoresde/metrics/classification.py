@@ -1,16 +1,16 @@
-r"""How good a classifier is: accuracy, confusion, calibration, and a linear classifier beside it.
+r"""Metrics of a classifier: accuracy, confusion, calibration, and a linear baseline.
 
-**Calibration.** A classifier is calibrated if of the examples to which it gives a class with
-probability p, a share p has it. Examples are sorted by their confidence, the probability of the
-predicted class, into bins of equal width on [0, 1], and
+**Calibration.** A classifier is calibrated if a fraction p of the examples with predicted
+probability p of a class has this class. Examples are sorted by their confidence, the probability
+of the predicted class, into bins of equal width on [0, 1], and
 
 .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n} \left| \mathrm{accuracy}_b
           - \mathrm{confidence}_b \right| .
 
-A finite set of examples never gives 0, however well calibrated the classifier is. The floor is the
-expectation of the error if the outcomes were drawn by the confidences themselves. The number
-:math:`S_b` of right answers in a bin is then a sum of independent Bernoulli variables, whose
-distribution is known, and the floor is :math:`\sum_b E |S_b - E S_b| / n`.
+On a finite set of examples the error is positive even for a calibrated classifier. The floor is
+the expected error if the outcomes are drawn with the confidences as probabilities. The number
+:math:`S_b` of correct predictions in a bin is then a sum of independent Bernoulli variables with a
+known distribution, and the floor is :math:`\sum_b E |S_b - E S_b| / n`.
 
 References:
     Naeini, Cooper and Hauskrecht, *Obtaining well calibrated probabilities using Bayesian
@@ -33,21 +33,21 @@ from scoresde.metrics.baselines import MOST_FEATURES
 from scoresde.metrics.estimate import Estimate
 from scoresde.streams import random_rows
 
-_MOST = 10_000  # examples that a linear classifier is fitted to
+_MOST = 10_000  # examples for the fit of a linear classifier
 
 
 def accuracy(label: Tensor, truth: Tensor) -> Estimate:
-    r"""Returns the share of right labels.
+    r"""Returns the fraction of correct labels.
 
     Its standard error is half of Wilson's interval of one standard deviation: close to
-    :math:`\sqrt{p (1 - p) / n}`, and positive also if all labels are right.
+    :math:`\sqrt{p (1 - p) / n}`, and positive even if all labels are correct.
 
     Arguments:
-        label: The predicted classes, int64 ``(N,)``.
-        truth: The true ones, int64 ``(N,)``.
+        label: Predicted classes, int64 ``(N,)``.
+        truth: True classes, int64 ``(N,)``.
 
     Raises:
-        InputError: If there are none, or not one for each.
+        InputError: If there are no examples, or the lengths differ.
 
     Example:
         >>> print(accuracy(torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2, 2])))
@@ -63,12 +63,12 @@ def confusion(label: Tensor, truth: Tensor, classes: int) -> Tensor:
     """Counts examples by their true class (row) and the predicted one (column), ``(C, C)``.
 
     Arguments:
-        label: The predicted classes, int64 ``(N,)``; those below 0 are not counted.
-        truth: The true ones, int64 ``(N,)``, below ``classes``.
-        classes: The number C of classes.
+        label: Predicted classes, int64 ``(N,)``; those below 0 are not counted.
+        truth: True classes, int64 ``(N,)``, below ``classes``.
+        classes: Number C of classes.
 
     Raises:
-        InputError: If there are none, or not one for each.
+        InputError: If there are no examples, or the lengths differ.
 
     Example:
         >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
@@ -83,14 +83,15 @@ def confusion(label: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Accuracy against confidence, in B bins of equal width on [0, 1].
+    """Accuracy versus confidence, in B bins of equal width on [0, 1].
 
     Arguments:
-        count: The number of examples in each bin, int64 ``(B,)``.
-        confidence: Their mean confidence, ``(B,)``; NaN in an empty bin.
-        accuracy: The share of right answers, ``(B,)``; NaN in an empty bin.
-        error: Its standard deviation if the confidences were right, ``(B,)``.
-        floor: The expected calibration error of a calibrated classifier on that many examples.
+        count: Number of examples in each bin, int64 ``(B,)``.
+        confidence: Mean confidence in each bin, ``(B,)``; NaN in an empty bin.
+        accuracy: Fraction of correct predictions, ``(B,)``; NaN in an empty bin.
+        error: Standard deviation of the accuracy if the confidences were correct, ``(B,)``.
+        floor: Expected calibration error of a calibrated classifier on the same number of
+            examples.
     """
 
     count: Tensor
@@ -110,12 +111,12 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> Reliabilit
     """Compares confidences with outcomes.
 
     Arguments:
-        confidence: The probability of each predicted class, in [0, 1], ``(N,)``.
-        right: Whether each was right, bool ``(N,)``.
-        bins: The number B of bins, positive.
+        confidence: Probability of each predicted class, in [0, 1], ``(N,)``.
+        right: Whether each prediction is correct, bool ``(N,)``.
+        bins: Number B of bins, positive.
 
     Raises:
-        InputError: If there are none, not one for each, or a confidence is outside [0, 1].
+        InputError: If there are no examples, lengths differ, or a confidence is outside [0, 1].
 
     Example:
         >>> result = reliability(torch.tensor([0.5, 0.5]), torch.tensor([True, True]))
@@ -159,16 +160,16 @@ def _law_of_sum(p: np.ndarray) -> np.ndarray:
 
 
 def logistic_regression(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
-    """Fits scikit-learn's logistic regression, and returns what it says of other examples.
+    """Fits scikit-learn's logistic regression and returns its predictions for other examples.
 
-    Each feature is standardised by the training examples. Of more than 10 000 examples, 10 000 are
-    used, drawn at random.
+    Each feature is standardised by the training examples. If there are more than 10 000 examples,
+    a random subset of 10 000 is used.
 
     Arguments:
         train: Training examples, with shape ``(N, *)``, finite, of at most 4096 features.
         labels: Their classes, int64 ``(N,)``, at least two different ones.
         test: Other examples, with shape ``(M, *)``.
-        classes: The number C of classes.
+        classes: Number C of classes.
 
     Returns:
         Log-probabilities in nats, ``(M, C)``, float64; -inf for a class without examples.
@@ -191,7 +192,7 @@ def logistic_regression(train: Tensor, labels: Tensor, test: Tensor, classes: in
     rows = random_rows(len(train), _MOST).to(train.device)
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the test set judges the fit
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the fit is evaluated on the test set
         linear.fit(_rows(train[rows]), labels[rows.to(labels.device)].cpu().numpy())
     result = torch.full((len(test), classes), -torch.inf, dtype=torch.float64)
     result[:, linear.classes_] = torch.from_numpy(linear.predict_log_proba(_rows(test)))

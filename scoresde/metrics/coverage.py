@@ -1,14 +1,14 @@
-r"""Density and coverage: how good and how varied samples are, by nearest neighbours.
+r"""Density and coverage: quality and diversity of samples, by nearest neighbours.
 
-Around each of N real examples lies the ball that reaches to its k-th nearest real neighbour. With
-M samples
+Each of N real examples has a ball whose radius is the distance to its k-th nearest real neighbour.
+With M samples
 
 .. math:: \text{density} = \frac{1}{k M} \sum_{j=1}^M \#\{i : y_j \in B_i\}, \qquad
           \text{coverage} = \frac1N \, \#\{i : \exists j, \; y_j \in B_i\} .
 
-For samples of the law of the data, whatever it is, the expected density is 1, and that of the
-coverage is :func:`expected_coverage`. Samples outside of the data lower the density, samples of a
-part of the data the coverage. Distances are Euclidean.
+For samples from the law of the data, regardless of this law, the expected density is 1, and the
+expected coverage is :func:`expected_coverage`. Samples outside the data reduce the density.
+Samples of only a part of the data reduce the coverage. Distances are Euclidean.
 
 References:
     Naeem et al., *Reliable fidelity and diversity metrics for generative models*, 2020,
@@ -29,7 +29,7 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5) -> tuple[float
     Arguments:
         real: Real examples, with shape ``(N, *)``, N above k.
         generated: Samples, with shape ``(M, *)``.
-        k: The number of neighbours, positive.
+        k: Number of neighbours, positive.
 
     Raises:
         InputError: If there are too few examples, or the shapes differ.
@@ -57,14 +57,14 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5) -> tuple[float
 
 
 def expected_coverage(count: int, samples: int, k: int = 5) -> float:
-    r"""Returns the expected coverage of samples of the law of the data, for any continuous law.
+    r"""Returns the expected coverage of samples from the law of the data, for any continuous law.
 
     .. math:: 1 - \prod_{j=1}^k \frac{N - j}{N + M - j}
 
     Arguments:
-        count: The number N of real examples, above k.
-        samples: The number M of samples, positive.
-        k: The number of neighbours, positive.
+        count: Number N of real examples, above k.
+        samples: Number M of samples, positive.
+        k: Number of neighbours, positive.
 
     Example:
         >>> round(expected_coverage(500, 500), 4)

@@ -1,4 +1,4 @@
-r"""Telling two data sets apart by a number.
+r"""Separation of two data sets by a number for each example.
 
 The area under the ROC curve is the probability that an example of the first set has the larger
 number than one of the second, ties counting half,
@@ -27,8 +27,8 @@ def auroc(larger: Tensor, smaller: Tensor) -> tuple[float, float]:
     """Returns the area under the ROC curve and its standard error.
 
     Arguments:
-        larger: The numbers of the set expected to have the larger ones, ``(m,)``, finite.
-        smaller: Those of the other set, ``(n,)``, finite.
+        larger: Numbers of the set with the larger expected values, ``(m,)``, finite.
+        smaller: Numbers of the other set, ``(n,)``, finite.
 
     Raises:
         InputError: If one is empty or not finite.
@@ -49,7 +49,7 @@ def auroc(larger: Tensor, smaller: Tensor) -> tuple[float, float]:
 
 
 def _share_below(values: Tensor, others: Tensor) -> Tensor:
-    """Returns the share of ``others`` below each value, ties counting half."""
+    """Returns the fraction of ``others`` below each value, with ties counted as half."""
     ordered = others.sort().values
     left = torch.searchsorted(ordered, values)
     right = torch.searchsorted(ordered, values, right=True)

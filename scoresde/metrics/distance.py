@@ -13,9 +13,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
     .. math:: SW_2^2 = \mathbb{E}_\theta \int_0^1
               \bigl( F_{\theta \cdot x}^{-1}(q) - F_{\theta \cdot y}^{-1}(q) \bigr)^2 dq
 
-    Along each direction the empirical quantile functions are compared exactly. Two sets of
-    one distribution are not at distance 0 but at one of order :math:`n^{-1/2}`: compare with the
-    distance between two halves of the data.
+    Along each direction the empirical quantile functions are compared exactly. Two sets from the
+    same distribution have a distance of order :math:`n^{-1/2}`, not 0: compare with the distance
+    between two halves of the data.
 
     References:
         Bonneel et al., *Sliced and Radon Wasserstein barycenters of measures*, 2015.
@@ -23,8 +23,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
     Arguments:
         x: Samples, with shape ``(N, *)``.
         y: Samples, with shape ``(M, *)``.
-        projections: The number of random directions :math:`\theta` on the unit sphere.
-        seed: Names the directions.
+        projections: Number of random directions :math:`\theta` on the unit sphere.
+        seed: Seed of the directions.
 
     Returns:
         The distance, in the units of the samples.
@@ -53,7 +53,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
 
 
 def _common_levels(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns the middles and widths of the intervals on which both quantiles are constant."""
+    """Returns the midpoints and widths of the intervals on which both quantiles are constant."""
     steps = [torch.arange(k + 1, device=device).double() / k for k in (n, m)]
     ends = torch.cat(steps).sort().values
     return 0.5 * (ends[1:] + ends[:-1]), ends.diff()

@@ -1,4 +1,4 @@
-"""A mean and how well it is known."""
+"""Means with standard errors."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Estimate:
     Arguments:
         mean: The mean.
         standard_error: Its standard error; NaN for a single value.
-        count: The number of values.
+        count: Number of values.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Moments and quantiles of features, by which samples are compared with data."""
+"""Moments and quantiles of features, to compare samples with data."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from scoresde.errors import InputError
 from scoresde.streams import random_rows
 
 LEVELS = (0.05, 0.5, 0.95)
-_ROWS, _FEATURES = 2**20, 1024  # of which moments are taken, at most
+_ROWS, _FEATURES = 2**20, 1024  # used for moments, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Moments:
 
     Arguments:
         mean: The means, ``(F,)``.
-        std: The standard deviations, ``(F,)``; 0 of a single row.
+        std: Standard deviations, ``(F,)``; 0 of a single row.
         quantiles: The 5th, 50th and 95th percentiles, ``(F, 3)``.
         correlation: The correlations, ``(F, F)``; 0 for a constant feature.
     """
@@ -30,10 +30,11 @@ class Moments:
 
     @staticmethod
     def of(raw: Tensor) -> "Moments":
-        """Measures the columns of a table, or the channels of images, signals or fields.
+        """Computes moments of the columns of a table, or channels of images, signals or fields.
 
         Arguments:
-            raw: Examples ``(N, D)`` or ``(N, C, *)``; of very many some are measured.
+            raw: Examples ``(N, D)`` or ``(N, C, *)``; a random subset is used if there are too
+                many.
 
         Raises:
             InputError: If there is no example.
@@ -50,7 +51,7 @@ class Moments:
         return Moments(x.mean(0), std, ordered[places].T, covariance / scale / scale[:, None])
 
     def discrepancy(self, other: "Moments") -> Tensor:
-        """Returns how far another set is off in each feature, ``(F,)``.
+        """Returns the discrepancy of another set in each feature, ``(F,)``.
 
         It is the largest difference of mean, standard deviation and quantiles, in standard
         deviations of this set.
@@ -61,7 +62,7 @@ class Moments:
         return off / torch.where(self.std > 0, self.std, 1.0)
 
     def correlations_off(self, other: "Moments") -> tuple[float, int, int]:
-        """Returns the largest difference of correlations, and the two features it is between."""
+        """Returns the largest difference of correlations, and its two features."""
         off = (self.correlation - other.correlation).abs()
         off.fill_diagonal_(0)
         place = int(off.argmax())
@@ -70,7 +71,7 @@ class Moments:
 
 
 def subset(x: Tensor, count: int) -> Tensor:
-    """Returns at most so many rows, drawn at random: neighbours in a file are often alike.
+    """Returns at most ``count`` random rows, since neighbours in a file are often similar.
 
     Example:
         >>> subset(torch.arange(3), 3), len(subset(torch.arange(7), 3))
@@ -80,7 +81,7 @@ def subset(x: Tensor, count: int) -> Tensor:
 
 
 def features(raw: Tensor) -> Tensor:
-    """Returns rows of features, float64 ``(M, F)``: columns, or channels at every place.
+    """Returns rows of features, float64 ``(M, F)``: columns, or channels at every position.
 
     Example:
         >>> features(torch.zeros(5, 13)).shape, features(torch.zeros(5, 3, 8, 8)).shape

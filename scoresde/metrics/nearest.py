@@ -1,4 +1,4 @@
-"""Nearest training examples, by which copies among samples are found."""
+"""Nearest training examples, to find copies among samples."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from scoresde.errors import InputError
 
 
 def nearest(x: Tensor, train: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the Euclidean distance of each example to the nearest training one, and which it is.
+    """Returns the nearest training example of each example, and its Euclidean distance.
 
     Arguments:
         x: Examples, with shape ``(M, *)``.
@@ -30,7 +30,7 @@ def nearest(x: Tensor, train: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     which, first = torch.full((len(x),), -1), 0
     for part in train:
         rows = part.double().flatten(1)
-        # A product of matrices finds which is nearest; how far is then found without cancellation.
+        # A matrix product finds the nearest; its distance is then computed without cancellation.
         index = (rows.square().sum(1) - 2 * points @ rows.T).argmin(1)
         distance = (points - rows[index]).square().sum(1).sqrt()
         closer = distance < best

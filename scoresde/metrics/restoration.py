@@ -1,4 +1,4 @@
-"""How near restored examples are to the true ones, and whether their spread is honest."""
+"""Errors of restored examples, and calibration of their spread."""
 
 import math
 
@@ -16,8 +16,8 @@ def psnr(x: Tensor, truth: Tensor, span: float) -> Tensor:
 
     Arguments:
         x: Restored examples, with shape ``(N, *)``.
-        truth: The true ones, with that shape.
-        span: The largest value less the smallest, in the same units, positive.
+        truth: True examples, with the same shape.
+        span: Difference of the largest and the smallest value, in the same units, positive.
 
     Example:
         >>> round(float(psnr(torch.full((1, 4), 0.1), torch.zeros(1, 4), span=1.0)), 3)
@@ -32,8 +32,8 @@ def ssim(x: Tensor, truth: Tensor, span: float) -> Tensor | None:
 
     Arguments:
         x: Restored images.
-        truth: The true ones.
-        span: The largest value less the smallest, positive.
+        truth: True images.
+        span: Difference of the largest and the smallest value, positive.
 
     Returns:
         None if scikit-image is not installed, or an image is smaller than 3 pixels on a side.
@@ -59,14 +59,14 @@ def ssim(x: Tensor, truth: Tensor, span: float) -> Tensor | None:
 
 
 def ranks(draws: Tensor, truth: Tensor, seed: int = 0) -> Tensor:
-    """Returns how many of K draws lie below the truth, ``(N, *)``; ties are broken at random.
+    """Returns the number of K draws below the truth, ``(N, *)``; ties are broken at random.
 
     If the draws are of the posterior, each rank is uniform on 0 to K.
 
     Arguments:
         draws: The draws, with shape ``(N, K, *)``.
         truth: The true values, with shape ``(N, *)``.
-        seed: Names the random streams of ties.
+        seed: Seed of the random streams for ties.
     """
     truth = truth.unsqueeze(1)
     below, equal = (draws < truth).sum(1), (draws == truth).sum(1)
@@ -75,12 +75,12 @@ def ranks(draws: Tensor, truth: Tensor, seed: int = 0) -> Tensor:
 
 
 def spread_ratio(draws: Tensor, truth: Tensor) -> float:
-    r"""Returns the error of the mean of K draws over what their spread lets expect.
+    r"""Returns the error of the mean of K draws relative to the error expected from their spread.
 
     .. math:: \sqrt{\frac{\sum (\bar x - x)^2}{(1 + 1/K) \sum s^2}}
 
-    It is 1 in expectation for draws of the posterior, above 1 where they are too close together,
-    and NaN where they have no spread.
+    It is 1 in expectation for draws from the posterior, above 1 if they are too close together,
+    and NaN if they have no spread.
 
     Arguments:
         draws: The draws, with shape ``(N, K, *)``, K at least 2.

@@ -1,4 +1,4 @@
-"""Samplers: from noise, or a source, to data along the reverse SDE or the probability flow."""
+"""Samplers, which turn noise or a source into data by the reverse SDE or the probability flow."""
 
 from scoresde.recipe import renamed
 from scoresde.sample.annealed_langevin import AnnealedLangevinDynamics

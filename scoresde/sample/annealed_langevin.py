@@ -1,4 +1,4 @@
-"""Annealed Langevin dynamics: no step of the reverse process at all."""
+"""Annealed Langevin dynamics, which takes no step of the reverse process."""
 
 from dataclasses import dataclass, field
 
@@ -16,15 +16,15 @@ from scoresde.times import Grid, LogSNRGrid
 
 @dataclass(frozen=True)
 class AnnealedLangevinDynamics(GridSampler):
-    r"""Annealed Langevin dynamics of NCSN: at every noise level, Langevin steps alone.
+    r"""Annealed Langevin dynamics of NCSN: only Langevin steps, at every noise level.
 
     .. math:: x \leftarrow x + \delta \, \nabla_x \log p_t(x) + \sqrt{2 \delta} \, z, \qquad
               \delta = 2 (r \sigma)^2
 
-    at each time of the grid, the first and the last included, and :math:`x \leftarrow
-    (\alpha_s / \alpha_t) \, x` in between, so that the data keep their scale where the process
-    shrinks it. A target of variance V at a level ends with the variance :math:`V / (1 - \delta /
-    2V)`, if the steps suffice to forget the level before.
+    at each time of the grid, the first and the last included, and :math:`x \leftarrow (\alpha_s /
+    \alpha_t) \, x` in between, so the data keep their scale where the process shrinks it. A target
+    of variance V at a level ends with the variance :math:`V / (1 - \delta / 2V)`, if there are
+    enough steps to forget the previous level.
 
     The published step :math:`\epsilon \sigma_i^2 / \sigma_L^2` is :math:`r^2 = \epsilon / (2
     \sigma_L^2)`: :math:`r = 0.316` for :math:`\epsilon = 2 \cdot 10^{-5}` and :math:`\sigma_L =
@@ -36,10 +36,10 @@ class AnnealedLangevinDynamics(GridSampler):
 
     Arguments:
         steps: The number of intervals between the levels, positive.
-        grid: How they are spaced; geometric levels by default.
-        langevin: The steps at a level, and how many.
-        eps: The time of the last level (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        grid: Spacing of the levels; geometric by default.
+        langevin: The steps at each level and their number.
+        eps: Time of the last level (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE

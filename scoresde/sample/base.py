@@ -1,7 +1,8 @@
-"""What all samplers share: the start, the walk through time, the seeds, and the counting.
+"""Base classes for samplers.
 
-A sampler is a value, a frozen bundle of hyper-parameters. Applied to a score function it draws
-samples; it holds no model, so that the same sampler serves any number of them.
+A sampler is a frozen dataclass of settings. Calling it with a score function draws samples. It
+stores no model, so one instance works with any number of models. The base classes provide the
+initial noise, random streams, step loop and count of network evaluations.
 """
 
 import math
@@ -32,17 +33,17 @@ __getattr__ = renamed(__name__)
 
 @dataclass(frozen=True)
 class Samples:
-    """What a sampler returns.
+    """Output of a sampler.
 
     Arguments:
-        x: The samples, with shape ``(B, *)``.
-        nfe: The network passes that each sample took part in, int64 ``(B,)``.
-        seed: The seed that was used.
-        log_prob: The log-density of the samples in nats of model units, ``(B,)``, where the
-            sampler measures it.
-        standard_error: The standard error of ``log_prob`` over the probes, ``(B,)``.
-        vjps: The products with a transposed Jacobian, each the cost of a backward pass, that each
-            sample took part in, int64 ``(B,)``.
+        x: Samples, with shape ``(B, *)``.
+        nfe: Number of network evaluations for each sample, int64 ``(B,)``.
+        seed: Seed of the random streams.
+        log_prob: Log-density of the samples in model units, in nats, ``(B,)``, if the sampler
+            computes it.
+        standard_error: Standard error of ``log_prob`` over the probes, ``(B,)``.
+        vjps: Number of products with a transposed Jacobian for each sample, int64 ``(B,)``; each
+            costs a backward pass.
     """
 
     x: Tensor
@@ -55,13 +56,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback is told after a step.
+    """State of the solver that a callback receives after a step.
 
     Arguments:
-        i: How many steps are done.
-        n: How many there are, or ``None`` where an adaptive solver cannot know.
-        t: The time reached, float64 ``()``, or ``(B,)`` where each sample has its own.
-        x: The state there, with shape ``(B, *)``; not a copy.
+        i: Number of steps done.
+        n: Total number of steps, or None for an adaptive solver.
+        t: Current time, float64 ``()``, or ``(B,)`` if each sample has its own.
+        x: Current state, with shape ``(B, *)``; not a copy.
     """
 
     i: int
@@ -72,13 +73,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a walk through time, of each sample its own.
+    """Noise of a sampling run, with a separate stream for each sample.
 
     Arguments:
-        streams: One random stream for each sample.
-        temperature: The factor of all noise.
-        path: The Brownian motion that the reverse process follows in 1 - t; ``None``: its noise is
-            drawn anew for every step.
+        streams: Random streams, one for each sample.
+        temperature: Factor of all noise.
+        path: Brownian motion of the reverse process in 1 - t. If None, every step draws new noise.
     """
 
     streams: Streams
@@ -86,7 +86,7 @@ class Noise:
     path: BrownianPath | None = None
 
     def __call__(self, x: Tensor, purpose: Purpose, draw: int) -> Tensor:
-        """Returns fresh normal noise for states ``(B, *)``."""
+        """Returns new normal noise for states ``(B, *)``."""
         return self.temperature * self.streams.normal(x.shape[1:], purpose, draw, x.dtype)
 
     def diffusion(self, x: Tensor, draw: int, t: Tensor, s: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class ProgressReporter:
         callback: Called with a :class:`Step` after every step.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
         constraint: The sampler's constraint (see :class:`Sampler`).
-        streams: The random streams from which its noise comes.
+        streams: Random streams of the constraint's noise.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ProgressReporter:
         self.bar: Progress | None = None
 
     def __call__(self, t: Tensor, x: Tensor, n: int | None = None) -> Tensor:
-        """Ends a step that reached time ``t``; returns the constrained state."""
+        """Ends a step at time ``t`` and returns the constrained state."""
         x = self.constrain(t, x, self.i)
         self.tell(t, x, n)
         return x
@@ -150,11 +150,11 @@ class ProgressReporter:
 
     @property
     def watched(self) -> bool:
-        """True if a callback or a progress bar gets the steps."""
+        """Whether a callback or a progress bar receives the steps."""
         return self.progress or self.callback is not None
 
     def tell(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
-        """Counts one step that reached time ``t``, and reports it."""
+        """Counts and reports one step that ended at time ``t``."""
         self.i += 1
         if self.progress:
             if self.bar is None:
@@ -171,7 +171,7 @@ class ProgressReporter:
 
 @dataclass(frozen=True)
 class FinalState:
-    """The state at the final time; the fields as in :class:`Samples`."""
+    """State at the final time; fields as in :class:`Samples`."""
 
     x: Tensor
     log_prob: Tensor | None = None
@@ -183,19 +183,19 @@ class Sampler(ABC):
     """Base class for samplers.
 
     Arguments:
-        eps: The time to stop at, in [0, 1); None takes the default of the model's process
+        eps: Time to stop at, in [0, 1). If None, the default of the model's process
             (``cutoffs.sampling``: 1e-3 for VP and sub-VP, 1e-5 for VE).
-        final_denoise: Whether to return the denoised estimate of the state at ``eps``, for one
-            more network pass, instead of the state itself.
-        temperature: The factor of the first noise and of all noise added later, positive:
-            1 samples the model, less keeps to its likely samples.
-        constraint: ``constraint(x, t, noise)`` returns what takes the place of states ``(B, *)``
-            after every step, such as states whose known pixels are right. ``t`` is the time
-            reached, float64 ``()`` or ``(B,)``, and 0 after the final denoising; ``noise(x)``
-            returns fresh standard normal noise of each sample's own stream. None: nothing.
+        final_denoise: Whether to return the denoised estimate at ``eps`` instead of the state, for
+            one more network evaluation.
+        temperature: Factor of the initial noise and of all noise added later, positive: 1 samples
+            the model, smaller values favour its likely samples.
+        constraint: ``constraint(x, t, noise)`` returns replacements for states ``(B, *)`` after
+            every step, such as states with the known pixels restored. ``t`` is the current time,
+            float64 ``()`` or ``(B,)``, and 0 after the final denoising. ``noise(x)`` returns new
+            standard normal noise from each sample's stream. If None, the states are kept.
     """
 
-    # What the model must be: a score function, or any model for samplers that ask for less.
+    # Required type of the model: a score function, or any model for samplers that need less.
     kind: ClassVar[type] = ScoreFunction
 
     eps: float | None = field(default=None, kw_only=True)
@@ -216,7 +216,7 @@ class Sampler(ABC):
 
     @property
     def convergence(self) -> int | None:
-        """The order of convergence in the step size, weak if noise is added; None: unknown."""
+        """Order of convergence in the step size (weak if noise is added), or None if unknown."""
         return None
 
     @abstractmethod
@@ -240,20 +240,21 @@ class Sampler(ABC):
     ) -> Samples:
         """Draws samples.
 
-        Sample ``i`` depends on ``seed`` and ``seeds[i]`` alone, whatever the rest of the batch.
+        Sample ``i`` depends only on ``seed`` and ``seeds[i]``, not on the rest of the batch.
 
         Arguments:
             model: A model; most samplers need a score function.
-            shape: The shape ``(B, *)`` of the samples.
-            latent: Or the states at time 1 to start from, with that shape.
-            seed: Names the random streams; ``None`` draws a fresh one.
-            seeds: The index of each sample's stream; ``range(B)`` by default.
+            shape: Shape ``(B, *)`` of the samples.
+            latent: States at time 1 to start from, with shape ``(B, *)``, instead of ``shape``.
+            seed: Seed of the random streams. If None, a new one is drawn.
+            seeds: Index of each sample's stream; ``range(B)`` by default.
             callback: Called with a :class:`Step` after every step.
             progress: Whether to show the progress (see :mod:`scoresde.progress`).
             **cond: Conditions for the network, each with shape ``(B, *)``.
 
         Raises:
-            InputError: If the arguments do not fit each other, the sampler or the model.
+            InputError: If the arguments are inconsistent with each other, the sampler or the
+                model.
         """
         eps = self.check(model)
         if (shape is None) == (latent is None):
@@ -296,7 +297,7 @@ class Sampler(ABC):
         seeds: Iterable[int] | None = None,
         **cond: Tensor,
     ) -> Tensor:
-        """Returns the states at time 1 that samples start from; arguments as for sampling."""
+        """Returns the initial states, at time 1; arguments as for sampling."""
         self.check(model)
         streams = Streams.of(seed, seeds, _batch(shape, None), model.device)
         return self._start(model, shape, streams, cond)
@@ -309,10 +310,10 @@ class Sampler(ABC):
         return model.process.start(noise, self.temperature, **cond)
 
     def check(self, model: Model) -> float:
-        """Returns the cut-off for a model.
+        """Returns the cut-off time for a model.
 
         Raises:
-            InputError: If this sampler cannot serve the model.
+            InputError: If this sampler does not support the model.
         """
         check_model(model, self.kind)
         process = model.process
@@ -320,19 +321,19 @@ class Sampler(ABC):
         return self._check_process(process, process.check_eps(eps))
 
     def _check_process(self, process: Any, eps: float) -> float:
-        """Refuses processes that this kind of sampler cannot reverse; returns the cut-off."""
+        """Returns the cut-off time; raises for a process that this sampler cannot reverse."""
         return eps
 
 
 @dataclass(frozen=True)
 class GridSampler(Sampler):
-    """Abstract sampler that walks on a grid fixed beforehand.
+    """Base class for samplers with a fixed time grid; subclasses implement :meth:`integrate`.
 
     Arguments:
-        steps: The number of intervals, positive.
-        grid: How they are spaced.
-        along_path: Whether the noise of the reverse process is that of one Brownian path per
-            sample, the same at every number of steps, or drawn anew for every step.
+        steps: Number of steps, positive.
+        grid: Spacing of the times.
+        along_path: If True, one Brownian path per sample supplies the noise for any number of
+            steps. If False, each step draws new noise.
     """
 
     steps: int = 1000
@@ -354,7 +355,7 @@ class GridSampler(Sampler):
         noise: Noise,
         report: ProgressReporter,
     ) -> Tensor:
-        """Brings states along falling times, float64 ``(n + 1,)``, from the first to the last."""
+        """Integrates states along decreasing times, float64 ``(n + 1,)``."""
 
     def _check_process(self, process: SDE, eps: float) -> float:
         return float(self.times(process, eps)[-1])
@@ -363,7 +364,7 @@ class GridSampler(Sampler):
         """Returns the grid, float64 ``(steps + 1,)``, from 1 to ``eps``.
 
         Raises:
-            InputError: If the SNR does not rise on it all the way, as every step needs.
+            InputError: If the SNR does not increase from each time to the next.
         """
         times = self.grid(self.steps, sde, eps)
         if not bool((sde.log_snr(times).diff() > 0).all()):

@@ -1,13 +1,12 @@
-r"""Correctors: Langevin steps that bring a state closer to the marginal at its time.
+r"""Correctors: Langevin steps that move a state closer to the marginal at its time.
 
 .. math:: x \leftarrow x + \delta \, \nabla_x \log p_t(x) + \sqrt{2 \delta} \, z
           = x - \frac{\delta}{\sigma} \hat z + \sqrt{2 \delta} \, z
 
-**The size of the step.** Song et al. set :math:`\delta = 2 a^2 (r \lVert z \rVert / \lVert
-\nabla \log p \rVert)^2` with a target ratio :math:`r` ("snr") and norms averaged over the batch,
-which couples the samples. Taken per sample it is worse: where a score vanishes, as it does in the
-middle of any mode in few dimensions, :math:`\delta` is infinite. A step of our own follows from
-three facts.
+**Step size.** Song et al. set :math:`\delta = 2 a^2 (r \lVert z \rVert / \lVert \nabla \log p
+\rVert)^2` with a target ratio :math:`r` ("snr") and norms averaged over the batch, which couples
+the samples. Norms per sample are worse: where a score vanishes, as it does in the middle of any
+mode in few dimensions, :math:`\delta` is infinite. The rule used here follows from three facts.
 
 1. *Stability.* :math:`p_t` is a density convolved with :math:`N(0, \sigma^2 I)`, so
    :math:`-\nabla^2 \log p_t = I / \sigma^2 - \mathrm{Cov}[\alpha x_0 \mid x] / \sigma^4 \preceq
@@ -50,7 +49,7 @@ from scoresde.shapes import expand, sum_features
 
 
 class StepRule(ABC):
-    """Abstract rule for the size of a Langevin step."""
+    """Base class for rules for the size of a Langevin step."""
 
     @abstractmethod
     def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
@@ -59,17 +58,17 @@ class StepRule(ABC):
         Arguments:
             base: :math:`2 a^2 r^2 \sigma^2`.
             sigma: The noise level.
-            noise: The expected noise, with shape ``(B, *)``.
+            noise: The predicted noise, with shape ``(B, *)``.
             z: The random direction, with shape ``(B, *)``.
         """
 
 
 @dataclass(frozen=True)
 class ShrunkNorm(StepRule):
-    r"""The rule derived above: of each sample on its own, and stable in any dimension.
+    r"""The rule derived above, applied to each sample alone and stable in any dimension.
 
     Arguments:
-        pseudo_dimensions: The weight :math:`d_0` of the expectation, positive.
+        pseudo_dimensions: Weight :math:`d_0` of the expectation, positive.
     """
 
     pseudo_dimensions: float = 256.0
@@ -90,7 +89,7 @@ class ShrunkNorm(StepRule):
 
 @dataclass(frozen=True)
 class BatchMeanNorm(StepRule):
-    r"""The published rule: norms averaged over the batch, so that samples depend on their mates.
+    r"""The published rule, with norms averaged over the batch, which couples its samples.
 
     .. math:: \delta = 2 a^2 \left( r \, \frac{\mathrm{mean} \lVert z \rVert}
               {\mathrm{mean} \lVert \nabla_x \log p_t(x) \rVert} \right)^2
@@ -103,11 +102,11 @@ class BatchMeanNorm(StepRule):
 
 @dataclass(frozen=True)
 class Corrector(ABC):
-    """Abstract corrector: Langevin steps at a fixed time, one network pass each.
+    """Base class for correctors: Langevin steps at a fixed time, one network evaluation each.
 
     Arguments:
-        snr: The target ratio r of the step's two parts, positive.
-        steps: The number of corrections, positive.
+        snr: Target ratio r of the two parts of a step, positive.
+        steps: Number of corrections, positive.
     """
 
     snr: float = 0.16
@@ -132,10 +131,10 @@ class Corrector(ABC):
 
 @dataclass(frozen=True)
 class Langevin(Corrector):
-    """Langevin dynamics whose step measures the score.
+    """Langevin dynamics with a step size that depends on the score.
 
     Arguments:
-        rule: How the step is measured.
+        rule: Rule for the step size.
     """
 
     rule: StepRule = field(default_factory=ShrunkNorm)
@@ -146,7 +145,7 @@ class Langevin(Corrector):
 
 @dataclass(frozen=True)
 class AnnealedLangevin(Corrector):
-    r"""Annealed Langevin dynamics: the step :math:`2 a^2 (r \sigma)^2` depends on time alone."""
+    r"""Annealed Langevin dynamics: the step :math:`2 a^2 (r \sigma)^2` depends only on time."""
 
     def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
         return torch.tensor(base, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Methods of first order: DDIM, and Euler on the probability flow."""
+"""First-order methods: DDIM, and Euler's method on the probability flow."""
 
 import math
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class DDIM(PlannedSampler):
-    r"""Denoising diffusion implicit models: keep the noise, or a part of it, and move the data.
+    r"""Denoising diffusion implicit models (DDIM): keep all or part of the noise, update the data.
 
     .. math::
         x_s = \alpha_s D + \sqrt{\sigma_s^2 - n^2} \, \hat z + n z, \qquad
         n = \eta \, \sigma_s \sqrt{1 - e^{-2h}}, \qquad h = \ell_s - \ell_t
 
-    With :math:`\eta = 0` it is the probability flow with the expected noise (and so the expected
-    data) held over the step, the exponential integrator of order 1, on any grid. With
-    :math:`\eta = 1` it is the posterior :math:`q(x_s \mid x_t, x_0 = D)`, weak order 1.
+    With :math:`\eta = 0` this is the exponential integrator of order 1 for the probability flow,
+    on any grid: the predicted noise, and with it the denoised estimate, is constant over a step.
+    With :math:`\eta = 1` it is the posterior :math:`q(x_s \mid x_t, x_0 = D)`, weak order 1.
 
     References:
         Song et al., *Denoising diffusion implicit models*, 2021,
         https://arxiv.org/abs/2010.02502 (equations 12 and 16).
 
     Arguments:
-        steps: The number of intervals, positive; one network pass each.
-        grid: How they are spaced; uniform in time by default.
-        eta: The share :math:`\eta` of the noise that is drawn anew, in [0, 1].
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive; one network evaluation each.
+        grid: Spacing of the times; uniform in t by default.
+        eta: Fraction :math:`\eta` of the noise that is redrawn, in [0, 1].
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     eta: float = 0.0
@@ -73,10 +73,10 @@ class Euler(PlannedSampler):
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 13).
 
     Arguments:
-        steps: The number of intervals, positive; one network pass each.
-        grid: How they are spaced; uniform in time by default.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive; one network evaluation each.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:

@@ -11,20 +11,20 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class EulerMaruyama(PlannedSampler):
-    r"""The reverse SDE by Euler-Maruyama: weak order 1, one network pass a step.
+    r"""Euler-Maruyama on the reverse SDE: weak order 1, one network evaluation per step.
 
     .. math:: dx = (f x - g^2 \nabla_x \log p_t(x)) \, dt + g \, d\bar w
 
-    The noise is additive, so that the strong order is 1 too.
+    The noise is additive, so the strong order is also 1.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 6); Maruyama, 1955.
 
     Arguments:
-        steps: The number of intervals, positive.
-        grid: How they are spaced; uniform in time by default.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> import torch

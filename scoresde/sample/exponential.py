@@ -1,6 +1,6 @@
-r"""Exponential integrators: the linear part of every equation solved exactly.
+r"""Exponential integrators, which solve the linear part of each equation exactly.
 
-With :math:`\ell = \log (\alpha / \sigma)`, half the log-SNR, rising as noise becomes data, and
+With :math:`\ell = \log (\alpha / \sigma)`, half the log-SNR, increasing from noise to data, and
 :math:`\tilde\sigma = \sigma / \alpha = e^{-\ell}`, the probability flow of *any* linear SDE reads
 
 .. math::
@@ -8,7 +8,7 @@ With :math:`\ell = \log (\alpha / \sigma)`, half the log-SNR, rising as noise be
     \frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t}
         - \int_{\ell_t}^{\ell_s} e^{-\ell} \, \hat z \, d\ell,
 
-and, with the expected data :math:`D = (x - \sigma \hat z) / \alpha` in place of the noise,
+and, with the denoised estimate :math:`D = (x - \sigma \hat z) / \alpha` in place of the noise,
 
 .. math::
     x_s = \frac{\sigma_s}{\sigma_t} x_t
@@ -26,18 +26,19 @@ The same holds for the reverse SDEs of any noise scale :math:`\tau`, which share
 *Check:* for :math:`D` constant the integral is :math:`\alpha_s (1 - e^{-\kappa h}) D`, and for
 :math:`\tau = 1` this is the posterior :math:`q(x_s \mid x_t, x_0 = D)`.
 
-**Zero SNR at t = 1.** The first form has no start there. The second one has: with :math:`r =
+**Zero SNR at t = 1.** The first form has no limit there. The second has one: with :math:`r =
 \alpha / \sigma` it reads :math:`x_s / \sigma_s = x_t / \sigma_t + \int_{r_t}^{r_s} D \, dr`, from
-r = 0 on. So every method integrates the denoised estimate there, in the bounded variable b of
+r = 0. So every method integrates the denoised estimate there, in the bounded variable b of
 :class:`~scoresde.sde.SDE` instead of the log-SNR; held over a step, that is
 
 .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t
           + \Big( \alpha_s - \alpha_t \frac{\sigma_s}{\sigma_t} \Big) D .
 
-What is left is :math:`\hat z` or :math:`D` along the way, and every method replaces it by the
-polynomial through some values of it, in :math:`\ell`, in :math:`t` or in :math:`\tilde\sigma`. The
-integral of the polynomial is done to rounding by Gauss-Legendre quadrature in :math:`\ell`, which
-has no small differences to cancel where :math:`h` is small, as the closed forms have.
+The values of :math:`\hat z` or :math:`D` along the path remain unknown. Every method replaces them
+by the polynomial through some known values, in :math:`\ell`, in :math:`t` or in
+:math:`\tilde\sigma`. Gauss-Legendre quadrature in :math:`\ell` computes the integral of the
+polynomial up to rounding. Unlike the closed forms, it has no cancellation where :math:`h` is
+small.
 
 References:
     Lu et al., *DPM-Solver*, 2022, https://arxiv.org/abs/2206.00927 (proposition 3.1).
@@ -65,11 +66,11 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
 class Variable(ABC):
-    """Abstract: what a polynomial is a polynomial of."""
+    """Base class for the variables of the polynomials."""
 
     @abstractmethod
     def __call__(self, sde: SDE, ell: Array) -> Array:
-        """Returns its value where half the log-SNR is ``ell``."""
+        """Returns the variable's value where half the log-SNR is ``ell``."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +99,19 @@ class Time(Variable):
 
 @dataclass(frozen=True)
 class Integral(ABC):
-    """Abstract: one of the integrals above, with a polynomial for what is not known."""
+    """Base class for the integrals above, with a polynomial in place of the unknown output."""
 
     @abstractmethod
     def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the model's output that the integral is over."""
+        """Returns the model output that is integrated."""
 
     @abstractmethod
     def scale(self, a: Node, b: Node) -> float:
-        """Returns the coefficient of the state on the way from ``a`` to ``b``."""
+        """Returns the coefficient of the state in the step from ``a`` to ``b``."""
 
     @abstractmethod
     def kernel(self, ell: Array, b: Node) -> Array:
-        """Returns what multiplies the output in the integral."""
+        """Returns the factor of the output in the integral."""
 
     @property
     @abstractmethod
@@ -118,7 +119,7 @@ class Integral(ABC):
         """The variable of the polynomial."""
 
     def on(self, sde: SDE) -> "Integral":
-        """Returns the integral that is finite for a process."""
+        """Returns the form of the integral that is finite for a process."""
         return self
 
     def weights(self, sde: SDE, a: Node, b: Node, points: Sequence[Node]) -> list[float]:
@@ -130,15 +131,16 @@ class Integral(ABC):
 
 
 def _quadrature(sde: SDE, a: Node, b: Node) -> tuple[Array, Array]:
-    r"""Returns places and weights of an integral over half the log-SNR from ``a`` to ``b``.
+    r"""Returns nodes and weights of a quadrature over half the log-SNR from ``a`` to ``b``.
 
-    Where the SNR is zero at t = 1 it is taken in b, by :math:`d\ell = \tfrac12 \coth(b/2) \, db`,
-    and from b = 0 on in :math:`b^{1/4}`, since kernels begin like a power of b there.
+    Where the SNR is zero at t = 1 the integral is over b, by :math:`d\ell = \tfrac12 \coth(b/2) \,
+    db`. If it starts at b = 0, it is over :math:`b^{1/4}`, since kernels begin like a power of b
+    there.
     """
     if not sde.zero_snr:
         half = 0.5 * (b.ell - a.ell)
         return a.ell + half * (1 + _POINTS), half * _WEIGHTS
-    power = 4 if a.place < 1e-6 else 1  # zero but for rounding
+    power = 4 if a.place < 1e-6 else 1  # zero up to rounding
     first, last = a.place ** (1 / power), b.place ** (1 / power)
     half = 0.5 * (last - first)
     root = first + half * (1 + _POINTS)
@@ -157,16 +159,16 @@ def lagrange(x: Array, points: Array) -> Array:
 
 @dataclass(frozen=True)
 class NoiseIntegral(Integral):
-    """The integral over the expected noise.
+    """The integral over the predicted noise.
 
     Arguments:
-        by: The variable of the polynomial.
+        by: Variable of the polynomial.
     """
 
     by: Variable
 
     def on(self, sde: SDE) -> Integral:
-        """The integral over the denoised estimate where the noise has no limit in these terms."""
+        """Returns the integral over the denoised estimate if this form has no limit."""
         return DataIntegral() if sde.zero_snr else self
 
     @property
@@ -185,10 +187,10 @@ class NoiseIntegral(Integral):
 
 @dataclass(frozen=True)
 class DataIntegral(Integral):
-    r"""The integral over the expected data, with a polynomial in half the log-SNR.
+    r"""The integral over the denoised estimate, with a polynomial in half the log-SNR.
 
     Arguments:
-        tau: The noise scale :math:`\tau`, non-negative.
+        tau: Noise scale :math:`\tau`, non-negative.
     """
 
     tau: float = 0.0
@@ -209,14 +211,14 @@ class DataIntegral(Integral):
         return b.alpha * kappa * np.exp(-kappa * (b.ell - ell))
 
     def noise(self, a: Node, b: Node) -> float:
-        """Returns the standard deviation of the noise on the way from ``a`` to ``b``."""
+        """Returns the standard deviation of the noise of the step from ``a`` to ``b``."""
         if self.tau == 0:
             return 0.0
         return b.sigma * math.sqrt(-math.expm1(-2 * self.tau**2 * (b.ell - a.ell)))
 
 
 class Planner:
-    """Writes a plan of stages down, and remembers where the model has been evaluated.
+    """Builder of a plan of stages, which tracks the evaluations of the model.
 
     Arguments:
         sde: The process.
@@ -230,7 +232,7 @@ class Planner:
         self.evaluated: list[Node] = []
 
     def row(self, a: Node, b: Node, points: Sequence[Node], noise: float = 0.0) -> LinearUpdate:
-        """Returns the row from ``a`` to ``b`` by the polynomial through ``points``."""
+        """Returns the update from ``a`` to ``b`` by the polynomial through ``points``."""
         weights = self.integral.weights(self.sde, a, b, points)
         return self.weighted(a, b, points, weights, noise)
 
@@ -242,8 +244,8 @@ class Planner:
         weights: Sequence[float],
         noise: float = 0.0,
     ) -> LinearUpdate:
-        """Returns the row from ``a`` to ``b`` with the weights of the outputs at ``points``."""
-        # Of two outputs at one node, the newer counts.
+        """Returns the update from ``a`` to ``b`` with the weights of the outputs at ``points``."""
+        # If two outputs are at one node, the newer is used.
         places = [self.evaluated.index(point) for point in points]
         spread = [0.0] * (max(places) + 1)
         for place, weight in zip(places, weights, strict=True):
@@ -251,26 +253,26 @@ class Planner:
         return LinearUpdate(self.integral.scale(a, b), tuple(spread), (noise,) if noise else ())
 
     def evaluate(self, at: Node) -> None:
-        """Notes an evaluation, before the rows that use it."""
+        """Records an evaluation, before the updates that use it."""
         self.evaluated.insert(0, at)
         del self.evaluated[_REMEMBERED:]
 
     def step(self, a: Node, b: Node, points: Sequence[Node], noise: float = 0.0) -> None:
-        """Adds a step from ``a`` to ``b`` with a pass at ``a``, by values at ``points``."""
+        """Adds a step from ``a`` to ``b`` by values at ``points``, with an evaluation at ``a``."""
         self.evaluate(a)
         self.stages.append(Stage(a, b, self.row(a, b, points, noise)))
 
     def single_step(self, a: Node, b: Node, order: int) -> None:
-        r"""Adds a step from ``a`` to ``b`` of order 1, 2 or 3, with as many passes.
+        r"""Adds a step from ``a`` to ``b`` of order 1, 2 or 3, with one evaluation per order.
 
         Order 2 goes through the middle :math:`m` in :math:`\ell`, and integrates the line through
-        the values at :math:`a` and :math:`m`. The value at :math:`m` errs by :math:`O(h^2)`, the
-        line by :math:`O(h^2)`, the step by :math:`O(h^3)`.
+        the values at :math:`a` and :math:`m`. The value at :math:`m` has an error of
+        :math:`O(h^2)`, the line :math:`O(h^2)`, the step :math:`O(h^3)`.
 
         Order 3 goes through :math:`p` at a third and :math:`q` at two thirds, where the value at
-        :math:`q` errs by :math:`O(h^3)` as of order 2, and integrates the line through :math:`a`
-        and :math:`q`: since :math:`\int_0^h u (u - \tfrac23 h) \, du = 0`, the line errs by
-        :math:`O(h^4)` under the integral (Radau's rule).
+        :math:`q`, of order 2, has an error of :math:`O(h^3)`, and integrates the line through
+        :math:`a` and :math:`q`: since :math:`\int_0^h u (u - \tfrac23 h) \, du = 0`, the integral
+        of the line has an error of :math:`O(h^4)` (Radau's rule).
         """
         inner = [a.place + (b.place - a.place) * i / order for i in range(1, order)]
         nodes = [a, *Node.at(self.sde, inner)] if inner else [a]
@@ -283,5 +285,5 @@ class Planner:
 
 
 def rising(nodes: Sequence[Node], i: int, order: int) -> list[Node]:
-    """Returns the newest nodes up to number ``i``, at most as many as the order, newest first."""
+    """Returns the newest nodes up to number ``i``, at most ``order`` of them, newest first."""
     return [nodes[j] for j in range(i, max(i - order, -1), -1)]

@@ -1,4 +1,4 @@
-"""The reverse SDE in steps of each sample's own."""
+"""Adaptive solver of the reverse SDE, with separate steps for each sample."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from scoresde.solvers.base import State
 
 @dataclass(frozen=True)
 class GottaGoFast(Sampler):
-    r"""The reverse SDE by Heun's method, each sample in steps that it needs.
+    r"""Heun's method for the reverse SDE, with adaptive steps for each sample.
 
-    See :mod:`scoresde.solvers.stochastic_heun` for a step, its error and its orders. A sample has
-    its own step sizes, rejections, and end, so that it does not depend on its batch mates; those
-    that have ended cost nothing any more. The noise is that of one Brownian path per sample, the
-    one of ``along_path=True`` of a :class:`GridSampler`. Every attempt costs two passes.
+    See :mod:`scoresde.solvers.stochastic_heun` for a step, its error and its orders. Each sample
+    has its own step sizes, rejections and end, so it does not depend on the rest of the batch. A
+    sample that has ended costs nothing. The noise follows one Brownian path per sample, as with
+    ``along_path=True`` of a :class:`GridSampler`. Every attempt costs two network evaluations.
 
-    The published runs take rtol from 0.01 (careful) to 0.1 (fast), and as atol half a level of
-    8-bit images: 1/128 for data in [-1, 1], 1/256 for data in [0, 1].
+    The paper uses rtol from 0.01 (accurate) to 0.1 (fast), and as atol half a level of 8-bit
+    images: 1/128 for data in [-1, 1], 1/256 for data in [0, 1].
 
     References:
         Jolicoeur-Martineau et al., *Gotta go fast when generating data with score-based models*,
         2021, https://arxiv.org/abs/2105.14080 (algorithm 1).
 
     Arguments:
-        rtol: The relative tolerance of a step, not negative.
-        atol: The absolute tolerance of a step in model units, positive.
-        first_step: The size of the first step in t, in (0, 1].
-        safety: The factor of every step size, in (0, 1].
-        power: The exponent with which a step size answers to its error, in (0, 1].
-        max_steps: How many steps a sample may try, positive.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there, for one pass more.
+        rtol: Relative tolerance of a step, not negative.
+        atol: Absolute tolerance of a step in model units, positive.
+        first_step: Size of the first step in t, in (0, 1].
+        safety: Safety factor of every step size, in (0, 1].
+        power: Exponent of the error in the rule for the next step size, in (0, 1].
+        max_steps: Maximum number of attempted steps per sample, positive.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``, for one more evaluation.
     """
 
     rtol: float = 0.05

@@ -14,13 +14,13 @@ from scoresde.streams import Purpose
 
 @dataclass(frozen=True)
 class LangevinDynamics(Sampler):
-    r"""Langevin dynamics at the time ``eps`` alone, from the prior.
+    r"""Langevin dynamics at the single time ``eps``, started from the prior.
 
     .. math:: x \leftarrow x + \delta \, \nabla_x \log p(x) + \sqrt{2 \delta} \, z
 
-    It asks the model for the score of one time, so it is the sampler for a model trained at one
-    (:class:`~scoresde.loss.ExplicitScoreMatching`, :class:`~scoresde.loss.OneLevel`). Modes far
-    apart keep the share of samples that reached them: the chain does not pass between them.
+    It evaluates the score at one time only, so it suits a model trained at one noise level
+    (:class:`~scoresde.loss.ExplicitScoreMatching`, :class:`~scoresde.loss.OneLevel`). The chain
+    does not move between distant modes, so each keeps the share of samples that first reached it.
     On :math:`N(0, V)` it ends with the variance :math:`V / (1 - \delta / 2V)`.
 
     References:
@@ -28,8 +28,8 @@ class LangevinDynamics(Sampler):
         approximations*, 1996.
 
     Arguments:
-        steps: The number of steps, positive.
-        delta: The step, in squared model units, positive; stable below two variances of the
+        steps: Number of steps, positive.
+        delta: Step size, in squared model units, positive; stable below twice the variance of the
             narrowest direction.
 
     Example:

@@ -1,12 +1,12 @@
 r"""Samplers as lists of linear stages, computed before the first network pass.
 
-All that a fixed-step sampler does to its state is linear in the state, in the model's outputs and
-in the noise, with coefficients that depend on the times alone,
+Every update of a fixed-step sampler is linear in the state, in the model's outputs and in the
+noise, with coefficients that depend only on the times,
 
 .. math:: x' = a \, x + \sum_j w_j h_j + \sum_j n_j z_j ,
 
-where :math:`h_j` are outputs of the model, the newest first, and :math:`z_j` independent standard
-normal noises of the same step, likewise. All coefficients are computed once, on the host and in
+where :math:`h_j` are outputs of the model and :math:`z_j` independent standard normal noises of
+the same step, both with the newest first. All coefficients are computed once, on the host and in
 float64. Each :class:`Stage` is then a network pass and a few additions, without a synchronisation.
 """
 
@@ -29,15 +29,15 @@ __getattr__ = renamed(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    r"""A time of a walk, and what the process is there.
+    r"""A time of the grid and the values of the process there.
 
     Arguments:
         t: The time, float64 ``()``.
-        alpha: The signal's scale.
-        sigma: The noise's standard deviation, positive.
-        ell: Half the log-SNR, :math:`\ell = \log (\alpha / \sigma)`, which rises along a grid.
-        place: The variable in which polynomials are taken and steps divided: :math:`\ell`, or the
-            bounded variable b where the SNR is zero at t = 1 (see :class:`~scoresde.sde.SDE`).
+        alpha: Scale of the signal.
+        sigma: Standard deviation of the noise, positive.
+        ell: Half the log-SNR, :math:`\ell = \log (\alpha / \sigma)`, which increases along a grid.
+        place: Variable for polynomials and for the division of steps: :math:`\ell`, or the bounded
+            variable b where the SNR is zero at t = 1 (see :class:`~scoresde.sde.SDE`).
     """
 
     t: Tensor
@@ -76,12 +76,13 @@ class Node:
 
 @dataclass(frozen=True)
 class LinearUpdate:
-    """The coefficients of one linear update.
+    """Coefficients of one linear update.
 
     Arguments:
-        scale: That of the state.
-        outputs: Those of the model's outputs, the newest first.
-        noises: Those of the step's noises, the newest first; the newest is drawn for this row.
+        scale: Coefficient of the state.
+        outputs: Coefficients of the model's outputs, the newest first.
+        noises: Coefficients of the step's noises, the newest first; the newest is drawn for this
+            update.
     """
 
     scale: float
@@ -98,14 +99,14 @@ class LinearUpdate:
         return y
 
     def then(self, factor: float, noise: float = 0.0) -> "LinearUpdate":
-        """Returns this row, followed by a factor and by noise of its own."""
+        """Returns this update followed by a factor and by independent noise."""
         assert not self.noises or noise == 0
         scaled = (tuple(factor * w for w in ws) for ws in (self.outputs, self.noises))
         row = LinearUpdate(factor * self.scale, *scaled)
         return replace(row, noises=(noise,)) if noise else row
 
     def in_data(self, alpha: float, sigma: float) -> "LinearUpdate":
-        r"""Returns this update by one predicted noise as one by the denoised estimate.
+        r"""Converts an update by one predicted noise to an update by the denoised estimate.
 
         With :math:`\hat z = (x - \alpha D) / \sigma` the coefficients stay finite towards zero
         SNR, where those of x and of the noise cancel.
@@ -117,16 +118,16 @@ class LinearUpdate:
 
 @dataclass(frozen=True)
 class Stage:
-    """One network pass, and the update that follows it.
+    """One network evaluation and the update that follows it.
 
     Arguments:
-        at: Where the model is evaluated.
-        to: Where the update leads.
-        row: The update, of the state with which the step began.
-        begins: Whether the state reached so far begins a step; ``False`` for a further stage.
+        at: Node of the model evaluation.
+        to: Node at the end of the update.
+        row: Update of the state at the start of the step.
+        begins: Whether the current state is the start of a step; False for a further stage.
         ends: Whether the update ends a step.
-        correction: An update of the state with which the *last* step began that replaces the
-            state reached so far, once the output at ``at`` is known.
+        correction: Update of the state at the start of the *last* step; once the output at ``at``
+            is known, its result replaces the current state.
     """
 
     at: Node
@@ -146,10 +147,10 @@ class PlannedSampler(GridSampler):
         """Returns the stages along nodes, at least two."""
 
     def evaluate(self, field: Conditioned, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the output of the model that the updates are for.
+        """Returns the model output that the updates use.
 
-        It is the predicted noise; the denoised estimate where the SNR is zero at t = 1, since the
-        noise says nothing of the data there.
+        This is the predicted noise. Where the SNR is zero at t = 1 it is the denoised estimate,
+        since the noise contains no information on the data there.
         """
         return field.denoise(x, t) if field.sde.zero_snr else field.noise(x, t)
 
@@ -173,18 +174,18 @@ def run_stages(
     noise: Noise,
     report: ProgressReporter,
 ) -> Tensor:
-    """Carries out stages on states ``(B, *)``.
+    """Applies stages to states ``(B, *)``.
 
     Arguments:
         stages: The stages, at least one.
-        evaluate: Returns the model's output that their rows are for.
+        evaluate: Returns the model output that the updates use.
         field: The model.
         x: The states.
-        noise: Where their noise comes from.
+        noise: Source of the noise.
         report: Called after every step.
     """
     base, noises = x, deque[Tensor]()
-    # Older outputs are let go of: memory is that of the longest row.
+    # Older outputs are freed: memory holds only the outputs of the longest update.
     outputs = deque[Tensor](maxlen=max(_reach(stage) for stage in stages))
     steps = sum(stage.ends for stage in stages)
     for i, stage in enumerate(stages):

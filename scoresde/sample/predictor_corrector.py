@@ -1,4 +1,4 @@
-"""Predictor-corrector: Langevin corrections between the steps of the reverse process."""
+"""Predictor-corrector sampling: Langevin corrections between steps of the reverse process."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,20 +16,20 @@ from scoresde.streams import Purpose
 
 @dataclass(frozen=True)
 class PredictorCorrector(GridSampler):
-    """Corrects the state at every time of the grid, then predicts the next.
+    """Predictor-corrector sampler: corrects the state at each time, then predicts the next.
 
-    It takes ``1 + corrector.steps`` network passes an interval.
+    Each step takes ``1 + corrector.steps`` network evaluations.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (algorithm 1).
 
     Arguments:
-        steps: The number of intervals, positive.
-        grid: How they are spaced; uniform in time by default.
-        predictor: The step of the reverse process.
-        corrector: The corrections at each time, or ``None``.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive.
+        grid: Spacing of the times; uniform in t by default.
+        predictor: Step of the reverse process.
+        corrector: Corrections at each time, or None.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> from scoresde import GaussianModel, VESDE
@@ -56,7 +56,7 @@ class PredictorCorrector(GridSampler):
 
     @property
     def convergence(self) -> int | None:
-        """1, weakly, on any grid; unknown with a corrector, whose bias is not one of the steps."""
+        """1, weakly, on any grid; None with a corrector, which adds a bias of its own."""
         return 1 if self.corrector is None else None
 
     def integrate(
@@ -81,7 +81,7 @@ class PredictorCorrector(GridSampler):
         noise: Noise,
         quiet: bool = False,
     ) -> Tensor:
-        """Corrects states, and takes step ``i``: to its mean alone if it is to be quiet."""
+        """Corrects states and takes step ``i``, without its noise if ``quiet``."""
         corrections = int(self.corrector.steps) if self.corrector else 0
         for j in range(corrections):
             assert self.corrector is not None

@@ -1,7 +1,7 @@
 r"""Predictors: one step of the reverse process, from time t to the earlier time s.
 
-All of them need only :math:`\alpha` and :math:`\sigma` (and :math:`f, g`, which follow), and the
-step of the forward process that they reverse, :math:`x_t = a x_s + \tau z`.
+All predictors need only :math:`\alpha` and :math:`\sigma` (and :math:`f, g`, which follow), and
+the step of the forward process that they reverse, :math:`x_t = a x_s + \tau z`.
 
 References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (sections 3.3, E and F).
@@ -30,12 +30,12 @@ class Interval:
     r"""A step of the forward process, from the time s to the later t.
 
     Arguments:
-        t: The later time, float64 ``()``.
-        h: Its length t - s.
-        a: The factor :math:`a` of :math:`x_t = a x_s + \tau z`.
-        tau: The standard deviation :math:`\tau`.
-        sigma_t: The noise at t.
-        sigma_s: The noise at s.
+        t: Later time, float64 ``()``.
+        h: Length t - s of the step.
+        a: Factor :math:`a` of :math:`x_t = a x_s + \tau z`.
+        tau: Standard deviation :math:`\tau`.
+        sigma_t: Standard deviation of the noise at t.
+        sigma_s: Standard deviation of the noise at s.
     """
 
     t: Tensor
@@ -53,21 +53,21 @@ class Interval:
 
 
 class Predictor(ABC):
-    """Abstract step of the reverse process, with one network pass."""
+    """Base class for steps of the reverse process with one network evaluation."""
 
     @abstractmethod
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:
-        """Returns the step's coefficients, of the state, the expected noise and the noise."""
+        """Returns the step's coefficients of the state, the predicted noise and the noise."""
 
     def update(self, sde: SDE, step: Interval) -> LinearUpdate:
-        r"""Returns the step's update by the output that :meth:`PlannedSampler.evaluate` names.
+        r"""Returns the step's update by the output that :meth:`PlannedSampler.evaluate` returns.
 
         From zero SNR the step is the posterior, :math:`x_s = \alpha_s D + \sigma_s z`, for every
-        predictor: nothing else has a limit there.
+        predictor: no other step has a limit there.
         """
         if not sde.zero_snr:
             return self.row(sde, step)
-        if step.a < 1e-6:  # no signal but for rounding
+        if step.a < 1e-6:  # no signal, up to rounding
             return LinearUpdate(0.0, (float(sde.alpha(step.t - step.h)),), (step.sigma_s,))
         return self.row(sde, step).in_data(float(sde.alpha(step.t)), step.sigma_t)
 
@@ -78,7 +78,7 @@ class Predictor(ABC):
 
 
 def leave_zero_snr(field: Conditioned, x: Tensor, s: float, noise: Noise) -> Tensor:
-    r"""Returns states at the time s after t = 1, drawn by the posterior.
+    r"""Draws states at the time s that follows t = 1 from the posterior.
 
     .. math:: x_s = \alpha_s D(x_1, 1) + \sigma_s z
     """
@@ -102,14 +102,14 @@ class EulerMaruyamaPredictor(Predictor):
 
 @dataclass(frozen=True)
 class ReverseDiffusionPredictor(Predictor):
-    r"""The forward step, reversed as it is: the reverse diffusion sampler.
+    r"""The reverse diffusion sampler, a direct reversal of the forward step.
 
     With :math:`x_t - x_s = (a - 1) x_s + \tau z` discretising the forward SDE,
 
     .. math:: x_s = x - (a - 1) x + \tau^2 \nabla_x \log p_t(x) + \tau z .
 
     References:
-        Song et al. 2021, equation 46, with the exact transition for the discretisation.
+        Song et al. 2021, equation 46, with the exact transition as the discretisation.
     """
 
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:
@@ -118,15 +118,15 @@ class ReverseDiffusionPredictor(Predictor):
 
 @dataclass(frozen=True)
 class AncestralPredictor(Predictor):
-    r"""The posterior :math:`q(x_s \mid x_t, x_0)` with the expected data for :math:`x_0`.
+    r"""The posterior :math:`q(x_s \mid x_t, x_0)` with the denoised estimate for :math:`x_0`.
 
     .. math::
         x_s = \frac{x - (\tau^2 / \sigma_t) \hat z}{a}
             + \left( \frac{\sigma_s}{\sigma_t} \right)^{1 - v} \tau \, z
 
-    It is Bayes' rule on two Gaussians (:meth:`scoresde.sde.SDE.posterior`), so every linear SDE
-    has it, sub-VP too. For VP it is DDPM's ancestral sampling, for VE that of SMLD. Two choices of
-    the variance bound the right one: that of the posterior, exact for data at one point, and
+    It is Bayes' rule on two Gaussians (:meth:`scoresde.sde.SDE.posterior`), so it applies to every
+    linear SDE, including sub-VP. For VP it is the ancestral sampling of DDPM, for VE that of SMLD.
+    Two choices bound the correct variance: that of the posterior, exact for data at one point, and
     :math:`\tau^2`, DDPM's :math:`\beta_i`, exact for data :math:`N(0, I)`.
 
     References:
@@ -135,8 +135,9 @@ class AncestralPredictor(Predictor):
         between).
 
     Arguments:
-        variance: Where between them, in the logarithm: :math:`v = 0` is the posterior's variance
-            (DDPM's "fixed small"), 1 is :math:`\tau^2` ("fixed large"); in [0, 1].
+        variance: Position :math:`v` between the two in the logarithm: :math:`v = 0` is the
+            posterior's variance (DDPM's "fixed small"), 1 is :math:`\tau^2` ("fixed large"); in
+            [0, 1].
     """
 
     variance: float = 0.0
@@ -156,14 +157,14 @@ class AncestralPredictor(Predictor):
 
 @dataclass(frozen=True)
 class ChainPredictor(Predictor):
-    r"""A step of the model's own chain: the one that a :class:`DiscreteBound` bounds.
+    r"""A step of the model's discrete chain, whose likelihood a :class:`DiscreteBound` bounds.
 
     .. math:: x_s = \mu(x, D) + \sqrt{v} \, z,
 
-    with the mean of :meth:`scoresde.sde.SDE.posterior` at the denoised data, and a variance that
-    may depend on the state, and be learned. On the times of a chain
-    (``PredictorCorrector(steps=chain.steps - 1, predictor=ChainPredictor(), corrector=None)``)
-    the samples have the law whose likelihood the bound bounds.
+    with the mean of :meth:`scoresde.sde.SDE.posterior` at the denoised estimate, and a variance
+    that may depend on the state and may be learned. On the times of a chain
+    (``PredictorCorrector(steps=chain.steps - 1, predictor=ChainPredictor(), corrector=None)``) the
+    samples have the law whose likelihood is bounded.
 
     References:
         Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (equation 15).
@@ -182,7 +183,7 @@ class ChainPredictor(Predictor):
             )
 
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:
-        """Returns the step with the posterior's variance, all of it that is linear."""
+        """Returns the linear part of the step, with the posterior's variance."""
         return AncestralPredictor().row(sde, step)
 
     def __call__(self, field: Conditioned, x: Tensor, step: Interval, z: Tensor) -> Tensor:

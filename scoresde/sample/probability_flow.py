@@ -22,13 +22,13 @@ from scoresde.solvers.base import State
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Sampler):
-    r"""The probability-flow ODE by an adaptive solver.
+    r"""The probability-flow ODE, integrated by an adaptive solver.
 
     .. math:: \frac{dx}{dt} = f x - \tfrac12 g^2 \nabla_x \log p_t(x)
 
-    from :math:`t = 1` to ``eps``; :meth:`encode` goes the other way. The network is never
-    evaluated below ``eps`` or above 1. Each sample has its own step sizes (see
-    :mod:`scoresde.solvers.runge_kutta`), so that it does not depend on its batch mates.
+    from :math:`t = 1` to ``eps``; :meth:`encode` integrates in the opposite direction. The network
+    is never evaluated below ``eps`` or above 1. Each sample has its own step sizes (see
+    :mod:`scoresde.solvers.runge_kutta`), so it does not depend on the rest of the batch.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (equation 13).
@@ -36,13 +36,13 @@ class ProbabilityFlow(Sampler):
     Arguments:
         rtol: Relative tolerance of a step, positive.
         atol: Absolute tolerance of a step, positive.
-        method: The ODE method, an object or its short name (see
+        method: ODE method, an object or its short name (see
             :class:`~scoresde.solvers.AdaptiveODE`).
-        probes: Measures the log-density of the samples in the same solution, and how (see
-            :class:`~scoresde.Likelihood`); ``None``: not at all.
-        clock: The variable in which the flow is solved (see :mod:`scoresde.likelihood.flow`).
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        probes: Probes for the log-density of the samples, computed in the same solution (see
+            :class:`~scoresde.Likelihood`). If None, it is not computed.
+        clock: Variable of integration of the flow (see :mod:`scoresde.likelihood.flow`).
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
 
     Example:
         >>> from scoresde import GaussianModel, VPSDE
@@ -130,10 +130,10 @@ class ProbabilityFlow(Sampler):
     ) -> Samples:
         """Maps data at time ``eps`` to its latent at time 1; arguments as for sampling.
 
-        A constraint has no part in it.
+        The constraint is not applied.
 
         Returns:
-            The latents in the field ``x``, with shape ``(B, *)``, and the network passes.
+            The latents in the field ``x``, with shape ``(B, *)``, and the network evaluations.
         """
         eps = self.check(model)
         check_data(x)

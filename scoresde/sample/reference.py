@@ -1,11 +1,11 @@
-r"""Predictor-corrector sampling as the reference implementation does it, to reproduce its samples.
+r"""Predictor-corrector sampling of the reference implementation, to reproduce its samples.
 
 The published figures of Song et al. 2021 were made with steps that differ from the equations in
-four ways. :class:`ReferencePredictorCorrector` copies them; nothing else in this package does.
+four points. Only :class:`ReferencePredictorCorrector` copies them.
 
 1. *The step rule.* N steps are taken at the N times :math:`t_0 = 1, \ldots, t_{N-1} = \epsilon`,
-   equally spaced by :math:`(1 - \epsilon) / (N - 1)`, but each is :math:`1/N` long. The whole way
-   is 1 and not :math:`1 - \epsilon`, and the last step starts at :math:`\epsilon`.
+   equally spaced by :math:`(1 - \epsilon) / (N - 1)`, but each is :math:`1/N` long. The total
+   length is 1 and not :math:`1 - \epsilon`, and the last step starts at :math:`\epsilon`.
 2. *The transition.* Ancestral and reverse-diffusion steps take :math:`a` and :math:`\tau` from a
    chain of N levels at :math:`i = \lfloor (N - 1) t \rfloor`:
 
@@ -18,9 +18,9 @@ four ways. :class:`ReferencePredictorCorrector` copies them; nothing else in thi
    ======  =============================  ================================================
 
    with :math:`\sigma_{-1} = 0`, while the score stays that of the continuous time.
-3. *The Langevin step* measures norms averaged over the batch
+3. *The Langevin step* uses norms averaged over the batch
    (:class:`~scoresde.sample.BatchMeanNorm`).
-4. *The end.* The last step adds no noise, and that is all of the denoising.
+4. *The end.* The last step adds no noise; there is no other denoising.
 
 References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (appendices F and G), and its code.
@@ -46,16 +46,16 @@ from scoresde.sde import SDE, VESDE, VPSDE, Betas, DiscreteVP, LinearBetas, SubV
 class ReferencePredictorCorrector(Sampler):
     """The published predictor-corrector sampler, with the quirks that its samples depend on.
 
-    For anything but reproduction take :class:`~scoresde.sample.PredictorCorrector`.
+    For any other purpose use :class:`~scoresde.sample.PredictorCorrector`.
 
     Arguments:
-        steps: The number N of steps, at least 2.
-        predictor: The step of the reverse process; the published ancestral sampling is
+        steps: Number N of steps, at least 2.
+        predictor: Step of the reverse process; the published ancestral sampling is
             ``AncestralPredictor(variance=1)`` for VP and ``AncestralPredictor()`` for VE.
-        corrector: The corrections at each time, or ``None``; published are
+        corrector: Corrections at each time, or None; published are
             ``Langevin(rule=BatchMeanNorm())`` and ``AnnealedLangevin()``.
-        eps: The last time at which the score is evaluated (see :class:`Sampler`).
-        final_denoise: Whether to apply Tweedie's formula too, which the reference does not.
+        eps: Last time at which the score is evaluated (see :class:`Sampler`).
+        final_denoise: Whether to apply Tweedie's formula at the end, which the reference does not.
     """
 
     steps: int = 1000
@@ -88,10 +88,10 @@ class ReferencePredictorCorrector(Sampler):
 
 
 def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:
-    """Returns the reference's step of a process, from a time float64 ``()``.
+    """Returns the reference's step of a process from a time, float64 ``()``.
 
     Raises:
-        InputError: If the reference has none for the SDE.
+        InputError: If the reference defines no step for the SDE.
     """
     h = 1 / steps
     # Its index is computed in float32, which decides where t lies just above or below a level.
@@ -109,7 +109,7 @@ def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:
             levels = np.geomspace(sde.sigma_min, sde.sigma_max, steps)
             now, before = levels[i], levels[i - 1] if i > 0 else 0.0
             tau = math.sqrt(now**2 - before**2)
-            # SMLD's noise is tau sigma_s / sigma_i of the chain; sigma_t is that of the score.
+            # SMLD's noise is tau sigma_s / sigma_i of the chain; sigma_t belongs to the score.
             return Interval(t, h, 1.0, tau, sigma, before / now * sigma)
     raise InputError(
         f"The reference has no chain of {steps} steps for {sde}; use PredictorCorrector, or as "

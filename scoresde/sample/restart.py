@@ -1,4 +1,4 @@
-"""Restart: go back to more noise, and come again."""
+"""Restart sampling: returns to a higher noise level and integrates again."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class RestartInterval:
     r"""An interval of noise levels that is integrated again.
 
     Arguments:
-        low: The relative noise level :math:`\sigma / \alpha` at which to go back, positive.
-        high: The level to go back to, above ``low``.
-        steps: The steps from there to ``low``, positive, equal in the log-SNR.
-        repeats: How often, positive.
+        low: Relative noise level :math:`\sigma / \alpha` that triggers a restart, positive.
+        high: Level to restart from, above ``low``.
+        steps: Number of steps from ``high`` to ``low``, positive, equal in the log-SNR.
+        repeats: Number of restarts, positive.
     """
 
     low: float = 0.06
@@ -43,27 +43,27 @@ class RestartInterval:
 @accepts_moved
 @dataclass(frozen=True)
 class Restart(Sampler):
-    r"""Restart sampling: a deterministic sampler that goes back to more noise on its way.
+    r"""Restart sampling: a deterministic sampler that returns to higher noise levels.
 
     When the noise has fallen to ``low``, it is raised to ``high`` as by the forward process,
 
     .. math:: \frac{x}{\alpha} \leftarrow \frac{x}{\alpha}
               + \sqrt{\tilde\sigma_{high}^2 - \tilde\sigma_{low}^2} \, z,
 
-    and the sampler goes down again; all of it ``repeats`` times. The noise makes the samples
-    forget the errors so far, while what follows stays a flow, which few steps solve. Noise changes
-    no marginal, so that the weak order is that of the sampler.
+    and the sampler integrates down to ``low`` again, ``repeats`` times in all. The noise makes the
+    samples forget earlier errors, while each part remains a flow, which needs few steps. Noise
+    changes no marginal, so the weak order is that of the sampler.
 
     References:
         Xu et al., *Restart sampling for improving generative processes*, 2023,
         https://arxiv.org/abs/2306.14878 (algorithm 2).
 
     Arguments:
-        sampler: What goes down: a deterministic sampler, whose steps and grid count.
-        intervals: The pieces to go again, the noisiest first; each begins at the time of the grid
-            that is nearest to its ``low``.
-        eps: The time to stop at (see :class:`Sampler`); that of ``sampler`` does not count.
-        final_denoise: Whether to return the expected data there.
+        sampler: Deterministic sampler; its steps and grid are used.
+        intervals: Intervals to repeat, the noisiest first; each begins at the time of the grid
+            nearest to its ``low``.
+        eps: Time to stop at (see :class:`Sampler`); that of ``sampler`` is ignored.
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     sampler: PlannedSampler = field(default_factory=lambda: Heun(steps=17, grid=KarrasGrid()))
@@ -80,14 +80,14 @@ class Restart(Sampler):
 
     @property
     def convergence(self) -> int | None:
-        """The order of the sampler that goes down, weakly."""
+        """The weak order, which is the order of ``sampler``."""
         return self.sampler.convergence
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
-        """Returns the stages along nodes, with the intervals that are repeated.
+        """Returns the stages along nodes, including the repeated intervals.
 
         Raises:
-            InputError: If the nodes have none to begin a loop at.
+            InputError: If no node can begin an interval.
         """
         stages: list[Stage] = []
         for interval in self.intervals:
@@ -121,6 +121,6 @@ class Restart(Sampler):
 
 
 def _between(sde: SDE, high: float, low: Node, steps: int) -> list[Node]:
-    """Returns nodes from a level to a node, which is left out, equal in the log-SNR."""
+    """Returns nodes equal in the log-SNR from a level to a node, which is excluded."""
     first = -math.log(high)
     return Node.at_ell(sde, [first + (low.ell - first) * i / steps for i in range(steps)])

@@ -1,4 +1,4 @@
-"""Restoring examples along a bridge, from the source to the data."""
+"""Restoration of examples along a bridge, from the source to the data."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,30 +19,31 @@ from scoresde.times import Grid, UniformGrid
 
 @dataclass(frozen=True)
 class Restore(Sampler):
-    r"""The steps of a bridge: keep a share of the state, and take the rest from the data.
+    r"""Sampler of a bridge: each step mixes the state with the denoised estimate.
 
     .. math:: \hat x_1 = y + \nu(1) \, n, \qquad
               \hat x_s = r \, \hat x_t + (1 - r) \, D(\hat x_t, t) + \tau \, n,
               \qquad r = w_s / w_t
 
-    One network pass a step. With one step it is :math:`D(\hat x_1, 1) = E[x_0 \mid y]`, of least
-    squared error; with many, draws. A model that is given the source draws from
-    :math:`p(x_0 \mid y)` in the limit, if the bridge has noise.
+    Each step takes one network evaluation. With one step the result is :math:`D(\hat x_1, 1) =
+    E[x_0 \mid y]`, which has the least squared error. With many steps it is a draw: a model that
+    takes the source as a condition draws from :math:`p(x_0 \mid y)` in the limit, if the bridge
+    has noise.
 
-    Without noise it is Euler's method on :math:`dx/dt = w' (x - D) / w`. For jointly Gaussian
+    Without noise this is Euler's method on :math:`dx/dt = w' (x - D) / w`. For jointly Gaussian
     pairs in one dimension its limit is :math:`\hat x = \sqrt{C_{xx} / C_{yy}} \, y`: a map between
-    the two laws, and no draw of :math:`p(x_0 \mid y)`.
+    the two laws, not a draw from :math:`p(x_0 \mid y)`.
 
     References:
         Delbracio and Milanfar 2023, https://arxiv.org/abs/2303.11435; Liu et al. 2023,
         https://arxiv.org/abs/2302.05872 (equation 4).
 
     Arguments:
-        steps: The number of steps, positive.
-        noise: The factor of all noise, in [0, 1]: 1 adds that of the process, and 0 none, so the
+        steps: Number of steps, positive.
+        noise: Factor of all noise, in [0, 1]: 1 adds the noise of the process, 0 none, so the
             result is a function of the source.
-        grid: How the steps are spaced; uniform in time by default.
-        eps: The time to stop at; 0 by default, the data.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at; 0, the data, by default.
 
     Example:
         >>> from scoresde.model import GaussianBridge
@@ -87,16 +88,16 @@ class Restore(Sampler):
 
         Arguments:
             model: A model of a bridge.
-            shape: The shape ``(B, *)``; that of the source by default.
-            latent: The states at t = 1 to start from, in place of the source and its noise.
+            shape: Shape ``(B, *)``; that of the source by default.
+            latent: States at t = 1 to start from, in place of the source and its noise.
             seed: Seed of the random streams. If None, a new one is drawn.
-            seeds: The index of each example's stream; ``range(B)`` by default.
+            seeds: Index of each example's stream; ``range(B)`` by default.
             callback: Called with a :class:`Step` after every step.
             progress: Whether to show the progress.
             **cond: The ``source`` ``(B, *)`` in model units, and other conditions.
 
         Raises:
-            InputError: If the source is missing, or the model is not one of a bridge.
+            InputError: If the source is missing, or the model is not a model of a bridge.
         """
         if shape is None and latent is None and isinstance(cond.get("source"), Tensor):
             shape = cond["source"].shape
@@ -137,23 +138,23 @@ class Restore(Sampler):
 
 @dataclass(frozen=True)
 class InterpolantSDE(Sampler):
-    r"""Euler-Maruyama on a stochastic interpolant, with any noise on the path.
+    r"""Euler-Maruyama on a stochastic interpolant, with any amount of noise.
 
     .. math:: x_s = x_t - h \, (u - \epsilon \, \nabla \log p_t) + \sqrt{2 \epsilon h} \, n,
               \qquad h = t - s
 
-    Every :math:`\epsilon \ge 0` has the same marginals in the limit of many steps; 0 is the ODE.
-    For a model of two networks, two passes a step.
+    Every :math:`\epsilon \ge 0` has the same marginals in the limit of many steps; 0 is the ODE. A
+    model of two networks takes two evaluations per step.
 
     References:
         Albergo et al. 2023, https://arxiv.org/abs/2303.08797 (theorems 7 and 8).
 
     Arguments:
-        steps: The number of steps, positive.
-        diffusion: The diffusion :math:`\epsilon`, at least 0.
-        grid: How the steps are spaced; uniform in time by default.
-        eps: The time to stop at (see :class:`Sampler`); 0 where the score is finite there.
-        final_denoise: Whether to return the denoised estimate there.
+        steps: Number of steps, positive.
+        diffusion: Diffusion :math:`\epsilon`, at least 0.
+        grid: Spacing of the times; uniform in t by default.
+        eps: Time to stop at (see :class:`Sampler`); 0 where the score is finite there.
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     kind = Model

@@ -1,7 +1,7 @@
-r"""Single-step methods: Heun, DPM-Solver and SEEDS, which look ahead within a step.
+r"""Single-step methods: Heun, DPM-Solver and SEEDS.
 
-They know no past, so that any grid will do and every step stands alone; the price is several
-network passes a step.
+They evaluate the model within a step and use no past values, so they work on any grid and every
+step is independent. Each step takes several network evaluations.
 """
 
 import math
@@ -26,9 +26,9 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class DPMSolver(PlannedSampler):
-    r"""DPM-Solver (single-step): a polynomial of the expected noise in the log-SNR.
+    r"""DPM-Solver (single-step): a polynomial of the predicted noise in the log-SNR.
 
-    Orders 2 and 3 evaluate the noise inside the step, at equal parts of it in :math:`\ell`
+    Orders 2 and 3 also evaluate the noise inside the step, at equal distances in :math:`\ell`
     (derived in :meth:`scoresde.sample.exponential.Planner.single_step`); the order holds on any
     grid.
 
@@ -36,11 +36,11 @@ class DPMSolver(PlannedSampler):
         Lu et al. 2022, https://arxiv.org/abs/2206.00927 (algorithms 1 and 2).
 
     Arguments:
-        steps: The number of intervals, positive; ``order`` network passes each.
-        grid: How they are spaced; uniform in time by default.
+        steps: Number of steps, positive; ``order`` network evaluations each.
+        grid: Spacing of the times; uniform in t by default.
         order: 1 (DDIM), 2 or 3.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     order: int = 2
@@ -64,32 +64,32 @@ class DPMSolver(PlannedSampler):
 
 @dataclass(frozen=True)
 class Heun(PlannedSampler):
-    r"""Heun's method in the relative noise level, with churn: the sampler of EDM.
+    r"""Heun's method in the relative noise level, with churn; the sampler of EDM.
 
     .. math:: \frac{d}{d\tilde\sigma} \frac{x}{\alpha} = \hat z
 
     by the trapezoidal rule, of order 2 on any grid. Before a step the noise may be raised, from
     :math:`\tilde\sigma` to :math:`(1 + \gamma) \tilde\sigma` with :math:`\gamma = \min(churn / N,
-    \sqrt 2 - 1)`: the state is perturbed as the forward process would, which changes no marginal,
-    and lets errors of earlier steps be forgotten. So with churn the weak order is 2, too. A level
-    is never raised above that of t = 1.
+    \sqrt 2 - 1)`: the state is perturbed as the forward process would, which changes no marginal
+    and reduces the errors of earlier steps. So with churn the weak order is also 2. A level is
+    never raised above that of t = 1.
 
-    The published sampler of N steps ends at zero noise with a denoising: that is ``steps=N - 1``
-    with ``KarrasGrid()`` and ``final_denoise=True``, in 2 N - 1 passes.
+    The published sampler of N steps ends at zero noise with a denoising: this is ``steps=N - 1``
+    with ``KarrasGrid()`` and ``final_denoise=True``, in 2 N - 1 evaluations.
 
     References:
         Karras et al. 2022, https://arxiv.org/abs/2206.00364 (algorithm 2, table 5).
 
     Arguments:
-        steps: The number of intervals, positive; two network passes each.
-        grid: How they are spaced; uniform in time by default.
-        churn: How much noise is added in all (:math:`S_{churn}`), non-negative.
-        churn_low: The lowest relative noise level that is raised (:math:`S_{tmin}`).
-        churn_high: The highest (:math:`S_{tmax}`).
-        churn_noise: The factor of the noise added (:math:`S_{noise}`), positive; slightly above
-            1 makes up for a network that removes too much.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive; two network evaluations each.
+        grid: Spacing of the times; uniform in t by default.
+        churn: Total amount of added noise (:math:`S_{churn}`), non-negative.
+        churn_low: Lowest relative noise level that is raised (:math:`S_{tmin}`).
+        churn_high: Highest relative noise level that is raised (:math:`S_{tmax}`).
+        churn_noise: Factor of the added noise (:math:`S_{noise}`), positive; slightly above 1
+            compensates for a network that removes too much.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     churn: float = 0.0
@@ -135,7 +135,7 @@ class Heun(PlannedSampler):
 
 
 def renoise(row: LinearUpdate, a: Node, b: Node, factor: float = 1.0) -> LinearUpdate:
-    r"""Returns a row that ends at ``a``, followed by the forward process to the noisier ``b``.
+    r"""Returns an update that ends at ``a``, followed by the forward process to the noisier ``b``.
 
     .. math:: x_b = \frac{\alpha_b}{\alpha_a} x_a
               + \alpha_b \sqrt{\tilde\sigma_b^2 - \tilde\sigma_a^2} \, z
@@ -156,29 +156,30 @@ class SEEDS(PlannedSampler):
         x_m &= a_{tm} x_t + w_{tm} D_t + n_{tm} z_1, \\
         x_s &= a_{ts} x_t + w_t D_t + w_m D_m + a_{ms} n_{tm} z_1 + n_{ms} z_2 ,
 
-    where the weights integrate the line through :math:`D_t` and :math:`D_m`, so that the noise of
-    the step is that of the exact solution along *one* Brownian motion.
+    where the weights integrate the line through :math:`D_t` and :math:`D_m`, so the noise of the
+    step is that of the exact solution along *one* Brownian motion.
 
     **The weak order.** With additive noise write :math:`b` for the drift and :math:`W` for the
-    noise so far. An error per step of mean :math:`O(h^3)`, and correlated with the noise by
+    noise since the start of the step. An error per step of mean :math:`O(h^3)`, and correlated
+    with the noise by
     :math:`O(h^3)`, makes weak order 2. The terms of lower order are :math:`b' \int_0^h W_u du`,
     which the middle gives as :math:`b' h W_{h/2}`: both have the covariance :math:`h^2 / 2` with
     :math:`W_h`; and :math:`\tfrac12 b'' \int W_u^2 du`, with the mean :math:`h^2 / 2`, as
     :math:`h W_{h/2}^2` has. The variance of the first differs by :math:`O(h^3)`. The order is that
-    of :class:`DPMSolverPPSDE` with two values; here nothing is late, so that the constant is
-    about a sixth, for two passes instead of one.
+    of :class:`DPMSolverPPSDE` with two values; here no response is late, so the constant is about
+    a sixth, for two evaluations instead of one.
 
     References:
         Gonzalez et al., *SEEDS: exponential SDE solvers for fast high-quality sampling from
         diffusion models*, 2023, https://arxiv.org/abs/2305.14267 (SEEDS-2).
 
     Arguments:
-        steps: The number of intervals, positive; two network passes each.
-        grid: How they are spaced; uniform in time by default.
-        tau: The noise scale (see :mod:`scoresde.sample.exponential`), non-negative; 1 is the
-            reverse SDE, 0 the flow.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        steps: Number of steps, positive; two network evaluations each.
+        grid: Spacing of the times; uniform in t by default.
+        tau: Noise scale (see :mod:`scoresde.sample.exponential`), non-negative; 1 is the reverse
+            SDE, 0 the flow.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     tau: float = 1.0

@@ -1,4 +1,4 @@
-"""The reverse SDE by torchsde's solvers."""
+"""Solvers of torchsde for the reverse SDE."""
 
 from dataclasses import dataclass, field, replace
 
@@ -14,25 +14,24 @@ from scoresde.solvers import Increments, Motion, SDESolver
 
 @dataclass(frozen=True)
 class TorchSDE(Sampler):
-    r"""The reverse SDE by one of torchsde's solvers, with fixed or adaptive steps.
+    r"""The reverse SDE, integrated by a solver of torchsde with fixed or adaptive steps.
 
-    It hands over :math:`\tau = 1 - t` as increasing time, with the same seeds per sample.
-    Adaptive steps are shared by the batch, so that a sample then depends a little on its mates;
-    for steps of its own take :class:`~scoresde.sample.GottaGoFast`.
+    The solver runs in the increasing time :math:`\tau = 1 - t`, with the same seeds per sample.
+    The batch shares adaptive steps, so a sample then depends slightly on the rest of the batch.
+    For separate steps use :class:`~scoresde.sample.GottaGoFast`.
 
     Arguments:
-        steps: The number of steps, positive; of an adaptive solution, the first step is one of so
-            many.
+        steps: Number of steps, positive; an adaptive solution starts with the step size for this
+            number.
         method: One of ``euler``, ``milstein``, ``srk``, ``euler_heun``, ``heun``, ``midpoint``,
             ``log_ode``, ``reversible_heun`` (see :class:`~scoresde.solvers.SDESolver`).
-        motion: The Brownian motion: ``Increments()``, the cheapest; ``Path()``, the same path at
-            every number of steps; ``BrownianInterval()``, torchsde's own, which is not seeded by
-            sample.
-        adaptive: Whether the steps are chosen; needs a motion that is a path.
-        rtol: The relative tolerance of an adaptive step, positive.
-        atol: The absolute tolerance of an adaptive step, positive.
-        eps: The time to stop at (see :class:`Sampler`).
-        final_denoise: Whether to return the expected data there.
+        motion: Brownian motion: ``Increments()``, the cheapest; ``Path()``, the same path for any
+            number of steps; or torchsde's ``BrownianInterval()``, which has no seeds per sample.
+        adaptive: Whether to adapt the step size; requires a motion that is a path.
+        rtol: Relative tolerance of an adaptive step, positive.
+        atol: Absolute tolerance of an adaptive step, positive.
+        eps: Time to stop at (see :class:`Sampler`).
+        final_denoise: Whether to return the denoised estimate at ``eps``.
     """
 
     steps: int = 1000

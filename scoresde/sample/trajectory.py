@@ -1,4 +1,4 @@
-"""What people look at: the way of samples, and what lies between their latents."""
+"""Trajectories of samples, and interpolation between latents."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from scoresde.streams import fresh_seed
 
 @dataclass(frozen=True)
 class Trajectory:
-    """States on the way of samples from noise to data, and what the model expected there.
+    """States along the path of samples from noise to data, with their denoised estimates.
 
     Arguments:
-        t: The times, falling, float64 ``(T, B)``.
-        x: The states, with shape ``(T, B, *)``.
-        denoised: The expected data of each state, likewise.
+        t: Decreasing times, float64 ``(T, B)``.
+        x: States, with shape ``(T, B, *)``.
+        denoised: Denoised estimate of each state, with shape ``(T, B, *)``.
     """
 
     t: Tensor
@@ -38,24 +38,23 @@ def sample_trajectory(
     callback: Callable[[Step], object] | None = None,
     **cond: Tensor,
 ) -> tuple[Samples, Trajectory]:
-    """Draws samples, and keeps states evenly over the steps of their way.
+    """Draws samples and keeps states at equal intervals of steps.
 
-    The model is evaluated once more at every state that is kept; the samples' ``nfe`` does not
-    count that.
+    The model is evaluated once more at every state that is kept. The samples' ``nfe`` does not
+    include these evaluations.
 
     Arguments:
         model: A score function.
         sampler: A sampler.
-        latent: The states at time 1, with shape ``(B, *)`` (see :meth:`Sampler.latent`).
-        points: How many states to keep, the first and the last among them, at least 2; fewer
-            where there are fewer.
-        seed: Names the random streams.
-        seeds: The index of each sample's stream; ``range(B)`` by default.
+        latent: States at time 1, with shape ``(B, *)`` (see :meth:`Sampler.latent`).
+        points: Maximum number of states to keep, including the first and the last, at least 2.
+        seed: Seed of the random streams.
+        seeds: Index of each sample's stream; ``range(B)`` by default.
         callback: Called with a :class:`Step` after every step.
         **cond: Conditions for the network, each with shape ``(B, *)``.
 
     Raises:
-        InputError: If there are less than 2 points, or an argument does not fit.
+        InputError: If there are fewer than 2 points, or an argument is invalid.
     """
     memory = _Memory(points)
     memory(torch.ones((), dtype=torch.float64), latent)
@@ -86,7 +85,7 @@ def sample_trajectory(
 
 
 class _Memory:
-    """Keeps states at equal distances, on the way of a length that is not known before."""
+    """Store of states at equal distances, for a number of steps that is not known in advance."""
 
     def __init__(self, points: int) -> None:
         if check_count("points", points) < 2:
@@ -100,7 +99,7 @@ class _Memory:
         self.last = (t, x.clone())
         if self.seen % self.stride == 0:
             self.kept.append(self.last)
-            if len(self.kept) > 4 * self.points:  # too many: every other one will do
+            if len(self.kept) > 4 * self.points:  # too many: keep every other one
                 del self.kept[1::2]
                 self.stride *= 2
         self.seen += 1
@@ -108,7 +107,7 @@ class _Memory:
     def chosen(self) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the times and the states of the points."""
         assert self.last is not None
-        # The number of each that was kept, and of the last of all.
+        # The numbers of the kept states and of the last state.
         all_ = self.kept if self.kept[-1] is self.last else [*self.kept, self.last]
         places = [self.stride * i for i in range(len(self.kept))]
         places += [self.seen - 1] * (len(all_) - len(places))
@@ -131,10 +130,10 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     Arguments:
         a: Latents, with shape ``(B, *)``.
         b: Latents, likewise.
-        share: The shares u of b, in [0, 1], with shape ``(n,)``.
+        share: Weights u of b, in [0, 1], with shape ``(n,)``.
 
     Returns:
-        The latents between, with shape ``(B, n, *)``.
+        The interpolated latents, with shape ``(B, n, *)``.
 
     Example:
         >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])

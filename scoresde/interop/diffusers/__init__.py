@@ -1,6 +1,6 @@
 r"""Checkpoints of the diffusers library: folders of its ``UNet2DModel`` and ``AutoencoderKL``.
 
-What their score is made of the network's output :math:`F`, and what the network is told:
+The score as a function of the network's output :math:`F`, and the label, its second input:
 
 ==============  ==================  ==========================  =================================
 their network   label               score                       our SDE
@@ -13,12 +13,12 @@ their network   label               score                       our SDE
 
 Data are in [0, 1] if ``center_input_sample`` is true, and in [-1, 1] if it is false.
 
-A network with classes (``num_class_embeds``) takes the condition ``label``, one of 0 to
-``num_class_embeds - 1``, which must be given. The library has no row for no class, and ours stays
-at zero: it was never trained (:func:`scoresde.nn.embedding.learned_none`). Where the training kept
-its last class for that, as guided ones do, give the number of that class.
+A network with classes (``num_class_embeds``) requires the condition ``label``, one of 0 to
+``num_class_embeds - 1``. The library has no row for no class, and ours stays at zero, since it was
+never trained (:func:`scoresde.nn.embedding.learned_none`). If the training run used its last class
+for this purpose, as is usual for guided models, pass the number of this class.
 
-The library itself is not needed. Files ``.safetensors`` are read by the small package
+The library itself is not required. Files ``.safetensors`` are read by the small package
 ``safetensors``: ``pip install scoresde[interop]``.
 
 References:
@@ -46,11 +46,11 @@ def load_checkpoint(folder: str | Path) -> ScoreModel:
     """Reads a checkpoint of diffusers as a score model. Nothing in it is executed.
 
     Arguments:
-        folder: The folder of a ``UNet2DModel``, with ``config.json`` and
-            ``diffusion_pytorch_model.safetensors`` or ``.bin``, or the folder of a pipeline, with
-            such a folder ``unet`` in it. The ``scheduler_config.json`` of the pipeline tells the
-            noise levels; without it they are the defaults of the library's ``DDPMScheduler`` and
-            ``ScoreSdeVeScheduler``.
+        folder: Folder of a ``UNet2DModel``, with ``config.json`` and
+            ``diffusion_pytorch_model.safetensors`` or ``.bin``, or the folder of a pipeline that
+            contains such a folder ``unet``. The noise levels are read from the pipeline's
+            ``scheduler_config.json``; without it they are the defaults of the library's
+            ``DDPMScheduler`` and ``ScoreSdeVeScheduler``.
 
     Returns:
         The model, with dropout switched off.
@@ -58,7 +58,7 @@ def load_checkpoint(folder: str | Path) -> ScoreModel:
     Raises:
         InputError: If a file is missing, damaged, or cannot be read without executing code in it,
             the configuration describes another kind of network or of noise, or a tensor is
-            missing, left over or of another shape than the configuration says.
+            missing, unexpected or of another shape than the configuration specifies.
     """
     model = _built(load_recipe(folder))
     if not isinstance(model, ScoreModel):
@@ -69,11 +69,11 @@ def load_checkpoint(folder: str | Path) -> ScoreModel:
 def load_autoencoder(folder: str | Path) -> Autoencoder:
     """Reads an ``AutoencoderKL`` as a codec without a density. Nothing in it is executed.
 
-    It takes images in [-1, 1] of the size that its configuration says (``sample_size``). As the
-    codec of a data set (:meth:`scoresde.data.Dataset.with_codec`) its latents' scale is measured.
+    Its input is images in [-1, 1] of the configured size (``sample_size``). As the codec of a data
+    set (:meth:`scoresde.data.Dataset.with_codec`), the scale of its latents is measured.
 
     Arguments:
-        folder: The folder of an ``AutoencoderKL``, with ``config.json`` and its weights.
+        folder: Folder of an ``AutoencoderKL``, with ``config.json`` and its weights.
 
     Returns:
         The codec, in evaluation mode.
@@ -88,9 +88,10 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
 
 
 def load_recipe(folder: str | Path) -> Imported:
-    """Reads a checkpoint as plain values and tensors of our names.
+    """Reads a checkpoint as plain values and tensors with our names.
 
-    There is one set of weights, which of published models is the average.
+    There is one set of weights, which for published models is the average.
+
     Arguments and errors are those of :func:`load_checkpoint`.
     """
     content = read_folder(folder)

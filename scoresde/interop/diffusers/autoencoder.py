@@ -1,8 +1,8 @@
 """Autoencoders of the library: folders of its ``AutoencoderKL``.
 
-They have a normal encoder and no likelihood of the data: their losses in training were others. As
-codecs they have no log-determinant, and their latents' scale is measured on the data at hand; the
-``scaling_factor`` of the configuration, which is that of one data set, is not used.
+They have a normal encoder and no likelihood of the data, since they were trained with other
+losses. As codecs they have no log-determinant, and the scale of their latents is measured on the
+current data. The ``scaling_factor`` of the configuration belongs to one data set and is not used.
 
 References:
     Rombach et al. 2022, https://arxiv.org/abs/2112.10752 (section 3.1).

@@ -1,4 +1,4 @@
-"""Says in our words what model the configurations of the library describe."""
+"""Converts the configurations of the library to recipes of our models."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from scoresde.recipe import build
 
 Recipe = dict[str, Any]
 
-# What UNet2DModel takes where its configuration is silent.
+# Defaults of UNet2DModel.
 _DEFAULTS: Recipe = {
     "_class_name": "UNet2DModel",
     "sample_size": None,
@@ -45,7 +45,7 @@ _DEFAULTS: Recipe = {
     "class_embed_type": None,
     "num_class_embeds": None,
 }
-# What all networks of this family have in common.
+# Settings common to all networks of this family.
 _FAMILY: dict[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DModel",),
     "time_embedding_type": ("positional", "fourier"),
@@ -57,7 +57,7 @@ _FAMILY: dict[str, tuple[Any, ...]] = {
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
-# Schedulers of one and the same chain, which differ in how they walk it.
+# Schedulers of the same chain, which differ only in their sampling steps.
 _CHAINS = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"),
     *("DDPMParallelScheduler", "DDIMParallelScheduler", "DEISMultistepScheduler"),
@@ -74,8 +74,8 @@ def describe(config: Values, scheduler: Values) -> Recipe:
     """Returns the model that two configurations describe, as plain values.
 
     Arguments:
-        config: That of the network.
-        scheduler: That of the scheduler; what it lacks are the library's defaults.
+        config: Configuration of the network.
+        scheduler: Configuration of the scheduler; missing values are the library's defaults.
 
     Raises:
         InputError: If a value is not supported; the message names it.
@@ -191,7 +191,7 @@ def _classes(config: Values) -> Recipe:
 
 
 def _size(config: Values, divisor: int) -> list[int]:
-    """Returns the size of the images; what does not halve is not what the library makes of it."""
+    """Returns the size of the images; its levels must halve evenly."""
     size = config.get("sample_size")
     if size is None:
         raise config.error("sample_size", "write the size of the images there")
@@ -215,7 +215,7 @@ def _embedding(config: Values, width: int) -> Recipe:
 
 
 def _head_width(config: Values, widths: Sequence[int]) -> int | None:
-    """Returns the channels of each head; ``None``: there is one head."""
+    """Returns the number of channels of each head, or None for a single head."""
     if config.get("attention_head_dim") is None:
         return None
     head = config.count("attention_head_dim")
@@ -226,7 +226,7 @@ def _head_width(config: Values, widths: Sequence[int]) -> int | None:
 
 
 def _levels(config: Values, count: int) -> tuple[list[int], Callable[[Values], Recipe]]:
-    """Returns the levels with attention, and what describes the architecture."""
+    """Returns the levels with attention, and a function that describes the architecture."""
     down, up = ([str(n) for n in config.items(f"{way}_block_types")] for way in ("down", "up"))
     known = {
         ("DownBlock2D", "AttnDownBlock2D"): _ddpm,
@@ -266,7 +266,7 @@ def _ncsnpp(config: Values) -> Recipe:
 
 
 def _check_scale(config: Values, wanted: float) -> None:
-    """The middle divides its sums by what all other blocks of this kind divide them by."""
+    """Checks that the middle block divides its sums by the same number as all other blocks."""
     if not math.isclose(config.number("mid_block_scale_factor"), wanted, rel_tol=1e-6):
         raise config.error("mid_block_scale_factor", f"with these blocks it is {wanted:.12g}")
 
@@ -280,7 +280,7 @@ def _norm(config: Values, most: int, least: int) -> Recipe:
 
 
 def _exceptions(config: Values, recipe: Recipe, widths: Sequence[int]) -> dict[str, int]:
-    """Returns the number of groups of each normalisation that is not divided as ours is."""
+    """Returns the number of groups of each normalisation whose groups differ from ours."""
     with torch.device("meta"):
         network = build(recipe)
     exceptions = {}
@@ -311,7 +311,7 @@ def _groups(config: Values, name: str, channels: int, widths: Sequence[int]) -> 
     place = re.fullmatch(r"up_blocks\.(\d+)\.resnets\.(\d+)\.norm1", name)
     level = len(widths) - 1 - int(place[1]) if place else 0
     if place and down[level].startswith("Attn"):
-        # There the library divides only the channels that came from the way down by four.
+        # There the library divides only the channels from the down path by four.
         last = int(place[2]) == config.count("layers_per_block")
         skip = widths[max(level - 1, 0) if last else level]
         return min(channels - skip + skip // 4, 32)

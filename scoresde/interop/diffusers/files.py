@@ -1,4 +1,4 @@
-"""Reads the files of the library without executing anything in them."""
+"""Reader of the library's files, which executes no code in them."""
 
 import json
 import math
@@ -21,27 +21,27 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Values:
-    """A configuration; what cannot be used is an error that names the file, the key, the value.
+    """A configuration; errors contain the file, the key and the value.
 
     Arguments:
         path: The file.
-        values: The values by key.
+        values: Values by key.
     """
 
     path: Path
     values: Mapping[str, Any]
 
     def error(self, key: str, reason: str) -> InputError:
-        """Returns the error that the value of a key makes."""
+        """Returns the error for the value of a key."""
         value = json.dumps(self.values.get(key))
         return InputError(f"{self.path}: {key}={brief(value)} is not supported: {reason}.")
 
     def get(self, key: str, default: Any = _MISSING) -> Any:
-        """Returns a value, whatever it is."""
+        """Returns any value."""
         return self.values[key] if default is _MISSING else self.values.get(key, default)
 
     def one_of(self, key: str, known: Sequence[Any], default: Any = _MISSING) -> Any:
-        """Returns a value that must be a known one."""
+        """Returns a value that must be in ``known``."""
         value = self.get(key, default)
         if not any(value == k and isinstance(value, bool) == isinstance(k, bool) for k in known):
             raise self.error(key, f"known are {', '.join(json.dumps(k) for k in known)}")
@@ -52,11 +52,11 @@ class Values:
         return self.one_of(key, (True, False))
 
     def count(self, key: str, default: Any = _MISSING) -> int:
-        """Returns a value that must be a positive whole number."""
+        """Returns a value that must be a positive integer."""
         return self._count(key, self.get(key, default))
 
     def counts(self, key: str) -> list[int]:
-        """Returns a value that must be a list of positive whole numbers."""
+        """Returns a value that must be a list of positive integers."""
         return [self._count(key, n) for n in self.items(key)]
 
     def number(self, key: str, default: Any = _MISSING) -> float:
@@ -68,7 +68,7 @@ class Values:
         return [self._number(key, x) for x in self.items(key)]
 
     def items(self, key: str) -> list[Any]:
-        """Returns a value that must be a list with something in it."""
+        """Returns a value that must be a non-empty list."""
         values = self.get(key)
         if not isinstance(values, list) or not values:
             raise self.error(key, "it must be a list")
@@ -87,13 +87,13 @@ class Values:
 
 @dataclass(frozen=True)
 class Content:
-    """What is used of a folder.
+    """Contents of a folder that are used.
 
     Arguments:
-        config: The configuration of the network.
-        scheduler: The configuration of the scheduler; without one, there are no values in it.
-        path: The file of the weights.
-        weights: The tensors by name.
+        config: Configuration of the network.
+        scheduler: Configuration of the scheduler, empty without a scheduler.
+        path: File of the weights.
+        weights: Tensors by name.
     """
 
     config: Values
@@ -115,7 +115,7 @@ def read_folder(folder: str | Path) -> Content:
 
 
 def _network_folder(folder: Path) -> Path:
-    """Returns the folder of the network itself: of a pipeline, its model before its codec."""
+    """Returns the folder of the network itself; in a pipeline, its model rather than its codec."""
     for home in (folder / "unet", folder, folder / "vae"):
         if (home / _CONFIG).is_file():
             return home

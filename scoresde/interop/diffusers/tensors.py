@@ -1,4 +1,4 @@
-"""Gives every tensor of the library its place in ours, by walking our modules.
+"""Maps every tensor of the library to one of ours, by iterating our modules.
 
 Its tensors have names, ``down_blocks.0.resnets.1.conv1.weight``, and all but the frequencies of
 Fourier features are the weight or the bias of a layer.
@@ -24,7 +24,7 @@ _BLOCK = {
     "conv2": "conv_out",
 }
 _ATTENTION = ("to_q", "to_k", "to_v")
-# The parts of attentions as the library named them before version 0.13.
+# Names of the parts of attentions in the library before version 0.13.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _WHOLE = (0, 1)
 
@@ -34,10 +34,10 @@ class Layer:
     """A layer of the library, and its counterpart.
 
     Arguments:
-        theirs: Its name.
-        ours: The counterpart's name in the U-Net.
+        theirs: Name in the library.
+        ours: Name of the counterpart in the U-Net.
         module: The counterpart.
-        part: Which part of the counterpart's rows it is, and of how many.
+        part: Index of its part of the counterpart's rows, and the number of parts.
     """
 
     theirs: str
@@ -60,7 +60,7 @@ def layers(network: UNet) -> Iterator[Layer]:
 
 
 def layers_of(root: nn.Module, listed: Iterable[tuple[str, nn.Module]]) -> Iterator[Layer]:
-    """Yields the layers of modules in a root, each given with the name of its counterpart."""
+    """Yields the layers of modules in a root, listed with the names of their counterparts."""
     names = {module: name for name, module in root.named_modules()}
     for theirs, module in listed:
         for inner, ours, part in _parts(module):
@@ -86,24 +86,24 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def swap_sines(state: dict[str, Tensor]) -> None:
-    """Makes a layer that reads cosines and sines read sines and cosines."""
+    """Converts a layer of cosines and sines to one of sines and cosines."""
     name = "network.conditioning.hidden.weight"
     state[name] = state[name].roll(state[name].shape[1] // 2, dims=1)
 
 
 def add_none(state: dict[str, Tensor]) -> None:
-    """Adds the row of no class, of which the library has none; at zero, it counts as untrained."""
+    """Adds the row for no class, which the library lacks; a row of zeros counts as untrained."""
     for name in state:
         if name.endswith("conditioning.classes.weight"):
             state[name] = nn.functional.pad(state[name], (0, 0, 0, 1))
 
 
 def places_of(network: str | None, layer: Layer) -> Iterator[Place]:
-    """Yields the tensors of one layer, ours in a network of a name or in none."""
+    """Yields the tensors of one layer; ``network`` is the prefix of our names, if any."""
     path = layer.ours if network is None else f"{network}.{layer.ours}"
     for name, tensor in layer.module.state_dict().items():
         classes = isinstance(layer.module, nn.Embedding)
-        target = (len(tensor) - classes, *tensor.shape[1:])  # without the row of no class
+        target = (len(tensor) - classes, *tensor.shape[1:])  # without the row for no class
         rows = target[0] // layer.part[1]
         yield Place(
             theirs=f"{layer.theirs}.{'weight' if name == 'W' else name}",
@@ -150,7 +150,7 @@ def _listed(network: Any) -> Iterator[tuple[str, nn.Module]]:
 def level_of(
     name: str, blocks: Iterable[nn.Module], attentions: Iterable[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the blocks of a level, and the attentions that are there."""
+    """Yields the blocks of a level and any attentions."""
     for i, block in enumerate(blocks):
         yield f"{name}.resnets.{i}", block
     there = [module for module in attentions if isinstance(module, Attention)]
@@ -159,7 +159,7 @@ def level_of(
 
 
 def change_of(name: str, way: str, module: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yields what leads from one level to the next."""
+    """Yields the layers between one level and the next."""
     if isinstance(module, Between):
         yield f"{name}.{way}samplers.0.conv", module.layer.get_submodule("conv")
     elif module is not None:
@@ -167,7 +167,7 @@ def change_of(name: str, way: str, module: Any) -> Iterator[tuple[str, nn.Module
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Yields the layers in a module: their name, ours, and which part of ours it is."""
+    """Yields the layers in a module: their name, our name, and their part of ours."""
     match module:
         case ResidualBlock():
             there = {t: o for t, o in _BLOCK.items() if getattr(module, o) is not None}

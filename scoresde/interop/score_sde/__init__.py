@@ -1,6 +1,6 @@
 r"""Checkpoints of score_sde_pytorch, the program of Song et al. 2021.
 
-What their score is made of the network's output :math:`F`, and what the network is told:
+The score as a function of the network's output :math:`F`, and the label, its second input:
 
 ==================  ===============================  =========================  ==============
 their SDE           label                            score                      our SDE
@@ -11,12 +11,13 @@ vesde               :math:`\sigma(t)`                :math:`F`                  
 vesde, discrete     :math:`(N - 1)(1 - t)`, rounded  :math:`F`                  VE
 ==================  ===============================  =========================  ==============
 
-With ``scale_by_sigma`` the network's output is divided by sigma: by the label itself where Fourier
-features embed it, and else by the noise level of SMLD that has it as its index. Data are in [0, 1]
-if ``data.centered`` is false, and in [-1, 1] if it is true.
+With ``scale_by_sigma`` the network's output is divided by sigma: by the label itself if it is
+embedded by Fourier features, otherwise by the noise level of SMLD with this index. Data are in [0,
+1] if ``data.centered`` is false, and in [-1, 1] if it is true.
 
-A discrete model is the reference's at the times :math:`(i + 1) / N`; between them the reference
-has steps, where this one has a curve. Its sub-VP models are continuous whatever they say.
+A discrete model equals the reference's at the times :math:`(i + 1) / N`. Between them the
+reference is piecewise constant, and this one is a smooth curve. Its sub-VP models are continuous,
+regardless of their configuration.
 
 References:
     Song et al., https://arxiv.org/abs/2011.13456, https://github.com/yang-song/score_sde_pytorch.
@@ -41,15 +42,14 @@ __all__ = ["Imported", "describe", "load_checkpoint", "load_recipe", "names", "r
 
 @dataclass(frozen=True)
 class Imported:
-    """What a checkpoint of the reference says, in our words.
+    """Contents of a checkpoint of the reference, converted to our names.
 
     Arguments:
-        recipe: The model as plain values, for :func:`scoresde.recipe.build`.
-        ema: The averaged weights, as the model's ``load_state_dict`` takes them; ``None`` if the
-            file has none.
-        raw: The weights of the last update.
-        step: The number of updates done.
-        config: The configuration of the reference.
+        recipe: Model as plain values, for :func:`scoresde.recipe.build`.
+        ema: Averaged weights, for the model's ``load_state_dict``, or None if the file has none.
+        raw: Weights of the last update.
+        step: Number of updates done.
+        config: Configuration of the reference.
     """
 
     recipe: dict[str, Any]
@@ -66,18 +66,18 @@ def load_checkpoint(
 
     Arguments:
         path: The ``.pth`` file.
-        config: The reference's configuration: its values as a nested dictionary, the name of one
-            of its own such as ``"vp/cifar10_ddpmpp_continuous"`` (see :func:`names`), or a
-            ``.json`` or ``.yaml`` file of one.
-        ema: Whether to take the averaged weights, as the reference does when it samples.
+        config: The reference's configuration: a nested dictionary, the name of one of its own such
+            as ``"vp/cifar10_ddpmpp_continuous"`` (see :func:`names`), or a ``.json`` or ``.yaml``
+            file.
+        ema: Whether to use the averaged weights, as the reference does for sampling.
 
     Returns:
         The model, with dropout switched off.
 
     Raises:
-        InputError: If the file cannot be read without executing code, a tensor is missing, left
-            over or of another shape than the configuration says, or a value of the configuration
-            is missing or unsupported.
+        InputError: If the file cannot be read without executing code, a tensor is missing,
+            unexpected or of another shape than the configuration specifies, or a value of the
+            configuration is missing or unsupported.
     """
     imported = load_recipe(path, config)
     if ema and imported.ema is None:
@@ -88,7 +88,7 @@ def load_checkpoint(
 
 
 def load_recipe(path: str | Path, config: Mapping[str, Any] | str | Path) -> Imported:
-    """Reads a checkpoint of the reference as plain values and tensors of our names.
+    """Reads a checkpoint of the reference as plain values and tensors with our names.
 
     Arguments and errors are those of :func:`load_checkpoint`.
     """

@@ -1,4 +1,4 @@
-"""Reads the reference's configurations, and says in our words what model one describes."""
+"""Converts the reference's configurations to recipes of our models."""
 
 import difflib
 import json
@@ -30,7 +30,7 @@ _MISSING = object()
 
 
 def names() -> list[str]:
-    """Returns the names of the reference's own configurations that can be given by name."""
+    """Returns the names of the reference's own configurations."""
     return list(_published())
 
 
@@ -38,10 +38,11 @@ def read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     """Returns a configuration as a nested dictionary.
 
     Arguments:
-        config: One, or the name of one of the reference's own, or a ``.json`` or ``.yaml`` file.
+        config: Nested dictionary, name of one of the reference's own configurations, or a
+            ``.json`` or ``.yaml`` file.
 
     Raises:
-        InputError: If there is no such name or file, or it holds no configuration.
+        InputError: If there is no such name or file, or the file contains no configuration.
     """
     if isinstance(config, str | Path):
         config = _published().get(str(config)) or _read_file(Path(config))
@@ -111,7 +112,7 @@ _SDES: dict[str, Callable[["_Values"], Recipe]] = {"vpsde": _vp, "subvpsde": _su
 
 
 def _noise(sde: Recipe, scale: float) -> Recipe:
-    """A network that predicts the noise, told the time scaled."""
+    """Returns the recipe of a noise prediction network with a scaled time as its label."""
     return {
         "sde": sde,
         "parametrisation": {"_target_": "scoresde.NoiseParametrisation", "sigma_data": None},
@@ -125,7 +126,7 @@ def _levels(values: "_Values") -> Recipe:
 
 
 def _scaled(values: "_Values", network: Recipe) -> Recipe:
-    """The network, divided by the noise level if the configuration says so."""
+    """Returns the recipe of the network, divided by the noise level if configured."""
     if not values.flag("model.scale_by_sigma"):
         return network
     scaled = {"_target_": "scoresde.nn.ScaledBySigma", "network": network}
@@ -275,7 +276,7 @@ def _input_residual(values: "_Values") -> Recipe:
 
 @dataclass(frozen=True)
 class _Values:
-    """A configuration, read by dotted names; what cannot be used is an error that names it."""
+    """A configuration, read by dotted names; errors contain the name of an invalid value."""
 
     config: Mapping[str, Any]
 
@@ -345,5 +346,5 @@ def _read_file(file: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Returns lists for tuples, at any depth."""
+    """Converts tuples to lists, at any depth."""
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

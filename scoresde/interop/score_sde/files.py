@@ -1,4 +1,4 @@
-"""Reads the reference's files without executing anything in them."""
+"""Reader of the reference's files, which executes no code in them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from scoresde.errors import InputError
 from scoresde.recipe import brief
 from scoresde.tensors import read_tensors
 
-# The learning rate in these files is a number of NumPy, which old and new releases name otherwise.
+# The learning rate in these files is a NumPy number, whose type is named differently in old and
+# new releases.
 _SCALAR = np.float64(0).__reduce__()[0]
 _SAFE: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -24,13 +25,13 @@ _PREFIX = "module."
 
 @dataclass(frozen=True)
 class Content:
-    """What is used of a checkpoint.
+    """Contents of a checkpoint that are used.
 
     Arguments:
         path: The file.
-        weights: The tensors by name, without ``module.`` and without the noise levels.
-        average: The averages of the trained ones in their order; ``None`` if there are none.
-        step: The number of updates done.
+        weights: Tensors by name, without ``module.`` and without the noise levels.
+        average: Averages of the trained tensors in their order, or None.
+        step: Number of updates done.
     """
 
     path: Path
@@ -43,8 +44,8 @@ def read_checkpoint(path: str | Path) -> Content:
     """Reads a file.
 
     Raises:
-        InputError: If there is none, it cannot be read without executing code in it, or it is no
-            checkpoint of the reference.
+        InputError: If the file is missing, cannot be read without executing code in it, or is not
+            a checkpoint of the reference.
     """
     file = Path(path)
     if not file.is_file():

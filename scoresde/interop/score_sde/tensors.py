@@ -1,4 +1,4 @@
-"""Gives every tensor of the reference its place in ours, by walking our modules in its order.
+"""Maps every tensor of the reference to one of ours, by iterating our modules in its order.
 
 Its networks are lists of modules without names, ``all_modules.4.Conv_0.weight``. The order of the
 list is the order in which the network is built: embedding, first convolution, down, middle, up,
@@ -29,15 +29,15 @@ from scoresde.recipe import build
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor of the reference, and where it goes.
+    """A tensor of the reference and its counterpart.
 
     Arguments:
-        theirs: Its name.
-        shape: Its shape there.
-        ours: The name of our tensor; ``None``: it has no effect, and is left out.
-        target: The shape of our tensor.
-        part: Which part of the rows of our tensor it is, and of how many.
-        turned: Whether it maps from its rows to its columns, and ours the other way.
+        theirs: Name in the reference.
+        shape: Shape in the reference.
+        ours: Name of our tensor, or None if the tensor has no effect and is omitted.
+        target: Shape of our tensor.
+        part: Index of its part of the rows of our tensor, and the number of parts.
+        turned: Whether it is the transpose of our tensor.
         trained: Whether it is trained.
     """
 
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class _Source:
-    """A tensor of one module: the name there, and ours within the module."""
+    """A tensor of one module: its name in the reference, and ours within the module."""
 
     theirs: str
     ours: str
@@ -66,7 +66,7 @@ def places(recipe: Mapping[str, Any]) -> list[Place]:
     with torch.device("meta"):
         ours = nn.ModuleDict({"network": build(recipe)})
         conditional = any(".conditioning." in name for name, _ in ours.named_modules())
-        # A network that is not told its label has layers for it all the same.
+        # A network without a label input still has layers for it.
         told = ours if conditional else nn.ModuleDict({"network": build(_told(recipe))})
     kept = ours.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in told.state_dict().items()}
@@ -86,12 +86,12 @@ def convert(
     """Returns the tensors of the reference under our names.
 
     Arguments:
-        weights: The tensors by their names.
-        where: Their places.
-        path: The file, for the message.
+        weights: Tensors by name.
+        where: Places of the tensors.
+        path: File, for the error message.
 
     Raises:
-        InputError: If one is missing, left over, or of another shape.
+        InputError: If a tensor is missing, unexpected, or of another shape.
     """
     _check_names(weights, where, path)
     _check_shapes(weights, where, path)  # before anything of a wrong size is allocated
@@ -129,7 +129,7 @@ def _check_shapes(weights: Mapping[str, Tensor], where: list[Place], path: str |
 
 
 def _told(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the recipe of the same network, told its label."""
+    """Returns the recipe of the same network with a label input."""
     if "network" in recipe:
         return {**recipe, "network": _told(recipe["network"])}
     return {**recipe, "architecture": {**recipe["architecture"], "conditional": True}}
@@ -175,7 +175,7 @@ def _listed(network: Any, conditional: bool) -> Iterator[nn.Module]:
 
 
 def _present(*modules: nn.Module | None) -> Iterator[nn.Module]:
-    """Yields the modules that are there."""
+    """Yields the modules that are not None."""
     for module in modules:
         if module is not None and not isinstance(module, nn.Identity):
             yield module
@@ -185,7 +185,7 @@ def _sources(module: nn.Module, plain: bool) -> Iterator[_Source]:
     """Yields the tensors of a module in the reference's order.
 
     Arguments:
-        module: One of our modules.
+        module: Module of our network.
         plain: Whether residual blocks are those of DDPM, whose shortcut is a matrix.
     """
     match module:
@@ -230,13 +230,13 @@ def _affine(theirs: str, ours: str) -> Iterator[_Source]:
 
 
 def _matrix(theirs: str, ours: str, part: tuple[int, int] = (0, 1)) -> Iterator[_Source]:
-    """Yields what the reference calls NIN: a matrix from its rows to its columns, and a bias."""
+    """Yields the tensors of the reference's NIN: a matrix from rows to columns, and a bias."""
     yield _Source(f"{theirs}.W", f"{ours}.weight", part, turned=True)
     yield _Source(f"{theirs}.b", f"{ours}.bias", part)
 
 
 def _resampling(layer: nn.Module, ours: str) -> Iterator[_Source]:
-    """Yields the convolution of a change of size, if it has one."""
+    """Yields the convolution of a resampling layer, if it has one."""
     if isinstance(layer, ResamplingConv):
         filtered = isinstance(layer.before, Filter)
         yield from _affine("Conv2d_0." if filtered else "Conv_0.", f"{ours}.conv.")
