@@ -1,4 +1,4 @@
-"""What a configuration means: the checks of its values, and the objects that it names."""
+"""Interpretation of a configuration: checks of its values, and objects built from it."""
 
 import inspect
 import math
@@ -31,7 +31,7 @@ GROUPS = (
     ),
     *("likelihood", "sampler", "dequantisation", "distributed"),
 )
-# What a task on a checkpoint uses of the configuration; the rest is the checkpoint's own.
+# Sections that a task on a checkpoint takes from the configuration; the checkpoint has the rest.
 USED = {
     "sample": ("sampler", "guidance"),
     "interpolate": ("sampler", "guidance"),
@@ -46,7 +46,7 @@ USED = {
 }
 
 
-# The tasks that a value serves, and what it is where it serves none.
+# The default of each value, and the tasks that use it.
 _EVERY = ("sample", "restore", "likelihood", "classify", "encode", "interpolate", "ema")
 _SAMPLING = ("sample", "restore", "interpolate")
 SERVES = {
@@ -74,14 +74,14 @@ SERVES = {
     "channels_last": (True, _EVERY),
 }
 
-_STEPS = 1000  # of a continuous process, cut into a chain
+_STEPS = 1000  # of the chain that discretises a continuous process
 
 
 def run_name(*, _parent_: DictConfig) -> str:
-    """Returns the name of a run that was given none: its data and its SDE, or its checkpoint's.
+    """Returns the default name of a run: its data and its SDE, or its checkpoint's name.
 
-    Data in a file or a folder are called by it, other data by the function that makes them. It is
-    the resolver ``${run_name:}``.
+    Data in a file or a folder are named after it, other data after the function that makes them.
+    This function is the resolver ``${run_name:}``.
     """
     checkpoint = _parent_.get("checkpoint")
     if isinstance(checkpoint, str):
@@ -98,7 +98,7 @@ def _name_of(checkpoint: Path) -> str:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     try:
         return str(OmegaConf.load(folder / ".hydra/config.yaml").name)
-    except Exception:  # whatever is wrong with that file, a name must be found
+    except Exception:  # a damaged file must not prevent a name
         return _for_folder(_stem(checkpoint)) or "run"
 
 
@@ -107,12 +107,12 @@ def _stem(path: Path) -> str:
 
 
 def _for_folder(name: str) -> str:
-    """Returns a name that can be that of a folder on any system."""
+    """Returns a name that is a valid folder name on any system."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._-")
 
 
 def _value(config: DictConfig, key: str) -> str:
-    """Returns a value as text, empty where it is missing."""
+    """Returns a value as text; empty if it is missing."""
     value = OmegaConf.select(config, key, throw_on_missing=False)
     return "" if value is None else str(value)
 
@@ -124,7 +124,7 @@ def check(config: DictConfig) -> None:
     """Checks the plain values before anything is built.
 
     Raises:
-        InputError: If one is of the wrong type or range, or would have no effect.
+        InputError: If a value has the wrong type or range, or would have no effect.
     """
     missing = [group for group in GROUPS if group not in config]
     if missing:
@@ -169,22 +169,21 @@ def check(config: DictConfig) -> None:
 
 
 def given(section: str) -> list[str]:
-    """Returns what the command line says of a section of the configuration."""
+    """Returns the overrides of a section of the configuration on the command line."""
     texts = [text.lstrip("+~") for text in HydraConfig.get().overrides.task]
     return [text for text in texts if text.startswith((f"{section}=", f"{section}."))]
 
 
 def chosen(group: str) -> str:
-    """Returns the option of a group that the configuration is composed with."""
+    """Returns the chosen option of a configuration group."""
     return str(HydraConfig.get().runtime.choices[group])
 
 
 def measured(plan: Any, data: Any) -> Any:
-    """Fills in what the data decide, wherever it is.
+    """Fills in values that depend on the data, anywhere in a plan.
 
-    That is ``shape: null``, ``sigma_data: auto``, of a bound ``variance: auto``, and ``levels:
-    auto`` with its range; for real data, such as latents, the whole recipe of what needs levels
-    is None.
+    They are ``shape: null``, ``sigma_data: auto``, ``variance: auto`` of a bound, and ``levels:
+    auto`` with its range. For real data, such as latents, recipes that need levels become None.
     """
     from scoresde.codec import LatentCodec
 
@@ -208,23 +207,23 @@ def measured(plan: Any, data: Any) -> Any:
 
 
 def levels_of(plan: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """Returns the number of levels of integers, and their range where the plan asks for it."""
+    """Returns the number of levels of integers, and their range if the plan requires it."""
     ends = dict(zip(("low", "high"), data.codec.range, strict=True))
     auto = {"levels": data.levels, **ends}
     return {key: value for key, value in auto.items() if plan.get(key) == "auto"}
 
 
 def variance_of(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the variance that suits a bound: the lower one for levels, else the upper one.
+    """Returns the variance for a bound: the lower one for levels, otherwise the upper one.
 
-    The first state tells levels, but not real data (:mod:`scoresde.likelihood.discrete`).
+    The first state determines levels, but not real data (:mod:`scoresde.likelihood.discrete`).
     """
     kind = "ForwardVariance" if plan.get("decoder") is None else "PosteriorVariance"
     return {"_target_": f"scoresde.likelihood.{kind}"}
 
 
 def cut_of(plan: Any, sde: Any) -> Any:
-    """Fills in the steps of a bound that names none, for a process that is no discrete chain."""
+    """Fills in the number of steps of a bound, if missing, for a continuous process."""
     from scoresde.sde import Chain
 
     open_ = isinstance(plan, Mapping) and plan.get("steps", 0) is None
@@ -233,7 +232,7 @@ def cut_of(plan: Any, sde: Any) -> Any:
 
 def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
     """Returns the recipe of a run: plain values from which a checkpoint can be rebuilt."""
-    # A classifier, for one, has no parametrisation.
+    # A classifier, for example, has no parametrisation.
     known = inspect.signature(hydra.utils.get_class(plan["model"]["_target_"])).parameters
     parts = [k for k in ("network", "sde", "parametrisation", "noise_label") if k in known]
     process = {"process": plan["sde"]} if "process" in known else {}
@@ -246,7 +245,7 @@ def describe(plan: dict[str, Any], data: Any) -> dict[str, Any]:
 
 
 def instantiate(section: Any, name: str) -> Any:
-    """Builds the object that a section names.
+    """Builds the object described by a section.
 
     Raises:
         InputError: If the section is empty, or a value in it is missing.
@@ -255,7 +254,7 @@ def instantiate(section: Any, name: str) -> Any:
         raise InputError(f"{name} is empty; give it a value, or remove it by ~{name}.")
     try:
         return hydra.utils.instantiate(section, _convert_="all")
-    except MissingMandatoryValue as error:  # of plain values, its key does not say the section
+    except MissingMandatoryValue as error:  # its key omits the section
         key = str(error.full_key)
         key = key if key.startswith(f"{name}.") else f"{name}.{key}"
         raise InputError(f"{key} has no value; give {key}=...") from error
@@ -265,7 +264,7 @@ def build_data(section: Any) -> Any:
     """Builds a data set.
 
     Raises:
-        InputError: If the section names something else.
+        InputError: If the section does not build a data set.
     """
     from scoresde.data import Dataset
 
@@ -279,7 +278,7 @@ def build_data(section: Any) -> Any:
 
 
 def with_codec(data: Any, config: DictConfig) -> Any:
-    """Returns a data set behind the requested autoencoder, or as it is.
+    """Returns a data set encoded by the requested autoencoder, or unchanged.
 
     Raises:
         InputError: If ``codec`` is not a run of an autoencoder, or a folder of diffusers.
@@ -315,7 +314,7 @@ def with_codec(data: Any, config: DictConfig) -> Any:
 
 
 def random_data(shape: Sequence[int]) -> Any:
-    """Returns images of random bytes, for what does not depend on their content."""
+    """Returns images of random bytes, for measurements that do not depend on their content."""
     from scoresde.data import Dataset
 
     values = torch.randint(0, 256, (512, *shape), dtype=torch.uint8)
@@ -346,7 +345,7 @@ def load(config: DictConfig) -> tuple[Any, Any]:
 
 
 def _check_start(model: Any, config: DictConfig) -> None:
-    """Refuses a model of a bridge where the task has its own start, noise or data."""
+    """Raises for a bridge model if the task supplies the start, noise or data."""
     from scoresde.model import BridgeModel
 
     if isinstance(model, BridgeModel) and config.task != "restore":
@@ -358,7 +357,7 @@ def _check_start(model: Any, config: DictConfig) -> None:
 
 
 def _prepared(model: Any, config: DictConfig) -> Any:
-    """Returns a model on its device, with the requested precision, compiled if requested."""
+    """Returns a model on its device, in the requested precision, compiled if requested."""
     from scoresde.model import BridgeModel, Classifier, ScoreModel
     from scoresde.nn.speed import accelerated
 
@@ -377,7 +376,7 @@ def _prepared(model: Any, config: DictConfig) -> Any:
 
 
 def stored_averages(config: DictConfig) -> Any:
-    """Returns the averages that the training in ``checkpoint`` has stored."""
+    """Returns the averages stored by the training run in ``checkpoint``."""
     from scoresde.train import Snapshots
 
     path = Path(config.checkpoint)
@@ -387,8 +386,8 @@ def stored_averages(config: DictConfig) -> Any:
 def guidance_of(config: DictConfig) -> list[dict[str, Any]]:
     """Returns the recipes of the requested guidance, in the order in which it is applied.
 
-    An option of the group keeps its recipe under ``stages``, so that several options, as in
-    ``guidance=[cfg,clip]``, share their values by name and keep their order.
+    An option of the group stores its recipe under ``stages``. Several options, as in
+    ``guidance=[cfg,clip]``, therefore share their values by name and keep their order.
     """
     section = config.get("guidance")
     values: Any = {} if section is None else OmegaConf.to_container(section, resolve=True)
@@ -397,10 +396,10 @@ def guidance_of(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def guided(model: Any, config: DictConfig, codec: Any) -> tuple[Any, Any]:
-    """Returns a model under the requested guidance, and what identifies that guidance.
+    """Returns a model with the requested guidance, and the identity of that guidance.
 
-    Models that a guidance needs are read from their checkpoints; they are identified by their
-    weights, and clipping to the range of the data as such.
+    Models needed by a guidance are read from their checkpoints and identified by their weights.
+    Clipping to the range of the data is identified as such.
     """
     told = []
     for recipe in guidance_of(config):
@@ -417,7 +416,7 @@ def guided(model: Any, config: DictConfig, codec: Any) -> tuple[Any, Any]:
     return model, (told[0] if len(told) == 1 else told or None)
 
 
-# What of a guidance is another model, and what else than a run it may be.
+# Options of a guidance that are other models, and their values other than a run.
 _OTHERS = {
     "weak": "; or the length of an average, such as 0.02, of a training with train.snapshots",
     "classifier": "",
@@ -425,7 +424,7 @@ _OTHERS = {
 
 
 def _other(key: str, value: Any, config: DictConfig) -> Any:
-    """Returns the other model that a guidance needs, with averaged weights."""
+    """Returns the other model needed by a guidance, with averaged weights."""
     from scoresde.train import Checkpoint
 
     if key == "weak" and isinstance(value, float):
@@ -447,7 +446,7 @@ def _print(model: Any) -> str:
 
 
 def requested(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
-    """Returns the requested conditions of samples, taken in turn: classes, and those of a file."""
+    """Returns the requested conditions of samples, used in turn: classes and those of a file."""
     from scoresde.tasks.sources import read_conditions
 
     labels = labels_of(config, model)
@@ -459,7 +458,7 @@ def requested(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
 
 
 def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
-    """Returns the requested classes as a condition; an empty mapping without any."""
+    """Returns the requested classes as a condition; an empty mapping if there are none."""
     from scoresde.data import check_classes
     from scoresde.model import ScoreModel
     from scoresde.nn.embedding import learned_none
@@ -502,16 +501,16 @@ def log_prior_of(config: DictConfig, classes: int) -> list[float] | None:
 
 
 def check_told(model: Any, data: Any, split: str, optional: Sequence[str] = ()) -> None:
-    """Checks that the conditions that networks in a model were built for are there.
+    """Checks that the data have the conditions of the networks in a model.
 
     Arguments:
         model: The model.
         data: The data set.
-        split: The split that is used.
+        split: The split to use.
         optional: Conditions that may be missing.
 
     Raises:
-        InputError: If one is missing: the network has never seen data without it.
+        InputError: If a condition is missing: the network was not trained without it.
     """
     from scoresde.data import check_conditions
 
@@ -520,9 +519,9 @@ def check_told(model: Any, data: Any, split: str, optional: Sequence[str] = ()) 
 
 
 def check_given(model: Any, cond: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Checks that the conditions that a model was trained with are given for samples of it.
+    """Checks that the conditions of a model's training are given for its samples.
 
-    A model that was trained with ``train.condition_dropout`` knows what "none" means.
+    A model trained with ``train.condition_dropout`` also supports "none".
     """
     from scoresde.data import required_conditions
 
@@ -543,21 +542,21 @@ def check_given(model: Any, cond: Mapping[str, Any], recipe: Mapping[str, Any]) 
 
 
 def drops_conditions(recipe: Mapping[str, Any]) -> bool:
-    """Returns whether conditions were left out in the training that a recipe describes."""
+    """Returns whether a recipe's training dropped conditions."""
     train = recipe.get("train")
     rate = train.get("condition_dropout", 0) if isinstance(train, Mapping) else 0
     return isinstance(rate, int | float) and rate > 0
 
 
 def allowed(config: DictConfig) -> Sequence[str]:
-    """Returns the packages that a checkpoint may name classes of."""
+    """Returns the packages whose classes a checkpoint may name."""
     return [config.allow] if isinstance(config.allow, str) else list(config.allow or [])
 
 
 def merged(checkpoint: Any, section: str, kind: type, config: DictConfig) -> Any:
-    """Builds a section of the checkpoint with what the command line changes of it.
+    """Builds a section of the checkpoint with the overrides of the command line.
 
-    ``section=NAME`` replaces it whole; ``section.key=value`` changes that value alone.
+    ``section=NAME`` replaces the whole section; ``section.key=value`` changes only that value.
     """
     if replaced(section):
         return (
@@ -567,12 +566,12 @@ def merged(checkpoint: Any, section: str, kind: type, config: DictConfig) -> Any
 
 
 def replaced(section: str) -> bool:
-    """Returns whether the command line replaces a section of the checkpoint whole."""
+    """Returns whether the command line replaces a whole section of the checkpoint."""
     return any(text.startswith(f"{section}=") for text in given(section))
 
 
 def changed_section(checkpoint: Any, section: str, config: DictConfig) -> dict[str, Any]:
-    """Returns the recipe of a section with what the command line changes of it."""
+    """Returns the recipe of a section with the overrides of the command line."""
     if replaced(section):
         return OmegaConf.to_container(config[section], resolve=True)  # type: ignore[return-value]
     return dict(_changed(checkpoint, section, config).recipe[section])
@@ -587,9 +586,9 @@ def _changed(checkpoint: Any, section: str, config: DictConfig) -> Any:
 
 
 def undivided(plan: Any, section: str, codec: Any) -> dict[str, Any]:
-    """Returns the recipe of data that are evaluated whole, where their function divides them.
+    """Returns the recipe of undivided data, if their function would divide them.
 
-    Their own mean and width do not matter, and integers have the levels of the model.
+    Their own mean and width are not used, and integers have the levels of the model.
     """
     whole = {"fractions": None, "standardise": False, "levels": codec.levels}
     said = [text.partition("=")[0].removeprefix(f"{section}.") for text in given(section)]
@@ -600,7 +599,7 @@ def undivided(plan: Any, section: str, codec: Any) -> dict[str, Any]:
 
 
 def _parameters(plan: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the arguments that may be None of one of the functions for a user's own files."""
+    """Returns the optional arguments of a function that reads a user's own files."""
     from scoresde.data import array, folder
 
     own = {f"scoresde.data.{function.__name__}": function for function in (array, folder)}
@@ -609,9 +608,9 @@ def _parameters(plan: Mapping[str, Any]) -> Sequence[str]:
 
 
 def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
-    """Returns the checkpoint's data, or the data given, with the checkpoint's codec.
+    """Returns the checkpoint's data, or the given data, with the checkpoint's codec.
 
-    Other data than those of the training are evaluated whole, unless a split is given.
+    Data other than the training data are evaluated whole, unless a split is given.
     """
     from scoresde.codec import Codec
     from scoresde.data import Dataset
@@ -647,15 +646,15 @@ def place(model: Any, device: torch.device) -> Any:
 
 
 def device_of(name: str) -> torch.device:
-    """Returns a device by its name, or the fastest there is for ``auto``.
+    """Returns a device by name; ``auto`` selects the fastest available device.
 
     Raises:
-        InputError: If it cannot be used here.
+        InputError: If the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        # Each process of torchrun takes the next GPU of its machine.
+        # Each process of torchrun uses the next GPU of its machine.
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
@@ -670,7 +669,7 @@ def device_of(name: str) -> torch.device:
 
 @torch.no_grad()
 def try_model(model: Any, data: Any, labels: int = 0) -> None:
-    """Tries the model on one example, so that a misfit is a sentence and not a crash later."""
+    """Evaluates the model on one example, to report a mismatch early and in one sentence."""
     from scoresde.codec import NeuralCodec
     from scoresde.model import Classifier, ScoreFunction
     from scoresde.streams import Streams

@@ -1,8 +1,8 @@
-"""The command line: composes a configuration, builds the objects it names, calls a task.
+"""The command line: composes a configuration, builds its objects, and calls a task.
 
-Exit codes: 0 done; 1 the configuration is refused by Hydra, or a job of a sweep failed; 2 the
-input cannot be used (one sentence says why); 75 a training stopped by SIGTERM, with a checkpoint,
-to be started again; 130 interrupted.
+Exit codes: 0, done; 1, Hydra rejected the configuration, or a job of a sweep failed; 2, the input
+is invalid, for the printed reason; 75, SIGTERM stopped the training with a checkpoint, and it can
+be resumed; 130, interrupted.
 """
 
 import logging
@@ -41,19 +41,19 @@ from scoresde.train import ProcessGroup, TrainingStopped, process_group
 
 log = logging.getLogger("scoresde")
 
-# In a checkout that is not installed, conf/ is no package but lies beside ours.
+# In a checkout that is not installed, conf/ is not a package; it is next to scoresde/.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
 INPUT_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
 
 
 def main() -> None:
     """Runs the program on the command line's arguments."""
-    # A console script, unlike "python -m", does not look for modules in the current folder.
+    # A console script, unlike "python -m", does not import modules from the current folder.
     sys.path.insert(0, os.getcwd())
     if sys.argv[1:2] == ["runs"]:
         _list(sys.argv[2:])
         return
-    # The other data set is one of the group data, at the place ood.
+    # The other data set is an option of the group data, at the key ood.
     sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
@@ -66,13 +66,13 @@ def main() -> None:
         try:
             _main()
         except SystemExit as left:
-            if left.code == 1:  # Hydra has said what it refuses, but not what it is called now
+            if left.code == 1:  # Hydra has named the rejected key, but not its new name
                 sys.stderr.writelines(map(_advice, sys.argv[1:]))
             raise
 
 
 def _check_quotes(text: str, sweeping: bool) -> None:
-    """Leaves with the quotes that a value needs, where Hydra would read no value without them."""
+    """Exits with the required quotes, if Hydra cannot parse a value without them."""
     key, equals, value = text.partition("=")
     structure = value[:1] + value[-1:] in ("[]", "{}")
     if text.startswith("-") or not equals or structure or _parses(text):
@@ -95,19 +95,19 @@ def _parses(text: str) -> bool:
 
 def _quoted(value: str) -> str:
     """Returns a text in the quotes of Hydra's grammar."""
-    # Backslashes count only before a quote, and there each is written twice.
+    # Backslashes are special only before a quote, where each is written twice.
     escaped = re.sub(r'(\\*)("|\Z)', lambda m: 2 * m[1] + (m[2] and '\\"'), value)
     return f'"{escaped}"'
 
 
 def _override(key: str, value: object) -> str:
-    """Returns an override as it is written in a shell."""
+    """Returns an override, quoted for a shell."""
     text = f"{key}={value}"
     return shlex.quote(text if _parses(text) else f"{key}={_quoted(str(value))}")
 
 
 def _advice(text: str) -> str:
-    """Returns a line on an override of the network that Hydra refuses, or nothing."""
+    """Returns advice on an override of the network that Hydra rejects, or an empty text."""
     section, _, rest = text.lstrip("+").partition(".")
     key, _, value = rest.partition("=")
     now = current(f"scoresde.nn.UNet.{key}")
@@ -135,7 +135,7 @@ def _list(arguments: list[str]) -> None:
 
 
 def _in_one_folder(arguments: list[str], group: ProcessGroup) -> list[str]:
-    """Names the run's folder for all processes, unless the user has; their clocks differ."""
+    """Sets one run folder for all processes, unless the user has; their clocks differ."""
     stamp = group.agree(time.strftime("%Y-%m-%d_%H-%M-%S"))
     if any(text.startswith("hydra.run.dir=") for text in arguments):
         return arguments
@@ -171,7 +171,7 @@ def _main(config: DictConfig) -> None:
         sentence = explain(error)
         message = sentence or f"{type(error).__name__}: {error}"
         failed = {**result, "status": "failed", "error": message}
-        # A run that was finished, or is another one, stays so when it is not gone on with.
+        # The state of a finished or different run is kept if this command does not resume it.
         refused = isinstance(error, OtherRunError)
         stays = before.get("status") == "ok" or (before and refused)
         save_result(folder, before if stays else failed, rank.index)
@@ -181,7 +181,7 @@ def _main(config: DictConfig) -> None:
             raise
         if not sweeping:
             fail(message)
-        # The other jobs of a sweep go on; this one is a row that says so.
+        # The other jobs of a sweep continue; this job becomes a row with its error.
         log.error("Job failed: %s", message)
         if sentence is None:
             log.error(traceback.format_exc())
@@ -191,10 +191,10 @@ def _main(config: DictConfig) -> None:
 
 
 def _held(config: DictConfig, folder: Path, rank: Rank) -> Hold | None:
-    """Takes the folder, together with others where several processes may work in it."""
+    """Locks the folder; the lock is shared if several processes may work in it."""
     shared = config.get("task") in RESUMED
     if rank.index > 0 and not shared:
-        return None  # the first process of a training has it
+        return None  # the first process of a training run has locked it
     try:
         return Hold(folder, shared)
     except OtherRunError as error:
@@ -203,13 +203,13 @@ def _held(config: DictConfig, folder: Path, rank: Rank) -> Hold | None:
 
 
 def fail(message: str) -> NoReturn:
-    """Prints one sentence and leaves with the code for unusable input."""
+    """Prints one sentence and exits with the code for invalid input."""
     print(f"scoresde: {message}", file=sys.stderr)
     sys.exit(INPUT_ERROR)
 
 
 def explain(error: BaseException) -> str | None:
-    """Returns the sentence for an error of the user's making, or None for one of ours."""
+    """Returns the message of an error caused by the input, or None for an internal error."""
     match error:
         case InputError() | SolverError():
             return str(error)
@@ -250,8 +250,8 @@ def _refuse_second_run(task: str | None, folder: Path) -> None:
     if not (folder / "result.json").exists():
         return
     before = read_result(folder)
-    # These go on where they stopped, if it is the same that is asked for: their pieces know, and
-    # so does a training's checkpoint.
+    # These tasks resume if the same result is requested: their stored batches, or the checkpoint
+    # of a training run, identify it.
     unfinished = task == "train" and before.get("status") != "ok"
     if before.get("task") != task or not (task in RESUMED or unfinished):
         fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
@@ -267,7 +267,7 @@ def _run(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 class Callbacks(Callback):
-    """Checks the output folder before Hydra writes into it, and sums up a sweep."""
+    """Checks the output folder before Hydra writes into it, and summarises a sweep."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called before a single run."""
@@ -303,7 +303,7 @@ def _make_folder(folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         probe = Path(folder) / ".writable"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have been quicker
+        probe.unlink(missing_ok=True)  # another process may have removed it
     except OSError as error:
         fail(
             f"The output folder {folder} cannot be written ({error.strerror}); choose another by "

@@ -1,4 +1,4 @@
-"""What the program does for each task: objects from a configuration, and files of results."""
+"""The tasks of the command line: each builds objects from a configuration and writes results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,5 +30,5 @@ TASKS: dict[str, Callable[[DictConfig, Path], dict[str, Any]]] = {
     "design": design,
     "import": import_,
 }
-# Those that keep what is done, go on with it, and share it between processes.
+# Tasks that store finished work, resume from it, and share it between processes.
 RESUMED = ("sample", "restore", "encode", "likelihood", "classify", "search")

@@ -32,7 +32,7 @@ log = logging.getLogger("scoresde")
 
 
 def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Evaluates a checkpoint on a split of its data, or of the data given."""
+    """Evaluates a checkpoint on a split of its data, or of the given data."""
     from scoresde.tasks.evaluation import check_draws, check_levels, evaluate_likelihood
     from scoresde.tasks.likelihood_report import Evaluated, check_comparable, report_likelihood
 
@@ -91,9 +91,9 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _untrained_for(exact: Any, checkpoint: Any, data: Any) -> list[str]:
-    """Says if integers at the centres of their levels are not what a model was trained on."""
+    """Returns a warning if a model was not trained on integers at the centres of their levels."""
     loss = checkpoint.recipe.get("loss") or {}
-    loss = loss.get("loss") or loss  # the one that is wrapped
+    loss = loss.get("loss") or loss  # the wrapped loss
     if exact.levels is None or not data.dequantise or loss.get("decoder") is not None:
         return []
     text = (
@@ -150,11 +150,11 @@ def classify(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _classifier(model: Any, exact: Any, config: DictConfig) -> Any:
-    """Returns the classifier of a model whose number of classes is known."""
+    """Returns the classifier of a model with a known number of classes."""
     from scoresde.likelihood import GenerativeClassifier
     from scoresde.model import check_model, classes_of
 
-    check_model(model)  # and not a classifier of noisy data
+    check_model(model)  # rejects a classifier of noisy data
     classes = classes_of(model)
     if not model.takes("label"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The task ``restore``: by a posterior, by a sampler with observations, or by a bridge."""
+"""The task ``restore``: with a posterior, a sampler with observations, or a bridge."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ log = logging.getLogger("scoresde")
 
 
 def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Draws examples that agree with what was observed of them, and reports."""
+    """Draws examples consistent with observations, and writes a report."""
     from scoresde.model import BridgeModel
     from scoresde.tasks.restoration import restore as run
 
@@ -71,7 +71,7 @@ def restore(config: DictConfig, folder: Path) -> dict[str, Any]:
 def _restore_by_bridge(
     config: DictConfig, folder: Path, checkpoint: Any, model: Any
 ) -> dict[str, Any]:
-    """Restores sources by a model of a bridge, and reports."""
+    """Restores sources with a bridge model, and writes a report."""
     from scoresde.tasks.bridging import restore_pairs
 
     job, truth, title = _bridge_job(config, checkpoint, model)
@@ -101,7 +101,7 @@ def _restore_by_bridge(
 
 
 def _bridge_job(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, Any, str]:
-    """Returns what is restored by a bridge, the truth if known, and a title."""
+    """Returns the restoration job of a bridge, the truth if known, and a title."""
     from scoresde.codec import Codec
     from scoresde.streams import random_rows
     from scoresde.tasks.bridging import BridgeJob
@@ -132,7 +132,7 @@ def _bridge_job(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, A
 
 
 def _source(config: DictConfig, codec: Any) -> torch.Tensor:
-    """Reads the sources of a bridge, in model units; an integer k stands for k + 1/2."""
+    """Reads the sources of a bridge, in model units; an integer k represents k + 1/2."""
     from scoresde.tasks.sources import read_source
 
     values = read_source(config.source, codec.raw_shape, codec)
@@ -141,7 +141,7 @@ def _source(config: DictConfig, codec: Any) -> torch.Tensor:
 
 
 def _truth(config: DictConfig, codec: Any, own: Any, count: int | None) -> Any:
-    """Returns the true examples: those of the data, or those of a file, as many as sources."""
+    """Returns the true examples of the sources: from the data, or from a file."""
     from scoresde.tasks.sources import read_source
 
     if config.truth is None:
@@ -155,7 +155,7 @@ def _truth(config: DictConfig, codec: Any, own: Any, count: int | None) -> Any:
 
 
 def _restoration(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, Any, str, Any]:
-    """Returns what is restored and how, the truth if known, a title, and the guidance."""
+    """Returns the restoration job, the truth if known, a title, and the guidance."""
     from scoresde.codec import Codec
     from scoresde.inverse import Observation
     from scoresde.streams import random_rows
@@ -190,7 +190,7 @@ def _restoration(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, 
 
 
 def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:
-    """Returns the operator, and what was observed with it, from the source."""
+    """Returns the operator, and the observations from the source."""
     from scoresde.tasks.sources import read_source
 
     raw = tuple(codec.raw_shape)
@@ -203,7 +203,7 @@ def _observed(config: DictConfig, codec: Any) -> tuple[Any, torch.Tensor]:
 
 
 def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
-    """Builds the operator; a mask is read from its file, or from what is NaN in the source."""
+    """Builds the operator; a mask is read from its file, or from the NaN values of the source."""
     from scoresde.operators import Masking, Operator
     from scoresde.tasks.sources import read_mask
 
@@ -234,7 +234,7 @@ def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
 
 
 def _method(config: DictConfig) -> tuple[Any, Any]:
-    """Returns the method, and the sampler that serves it if it is a model."""
+    """Returns the method, and its sampler if the method builds a posterior model."""
     from scoresde.inverse import StepRule
     from scoresde.sample import Sampler
 

@@ -37,7 +37,7 @@ log = logging.getLogger("scoresde")
 
 
 def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Draws samples of a checkpoint, each batch kept as it comes."""
+    """Draws samples from a checkpoint; each batch is stored when it is done."""
     from scoresde.tasks.sampling import save_trajectory, stream_samples
 
     checkpoint, drawing, guidance = _drawing(config)
@@ -66,7 +66,7 @@ def sample(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _compare(checkpoint: Any, drawing: Any, config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Compares samples with a split, or with those of its examples that have their classes."""
+    """Compares samples with a split, or with its examples of the same classes."""
     from scoresde.metrics import density_coverage, expected_coverage
     from scoresde.tasks.tables import first_rows
 
@@ -109,7 +109,7 @@ def interpolate(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Brings data to their latents."""
+    """Computes the latents of data."""
     from scoresde.tasks.latents import encode_data
 
     checkpoint, model = load(config)
@@ -139,7 +139,7 @@ def encode(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
-    """Returns the checkpoint, what samples are drawn from and how, and its guidance."""
+    """Returns the checkpoint, the sampling job, and the guidance."""
     from scoresde.codec import Codec
     from scoresde.sample import Sampler
     from scoresde.tasks.latents import read_latents
@@ -170,12 +170,12 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
 
 
 def _save_guidance(guidance: Any, folder: Path) -> None:
-    """Writes ``guidance.json``: what guided the samples, other models by their fingerprints."""
+    """Writes ``guidance.json``: the guidance, with fingerprints of other models."""
     (folder / "guidance.json").write_text(json.dumps(guidance, indent=1) + "\n")
 
 
 def _count(config: DictConfig, there: int) -> int:
-    """Returns how many samples to draw of latents: all, or as many as are asked for."""
+    """Returns the number of samples to draw from latents: all, or the requested number."""
     if not given("count"):
         return there
     if config.count > there:

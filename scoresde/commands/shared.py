@@ -1,4 +1,4 @@
-"""What several tasks share: the likelihood of a configuration, and what identifies a result."""
+"""Shared parts of the tasks: the configured likelihood, and the identity of a result."""
 
 import json
 import logging
@@ -24,20 +24,20 @@ from scoresde.tasks.parts import SUBSET, Rank
 
 log = logging.getLogger("scoresde")
 
-PARTS = "parts"  # where a task keeps the batches that are done
+PARTS = "parts"  # folder of a task's finished batches
 
 
 def rank_of() -> Rank:
-    """Which of the processes that torchrun has started this is."""
+    """Returns the rank of this process among those started by torchrun."""
     return Rank(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any) -> Any:
-    """Returns the likelihood that the checkpoint and the command line ask for."""
+    """Returns the likelihood of the checkpoint, with the overrides of the command line."""
     from scoresde.likelihood import Likelihood, LogProb
 
     refuse_one_level(checkpoint, model, config)
-    # A training by fit(folder=) says none.
+    # Checkpoints of fit(folder=) contain no likelihood.
     own = "likelihood" in checkpoint.recipe and not replaced("likelihood")
     if own:
         plan = changed_section(checkpoint, "likelihood", config)
@@ -56,7 +56,7 @@ def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any)
 
 
 def built_draws(config: DictConfig, likelihood: Any) -> Any:
-    """Returns how integers are dequantised, or None for the plain way."""
+    """Returns the dequantisation settings, or None for a single uniform dequantisation."""
     from scoresde.tasks.evaluation import Draws
 
     if config.draws == 1 and not given("dequantisation"):
@@ -70,9 +70,9 @@ def built_draws(config: DictConfig, likelihood: Any) -> Any:
 
 
 def identity_of(checkpoint: Any, config: DictConfig) -> dict[str, str]:
-    """What all numbers depend on, in words; where the files lie is no part of it."""
+    """Returns all that the numbers depend on, as texts; file locations are not included."""
     weights = checkpoint.model if config.weights == "raw" else checkpoint.ema
-    recipe = checkpoint.source or checkpoint.recipe  # as it was written: names move
+    recipe = checkpoint.source or checkpoint.recipe  # as written: class names may change
     plan = json.dumps(recipe.get("model"), sort_keys=True, default=str)
     print_ = fingerprint(plan, *(part for pair in sorted(weights.items()) for part in pair))
     identity = {
@@ -86,13 +86,13 @@ def identity_of(checkpoint: Any, config: DictConfig) -> dict[str, str]:
 
 
 def say_cautions(checkpoint: Any) -> None:
-    """Says what a checkpoint's model cannot do, such as the score of coupled noise."""
+    """Prints limitations of a checkpoint's model, such as the score with coupled noise."""
     for sentence in checkpoint.recipe.get("cautions") or ():
         log.warning("%s", sentence)
 
 
 def data_identity(data: Any, config: DictConfig, model: Any) -> dict[str, str]:
-    """Returns what identifies the examples that a task evaluates."""
+    """Returns the identity of the examples that a task evaluates."""
     split = config.split
     values = data.split(split)
     some = config.examples is not None and config.examples < len(values)
@@ -106,7 +106,7 @@ def data_identity(data: Any, config: DictConfig, model: Any) -> dict[str, str]:
 
 
 def _told(data: Any, split: str, model: Any) -> dict[str, str]:
-    """Returns the fingerprints of the conditions of a split that a model takes."""
+    """Returns the fingerprints of the conditions of a split that a model accepts."""
     names = model.select(data.conditions_of(split, slice(1)))
     if not names:
         return {}
@@ -119,25 +119,25 @@ def _told(data: Any, split: str, model: Any) -> dict[str, str]:
 
 
 def _digest(values: Any) -> str:
-    """Returns the fingerprint of raw examples, also if they are larger than memory."""
+    """Returns the fingerprint of raw examples, which may be larger than memory."""
     if isinstance(values, torch.Tensor):
         return fingerprint(values)
     return fingerprint(*(fingerprint(part) for part in values.chunks()))
 
 
 def only_time_of(checkpoint: Any, model: Any, config: DictConfig) -> float | None:
-    """Returns the one time at which a checkpoint's model was trained, or None."""
+    """Returns the time of a model trained at a single time, or None for other models."""
     from scoresde.loss import Loss, only_time
 
     try:
         loss = checkpoint.build("loss", Loss, allowed(config))
-    except InputError:  # there is none, or it is of another package
+    except InputError:  # no loss, or a class of another package
         return None
     return only_time(loss, model.process)
 
 
 def refuse_one_level(checkpoint: Any, model: Any, config: DictConfig) -> None:
-    """Refuses a model that was trained at one time, of which nothing between 0 and 1 is known."""
+    """Raises if a model was trained at a single time: at other times it is undefined."""
     if only_time_of(checkpoint, model, config) is not None:
         raise InputError(
             f"task={config.task} must have a model of all noise levels, got one that was trained "

@@ -43,7 +43,7 @@ _NOTHING = object()
 
 
 def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Compares averages of a training's weights by their length."""
+    """Compares averages of the weights of a training run by their length."""
     from scoresde.tasks.averages import compare_averages
 
     checkpoint, model = load(config)
@@ -55,7 +55,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
         stored_averages(config),
         built_likelihood(checkpoint, config, data, model),
         data,
-        config.split if given("split") else "validation",  # to choose by test data is to cheat
+        config.split if given("split") else "validation",  # never choose on test data
         folder,
         config.lengths,
         examples=config.examples,
@@ -66,7 +66,7 @@ def ema(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def reflow(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Trains a checkpoint's model on pairs that its own flow makes, for straighter paths."""
+    """Trains a checkpoint's model on pairs from its own flow, for straighter paths."""
     from scoresde.sample import Sampler
     from scoresde.tasks.reflow import reflow as run
 
@@ -98,7 +98,7 @@ def reflow(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Measures what this machine does with a recipe, and writes ``benchmark.json`` and a table."""
+    """Measures the speed of a recipe on this machine; writes ``benchmark.json`` and a table."""
     from scoresde.tasks import benchmark as bench
 
     device, options = device_of(config.device), config.benchmark
@@ -127,7 +127,7 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def search(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Trains again and again, with values that Optuna chooses."""
+    """Runs several training runs with values chosen by Optuna."""
     from scoresde.tasks.search import Search, space_of
 
     options = OmegaConf.to_container(config.search, resolve=True)
@@ -163,7 +163,7 @@ def search(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def design(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Designs noise levels and Langevin steps for data, and writes a recipe with them."""
+    """Designs noise levels and Langevin steps for data, and writes them as a recipe."""
     from scoresde.loss import NoiseDesign
     from scoresde.tasks import design as designs
 
@@ -189,7 +189,7 @@ def design(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Turns a checkpoint of another program into one of ours."""
+    """Converts a checkpoint of another program to a scoresde checkpoint."""
     from scoresde.tasks.importing import import_checkpoint, read_foreign
 
     if config.checkpoint is None:

@@ -1,4 +1,4 @@
-"""The task ``train``: a training with its report."""
+"""The task ``train``: a training run with its report."""
 
 import logging
 import time
@@ -31,7 +31,7 @@ log = logging.getLogger("scoresde")
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Trains a model, samples it, evaluates it, and reports."""
+    """Trains a model, draws samples, evaluates it, and writes a report."""
     from scoresde.codec import NeuralCodec
     from scoresde.codec.latent import check_units
     from scoresde.likelihood import VariationalBound
@@ -45,7 +45,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     group, device = ProcessGroup.here(), device_of(config.device)
     torch.manual_seed(config.seed)
     data = with_codec(build_data(config.data), config)
-    data.split(config.split)  # which must exist, before hours of training
+    data.split(config.split)  # fails early if the split does not exist
     codec = data.codec.placed(device)
     data = data.to(device) if config.resident else replace(data, codec=codec)
     plan = measured(OmegaConf.to_container(config, resolve=True), data)
@@ -53,14 +53,14 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     model = place(instantiate(recipe["model"], "model"), device)
     if isinstance(model, NeuralCodec):
         check_units(data.codec, model)
-    else:  # which has a process
+    else:  # a model with a process
         plan["likelihood"] = recipe["likelihood"] = cut_of(plan["likelihood"], model.process)
     training, loss = instantiate(plan["train"], "train"), instantiate(plan["loss"], "loss")
     loss.check(model)
     if isinstance(model, BridgeModel):
         _check_pairs(data)
     cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
-    recipe |= {"cautions": cautions} if cautions else {}  # for the tasks on its checkpoint
+    recipe |= {"cautions": cautions} if cautions else {}  # for tasks on the checkpoint
     _say_misfits(model, data, loss, cautions)
     try_model(model, data, 0 if training.augment is None else training.augment.width)
     told = sorted(model.select(data.conditions_of("train", slice(1))))
@@ -141,7 +141,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _say_misfits(model: Any, data: Any, loss: Any, cautions: list[str]) -> None:
-    """Says which features of the data do not suit the process, and which conditions they lack."""
+    """Prints warnings about data that do not match the process or lack conditions."""
     from scoresde.data import check_conditions, check_scales
     from scoresde.model import ScoreFunction, ScoreModel
     from scoresde.nn import UNet
@@ -166,7 +166,7 @@ def _say_misfits(model: Any, data: Any, loss: Any, cautions: list[str]) -> None:
 
 
 def _each(plan: dict[str, Any], section: str) -> dict[str, Any]:
-    """Builds the objects of a section, by their names."""
+    """Builds the objects of a section, by name."""
     named = (plan.get(section) or {}).items()
     return {name: instantiate(value, f"{section}.{name}") for name, value in named}
 
@@ -179,7 +179,7 @@ def _report(
     exact: Any,
     parts: Parts | None,
 ) -> dict[str, Any]:
-    """Samples and evaluates a trained model, and writes its report."""
+    """Draws samples from a trained model, evaluates it, and writes its report."""
     from scoresde.tasks.report import report_training
     from scoresde.train import ProcessGroup
 
@@ -224,7 +224,7 @@ def _report_classifier(config: DictConfig, folder: Path, trained: Any) -> dict[s
 
 
 def _report_bridge(config: DictConfig, folder: Path, trained: Any, path: Any) -> dict[str, Any]:
-    """Restores held-out examples by a trained model of a bridge, and writes its report."""
+    """Restores held-out examples with a trained bridge model, and writes its report."""
     from scoresde.tasks.bridging import report_bridge
 
     results = report_bridge(
@@ -261,7 +261,7 @@ def path_of(config: DictConfig) -> Any:
 
 
 def check_no_path(config: DictConfig) -> None:
-    """Refuses options of a bridge for other models."""
+    """Raises if options of a bridge are set for other models."""
     for name, plain in (("steps", None), ("noise", 1.0)):
         if config[name] != plain:
             raise InputError(
@@ -271,7 +271,7 @@ def check_no_path(config: DictConfig) -> None:
 
 
 def _check_pairs(data: Any) -> None:
-    """Refuses data without sources."""
+    """Raises if the data have no sources."""
     if "source" not in data.conditions_of("train", slice(1)):
         raise InputError(
             f"data must have a source for each example of a bridge, got {data.name} without; use "
@@ -280,11 +280,11 @@ def _check_pairs(data: Any) -> None:
 
 
 def _shared(average: Any, folder: Path, config: DictConfig) -> tuple[Any, Parts]:
-    """Returns a trained model that each process holds whole, and where they evaluate it."""
+    """Returns the trained model, whole in each process, and the store for its evaluation."""
     from scoresde.train import Checkpoint, ProcessGroup
 
     device = average.device
-    ProcessGroup.here().agree(None)  # the last checkpoint is written
+    ProcessGroup.here().agree(None)  # waits until the last checkpoint is written
     checkpoint = Checkpoint.load(folder)
     model = place(checkpoint.build_model(allowed(config)), device)
     exact = OmegaConf.to_container(config.likelihood)

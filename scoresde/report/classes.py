@@ -15,14 +15,14 @@ _BINS = 40  # of a histogram of margins
 
 
 def reliability_diagram(result: Reliability, path: Path) -> Path:
-    """Draws accuracy against confidence, and how many examples have which confidence.
+    """Plots accuracy against confidence, and a histogram of confidence.
 
-    The bars are two standard deviations of a calibrated classifier on as many examples, around
-    the confidence that it states.
+    The bars are two standard deviations of a calibrated classifier with the same number of
+    examples, around its stated confidence.
 
     Arguments:
-        result: What :func:`scoresde.metrics.reliability` returns.
-        path: Where to write.
+        result: The result of :func:`scoresde.metrics.reliability`.
+        path: Output file.
     """
     figure, (axes, below) = base._figure(2, width=8.2, height=3.6)
     count, confidence, accuracy, error = (
@@ -49,7 +49,7 @@ def confusion_matrix(counts: Tensor, path: Path) -> Path:
 
     Arguments:
         counts: Examples by true class (row) and predicted class (column), ``(C, C)``.
-        path: Where to write.
+        path: Output file.
 
     Raises:
         InputError: If it is not a square matrix.
@@ -76,12 +76,12 @@ def confusion_matrix(counts: Tensor, path: Path) -> Path:
 
 
 def margins(values: Mapping[str, Tensor], path: Path, typical_error: float | None = None) -> Path:
-    """Draws how margins are distributed, on an axis that is logarithmic from 1 nat on.
+    """Plots the distribution of margins, on an axis that is logarithmic above 1 nat.
 
     Arguments:
         values: Margins in nats under their names, such as those of right and wrong answers; those
             not finite are not drawn.
-        path: Where to write.
+        path: Output file.
         typical_error: The standard error of a margin, in nats; None if it is unknown.
     """
     figure, (axes,) = base._figure(1, width=6.4, height=3.6)

@@ -1,10 +1,10 @@
 """Pictures of a run: its loss, its samples, its densities.
 
-Each function draws one thing, writes it as a PNG file (the folder is made where missing) and
-returns the path. The drawing knows no global state, so that it works on a machine without a
-display, in threads, and beside a notebook's own figures. The colours are those of Okabe and Ito
-(2008) and the map *viridis*, which colour-blind readers can tell apart. What is not a number is
-shown in red or counted in a note; it never ends a run.
+Each function draws one figure, writes it as a PNG file (creating the folder if necessary) and
+returns the path. The drawing uses no global state, so it works on a machine without a display, in
+threads, and together with a notebook's own figures. The colours are those of Okabe and Ito (2008)
+and the map *viridis*, which colour-blind readers can distinguish. NaN is shown in red or counted
+in a note; it never stops a run.
 """
 
 import math
@@ -44,13 +44,13 @@ TITLE = 150  # pixels for a text beside a row of images
 def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Path:
     """Draws the training loss, raw and smoothed, and the validation loss.
 
-    The axis is logarithmic where the curves are positive and span a factor of 20. Of records
-    that share a step, as a resumed run leaves them, the last one counts.
+    The axis is logarithmic if the curves are positive and span a factor of 20. If records share a
+    step, as after a resume, the last is used.
 
     Arguments:
         records: The records of ``metrics.jsonl``: some with ``step`` and ``loss``, some with
-            ``step`` and ``validation_loss``. None at all gives a picture that says so.
-        path: Where to write.
+            ``step`` and ``validation_loss``. An empty sequence gives an empty picture with a note.
+        path: Output file.
     """
     steps, losses = _series(records, "loss")
     marks, grades = _series(records, "validation_loss")
@@ -73,12 +73,12 @@ def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Pat
 
 
 def level_curve(curves: Mapping[int, Mapping[float, float]], path: Path) -> Path:
-    """Draws the error of the expected noise against the log-SNR, at some steps of a training.
+    """Plots the error of the predicted noise against the log-SNR, at some training steps.
 
     Arguments:
-        curves: For each step the errors by their log-SNR. Of many, a few are drawn, the last one
-            in full colour. None at all gives a picture that says so.
-        path: Where to write.
+        curves: For each step the errors by log-SNR. If there are many steps, a few are drawn, the
+            last in full colour. An empty mapping gives an empty picture with a note.
+        path: Output file.
     """
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
     steps = sorted(curves)
@@ -107,16 +107,16 @@ def level_curve(curves: Mapping[int, Mapping[float, float]], path: Path) -> Path
 
 
 def schedule(t: Tensor, log_snr: Tensor, errors: Mapping[float, float], path: Path) -> Path:
-    r"""Draws a log-SNR over time beside the straight line, and the size of the bound at each time.
+    r"""Plots a log-SNR over time next to a straight line, and the bound's term at each time.
 
-    That is :math:`-\tfrac12 \lambda'(t) h(\lambda(t))` nats per dimension, where h is the size of
-    the squared error of the noise.
+    The term is :math:`-\tfrac12 \lambda'(t) h(\lambda(t))` nats per dimension, where h is the size
+    of the squared error of the noise.
 
     Arguments:
         t: Times, ascending from 0 to 1, with shape ``(T,)``.
         log_snr: The log-SNR there.
-        errors: h at some log-SNRs; between them it is interpolated. None at all leave that out.
-        path: Where to write.
+        errors: h at some log-SNRs, interpolated between them. If empty, the term is not plotted.
+        path: Output file.
     """
     times, own = t.double().numpy(), log_snr.double().numpy()
     line = own[0] + (own[-1] - own[0]) * times
@@ -144,14 +144,14 @@ def average_lengths(
     label: str,
     plain: float | None = None,
 ) -> Path:
-    """Draws a quality against the length of the averages of weights.
+    """Plots a quality against the length of the weight averages.
 
     Arguments:
-        values: The quality of each length, less is better.
+        values: The quality of each length; lower is better.
         errors: Their standard errors.
-        path: Where to write.
-        label: What the quality is, with its unit.
-        plain: That of the training's own average.
+        path: Output file.
+        label: The name of the quality, with its unit.
+        plain: The quality of the training's own average.
     """
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
     lengths = sorted(values)
@@ -168,22 +168,22 @@ def average_lengths(
 
 
 def bound_steps(terms: Tensor, path: Path, label: str) -> Path:
-    """Draws the terms of a chain of T equal steps against the time, with the error of each mean.
+    """Plots the terms of a chain of T equal steps against time, with the error of each mean.
 
-    Both axes are logarithmic: most of a bound is in a few early steps. Late steps, which are many,
-    are averaged to a point for every 1/16 of an octave or so.
+    Both axes are logarithmic: most of a bound is in a few early steps. The many late steps are
+    averaged to about one point per 1/16 octave.
 
     Arguments:
         terms: The terms of N examples, with shape ``(N, T)``.
-        path: Where to write.
-        label: What a term is, with its unit.
+        path: Output file.
+        label: The name of a term, with its unit.
     """
     times, mean, error = _by_octave(_array(terms))
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
-    there = mean > 0  # a random subset may have left some out
+    there = mean > 0  # a random subset may have skipped some
     if there.any():
         times, mean, error = times[there], mean[there], np.nan_to_num(error[there])
-        # A band that reaches 0 ends at the lowest mean, lest it decide the axis.
+        # A band that reaches 0 ends at the lowest mean, so it does not determine the axis.
         low = np.maximum(mean - error, 0.5 * mean.min())
         axes.fill_between(times, low, mean + error, color=SKY, alpha=0.5, lw=0)
         axes.plot(times, mean, color=BLUE, lw=1.2, marker="o", ms=2.5)
@@ -210,13 +210,13 @@ def _by_octave(terms: np.ndarray, parts: int = 16) -> tuple[np.ndarray, np.ndarr
 def search(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path, least: bool = True
 ) -> Path:
-    """Draws a search: the value of each trial with the best so far, and against each parameter.
+    """Plots a search: the value by trial with the best so far, and against each parameter.
 
     Arguments:
-        rows: For each trial its ``trial``, ``value``, and the parameters.
+        rows: For each trial its ``trial``, ``value``, and parameters.
         names: The parameters.
-        path: Where to write.
-        least: Whether the least value is the best.
+        path: Output file.
+        least: Whether the lowest value is the best.
     """
     figure, axes = _figure(1 + len(names), width=3.4 * (1 + len(names)), height=3.2)
     values = np.array([row["value"] for row in rows])
@@ -243,12 +243,12 @@ def image_grid(images: Tensor, path: Path, columns: int = 8, zoom: int | None = 
     Arguments:
         images: Floats in [0, 1] with shape ``(N, C, H, W)``; values beyond are clipped, NaN is
             red. One channel is grey and three are colours; of another number the first is shown.
-        path: Where to write.
+        path: Output file.
         columns: Images in a row, positive.
-        zoom: Pixels per pixel; by default so many that an image has at least 48 on a side.
+        zoom: Screen pixels per image pixel; by default each side has at least 48 screen pixels.
 
     Raises:
-        InputError: If the images have another shape or type, or are none.
+        InputError: If the images have another shape or type, or there are no images.
     """
     from matplotlib.image import imsave
 
@@ -262,8 +262,8 @@ def labelled_grid(images: Tensor, labels: Sequence[str], path: Path, columns: in
 
     Arguments:
         images: As in :func:`image_grid`.
-        labels: A text for each image; up to eight letters fit below a small one.
-        path: Where to write.
+        labels: A text for each image; up to eight characters fit below a small image.
+        path: Output file.
         columns: Images in a row, positive.
 
     Raises:
@@ -290,11 +290,11 @@ def labelled_grid(images: Tensor, labels: Sequence[str], path: Path, columns: in
 
 
 def image_rows(rows: Mapping[str, Tensor], path: Path, columns: int = 8) -> Path:
-    """Draws sets of images below each other, each beside its title.
+    """Draws sets of images below each other, each next to its title.
 
     Arguments:
         rows: Images under their titles, each as in :func:`image_grid`.
-        path: Where to write.
+        path: Output file.
         columns: Images in a row, positive; a set may have several rows.
 
     Raises:
@@ -322,7 +322,7 @@ def comparison(panels: Mapping[str, Tensor], path: Path, columns: int = 8) -> Pa
 
     Arguments:
         panels: Images under their titles, each as in :func:`image_grid`.
-        path: Where to write.
+        path: Output file.
         columns: Images in a row of each grid, positive.
 
     Raises:
@@ -335,7 +335,7 @@ def comparison(panels: Mapping[str, Tensor], path: Path, columns: int = 8) -> Pa
     head = MARGIN + 26 * max(title.count("\n") + 1 for title in titles)
     height = head + max(grid.shape[0] for grid in grids) + MARGIN
     width = MARGIN + sum(grid.shape[1] + MARGIN for grid in grids)
-    # Half a pixel more, lest rounding take one away.
+    # Half a pixel more, so rounding does not remove one.
     figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
     left = MARGIN
     for title, grid in zip(titles, grids, strict=True):
@@ -353,8 +353,8 @@ def scatter_comparison(
 
     Arguments:
         panels: Points under their titles, each with shape ``(N, 2)``.
-        path: Where to write.
-        extent: What is in view; a note counts the points outside. By default it is the square
+        path: Output file.
+        extent: The plotted range; a note counts the points outside. By default it is the square
             around the first set, usually real data.
 
     Raises:
@@ -374,7 +374,7 @@ def square(points: Tensor) -> Extent:
     """Returns a square around points, with a margin of a tenth on each side.
 
     Arguments:
-        points: Points with shape ``(N, 2)``; those not finite do not count.
+        points: Points with shape ``(N, 2)``; non-finite points are ignored.
 
     Returns:
         The lowest and highest first coordinate, and likewise of the second.
@@ -403,19 +403,19 @@ def density(
     samples: Tensor | None = None,
     exact: Tensor | None = None,
 ) -> Path:
-    """Draws a density on the plane, beside samples and the exact one where given.
+    """Plots a density on the plane, next to samples and the exact density if given.
 
     Arguments:
         log_density: The model's log-density in nats on a grid, with shape ``(n, n)``: row ``i``
             is the ``i``-th value of the second coordinate, from the lowest; a column, of the
-            first. What is not a number is red.
+            first. NaN is red.
         extent: The lowest and highest first coordinate, and likewise of the second.
-        path: Where to write.
+        path: Output file.
         samples: Points drawn from the model, with shape ``(N, 2)``.
         exact: The exact log-density on that grid, shown with the same colours.
 
     Raises:
-        InputError: If the shapes do not fit.
+        InputError: If the shapes do not match.
     """
     fields = {"exact": exact, "model": log_density}
     values = {name: _exp(x, log_density.shape) for name, x in fields.items() if x is not None}
@@ -461,13 +461,13 @@ def score_field(
             ``i``-th value of the second coordinate, from the lowest; a column, of the first. What
             is not finite has no arrow.
         extent: The lowest and highest first coordinate, and likewise of the second.
-        path: Where to write.
+        path: Output file.
         log_density: A log-density in nats on a finer grid of the same order, ``(m, m)``, drawn
             down to 8 nats below its largest value.
         samples: Or points ``(N, 2)``, drawn as a histogram.
 
     Raises:
-        InputError: If the shapes do not fit, or there is neither a density nor points.
+        InputError: If the shapes do not match, or neither a density nor points are given.
     """
     if score.ndim != 3 or score.shape[0] != score.shape[1] or score.shape[2] != 2:
         raise InputError(f"score must have shape (n, n, 2), got {tuple(score.shape)}.")
@@ -499,7 +499,7 @@ def score_field(
 
 
 def _places(low: float, high: float, n: int) -> np.ndarray:
-    """Returns the middles of n equal intervals."""
+    """Returns the midpoints of n equal intervals."""
     return low + (np.arange(n) + 0.5) * (high - low) / n
 
 
@@ -514,7 +514,7 @@ def _relief(axes: "Axes", log_density: Tensor, extent: Extent) -> "tuple[AxesIma
 
 
 def _counts(axes: "Axes", x: np.ndarray, extent: Extent) -> "tuple[AxesImage, str]":
-    """Draws how many points lie in each cell."""
+    """Draws the number of points in each cell."""
     ranges = [list(extent[:2]), list(extent[2:])]
     counts, _, _ = np.histogram2d(x[:, 0], x[:, 1], bins=40, range=ranges)
     image = axes.imshow(
@@ -533,16 +533,16 @@ def _shrunk(score: np.ndarray, across: float, up: float) -> np.ndarray:
 
 
 def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:
-    """Draws the way of points from noise to data, in the colours of time.
+    """Plots trajectories of points from noise to data, coloured by time.
 
     Arguments:
         times: The times passed, from 1 (noise) down to about 0 (data), with shape ``(T,)``, or
             ``(T, B)`` where each point has its own.
         paths: The points at these times, with shape ``(T, B, 2)``.
-        path: Where to write.
+        path: Output file.
 
     Raises:
-        InputError: If the shapes do not fit, or there are fewer than two times.
+        InputError: If the shapes do not match, or there are fewer than two times.
     """
     from matplotlib.collections import LineCollection
 
@@ -582,15 +582,15 @@ def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:
 
 
 def histogram(values: Mapping[str, Tensor], path: Path, label: str) -> Path:
-    """Draws how values are distributed, and their means as dashed lines.
+    """Plots histograms of values, and their means as dashed lines.
 
     Arguments:
-        values: Tensors of any shape under their names; those not finite are counted, not drawn.
-        path: Where to write.
-        label: What they are, with the unit: ``bits/dim``.
+        values: Tensors of any shape by name; non-finite values are counted, not drawn.
+        path: Output file.
+        label: The name of the values, with the unit: ``bits/dim``.
 
     Raises:
-        InputError: If there are none.
+        InputError: If there are no values.
     """
     numbers = {name: _array(x).ravel() for name, x in _some(values).items()}
     finite = {name: x[np.isfinite(x)] for name, x in numbers.items()}
@@ -616,15 +616,15 @@ def histogram(values: Mapping[str, Tensor], path: Path, label: str) -> Path:
 
 
 def ranks(values: Tensor, draws: int, path: Path) -> Path:
-    """Draws how often a true value has each rank among draws, next to the uniform share.
+    """Plots the frequency of each rank of a true value among draws, next to the uniform share.
 
     Arguments:
         values: Ranks from 0 to ``draws``, whole numbers of any shape.
         draws: The number of draws, positive.
-        path: Where to write.
+        path: Output file.
 
     Raises:
-        InputError: If there are none.
+        InputError: If there are no values.
     """
     if not values.numel():
         raise InputError("ranks must have a value, got none.")
@@ -642,13 +642,13 @@ def ranks(values: Tensor, draws: int, path: Path) -> Path:
 def quality(
     points: Sequence[tuple[float, float]], labels: Sequence[str], expected: float, path: Path
 ) -> Path:
-    """Draws the density of several sets of samples by their coverage, joined in their order.
+    """Plots the density of several sets of samples against their coverage, joined in order.
 
     Arguments:
         points: The coverage and the density of each.
-        labels: What each is.
-        expected: The coverage of samples of the data's own law, whose density is 1.
-        path: Where to write.
+        labels: The name of each point.
+        expected: The coverage of samples from the data's own distribution, whose density is 1.
+        path: Output file.
     """
     figure, (axes,) = _figure(1, width=6.4, height=4.2)
     axes.set(xlabel="coverage (variety)", ylabel="density (quality)")
@@ -665,13 +665,13 @@ def quality(
 def tradeoff(
     points: Sequence[tuple[float, float]], labels: Sequence[str], measure: str, path: Path
 ) -> Path:
-    """Draws the distance to the data's law by the distortion, joined in their order.
+    """Plots the distance to the data's distribution against the distortion, joined in order.
 
     Arguments:
         points: The distortion and the distance of each; the first is that of the source.
-        labels: What each is.
+        labels: The name of each point.
         measure: The name of the distortion.
-        path: Where to write.
+        path: Output file.
     """
     figure, (axes,) = _figure(1, width=6.4, height=4.2)
     axes.set(xlabel=measure, ylabel="sliced Wasserstein distance")
@@ -723,7 +723,7 @@ def _pixels(images: Tensor) -> np.ndarray:
 
 
 def _wrap(title: str, width: int) -> str:
-    """Breaks a title so that it fits over a grid of so many pixels."""
+    """Breaks a title into lines for a grid of ``width`` pixels."""
     import textwrap
 
     lines = title.splitlines() or [""]
@@ -774,7 +774,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _uncounted(records: Sequence[Mapping[str, float | None]]) -> str:
-    """Says how many losses were no numbers."""
+    """Returns a note with the number of non-finite losses."""
     keys = ("loss", "validation_loss")
     bad = sum(not _is_number(r[key]) for r in records for key in keys if key in r)
     return f"not finite, not drawn: {bad}" if bad else ""
@@ -794,12 +794,12 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _dot(x: np.ndarray) -> float:
-    """Returns the size of a dot (square points) that suits so many points."""
+    """Returns the size of a dot (square points) for this number of points."""
     return float(np.clip(6000 / max(len(x), 1), 1, 14))
 
 
 def _outside(x: np.ndarray, view: Extent) -> str:
-    """Says how many points the view leaves out."""
+    """Returns a note with the number of points outside the view."""
     a, b, c, d = view
     inside = (x[:, 0] >= a) & (x[:, 0] <= b) & (x[:, 1] >= c) & (x[:, 1] <= d)
     lost = len(x) - int(inside.sum())
@@ -877,7 +877,7 @@ def _note(
 
 
 def _blank(axes: "Axes", text: str) -> None:
-    """Says why a panel is empty."""
+    """Writes the reason why a panel is empty."""
     axes.set(xticks=[], yticks=[])
     _note(axes, text)
 

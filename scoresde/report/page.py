@@ -1,8 +1,8 @@
-"""The report of a run: one HTML file that a person opens afterwards.
+"""The report of a run: a single HTML file.
 
-It holds everything itself, pictures included, runs no script and asks no network for anything, so
-that it can be mailed or put beside a paper as it is. What comes from the user is escaped, and the
-folders of the machine (the report's own, the working one, the home) are written ``.`` and ``~``.
+It is self-contained: it includes its pictures, runs no scripts and loads nothing from the network,
+so it can be mailed or archived as it is. Text from the user is escaped. Folders of the machine (of
+the report, the working directory, the home) are written as ``.`` and ``~``.
 """
 
 import base64
@@ -24,10 +24,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture and what it shows.
+    """A picture with a caption.
 
     Arguments:
-        caption: What it shows.
+        caption: The caption.
         path: A PNG file.
     """
 
@@ -37,12 +37,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class SamplerResult:
-    """What one sampler drew.
+    """The results of one sampler.
 
     Arguments:
         name: The sampler.
         settings: Its hyper-parameters: ``500 steps``.
-        nfe: Network passes per sample, the mean if they differ.
+        nfe: Network evaluations per sample, the mean if they differ.
         seconds: Wall-clock time of all its samples, in seconds.
         figure: A PNG file of the samples, if there is one.
     """
@@ -59,9 +59,9 @@ class Score:
     """A figure of merit, lower is better.
 
     Arguments:
-        name: What was graded.
-        value: The grade.
-        standard_error: Its standard error in the same unit; NaN where it is not known.
+        name: The name of the model or baseline.
+        value: The value.
+        standard_error: Its standard error in the same unit; NaN if unknown.
         unit: The unit: ``bits/dim``. Scores are compared within a unit.
         note: A remark shown under the name.
     """
@@ -78,8 +78,8 @@ class Table:
     """Numbers in rows and columns.
 
     Arguments:
-        title: What they are.
-        about: What a reader needs to know of them.
+        title: The title.
+        about: An explanation of the numbers.
         head: The names of the columns.
         rows: The cells, as texts; the first two columns of a table are names.
     """
@@ -92,20 +92,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says; a part that is empty leaves no trace.
+    """The contents of a report; empty parts are omitted.
 
     Arguments:
         title: The name of the recipe.
         subtitle: One sentence below it.
-        remarks: What a reader must know before the numbers, such as that the model overfits.
-        facts: What was done, on what, how long: pairs of a name and a value.
-        real: Real data, shown beside the samples.
-        samplers: What the samplers drew.
-        scores: Grades of the model and of its baselines.
+        remarks: Warnings at the top, such as that the model overfits.
+        facts: Facts of the run, as pairs of a name and a value.
+        real: Real data, shown next to the samples.
+        samplers: The results of the samplers.
+        scores: Scores of the model and of its baselines.
         tables: Other numbers.
         figures: Other pictures.
         configuration: The run's configuration in YAML.
-        data_sets: Whether the scores compare data sets, none of them the best, and not models.
+        data_sets: Whether the scores compare data sets rather than models.
     """
 
     title: str
@@ -122,14 +122,14 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> Path:
-    """Writes a report; a file of that name is replaced in one go.
+    """Writes a report atomically, replacing a file of that name.
 
     Arguments:
-        report: What it says.
-        path: Where to write: ``RUN/report.html``.
+        report: The contents.
+        path: Output file, such as ``RUN/report.html``.
 
     Raises:
-        InputError: If a picture is missing or is no PNG file.
+        InputError: If a picture is missing or is not a PNG file.
     """
     path = Path(path)
     pieces = re.split(r'(;base64,[^"]*)', _page(report))
@@ -202,7 +202,7 @@ def _numbers(table: Table) -> str:
 
 
 def _cells(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table of texts, of which the first two columns are names."""
+    """Returns a table of texts; its first two columns are names."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = ["", "", *[' class="number"'] * (len(cells) - 2)]
@@ -328,7 +328,7 @@ def _error(score: Score) -> float:
 
 
 def _duration(seconds: float) -> str:
-    """Writes seconds as a person would.
+    """Formats a duration for reading.
 
     Example:
         >>> _duration(0.042), _duration(3.21), _duration(135), _duration(8000)
@@ -344,7 +344,7 @@ def _duration(seconds: float) -> str:
 
 
 def _without_folders(text: str, path: Path) -> str:
-    """Shortens the machine's folders to ``.`` and ``~``, the longest first."""
+    """Replaces the machine's folders by ``.`` and ``~``, longest first."""
     folders = {str(Path.home()): "~", str(Path.cwd()): ".", str(path.resolve().parent): "."}
     for folder in sorted(folders, key=len, reverse=True):
         if folder.strip("/"):

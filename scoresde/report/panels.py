@@ -1,7 +1,7 @@
-"""Pictures of samples that are neither images nor points: curves, and pairs of columns.
+"""Pictures of samples other than images and points: curves, and pairs of columns.
 
-All sets of a picture share their axes. :func:`span` chooses what of them is in view, so that a few
-far values, or samples that have diverged, do not hide the rest.
+All sets of a picture share their axes. :func:`span` chooses the plotted range, so a few outliers,
+or samples that have diverged, do not hide the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ _MARGIN = 0.15  # of the span between the percentiles
 
 
 def span(values: np.ndarray) -> Span:
-    """Returns what of some values is in view: the 1st to the 99th percentile, with a margin.
+    """Returns the plotted range of values: the 1st to the 99th percentile, with a margin.
 
     Arguments:
-        values: Numbers of any shape; those not finite do not count.
+        values: Numbers of any shape; non-finite values are ignored.
 
     Example:
         >>> span(np.array([0.0] * 50 + [1.0] * 50 + [1e6]))
@@ -55,10 +55,10 @@ def curves(
 
     Arguments:
         panels: Series under their titles, each with shape ``(N, C, L)``; of many, a few are drawn.
-        path: Where to write.
+        path: Output file.
         channels: The channels to draw.
-        names: Their names.
-        views: The range in view of each, such as :func:`span` returns.
+        names: The names of the plotted features.
+        views: The plotted range of each, for example from :func:`span`.
 
     Raises:
         InputError: If a set has another shape, or if there is none.
@@ -92,10 +92,10 @@ def pairs(
 
     Arguments:
         panels: Tables under their titles, each with shape ``(N, D)``.
-        path: Where to write.
+        path: Output file.
         columns: The columns to draw, at least one.
-        names: Their names.
-        views: The range in view of each, such as :func:`span` returns.
+        names: The names of the plotted features.
+        views: The plotted range of each, for example from :func:`span`.
 
     Raises:
         InputError: If a set has another shape, or if there is none.
@@ -121,7 +121,7 @@ def pairs(
 
 
 def _outline(axes: "Axes", x: np.ndarray, view: Span, colour: str) -> None:
-    """Draws the outline of a histogram of what is in view, as shares of all."""
+    """Draws the outline of a histogram of the values in range, as shares of all values."""
     bins = int(np.clip(np.sqrt(len(x)), 8, 40))
     counts, edges = np.histogram(x[np.isfinite(x)], bins, view)
     axes.set(xlim=view, yticks=[])
@@ -133,7 +133,7 @@ def _dots(axes: "Axes", x: np.ndarray, colour: str) -> None:
 
 
 def _edge(axes: "Axes", i: int, j: int, names: Sequence[str]) -> None:
-    """Labels the outer panels alone, and hides those above the diagonal."""
+    """Labels only the outer panels, and hides those above the diagonal."""
     if j > i:
         axes.set_visible(False)
         return

@@ -1,4 +1,4 @@
-"""Tasks: plain functions of objects that do what the command line is asked for."""
+"""The tasks of the command line, as plain functions of objects."""
 
 from scoresde.tasks.evaluation import Evaluation, evaluate_likelihood
 from scoresde.tasks.report import report_training

@@ -1,4 +1,4 @@
-"""The report of an autoencoder: its bound in two terms, reconstructions, and its latents."""
+"""Report of an autoencoder: its bound in two terms, reconstructions and latents."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from scoresde.tasks.views import view_of
 from scoresde.train import read_metrics
 
 _SHOWN, _DRAWN = 32, 64
-_ACTIVE = 0.01  # nats that an active latent carries at least, on average
+_ACTIVE = 0.01  # minimum mean information of an active latent, in nats
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def evaluate_vae(
         vae: The autoencoder.
         data: The data.
         split: The split.
-        examples: How many examples to take, at random; None: all.
+        examples: The number of examples, chosen at random. If None, all are used.
         batch_size: The number of examples evaluated together.
         seed: Seed of the latents.
 
@@ -81,9 +81,9 @@ def report_autoencoder(
     """Writes ``bound.json``, ``bound.npz`` and ``report.html`` of a trained autoencoder.
 
     Arguments:
-        trained: The autoencoder and how it came about.
+        trained: The autoencoder with the facts of its training.
         folder: The run's folder, with the training's ``metrics.jsonl``.
-        examples: How many held-out examples to evaluate; None: all.
+        examples: The number of held-out examples to evaluate. If None, all are used.
         batch_size: The number of examples evaluated together.
 
     Returns:
@@ -137,7 +137,7 @@ def report_autoencoder(
 def _bound(
     vae: VAE, trained: Trained, folder: Path, options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Table]]:
-    """Evaluates the bound, and writes what came out."""
+    """Evaluates the bound, and writes the results."""
     table = evaluate_vae(vae, trained.data, trained.split, seed=trained.seed, **options)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in table.items()}
     np.savez(folder / "bound.npz", **arrays)

@@ -1,4 +1,4 @@
-"""Which average of a training's weights is best: averages of any length, compared."""
+"""Comparison of moving averages of different lengths of a model's weights."""
 
 import csv
 import logging
@@ -41,27 +41,27 @@ def compare_averages(
 ) -> dict[str, Any]:
     """Evaluates averages of several lengths on the same examples; writes a table and a figure.
 
-    Each value is held against the training's own average, example by example and with the same
-    random numbers, so that its standard error is that of the difference.
+    Each value is compared with the training's own average, example by example and with the same
+    random numbers, so its standard error is that of the difference.
 
     Arguments:
         model: The model, with the training's own average; its weights are changed.
-        stored: The averages that the training has stored.
-        likelihood: How to evaluate.
+        stored: The averages stored by the training run.
+        likelihood: The likelihood.
         data: The data set, on the model's device.
-        split: Which examples.
-        folder: Where ``averages.csv`` and ``averages.png`` are written.
-        lengths: The lengths, as shares of the training; ``None``: eight usual ones.
-        examples: How many examples, positive; ``None``: all.
+        split: The split to evaluate.
+        folder: Folder for ``averages.csv`` and ``averages.png``.
+        lengths: The lengths, as shares of the training. If None, eight usual lengths.
+        examples: The number of examples, positive. If None, all are used.
         batch_size: The number of examples evaluated together, positive.
         seed: The seed of dequantisation and probes.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
-        The best length and what it is worth.
+        The best length and its value.
 
     Raises:
-        InputError: If a length is out of range, or there is none.
+        InputError: If a length is out of range, or there are no lengths.
     """
     lengths = sorted(LENGTHS if lengths is None else lengths)
     if not lengths:

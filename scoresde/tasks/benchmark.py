@@ -1,7 +1,7 @@
-"""What this machine does with a recipe: training, sampling, likelihoods, checkpoints, in one run.
+"""Benchmark of a recipe on this machine: training, sampling, likelihoods and checkpoints.
 
-Variants of a training step are timed in turns, so that a busy machine slows all of them alike; the
-ratios of their medians are what counts.
+Timings of the variants of a training step alternate, so load on the machine slows all of them
+alike. Compare the ratios of their medians.
 """
 
 import copy
@@ -30,21 +30,21 @@ from scoresde.train import Checkpoint, Training, Update
 from scoresde.train.loop import batches
 
 TABLE = "benchmark.md"
-_WARM = 3  # steps that are not timed: kernels are made, memory is found
+_WARM = 3  # untimed steps, for compiling kernels and allocating memory
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a training step is computed.
+    """A variant of the computation of a training step.
 
     Arguments:
-        name: Its name.
-        precision: What the network computes in.
-        channels_last: Whether images are laid out channels-last.
+        name: The name of the variant.
+        precision: The data type of the network's computation.
+        channels_last: Whether images have the memory layout channels-last.
         compile: As ``train.compile``.
-        fused: Whether Adam is one kernel.
+        fused: Whether to use the fused kernel of Adam.
     """
 
     name: str
@@ -68,15 +68,15 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured.
+    """Objects to measure.
 
     Arguments:
         model: The model, on its device.
-        data: Examples of the right kind.
+        data: Examples of the model's kind.
         loss: The loss.
-        training: How it is trained.
-        optimizer: Makes an optimiser; it is told whether to be ``fused``.
-        rounds: How many times each thing is timed.
+        training: Training settings.
+        optimizer: Callable that builds an optimiser; it accepts ``fused``.
+        rounds: Number of timing rounds.
     """
 
     model: ScoreFunction
@@ -88,7 +88,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """Where it is measured."""
+        """The device of the measurements."""
         return self.model.device
 
 
@@ -96,11 +96,11 @@ class Bench:
 
 
 def training_steps(bench: Bench, size: int, variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Times a training step of each variant, in turns.
+    """Times a training step of each variant; variants alternate.
 
     Returns:
-        For each variant the median seconds of a step, examples/s, the ratio to the first variant,
-        the memory that it takes in GiB, and the share of the device's peak of matrix products.
+        For each variant the median seconds per step, examples/s, the ratio to the first variant,
+        the memory in GiB, and the share of the device's peak of matrix products.
     """
     steps, memory = {}, {}
     operations = _operations(bench, size)
@@ -130,14 +130,14 @@ def training_steps(bench: Bench, size: int, variants: Sequence[Variant]) -> list
 
 
 def loop_overhead(bench: Bench, size: int, variant: Variant) -> dict[str, float]:
-    """Times a step of the training loop beside the bare forward, backward and update.
+    """Times a step of the training loop next to a bare forward, backward and update.
 
-    The bare step has noise of torch's own and no data, clipping, average or check. The two are
-    taken in turns and on the same model. What the data take is measured on its own.
+    The bare step uses torch's own noise and has no data loading, clipping, average or checks. The
+    two alternate, on the same model. The data loading is measured separately.
 
     Returns:
-        The least seconds of both, which what else the machine does has least part in, the
-        ``overhead`` (their ratio less one), and the share of the ``data`` in a step.
+        The minimum seconds of both, which other load affects least; the ``overhead`` (their ratio
+        minus one); and the share of the ``data`` in a step.
     """
     training = replace(bench.training, precision=variant.precision, compile=variant.compile)
     model = _prepared(bench, variant)
@@ -199,7 +199,7 @@ def _examples(bench: Bench, size: int) -> Batch:
 
 
 def _on_device(bench: Bench, batch: Batch) -> Batch:
-    """Returns a batch as the model takes it."""
+    """Returns a batch on the model's device, in the model's form."""
     model = bench.model
     return Batch(model.state(batch.x.to(model.device)), model.select(batch.cond))
 
@@ -214,7 +214,7 @@ def _operations(bench: Bench, size: int) -> int:
 
 
 def products_per_second(device: torch.device, precision: str, size: int | None = None) -> float:
-    """Measures the operations per second of a large product of matrices, the device's peak."""
+    """Measures the operations per second of a large matrix product, the device's peak."""
     size = size or (8192 if device.type == "cuda" else 1536)
     dtype = PRECISIONS[precision] or torch.float32
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -226,7 +226,7 @@ def products_per_second(device: torch.device, precision: str, size: int | None =
 
 
 def sampling(bench: Bench, sampler: Sampler, size: int) -> dict[str, float]:
-    """Times a sampler; returns seconds, examples/s and network passes."""
+    """Times a sampler; returns seconds, examples/s and network evaluations."""
     model, shape = bench.model.eval(), (size, *bench.data.shape)
     cond = _examples(bench, size).cond
     passes: list[float] = []
@@ -240,7 +240,7 @@ def sampling(bench: Bench, sampler: Sampler, size: int) -> dict[str, float]:
 
 
 def likelihoods(bench: Bench, likelihood: LogProb, size: int) -> dict[str, float]:
-    """Times a likelihood; returns seconds, examples/s and network passes."""
+    """Times a likelihood; returns seconds, examples/s and network evaluations."""
     model = bench.model.eval()
     at_levels = likelihood.levels is not None
     data = replace(bench.data, dequantise=False) if at_levels else bench.data
@@ -287,7 +287,7 @@ def in_turns(
     device: torch.device,
     warm: int = _WARM,
 ) -> dict[str, list[float]]:
-    """Times several things in turns; returns the seconds of each round."""
+    """Times several callables alternately; returns the seconds of each round."""
     for act in acts.values():
         for _ in range(warm):
             act()
@@ -308,20 +308,20 @@ def _wait(device: torch.device) -> None:
 
 
 def _in_use(device: torch.device) -> float:
-    """Returns the memory in use, in GiB: of a GPU, or of this process (NaN if none tells)."""
+    """Returns the memory in use in GiB, of a GPU or this process (NaN if unknown)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**30
-    with suppress(OSError, AttributeError):  # what was freed, glibc may still hold
+    with suppress(OSError, AttributeError):  # glibc may still hold freed memory
         ctypes.CDLL(None).malloc_trim(0)
     return _of_process("VmRSS")
 
 
 def _peak(device: torch.device, act: Callable[[], object]) -> float:
-    """Returns the most memory in use while something is done twice, in GiB."""
+    """Returns the peak memory in GiB while ``act`` is called twice."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # Linux alone has it; see proc(5)
+        with suppress(OSError):  # only on Linux; see proc(5)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     for _ in range(2):
         act()
@@ -345,7 +345,7 @@ def _of_process(field: str) -> float:
 def measure(
     bench: Bench, sizes: Sequence[int], sampler: Sampler, likelihood: LogProb | None
 ) -> dict[str, Any]:
-    """Measures everything: training at each batch size, and the rest at the first of them."""
+    """Measures training at each batch size, and everything else at the first batch size."""
     variants, size = VARIANTS[bench.device.type], sizes[0]
     if any(variant.compile for variant in variants) and not can_compile(bench.device):
         variants = tuple(variant for variant in variants if not variant.compile)

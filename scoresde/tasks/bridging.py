@@ -1,4 +1,4 @@
-"""Restoring by a model of a bridge: draws, their spread, and distortion against perception."""
+"""Restoration with a bridge model: draws, their spread, and distortion against perception."""
 
 import json
 import time
@@ -23,20 +23,29 @@ from scoresde.tasks.report import Trained
 from scoresde.tasks.restoration import Job, restore, span_of
 from scoresde.train import read_metrics
 
-COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)  # of steps, of which a figure shows those up to its own
+COUNTS = (
+    1,
+    2,
+    5,
+    10,
+    20,
+    50,
+    100,
+    200,
+)  # of steps; figures stop at the run's own
 _SOURCE = "the source itself"
 
 
 @dataclass(frozen=True)
 class BridgeJob(Job):
-    """Sources that are restored by a model of a bridge.
+    """Restoration of sources with a bridge model.
 
     Arguments:
         model: The model.
-        sampler: How a path is followed.
+        sampler: The sampler.
         source: The sources of N examples in model units, ``(N, *)``.
         codec: The codec of the data.
-        draws: How many draws of each, positive.
+        draws: The number of draws per example, positive.
         seed: Seed of the random streams.
         cond: Other conditions of the examples, each with shape ``(N, *)``.
     """
@@ -88,22 +97,23 @@ def tradeoff(
 ) -> list[dict[str, float]]:
     """Measures one draw of each example at several numbers of steps.
 
-    Few steps come near to the truth, many to the law of the data: no estimate is best at both.
+    Few steps give draws close to the truth; many steps give draws close to the distribution of the
+    data. No estimate is best at both.
 
     References:
         Blau and Michaeli, *The perception-distortion tradeoff*, 2018,
         https://arxiv.org/abs/1711.06077.
 
     Arguments:
-        job: What is restored.
+        job: The restoration job.
         truth: The true raw examples, with shape ``(N, *)``.
         counts: The numbers of steps.
         batch_size: The number of examples restored together.
 
     Returns:
-        A row for the source, whose steps are 0, and one for each number of steps: ``steps``,
-        ``psnr`` in dB and ``ssim`` where examples are images, ``rmse`` in model units, and
-        ``distance``, the sliced Wasserstein distance to the true examples in model units.
+        A row for the source, with 0 steps, and one for each number of steps: ``steps``; ``psnr``
+        in dB and ``ssim`` if examples are images; ``rmse`` in model units; and ``distance``, the
+        sliced Wasserstein distance to the true examples in model units.
     """
     rows = [_row(0, job.codec.decode(job.source).cpu(), truth, job.codec)]
     for steps in counts:
@@ -130,7 +140,7 @@ def _row(steps: int, x: Tensor, truth: Tensor, codec: Codec) -> dict[str, float]
 def tradeoff_report(
     rows: Sequence[Mapping[str, float]], folder: Path
 ) -> tuple[list[Table], list[Figure]]:
-    """Writes ``tradeoff.json`` and ``tradeoff.png``; returns a table and a figure of them."""
+    """Writes ``tradeoff.json`` and ``tradeoff.png``; returns their table and figure."""
     (folder / "tradeoff.json").write_text(json.dumps(list(rows), indent=1) + "\n")
     measure = "psnr" if "psnr" in rows[0] else "rmse"
     names = {"psnr": "PSNR in dB", "rmse": "root mean square error", "ssim": "SSIM"}
@@ -161,13 +171,13 @@ def restore_pairs(
     figures: Sequence[Figure] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """Restores sources and, where the truth is known, compares numbers of steps.
+    """Restores sources and, if the truth is known, compares numbers of steps.
 
     Arguments:
-        job: What is restored.
-        folder: Where to write: as :func:`~scoresde.tasks.restoration.restore`, and
+        job: The restoration job.
+        folder: Output folder, as for :func:`~scoresde.tasks.restoration.restore`, and for
             ``tradeoff.json``, ``tradeoff.png``.
-        parts: Where finished batches are kept.
+        parts: Store of finished batches.
         truth: The true raw examples ``(N, *)``, if known.
         figures: Further figures of the report.
         **options: As for :func:`~scoresde.tasks.restoration.restore`.
@@ -192,15 +202,15 @@ def report_bridge(
     batch_size: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """Restores held-out examples by a trained model, and writes its report.
+    """Restores held-out examples with a trained model, and writes its report.
 
     Arguments:
         trained: The model.
-        sampler: How paths are followed.
+        sampler: The sampler.
         folder: The run's folder, with the training's ``metrics.jsonl``.
         count: The number of held-out examples.
-        draws: How many draws of each.
-        batch_size: The number of draws made together.
+        draws: The number of draws per example.
+        batch_size: The number of draws computed together.
         progress: Whether to show the progress.
     """
     data: Dataset = trained.data

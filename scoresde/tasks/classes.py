@@ -1,4 +1,4 @@
-"""What a model that is told classes does for each of them: samples, losses, likelihoods."""
+"""Samples, losses and likelihoods by class, for class-conditional models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,24 +16,24 @@ from scoresde.tasks.views import View
 NONE = "no class"
 _MOST = 16  # classes in a picture
 _LISTED = 100  # classes in a table
-_ROWS = 4096  # labels that are read together
+_ROWS = 4096  # labels read at once
 
 
 def class_title(label: int, names: Sequence[str] = ()) -> str:
-    """Returns what a class is called, such as ``class 3`` where it has no name."""
+    """Returns the name of a class, or a title such as ``class 3``."""
     if label < 0:
         return NONE
     return str(names[label]) if label < len(names) else f"class {label}"
 
 
 def labels_of(model: Model, data: Dataset, split: str, rows: Tensor) -> Tensor | None:
-    """Returns the classes of examples, int64 ``(N,)``, if there are any and the model takes them.
+    """Returns the classes of examples, int64 ``(N,)``, if the model is conditioned on classes.
 
     Arguments:
         model: The model.
         data: The data set.
-        split: Which of its splits.
-        rows: Which of its examples, int64 ``(N,)``.
+        split: The split.
+        rows: The indices of the examples, int64 ``(N,)``.
     """
     known = data.conditions_of(split, rows[:1])
     if "label" not in known or not model.takes("label"):
@@ -43,11 +43,11 @@ def labels_of(model: Model, data: Dataset, split: str, rows: Tensor) -> Tensor |
 
 
 def by_class(values: Tensor, labels: Tensor) -> dict[int, Estimate]:
-    """Returns the mean of the values of each class, without those that are NaN.
+    """Returns the mean of the values of each class, ignoring NaN.
 
     Arguments:
-        values: One for each example, with shape ``(N,)``.
-        labels: Their classes, int64 ``(N,)``.
+        values: One value per example, with shape ``(N,)``.
+        labels: The classes of the examples, int64 ``(N,)``.
 
     Example:
         >>> found = by_class(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
@@ -74,10 +74,10 @@ def summary_of(values: Tensor, labels: Tensor, names: Sequence[str] = ()) -> lis
 
 
 def class_table(columns: Mapping[str, Mapping[int, Estimate]], names: Sequence[str]) -> Table:
-    """Returns a table of what was measured of each class.
+    """Returns a table of estimates by class.
 
     Arguments:
-        columns: The estimates by class, under what they are of.
+        columns: The estimates by class, for each quantity.
         names: The names of the classes.
     """
     classes = sorted({c for column in columns.values() for c in column})
@@ -96,13 +96,13 @@ def class_table(columns: Mapping[str, Mapping[int, Estimate]], names: Sequence[s
 
 
 def each_class(model: Model, data: Dataset, none: bool, each: int) -> Tensor:
-    """Returns the labels of samples of each class in turn, int64.
+    """Returns the labels of samples of all classes in turn, int64.
 
     Arguments:
         model: The model.
-        data: The data that it was trained on.
-        none: Whether the model knows what no class means; it comes last then.
-        each: The number of samples of a class.
+        data: The training data.
+        none: Whether the model supports "no class", which comes last.
+        each: The number of samples per class.
     """
     classes = [*range(class_count(model, data))[:_MOST]]
     return torch.tensor([*classes, *([-1] if none else [])]).repeat_interleave(each)
@@ -111,12 +111,12 @@ def each_class(model: Model, data: Dataset, none: bool, each: int) -> Tensor:
 def class_figure(
     view: View, raw: Tensor, labels: Tensor, names: Sequence[str], path: Path
 ) -> Figure:
-    """Draws samples by their classes, one row for each."""
+    """Draws samples by class, one row per class."""
     return Figure("Samples of each class.", view.by_class(titled(raw, labels, names), path))
 
 
 def titled(raw: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Returns raw examples by the titles of their classes, in the order of their numbers."""
+    """Returns raw examples by the titles of their classes, in the order of the classes."""
     found = labels.unique().tolist()
     order = sorted(found, key=lambda c: (c < 0, c))
     return {class_title(c, names): raw[labels == c] for c in order}

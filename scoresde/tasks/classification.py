@@ -1,4 +1,4 @@
-"""Classifying held-out data by the likelihoods of a conditional model."""
+"""Classification of held-out data by the likelihoods of a conditional model."""
 
 import json
 import math
@@ -37,13 +37,13 @@ class Classified:
     """The classification of a split; N examples, C classes.
 
     Arguments:
-        split: Which examples; ``all`` of data that are not divided.
-        rows: Which examples of the split they are, int64 ``(N,)``.
-        columns: What the classifier says of each (see
+        split: The name of the split; ``all`` for data that are not divided.
+        rows: The indices of the examples in the split, int64 ``(N,)``.
+        columns: The classifier's results for each example (see
             :class:`~scoresde.likelihood.Classification`), with ``seconds``.
         truth: The true classes, int64 ``(N,)``, -1 where unknown; None if the data have none.
         given_class: The cost of each example under its true class, ``(N,)``: bits/dim, or nats in
-            raw units; NaN where that is unknown. None if it is never known.
+            raw units; NaN where the class is unknown. None if it is unknown for all.
         unlabelled: The cost of each example under the mixture of all classes, ``(N,)``; None if
             the codec has no density.
         unit: The unit of both costs.
@@ -78,7 +78,7 @@ class Classified:
 
     @property
     def failed(self) -> Tensor:
-        """Which examples could not be solved under some class, bool ``(N,)``."""
+        """Whether the solver failed for an example under some class, bool ``(N,)``."""
         return self.label < 0
 
     @property
@@ -92,7 +92,7 @@ class Classified:
         return reliability(self.confidence[rows], self.right[rows]) if rows.any() else None
 
     def summary(self) -> dict[str, Any]:
-        """Returns the numbers that describe the whole."""
+        """Returns the summary numbers."""
         return {
             "split": self.split,
             "count": len(self.rows),
@@ -109,7 +109,7 @@ class Classified:
         }
 
     def _quality(self) -> dict[str, float]:
-        """Returns what the true classes say; failed examples count as wrong."""
+        """Returns the quality given the true classes; failed examples count as wrong."""
         bins = self.reliability()
         if self.truth is None or bins is None:
             return {}
@@ -160,21 +160,21 @@ def classify_examples(
     parts: Parts | None = None,
     progress: bool = True,
 ) -> Classified:
-    """Classifies every example of a split once, or some of them.
+    """Classifies all or some examples of a split once.
 
     Arguments:
         model: The model.
         classifier: The classifier.
-        data: The data set, on the model's device; its labels are compared where it has some.
+        data: The data set, on the model's device; its labels are compared if it has any.
         split: ``train``, ``validation`` or ``test``.
-        examples: How many of its examples, drawn at random, positive; None takes all.
+        examples: The number of examples, chosen at random, positive. If None, all are used.
         batch_size: The number of examples evaluated together, positive.
         seed: The seed of dequantisation and probes.
-        parts: Where finished batches are kept and, if they are there, read.
+        parts: Store of finished batches, from which available batches are read.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
-        InputError: If there is no such split, the classifier does not suit the model, or an
+        InputError: If there is no such split, the model does not support the classifier, or an
             example has a class that the model lacks.
     """
     rows = rows_of(len(data.split(split)), examples, parts)
@@ -215,7 +215,7 @@ def classify_batch(
     split: str,
     streams: Streams,
 ) -> Columns:
-    """Classifies the examples of a split that streams name; one row for each, on the CPU."""
+    """Classifies the examples given by the streams; one row for each, on the CPU."""
     clock = time.perf_counter()
     likelihood = classifier.likelihood
     batch = examples_of(likelihood, data, split, streams).to(model.device)
@@ -234,7 +234,7 @@ def classify_batch(
 
 
 def _truth(data: Dataset, split: str, rows: Tensor, classes: int) -> Tensor | None:
-    """Returns the true classes, int64 ``(N,)``, or None where the data have none."""
+    """Returns the true classes, int64 ``(N,)``, or None if the data have none."""
     label = data.conditions_of(split, rows).get("label")
     if label is None:
         return None
@@ -270,7 +270,7 @@ def _finite(values: Tensor) -> Estimate:
 
 
 def _median(values: Tensor) -> float | None:
-    """Returns the median, or None where no value is known: JSON has no NaN."""
+    """Returns the median, or None if no value is known, since JSON has no NaN."""
     median = float(values.nanmedian())
     return None if math.isnan(median) else median
 

@@ -1,4 +1,4 @@
-"""The report of a classification: calibration, confusion, margins, and the errors."""
+"""Report of a classification: calibration, confusion, margins and errors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def report_classes(
         title: The model's name.
         split: The split.
         baseline: Whether logistic regression is fitted to the training split for comparison.
-        facts: What else a reader wants to know, as pairs of label and value.
+        facts: Further facts for the report, as pairs of label and value.
         configuration: The whole configuration as YAML.
 
     Returns:
@@ -75,8 +75,8 @@ def report_classes(
 def linear_baseline(data: Dataset, one: Classified, split: str) -> dict[str, float]:
     """Returns the quality of logistic regression on the same examples, or nothing.
 
-    It needs the labels of a training split apart from what is classified, examples of at most
-    4096 values, and the true classes.
+    It requires a labelled training split other than the classified one, examples of at most 4096
+    values, and the true classes.
     """
     known = data.conditions_of("train", slice(None)).get("label")
     apart = not data.undivided and split != "train"
@@ -209,7 +209,7 @@ def _figures(one: Classified, folder: Path) -> list[Figure]:
 
 
 def _errors(data: Dataset, one: Classified, folder: Path, split: str) -> list[Figure]:
-    """Draws the wrong answers of the highest confidence, if the examples are images."""
+    """Plots the most confident errors, if the examples are images."""
     wrong = (one.known & ~one.right & ~one.failed).nonzero()[:, 0]
     if not is_image(data.codec) or one.truth is None or len(wrong) == 0:
         return []
@@ -227,5 +227,5 @@ def _errors(data: Dataset, one: Classified, folder: Path, split: str) -> list[Fi
 
 
 def _short(share: float) -> str:
-    """Writes a share in three letters: .93, 1.0."""
+    """Formats a share in three characters: .93, 1.0."""
     return f"{share:.2f}"[1:] if share < 0.995 else "1.0"

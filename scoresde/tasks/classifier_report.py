@@ -1,4 +1,4 @@
-"""The report of a classifier: its cross entropy and accuracy at each noise level."""
+"""Report of a classifier: its cross entropy and accuracy at each noise level."""
 
 import json
 from collections.abc import Sequence
@@ -31,9 +31,10 @@ def accuracy_by_level(
 
     Arguments:
         classifier: The classifier.
-        data: The data; examples without a class are left out.
+        data: The data; examples without a class are skipped.
         split: The split.
-        examples: How many examples to take, at random; None: all. Each is noised at every level.
+        examples: The number of examples, chosen at random; each is noised at every level. If None,
+            all are used.
         batch_size: The number of examples classified together.
         seed: Seed of the noise.
 
@@ -60,7 +61,7 @@ def accuracy_by_level(
 
 
 def _sums(found: Tensor, label: Tensor) -> Tensor:
-    """Returns how many examples have a class, their cross entropy, and how many are right."""
+    """Returns the number of labelled and of correct examples, and the cross entropy."""
     known = label >= 0
     own = -found[known].gather(1, label[known, None])
     return torch.stack([known.sum(), own.sum(), (found.argmax(1) == label)[known].sum()]).double()
@@ -85,12 +86,12 @@ def report_classifier(
         split: The split to evaluate.
         folder: The run's folder, with the training's ``metrics.jsonl``.
         title: The name of the run.
-        facts: What else a reader wants to know, as pairs of label and value.
+        facts: Further facts for the report, as pairs of label and value.
         configuration: The whole configuration as YAML.
         **options: As for :func:`accuracy_by_level`.
 
     Returns:
-        The results in numbers: over all levels, and at the least noise.
+        The numerical results: over all levels, and at the lowest noise.
     """
     rows = accuracy_by_level(classifier, data, split, **options)
     (folder / "accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")

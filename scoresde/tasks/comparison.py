@@ -1,4 +1,4 @@
-"""Samples against data in numbers: moments by feature, and distances to training examples."""
+"""Comparison of samples with data: moments by feature, distances to training examples."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from scoresde.metrics import Moments, nearest
 from scoresde.report import Table
 
 _MOST = 8  # features in a table of the report
-_TOGETHER = 2**22  # numbers of training examples that are looked at together
+_TOGETHER = 2**22  # numbers of training examples compared at once
 _HEAD = ("mean", "std", "5 %", "median", "95 %")
 
 
@@ -21,8 +21,8 @@ def compare(sets: Mapping[str, Tensor], feature: str, path: Path) -> Table:
     """Compares raw samples with data, feature by feature; all of them are written as CSV.
 
     Arguments:
-        sets: Raw examples ``(N, *)`` by what they are called, the data first.
-        feature: What a feature is called: column or channel.
+        sets: Raw examples ``(N, *)`` by title, the data first.
+        feature: The word for a feature: column or channel.
         path: The CSV file.
 
     Returns:
@@ -81,7 +81,7 @@ class Neighbours:
 
     @staticmethod
     def of(codec: Codec, train: Tensor, samples: Tensor, held_out: Tensor) -> "Neighbours":
-        """Finds them; all examples are raw, and integers lie at the centres of their levels."""
+        """Finds the nearest training examples; all are raw, with integers at level centres."""
         both = nearest(codec.encode(torch.cat([samples, held_out])), _encoded(codec, train))
         (distances, other), (rows, _) = (x.split([len(samples), len(held_out)]) for x in both)
         return Neighbours(distances, other, rows)

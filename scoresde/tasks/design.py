@@ -1,4 +1,4 @@
-"""The noise that suits a data set, in words and as a recipe."""
+"""Noise design for a data set, as text and as a recipe."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from scoresde.loss import NoiseDesign
 
 NAME = "designed"
-CONF = "conf"  # of a run's folder: what --config-dir takes
+CONF = "conf"  # subfolder of a run, for --config-dir
 
 
 def summary(design: NoiseDesign, shape: tuple[int, ...]) -> str:
@@ -30,7 +30,7 @@ def summary(design: NoiseDesign, shape: tuple[int, ...]) -> str:
 def recipe(
     design: NoiseDesign, shape: tuple[int, ...], choice: str, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns a recipe that trains a model with the noise of a design and samples it by Langevin.
+    """Returns a recipe that trains with the noise of a design and samples by Langevin dynamics.
 
     Arguments:
         design: The design.
@@ -41,7 +41,7 @@ def recipe(
     sampler = design.langevin()
     corrector: Any = sampler.langevin
     values = dict(data)
-    if isinstance(values.get("path"), str):  # the recipe serves from any folder
+    if isinstance(values.get("path"), str):  # makes the recipe independent of the current folder
         values["path"] = str(Path(values["path"]).expanduser().resolve())
     return {
         "defaults": [

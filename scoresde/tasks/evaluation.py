@@ -1,4 +1,4 @@
-"""Measuring a model's likelihood on held-out data."""
+"""Evaluation of a model's likelihood on held-out data."""
 
 import json
 import math
@@ -36,18 +36,18 @@ from scoresde.streams import Streams
 from scoresde.tasks.classes import by_class, labels_of, summary_of
 from scoresde.tasks.parts import Columns, Parts, gather
 
-_PART = "part_"  # of the names of columns
-_NUMBERS = 2**21  # the most of which moments are taken
+_PART = "part_"  # prefix of the names of columns
+_NUMBERS = 2**21  # maximum count for computing moments
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How integers become points of a density.
+    """Dequantisation of integers for a density.
 
     Arguments:
         count: Dequantisations of each example, positive.
-        dequantisation: What they are drawn from.
-        weighted: Whether they are importance-weighted, a tighter bound, or averaged.
+        dequantisation: The distribution of the dequantisation noise.
+        weighted: Whether the draws are importance-weighted, for a tighter bound, or averaged.
     """
 
     count: int = 1
@@ -63,27 +63,27 @@ class Evaluation:
     """The likelihood of a split.
 
     Arguments:
-        split: Which examples; ``all`` of data that are not divided.
+        split: The name of the split; ``all`` for data that are not divided.
         unit: ``bits/dim`` (quantised data, dequantised or at their levels) or ``nats`` (the
             negative log-density in raw units).
-        mean: The mean over examples, in that unit; lower is better.
-        standard_error: That of the mean, over examples and probes.
-        rows: Which examples of the split they are, int64 ``(N,)``.
+        mean: The mean over examples, in ``unit``; lower is better.
+        standard_error: The standard error of the mean, over examples and probes.
+        rows: The indices of the examples in the split, int64 ``(N,)``.
         values: The value of each example, ``(N,)``.
-        errors: The standard error of each value over probes and draws, ``(N,)``; NaN where a
-            single one knows none, 0 for the exact trace.
+        errors: The standard error of each value over probes and draws, ``(N,)``; NaN for a single
+            one, 0 for the exact trace.
         log_prob: The log-density of each example in nats of model units, ``(N,)``.
-        nfe: The network passes of each example, ``(N,)``.
-        each: The wall-clock time of each example, its share of its batch's, ``(N,)``.
-        seconds: The wall-clock time of all, whenever it was spent.
+        nfe: The network evaluations of each example, ``(N,)``.
+        each: The wall-clock time of each example, as a share of its batch's time, ``(N,)``.
+        seconds: The total wall-clock time, including earlier sessions.
         seed: The seed of dequantisation and probes.
         mismatch: The divergence in nats of the noised data from the prior, by the data's moments.
-        labels: The classes under which they were evaluated, int64 ``(N,)``, if the model takes
-            them.
-        class_names: What the classes are called, if they have names.
-        parts: What adds up to the values, by name, each ``(N,)`` and in their unit; what the codec
-            adds to a density is in the first. Empty where the likelihood has no parts.
-        steps: The terms of T equal steps of t from 0 to 1, ``(N, T)``, in that unit; None without.
+        labels: The classes of the examples, int64 ``(N,)``, if the model is conditioned on them.
+        class_names: The names of the classes, if any.
+        parts: Terms by name that add up to the values, each ``(N,)`` and in ``unit``. The first
+            includes the codec's contribution to a density. Empty if the likelihood has no parts.
+        steps: The terms of T equal steps of t from 0 to 1, ``(N, T)``, in ``unit``; None if there
+            are none.
     """
 
     split: str
@@ -106,13 +106,13 @@ class Evaluation:
 
     @property
     def part_means(self) -> dict[str, Estimate]:
-        """The mean of each part over the examples that did not fail, with its standard error."""
+        """The mean and standard error of each part over the examples that did not fail."""
         good = ~self.values.isnan()
         return {name: Estimate.of(part[good]) for name, part in self.parts.items()}
 
     @property
     def step_means(self) -> tuple[Tensor, Tensor]:
-        """The means of the steps' terms over these examples, and their standard errors, ``(T,)``.
+        """The means and standard errors of the steps' terms over these examples, ``(T,)``.
 
         Only for a likelihood with steps.
         """
@@ -122,11 +122,11 @@ class Evaluation:
 
     @property
     def classes(self) -> dict[int, Estimate]:
-        """The value of each class, with its standard error; empty without classes."""
+        """The mean and standard error of each class; empty without classes."""
         return {} if self.labels is None else by_class(self.values, self.labels)
 
     def summary(self) -> dict[str, float | int | str]:
-        """Returns the numbers that describe the whole; examples that failed are left out."""
+        """Returns the summary numbers; examples that failed are excluded."""
         density = Estimate.of(self.log_prob[~self.log_prob.isnan()])
         return {
             "split": self.split,
@@ -194,23 +194,23 @@ def evaluate_likelihood(
     parts: Parts | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates every example of a split once, or some of them, under its own conditions.
+    """Evaluates all or some examples of a split once, each under its own conditions.
 
     Arguments:
         model: The model.
-        likelihood: How to evaluate.
+        likelihood: The likelihood.
         data: The data set, on the model's device.
         split: ``train``, ``validation`` or ``test``.
-        examples: How many of its examples, drawn at random, positive; ``None``: all.
+        examples: The number of examples, chosen at random, positive. If None, all are used.
         batch_size: The number of examples evaluated together, positive.
-        draws: How integers are dequantised, or how many latents are drawn of each example;
-            ``None``: once, uniformly.
+        draws: The dequantisation of integers, or the number of latents drawn for each example. If
+            None, one uniform draw is used.
         seed: The seed of dequantisation, latents and probes.
-        parts: Where finished batches are kept and, if they are there, read.
+        parts: Store of finished batches, from which available batches are read.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
-        InputError: If there is no such split, the likelihood does not suit the model, or the
+        InputError: If there is no such split, the model does not support the likelihood, or the
             codec of the data has no density.
     """
     batch_size = check_count("batch_size", batch_size)
@@ -221,7 +221,7 @@ def evaluate_likelihood(
     check_levels(data, likelihood, draws)
     check_draws(data, draws)
     if draws is not None and data.codec.stochastic:
-        LatentBound(likelihood, draws.count, draws.weighted)  # which may refuse weights
+        LatentBound(likelihood, draws.count, draws.weighted)  # which may reject weights
 
     def compute(piece: range) -> Columns:
         streams = Streams(seed, rows[piece.start : piece.stop].to(model.device))
@@ -265,14 +265,14 @@ def evaluate_likelihood(
 
 
 def _joined(table: Sequence[Columns], name: str) -> Tensor | None:
-    """Returns a column of all pieces; None where one lacks it, as earlier releases left some."""
+    """Returns a column of all batches; None if a batch of an earlier release lacks it."""
     if not all(name in columns for columns in table):
         return None
     return torch.cat([columns[name] for columns in table])
 
 
 def _parts(table: Sequence[Columns], values: Tensor, width: float) -> dict[str, Tensor]:
-    """Returns the parts of the values, which add up to them, in their unit."""
+    """Returns the terms that add up to the values, in the same unit."""
     names = [name for name in table[0] if name.startswith(_PART)]
     found = {name.removeprefix(_PART): _joined(table, name) for name in names}
     parts = {name: part * width for name, part in found.items() if part is not None}
@@ -283,9 +283,9 @@ def _parts(table: Sequence[Columns], values: Tensor, width: float) -> dict[str, 
 
 
 def rows_of(count: int, examples: int | None, parts: Parts | None) -> Tensor:
-    """Returns which of ``count`` examples are evaluated, int64.
+    """Returns the indices of the examples to evaluate out of ``count``, int64.
 
-    Work that an earlier release has begun continues with the first ones.
+    Work begun by an earlier release continues with the first examples.
     """
     if examples is None:
         return torch.arange(count)
@@ -302,7 +302,7 @@ def evaluate_batch(
     streams: Streams,
     draws: Draws | None = None,
 ) -> Columns:
-    """Evaluates the examples of a split that streams name; one row for each, on the CPU."""
+    """Evaluates the examples given by the streams; one row for each, on the CPU."""
     clock, seeds = time.perf_counter(), streams.indices
     result: LogProbResult | LogProbability | LatentBoundResult
     others: Columns
@@ -320,7 +320,7 @@ def evaluate_batch(
         others = codec_log_det(data, split, streams, batch.x) | _columns(result)
     else:
         result = _probability(model, likelihood, data, split, streams, draws)
-        # The columns hold densities in model units, whatever they come from.
+        # The columns always hold densities in model units.
         log_prob, others = result.log_prob.double() - _affine(data).log_volume, {}
     seconds = (time.perf_counter() - clock) / len(seeds)
     return {
@@ -333,15 +333,15 @@ def evaluate_batch(
 
 
 def _columns(result: LogProbResult) -> Columns:
-    """Returns the parts of a result in nats, and the terms of its steps."""
+    """Returns the parts of a result, and the terms of its steps, in nats."""
     parts = {f"{_PART}{name}": part.double().cpu() for name, part in result.parts.items()}
     return parts if result.steps is None else {**parts, "steps": result.steps.float().cpu()}
 
 
 def examples_of(likelihood: LogProb, data: Dataset, split: str, streams: Streams) -> Batch:
-    """Returns the examples of a split that streams name, as a likelihood takes them.
+    """Returns the examples given by the streams, in the form required by a likelihood.
 
-    Integers are dequantised, or at the centres of their levels for a decoder over these.
+    Integers are dequantised, or placed at the centres of their levels for a decoder over levels.
     """
     return data.batch(split, streams, centre=likelihood.levels is not None)
 
@@ -349,13 +349,14 @@ def examples_of(likelihood: LogProb, data: Dataset, split: str, streams: Streams
 def volume_of(likelihood: LogProb, data: Dataset) -> float:
     """Returns the log-volume of a level's step in model units, for a decoder over levels.
 
-    A probability of levels less this is a density of model units, which all columns hold.
+    A log-probability of levels minus this volume is a log-density in model units, as in all
+    columns.
     """
     return 0.0 if likelihood.levels is None else _affine(data).log_volume
 
 
 def codec_log_det(data: Dataset, split: str, streams: Streams, x: Tensor) -> Columns:
-    """Returns the column ``log_det``, what the codec adds, unless one scale says it."""
+    """Returns the column ``log_det`` of the codec, unless a single scale determines it."""
     if data.codec.scale is not None:
         return {}
     log_det = data.log_det(_raw(data, split, streams), x)
@@ -369,7 +370,7 @@ def _raw(data: Dataset, split: str, streams: Streams) -> Tensor:
 
 
 def _affine(data: Dataset) -> Affine:
-    """Returns the codec of data of which several dequantisations can be drawn."""
+    """Returns the codec of data that support several dequantisations."""
     if not isinstance(data.codec, Affine):
         raise InputError(
             f"The codec of {data.name} must be an Affine one for draws of its own or a decoder "
@@ -404,7 +405,7 @@ def _probability(
 
 
 def check_levels(data: Dataset, likelihood: LogProb, draws: Draws | None = None) -> None:
-    """Checks that a decoder over levels fits the data, which are not dequantised for it.
+    """Checks that a decoder over levels matches the data, which are not dequantised for it.
 
     Raises:
         InputError: If the data have other levels, or are to be dequantised.
@@ -427,10 +428,10 @@ def check_levels(data: Dataset, likelihood: LogProb, draws: Draws | None = None)
 
 
 def check_draws(data: Dataset, draws: Draws | None) -> None:
-    """Checks that a dequantisation fits the data.
+    """Checks that a dequantisation matches the data.
 
     Raises:
-        InputError: If the data are no integers, or too many levels for it.
+        InputError: If the data are not integers, or have too many levels.
     """
     if draws is None:
         return
@@ -457,7 +458,7 @@ def has_density(data: Dataset) -> bool:
 
 
 def check_density(data: Dataset) -> None:
-    """Checks that log-densities of a model say something of the raw data.
+    """Checks that log-densities of a model can be converted to raw data.
 
     Raises:
         InputError: If the codec has no density.
@@ -472,10 +473,10 @@ def check_density(data: Dataset) -> None:
 
 @torch.no_grad()  # a schedule may have weights
 def _mismatch(model: ScoreFunction, data: Dataset) -> float:
-    """How far the noised training data is from the prior, in nats, by their moments."""
+    """Returns the divergence in nats of the noised training data from the prior, by moments."""
     most = min(2048, max(2, _NUMBERS // math.prod(data.raw_shape)))
     train = data.train[random_rows(len(data.train), most).to(data.train.device)].cpu()
-    if len(train) < 2:  # which has no spread
+    if len(train) < 2:  # no variance to measure
         return math.nan
     x = data.encode(train, centre=not data.codec.stochastic)
     return float(prior_mismatch(model.sde, *spectrum(x.double())))
@@ -484,15 +485,16 @@ def _mismatch(model: ScoreFunction, data: Dataset) -> float:
 def in_units(
     log_prob: Tensor, data: Dataset, log_det: Tensor | None = None
 ) -> tuple[Tensor, str, float]:
-    """Turns log-densities in model units into bits/dim, or nats of raw units.
+    """Converts log-densities in model units to bits/dim, or nats of raw units.
 
     Arguments:
         log_prob: Log-densities in nats of model units, ``(N,)``.
         data: The data set, for its codec.
-        log_det: What the codec adds to each, ``(N,)``, where one scale does not say it.
+        log_det: The log-determinant of the codec for each example, ``(N,)``, unless a single scale
+            determines it.
 
     Returns:
-        The values, where lower is better, their unit, and what one nat is worth in it.
+        The values (lower is better), their unit, and the size of one nat in it.
     """
     scale = data.codec.scale
     if scale is not None:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what it says, and what stood in it before."""
+"""Folder of a run: its lock, its result, and its previous settings."""
 
 import json
 import math
@@ -12,25 +12,25 @@ from typing import IO, Any
 from scoresde.errors import OtherRunError
 from scoresde.tasks.parts import write_whole
 
-_LOCK, _SIGN = ".lock", ".alive."  # a sign carries the name of its machine
-_BEAT, _SILENCE = 30.0, 180.0  # seconds between signs, and after which there is no life
+_LOCK, _SIGN = ".lock", ".alive."  # the name of a sign includes its machine
+_BEAT, _SILENCE = 30.0, 180.0  # seconds between signs, and until a process counts as dead
 
-# What the runs of folders were started with: Hydra writes over it before we can refuse.
+# Earlier settings of run folders, which Hydra overwrites before the folder can be checked.
 _settings: dict[Path, bytes] = {}
 
 
 class Hold:
-    """A folder in which this process works, until it is closed.
+    """A lock on a folder in which this process works, until it is closed.
 
-    Other processes see it by a lock on the folder; those of other machines, to which a file system
-    may not show it, by a file that is touched now and then.
+    Other processes detect it by a file lock. On other machines, where the file system may not show
+    the lock, they detect it by a file that is touched at intervals.
 
     Arguments:
         folder: The folder.
         shared: Whether other processes may share it.
 
     Raises:
-        OtherRunError: If another process has it.
+        OtherRunError: If another process holds the folder.
     """
 
     def __init__(self, folder: Path, shared: bool = False) -> None:
@@ -41,7 +41,7 @@ class Hold:
         self._beats.start()
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Releases the folder."""
         self._closed.set()
         self._beats.join()
         with suppress(OSError):
@@ -50,16 +50,16 @@ class Hold:
 
     def _beat(self) -> None:
         while True:
-            with suppress(OSError):  # a disk that is full, or away for a moment
+            with suppress(OSError):  # disk full or temporarily unavailable
                 self._sign.touch()
             if self._closed.wait(_BEAT):
                 return
 
 
 def _locked(folder: Path, shared: bool) -> IO[bytes]:
-    file = (folder / _LOCK).open("a+b")  # over NFS a shared lock needs a file that can be read
+    file = (folder / _LOCK).open("a+b")  # over NFS a shared lock requires a readable file
     try:
-        import fcntl  # not everywhere
+        import fcntl  # not available on all platforms
 
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,14 +78,14 @@ def held(folder: Path) -> bool:
     own = f"{_SIGN}{socket.gethostname()}"
     signs = [path for path in folder.glob(f"{_SIGN}*") if _age(path) < _SILENCE]
     locked = _is_locked(folder / _LOCK)
-    # This machine's lock tells more than its sign, which a killed process leaves behind.
+    # On this machine the lock is more reliable than the sign, which a killed process leaves.
     return bool(signs) if locked is None else locked or any(p.name != own for p in signs)
 
 
 def _is_locked(path: Path) -> bool | None:
     """Returns whether a process holds a lock, or None if that is unknown."""
     try:
-        import fcntl  # not everywhere
+        import fcntl  # not available on all platforms
 
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,12 +102,12 @@ def _age(path: Path) -> float:
     """Returns the seconds since a file was touched."""
     try:
         return time.time() - path.stat().st_mtime
-    except OSError:  # it went this moment
+    except OSError:  # removed in the meantime
         return math.inf
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Returns what a run in the folder has left; nothing where there is none, or none to read."""
+    """Returns the result of a run in the folder; empty if there is none, or it is damaged."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,12 +116,12 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def keep_settings(folder: Path) -> None:
-    """Remembers what Hydra's files in a folder say, until another folder's are kept."""
+    """Stores the contents of Hydra's files in a folder, until called for another folder."""
     _settings.clear()
     _settings.update({path: path.read_bytes() for path in folder.glob("*.yaml")})
 
 
 def put_back_settings() -> None:
-    """Writes the files that have been kept again, as they were."""
+    """Restores the stored files."""
     for path, text in _settings.items():
         write_whole(path, lambda file, text=text: file.write(text))  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""Identities of stored results, as texts that are compared before results are used again.
+"""Identities of stored results, as texts that are compared before results are reused.
 
-The text of an object is that of a call which makes it. It omits what is at its default: the text
-stays the same when a class gets one more argument. Earlier releases wrote every field, and some
-names have moved since: a text is compared with an object value by value, not by its characters.
-Functions are told by their qualified names and what they enclose, tensors by their digests.
+The text of an object is a call that constructs it. Default arguments are omitted, so the text is
+the same if a class gets a new argument. Earlier releases wrote every field, and some names have
+changed: texts are therefore compared with objects value by value. Functions are identified by
+their qualified names and closures, tensors by their digests.
 """
 
 import ast
@@ -24,7 +24,7 @@ def text_of(value: Any) -> str:
     """Returns the text of a value.
 
     Raises:
-        InputError: If it holds itself.
+        InputError: If it contains itself.
     """
     try:
         return _text(value)
@@ -52,10 +52,10 @@ def _text(value: Any) -> str:
 
 
 def _named(value: Any) -> str:
-    """Returns the qualified name of a function or class of objects, and what it works with."""
+    """Returns the qualified name of a function or class, and its closure."""
     named = value if getattr(value, "__qualname__", None) else type(value)
     home = getattr(named, "__module__", None) or "builtins"
-    # Without the brackets of <locals>, which is not a name.
+    # Removes the brackets of <locals>, which is not a name.
     name = f"{home}.{named.__qualname__}".replace("<", "").replace(">", "")
     match value:
         case partial():
@@ -94,7 +94,7 @@ def _is(node: ast.expr, value: Any) -> bool:
     if isinstance(value, Mapping):  # a recipe
         there, here = (updated({"": tree}) for tree in (ast.literal_eval(node), value))
         return bool(complete(there) == complete(here))
-    # Numbers that have no literal, such as inf, and functions: by their texts.
+    # Numbers without a literal, such as inf, and functions are compared by their texts.
     own = ast.parse(text_of(value), mode="eval").body
     return ast.unparse(node) == ast.unparse(own) or _literal(node) == (value,)
 
@@ -107,7 +107,7 @@ def _literal(node: ast.expr) -> tuple[Any, ...]:
 
 
 def _makes(call: ast.Call, value: Any) -> bool:
-    """Returns whether a call names the class of a value, and all that is not at its default."""
+    """Returns whether a call has the class of a value and all its non-default arguments."""
     moved, rest = moved_arguments(type(value)), changed(value)
     given = {moved.get(str(word.arg), str(word.arg)): word.value for word in call.keywords}
     known = {field.name for field in fields(value)}
@@ -119,7 +119,7 @@ def _makes(call: ast.Call, value: Any) -> bool:
 
 
 def fingerprint(*parts: str | torch.Tensor) -> str:
-    """Returns 16 digits that change with any text, number or order of rows."""
+    """Returns 16 digits that depend on every text, every number and the order of rows."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):

@@ -1,4 +1,4 @@
-"""Samples as image files, level by level where the format can."""
+"""Samples as image files, with exact levels if the format supports them."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +19,8 @@ _COLOURS = (3, 4)  # channels of RGB and RGBA
 class ImageFiles:
     """PNG files of samples: ``00000017.png``.
 
-    Images of 256 levels, and grey ones of more, are kept level by level; what has fewer levels or
-    is real-valued is scaled to its range.
+    Images of 256 levels, and grey images of more, keep their exact levels. Images with fewer
+    levels or real values are scaled to their range.
 
     Arguments:
         codec: The codec of the data.
@@ -47,7 +47,7 @@ class ImageFiles:
 
     @property
     def note(self) -> str:
-        """What a reader of the files must know, in a sentence; empty if nothing."""
+        """A sentence on how the files represent the samples; empty if they are exact."""
         levels = self.codec.levels
         if levels is None:
             return (
@@ -62,7 +62,7 @@ class ImageFiles:
         return ""
 
     def save(self, raw: Tensor, folder: Path, piece: range) -> None:
-        """Writes raw samples ``(B, C, H, W)`` under the numbers of a piece."""
+        """Writes raw samples ``(B, C, H, W)``, named by the numbers of a batch."""
         from PIL import Image
 
         folder.mkdir(exist_ok=True)

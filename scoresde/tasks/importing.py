@@ -1,4 +1,4 @@
-"""Foreign checkpoints become checkpoints of ours."""
+"""Conversion of checkpoints of other programs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +20,11 @@ def read_foreign(path: str | Path, reference: Mapping[str, Any] | str | None) ->
 
     Arguments:
         path: A ``.pth`` file of score_sde_pytorch, or a folder of diffusers.
-        reference: The configuration of the former: one of its own by name, a ``.json`` or
-            ``.yaml`` file, or its values; ``None`` for a folder of diffusers.
+        reference: The score_sde_pytorch configuration: the name of one of its own, a ``.json`` or
+            ``.yaml`` file, or its values. None for a folder of diffusers.
 
     Raises:
-        InputError: If it cannot be read, or does not fit its configuration.
+        InputError: If it cannot be read, or does not match its configuration.
     """
     if Path(path).is_dir():
         if reference is not None:
@@ -45,19 +45,19 @@ def read_foreign(path: str | Path, reference: Mapping[str, Any] | str | None) ->
 def import_checkpoint(
     imported: Imported, folder: Path, parts: Mapping[str, Any], data: Mapping[str, Any] | None
 ) -> Checkpoint:
-    """Writes ``checkpoint.pt`` of what was read, after which every task works on it.
+    """Writes an imported model as ``checkpoint.pt``, which every task supports.
 
     Arguments:
-        imported: What was read.
-        folder: Where to write.
-        parts: What else the recipe says: the likelihood, say, as plain values.
-        data: The data as plain values; ``None``: those that the checkpoint names, if we have them.
+        imported: The imported model.
+        folder: Output folder.
+        parts: Further sections of the recipe, such as the likelihood, as plain values.
+        data: The data as plain values. If None, the data named by the checkpoint, if available.
 
     Returns:
         The checkpoint.
 
     Raises:
-        InputError: If its weights do not fit its model, or are not finite.
+        InputError: If its weights do not match its model, or are not finite.
     """
     shape, centred = _taken(imported.recipe)
     codec = Affine.of_levels(shape, _LEVELS, centred)
@@ -77,7 +77,7 @@ def import_checkpoint(
 
 
 def _taken(recipe: Mapping[str, Any]) -> tuple[Sequence[int], bool]:
-    """Returns the shape of the images that a model takes, and whether they are in [-1, 1]."""
+    """Returns the shape of a model's images, and whether they are in [-1, 1]."""
     if "encoder" in recipe:  # an autoencoder
         return recipe["encoder"]["network"]["shape"], True
     network = _network(recipe)

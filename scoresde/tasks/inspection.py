@@ -1,4 +1,4 @@
-"""A closer look at a model while it is trained: a few samples, and the bound on its likelihood."""
+"""Periodic evaluation of a model during training: a few samples and a likelihood bound."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +20,16 @@ FOLDER = "progress"
 
 @dataclass(frozen=True)
 class Inspection:
-    """Draws samples of a model and bounds its likelihood, always with the same seed.
+    """Draws samples from a model and bounds its likelihood, always with the same seed.
 
     Arguments:
         data: The data set.
-        sampler: How samples are drawn.
-        folder: The run's folder, in which ``progress/00001000.png`` is written.
+        sampler: The sampler.
+        folder: The run's folder, for ``progress/00001000.png``.
         count: The number of samples, positive.
-        examples: How many validation examples the bound is the mean of, positive.
+        examples: The number of validation examples for the bound, positive.
         seed: Seed of the random streams.
-        bound: The bound; another than the default is one of levels.
+        bound: The bound; bounds other than the default are for levels.
     """
 
     data: Dataset
@@ -42,7 +42,7 @@ class Inspection:
 
     @torch.no_grad()
     def __call__(self, done: int, model: ScoreFunction) -> dict[str, float | Path]:
-        """Returns the bound after so many updates; all processes must ask, the first writes."""
+        """Returns the bound after ``done`` updates; all processes must call it."""
         options: dict[str, Any] = {"batch_size": max(self.count, self.examples), "seed": self.seed}
         rows = random_rows(len(self.data.validation), self.count)
         drawn = draw_samples(

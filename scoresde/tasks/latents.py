@@ -1,4 +1,4 @@
-"""Latents: of data, and between those of samples."""
+"""Latents of data, and interpolation between latents."""
 
 import time
 from pathlib import Path
@@ -34,24 +34,24 @@ def encode_data(
     """Computes the latents of data, and writes ``latents.npz``.
 
     It holds ``x`` in model units, ``nfe``, the ``index`` of each example, and its conditions.
-    Integers lie at the centres of their levels, so that decoding gives them back.
+    Integers are placed at the centres of their levels, so decoding recovers them.
 
     Arguments:
         model: The model.
         sampler: A :class:`~scoresde.sample.ProbabilityFlow`.
         data: The data.
         split: ``train``, ``validation`` or ``test``.
-        folder: Where to write.
-        parts: Where finished batches are kept and, if they are there, read.
-        examples: How many of its examples, drawn at random, positive; ``None``: all.
+        folder: Output folder.
+        parts: Store of finished batches, from which available batches are read.
+        examples: The number of examples, chosen at random, positive. If None, all are used.
         batch_size: The number of examples encoded together, positive.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
-        The mean NFE and the seconds in all.
+        The mean NFE and the total seconds.
 
     Raises:
-        InputError: If the sampler knows no way back, or there is no such split.
+        InputError: If the sampler is not invertible, or there is no such split.
     """
     if not isinstance(sampler, ProbabilityFlow):
         raise InputError(
@@ -79,17 +79,17 @@ def encode_data(
 
 
 def read_latents(path: Path, codec: Codec) -> Batch:
-    """Reads latents as :func:`encode_data` writes them, float32 ``(N, *)``, and conditions.
+    """Reads latents written by :func:`encode_data`, float32 ``(N, *)``, and conditions.
 
     Raises:
-        InputError: If the file holds none, or none of that shape.
+        InputError: If the file has no latents, or latents of another shape.
     """
     try:
         with path.open("rb") as stream, _arrays.load(stream) as file:
             latents = torch.from_numpy(file["x"])
             names = [name for name in file.files if name not in ("x", "nfe", "index")]
             cond = {name: torch.from_numpy(file[name]) for name in names}
-    except Exception as error:  # a damaged file can fail in any parser below
+    except Exception as error:  # a damaged file can fail in any parser
         raise InputError(
             f"latents={path} holds no array x ({error}); give latents.npz of task=encode."
         ) from error
@@ -114,15 +114,15 @@ def interpolate_latents(
 ) -> dict[str, float]:
     """Draws samples between pairs of latents: ``interpolation.npz`` and ``interpolation.png``.
 
-    The ends are samples 2 i and 2 i + 1 of the drawing, or these of its latents; between them the
-    latents follow an arc (:func:`~scoresde.sample.slerp`). The file holds ``x`` in raw units,
-    ``(count, points, *)``, and the ``share`` of the second latent.
+    The ends are samples 2 i and 2 i + 1 of the sampling job, or these rows of its latents. Between
+    them the latents follow an arc (:func:`~scoresde.sample.slerp`). The file holds ``x`` in raw
+    units, ``(count, points, *)``, and the ``share`` of the second latent.
 
     Arguments:
-        drawing: What to draw.
+        drawing: The sampling job.
         count: The number of pairs, positive.
         points: The number of samples from one end to the other, at least 2.
-        folder: Where to write.
+        folder: Output folder.
         batch_size: The number of samples drawn together, positive.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
@@ -151,10 +151,10 @@ def interpolate_latents(
 
 
 def _of_pairs(drawing: Drawing, count: int) -> dict[str, Tensor]:
-    """Returns the conditions of pairs of samples: those of their first ends if they are latents'.
+    """Returns the conditions of pairs of samples; for given latents, those of the first ends.
 
     Raises:
-        InputError: If the ends of a pair have conditions that differ.
+        InputError: If the conditions of the ends of a pair differ.
     """
     if drawing.latents is None:
         return drawing.conditions(range(count))

@@ -1,4 +1,4 @@
-"""The report of a likelihood evaluation: figures, extremes, and another data set beside it."""
+"""Report of a likelihood evaluation: figures, extremes, comparison with other data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Evaluated:
         data: The data set.
         evaluation: The likelihood of one of its splits.
         split: Its name.
-        also: Tells it from another data set of the same name.
+        also: Suffix that distinguishes data sets of the same name.
     """
 
     data: Dataset
@@ -53,15 +53,15 @@ def report_likelihood(
 
     Arguments:
         one: The data.
-        other: Data from elsewhere, to be told apart; ``None``: none.
+        other: Another data set to separate from the first, or None.
         folder: The run's folder.
         title: The model's name.
-        facts: What else a reader wants to know, as pairs of label and value.
+        facts: Further facts for the report, as pairs of label and value.
         configuration: The whole configuration as YAML.
-        remarks: What a reader must know before the numbers.
+        remarks: Warnings at the top of the report.
 
     Returns:
-        The results in numbers.
+        The numerical results.
     """
     one.evaluation.save(folder)
     results: dict[str, Any] = {"data": one.data.name, **one.evaluation.summary()}
@@ -101,7 +101,7 @@ def report_likelihood(
     return results
 
 
-# What the parts of a bound are, by their names.
+# Descriptions of the parts of a bound, by name.
 _PARTS = {
     "reconstruction": "the last step, to the data",
     "consistency": "the steps of the chain",
@@ -162,8 +162,8 @@ def _class_tables(sets: Sequence[Evaluated]) -> list[Table]:
 
 
 def _apart(one: Evaluated, other: Evaluated) -> dict[str, Any]:
-    """Tells two data sets apart: by the log-density, of which the expected ones should have the
-    larger, and by typicality, its distance from the mean of the expected ones, the smaller."""
+    """Measures the separation of two data sets: by the log-density, which should be larger for
+    expected data, and by typicality, its distance from their mean, which should be smaller."""
     pair = [e.evaluation.log_prob[e.evaluation.log_prob.isfinite()] for e in (one, other)]
     area, error = auroc(*pair)
     mean = pair[0].mean()
@@ -231,7 +231,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
-    """Draws the images that the model finds least and most likely."""
+    """Plots the images with the lowest and highest likelihood."""
     data, values = one.data, one.evaluation.values
     if not is_image(data.codec):
         return []
@@ -250,5 +250,5 @@ def _extremes(one: Evaluated, folder: Path) -> list[Figure]:
 
 
 def _short(value: float) -> str:
-    """Writes a number in few letters: 2.05, -3071."""
+    """Formats a number in few characters: 2.05, -3071."""
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,10 +1,10 @@
-"""Finished pieces of a long evaluation, kept so that nothing is computed twice.
+"""Storage of finished batches of a long evaluation, for resuming it.
 
-A piece is a file, written under another name, flushed and then renamed, so that it is there whole
-or not at all. It carries the mark of what it belongs to, and without that it is not read. Several
-processes may share a folder: each begins with its own pieces and then helps with what is missing,
-and none waits for another. A piece that two of them compute is the same twice, since every example
-has its own random streams.
+Each batch is a file, written atomically: under a temporary name, flushed and then renamed. It
+contains a fingerprint of the result that it belongs to, and files with another fingerprint are not
+read. Several processes may share a folder: each begins with its own batches and then computes
+missing ones, without waiting for others. If two processes compute the same batch, the results are
+equal, since every example has its own random streams.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ _MARK = "_mark"
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of several processes this one is.
+    """Index of this process among several.
 
     Arguments:
-        index: Its number, from 0.
-        size: How many there are, positive.
+        index: The number of this process, from 0.
+        size: The number of processes, positive.
     """
 
     index: int = 0
@@ -45,14 +45,14 @@ class Rank:
 
 @dataclass(frozen=True)
 class Parts:
-    """A folder of pieces, and what they belong to.
+    """A folder of finished batches, and the identity of their result.
 
     Arguments:
-        folder: The folder; made if it is not there.
-        rank: Which of the processes that share it this one is.
-        mark: Stands in every piece; those with another are not read.
-        first: Whether the pieces are those of the first examples, as in earlier releases, and not
-            of a random subset.
+        folder: The folder; it is created if missing.
+        rank: The index of this process among those that share the folder.
+        mark: The fingerprint stored in every batch; batches with another one are not read.
+        first: Whether the batches cover the first examples, as in earlier releases, rather than
+            a random subset.
     """
 
     folder: Path
@@ -61,39 +61,39 @@ class Parts:
     first: bool = False
 
     def claim(self, identity: Mapping[str, Any]) -> "Parts":
-        """States what the pieces belong to; returns the folder of pieces with that mark.
+        """Sets the identity of the batches; returns the folder with its fingerprint.
 
         Arguments:
-            identity: Texts, and objects that are kept as their texts.
+            identity: Texts, and objects that are stored as their texts.
 
         Raises:
-            OtherRunError: If there are pieces of something else.
+            OtherRunError: If the folder has batches of another result.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "identity.json"
         if not path.exists():
             texts = {k: v if isinstance(v, str) else text_of(v) for k, v in identity.items()}
             write_whole(path, lambda file: file.write(_json(texts).encode()))
-        # Also what was just written: another process may have come between.
+        # Checked after writing, too: another process may have written in between.
         there = _identity(path)
-        # Work begun by an earlier release continues as it would there.
+        # Work begun by an earlier release continues by its rules.
         first = SUBSET in identity and SUBSET not in there
         kept = {k: v for k, v in identity.items() if k != SUBSET or not first}
         _compare(there, kept, self.folder)
-        # Pieces carry the mark of the stored text, which an older release may have written.
+        # Batches have the fingerprint of the stored text, which may be from an older release.
         mark = hashlib.sha256(_json(there).encode()).hexdigest()
         return replace(self, mark=mark, first=first)
 
     def pieces(self, count: int, size: int) -> list[range]:
-        """Divides ``count`` examples into pieces of at most ``size``, this process's first."""
+        """Divides ``count`` examples into batches of at most ``size``, this process's first."""
         all_ = [range(i, min(i + size, count)) for i in range(0, count, size)]
         own = all_[self.rank.index :: self.rank.size]
-        # The others from their ends, which they reach last.
+        # Batches of other processes follow in reverse, as they compute the last ones last.
         mine = set(own)
         return own + [piece for piece in reversed(all_) if piece not in mine]
 
     def load(self, piece: range) -> Columns | None:
-        """Reads a piece; ``None`` where there is none, or none that can be used."""
+        """Reads a batch; returns None if it is missing or unusable."""
         path = self._path(piece)
         if not zipfile.is_zipfile(path):
             return None
@@ -103,7 +103,7 @@ class Parts:
             if str(arrays.pop(_MARK, None)) != self.mark:
                 return None
             columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        except Exception:  # a damaged file can fail in any parser below
+        except Exception:  # a damaged file can fail in any parser
             return None
         if any(column.ndim == 0 for column in columns.values()):
             return None
@@ -111,7 +111,7 @@ class Parts:
         return columns if columns and whole else None
 
     def save(self, piece: range, columns: Columns) -> None:
-        """Writes a piece whole."""
+        """Writes a batch atomically."""
         arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
         arrays[_MARK] = np.array(self.mark)
         write_whole(self._path(piece), lambda file: np.savez(file, **arrays))
@@ -123,13 +123,13 @@ class Parts:
 def gather(
     parts: Parts | None, count: int, size: int, compute: Callable[[range], Columns]
 ) -> Iterator[tuple[range, Columns, bool]]:
-    """Yields all pieces, and whether each was computed here or had been there.
+    """Yields all batches, and whether each was computed now or read from the store.
 
     Arguments:
-        parts: Where they are kept; ``None``: nowhere.
+        parts: The store of finished batches. If None, batches are not stored.
         count: The number of examples.
-        size: The examples in a piece, positive.
-        compute: Evaluates a piece.
+        size: The number of examples in a batch, positive.
+        compute: Callable that evaluates a batch.
     """
     parts_ = Parts(Path()) if parts is None else parts
     for piece in parts_.pieces(count, check_count("batch_size", size)):
@@ -170,8 +170,8 @@ def _compare(there: Mapping[str, str], here: Mapping[str, Any], folder: Path) ->
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file by a function of the open file, whole or not at all."""
-    # Process numbers are not enough: those of two machines that share the folder may agree.
+    """Writes a file atomically, with a function of the open file."""
+    # Process ids are not enough: two machines that share the folder may have equal ids.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         write(file)

@@ -1,4 +1,4 @@
-"""A model trained on the pairs that its own flow makes."""
+"""Training of a model on pairs from its own flow."""
 
 import copy
 import logging
@@ -35,20 +35,20 @@ def reflow(
     seed: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """Makes pairs, trains a copy of the model on them from its weights, and measures one step.
+    """Generates pairs, fine-tunes a copy of the model on them, and measures one step.
 
-    Leaves a checkpoint, whose samples are in the units of the model's own data.
+    It writes a checkpoint whose samples have the units of the model's own data.
 
     Arguments:
         recipe: The recipe of the model's checkpoint.
         model: The model.
         sampler: A deterministic sampler.
-        training: How to train.
-        optimizer: Makes an optimiser of parameters.
+        training: Training settings.
+        optimizer: Callable that builds an optimiser from parameters.
         folder: The run's folder.
         count: The number of pairs.
-        batch_size: The number of pairs made together.
-        cond: Conditions, whose rows are taken in turn.
+        batch_size: The number of pairs generated together.
+        cond: Conditions, whose rows are used in turn.
         seed: Seed of the noise and of the training.
         progress: Whether to show the progress.
 

@@ -1,4 +1,4 @@
-"""What a training leaves for a person: samples three ways, likelihoods, figures, a report."""
+"""Report of a training run: samples of three samplers, likelihoods, figures."""
 
 import json
 import logging
@@ -47,9 +47,9 @@ log = logging.getLogger("scoresde")
 
 _BASELINE_SEED = 0
 _PIXELS = 96
-_IN_MEMORY = 2**24  # bytes of examples that are too many to be kept in memory
+_IN_MEMORY = 2**24  # bytes of examples above which only some are kept in memory
 _ARROWS = 22  # on a side, of a score
-_SCORE_LEVEL = 0.1  # the noise at which a score is drawn, in sizes of the data
+_SCORE_LEVEL = 0.1  # noise level of a plotted score, relative to the data's size
 _PATHS = 64
 _NEIGHBOURS, _PAIRS = 256, 8  # samples whose nearest training examples are found, and are drawn
 _SHARE, _LEAST = 0.1, 5.0  # of the training's seconds that the baselines take, and at least
@@ -58,20 +58,20 @@ _OWN = "this model"
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and how it came about.
+    """A trained model with the facts of its training.
 
     Arguments:
         name: The recipe's name.
         model: The model with averaged weights.
         data: The data set, on the model's device.
-        seconds: How long the training took.
-        seed: Its seed.
-        facts: What else a reader wants to know, as pairs of label and value.
+        seconds: The training time in seconds.
+        seed: The seed of the training.
+        facts: Further facts for the report, as pairs of label and value.
         configuration: The whole configuration as YAML.
-        split: The examples that it is measured with: ``test``, or ``validation`` where models are
-            chosen by what comes out.
-        loss: The loss that it was trained with; None where it does not matter.
-        none: Whether the model has learned what no class means.
+        split: The split for the evaluation: ``test``, or ``validation`` if the results select
+            models.
+        loss: The training loss; None if it does not matter.
+        none: Whether the model was trained on "no class".
     """
 
     name: str
@@ -87,21 +87,21 @@ class Trained:
 
     @property
     def conditional(self) -> bool:
-        """True if the model takes conditions of the data."""
+        """Whether the model accepts conditions of the data."""
         return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
 
     @property
     def evaluable(self) -> bool:
-        """True if examples have a likelihood: not without a density, nor of a single time."""
+        """Whether examples have a likelihood: the codec has a density, the model all times."""
         return has_density(self.data) and only_time(self.loss, self.model.process) is None
 
     @property
     def held_out(self) -> Tensor:
-        """The raw examples that it is measured with, on the CPU; of very many some."""
+        """The raw examples for the evaluation, on the CPU; a subset if there are very many."""
         return in_memory(self.data, self.split)
 
     def rows(self, count: int) -> Tensor:
-        """Returns which of them lend their conditions to samples, at random."""
+        """Returns random indices of held-out examples whose conditions samples use."""
         return random_rows(len(self.data.split(self.split)), count)
 
 
@@ -118,24 +118,24 @@ def report_training(
     progress: bool = True,
     parts: Parts | None = None,
 ) -> dict[str, Any]:
-    """Samples a trained model, evaluates it on held-out data, writes figures and ``report.html``.
+    """Samples and evaluates a trained model; writes figures and ``report.html``.
 
     Arguments:
         trained: The model.
         samplers: The samplers by name.
-        likelihood: How to evaluate held-out data.
+        likelihood: The likelihood for held-out data.
         folder: The run's folder, with the training's ``metrics.jsonl``.
-        count: The number of samples of each sampler.
-        examples: How many held-out examples to evaluate; ``None``: all.
+        count: The number of samples per sampler.
+        examples: The number of held-out examples to evaluate. If None, all are used.
         batch_size: The number of examples sampled or evaluated together.
-        baselines: Whether to fit the classical densities to compare with.
+        baselines: Whether to fit classical densities as baselines.
         progress: Whether to show progress bars.
-        parts: Where processes that share the evaluation keep what they have done: the first of
-            them writes the report.
+        parts: Store of finished batches for processes that share the evaluation; the first
+            process writes the report.
 
     Returns:
-        The results in numbers; none in processes that only help. Where the codec of the data has
-        no density, nothing is evaluated.
+        The numerical results; empty in all processes but the first. If the codec of the data has
+        no density, no likelihood is evaluated.
     """
     model, data, seed = trained.model, trained.data, trained.seed
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
@@ -211,7 +211,7 @@ def report_training(
 
 
 def suitable(samplers: Mapping[str, Sampler], trained: Trained) -> dict[str, Sampler]:
-    """Returns the samplers for a model: if it knows one noise level, Langevin dynamics there."""
+    """Returns the samplers for a model; for a single noise level, Langevin dynamics."""
     only = only_time(trained.loss, trained.model.process)
     if only is None:
         return dict(samplers)
@@ -233,7 +233,7 @@ def _compared(
     if not raw:
         return [], []
     data, reference = trained.data, in_memory(trained.data, "train")
-    enough = len(trained.held_out) >= count  # of few held-out examples a picture says little
+    enough = len(trained.held_out) >= count  # a picture of few held-out examples shows little
     name, real = (trained.split, trained.held_out) if enough else ("training", reference)
     panels = {f"{name} data": subset(real, count), **raw}
     picture = view.compare(panels, folder / "comparison.png")
@@ -269,7 +269,7 @@ def _class_pictures(
     folder: Path,
     options: Mapping[str, Any],
 ) -> list[Figure]:
-    """Draws samples of each class by the sampler of the fewest passes."""
+    """Draws samples of each class with the sampler of fewest network evaluations."""
     model, data = trained.model, trained.data
     if not drawn or "label" not in model.select(data.conditions_of(trained.split, slice(1))):
         return []
@@ -296,7 +296,7 @@ def _class_tables(trained: Trained, evaluation: Evaluation | None) -> list[Table
 
 
 def _remarks(folder: Path, scores: Sequence[Score]) -> list[str]:
-    """Returns what a reader must know before the numbers."""
+    """Returns the warnings at the top of the report."""
     own = [score for score in scores if score.name == _OWN]
     said = [overfitting(read_metrics(folder), (folder / BEST).is_file())]
     said += [divergence(score, scores) for score in own]
@@ -358,7 +358,7 @@ def _own_score(evaluation: Evaluation) -> Score:
 
 
 def _baselines(trained: Trained) -> list[Score]:
-    """Fits the classical densities to the same training set, in a share of its time."""
+    """Fits classical densities to the same training set, in a share of the training time."""
     data = trained.data
     if (features := math.prod(data.shape)) > MOST_FEATURES:
         log.info(
@@ -404,9 +404,9 @@ def _baseline_score(fit: Baseline, trained: Trained, log_det: Tensor | None) -> 
 
 
 def _exact(trained: Trained) -> list[Score]:
-    """Scores the data's own density, where it is known: no model can be better.
+    """Scores the exact density of the data, if known: no model can be better.
 
-    A model that is told conditions can be: its density is another, given them.
+    A conditional model can be better, since its density is conditional.
     """
     data = trained.data
     known = data.conditional_log_prob if trained.conditional else data.log_prob
@@ -440,7 +440,7 @@ def _title(name: str) -> str:
 
 
 def _settings(sampler: Sampler) -> str:
-    """Describes a sampler by those of its settings that are plain numbers or words."""
+    """Describes a sampler by its settings that are plain numbers or words."""
     values = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
     plain = {
         k: v for k, v in values.items() if isinstance(v, int | float | str) and v is not False
@@ -501,7 +501,7 @@ def _plane_figures(
 
 
 def _score_figure(trained: Trained, extent: plots.Extent, folder: Path) -> Figure:
-    """Draws the score in raw units, over the density of the data or over their histogram."""
+    """Plots the score in raw units, over the density or a histogram of the data."""
     model, data = trained.model, trained.data
     t = _score_time(trained)
     with torch.no_grad():
@@ -511,7 +511,7 @@ def _score_figure(trained: Trained, extent: plots.Extent, folder: Path) -> Figur
     points = alpha * data.codec.encode(raw)
     with torch.no_grad():
         score = model.score(model.state(points), t.to(model.device)).to(points)
-    (score,) = torch.autograd.grad(points, raw, score)  # by the chain rule, per raw unit
+    (score,) = torch.autograd.grad(points, raw, score)  # chain rule: per raw unit
     known = data.log_prob
     path = plots.score_field(
         score.reshape(_ARROWS, _ARROWS, 2),
@@ -529,7 +529,7 @@ def _score_figure(trained: Trained, extent: plots.Extent, folder: Path) -> Figur
 
 
 def _score_time(trained: Trained) -> Tensor:
-    """Returns the time of the score that is drawn: of the noise of a tenth of the data's size."""
+    """Returns the time of the plotted score, with noise of a tenth of the data's size."""
     sde, loss = trained.model.sde, trained.loss
     only = only_time(loss, sde)
     if only is not None:
@@ -541,7 +541,7 @@ def _score_time(trained: Trained) -> Tensor:
 
 
 def _grid(extent: plots.Extent, count: int) -> Tensor:
-    """Returns the middles of equal cells, rows from the lowest, ``(count * count, 2)``."""
+    """Returns the centres of equal cells, lowest row first, ``(count * count, 2)``."""
     places = (torch.arange(count) + 0.5) / count
     x, y = (low + (high - low) * places for low, high in (extent[:2], extent[2:]))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -568,7 +568,7 @@ def _density_figure(
 
 
 def in_memory(data: Dataset, split: str) -> Tensor:
-    """Returns raw examples on the CPU: all, or as many at random as fit in 16 MiB."""
+    """Returns raw examples on the CPU: all, or a random subset of at most 16 MiB."""
     raw = data.split(split)
     if isinstance(raw, Tensor):
         return raw.cpu()
@@ -594,7 +594,7 @@ def _record(trained: Trained, sampler: Sampler) -> tuple[Tensor, Tensor]:
 
 
 def save_result(folder: Path, result: Mapping[str, Any], rank: int = 0) -> None:
-    """Writes ``result.json``, whole or not at all; of several processes, the first does."""
+    """Writes ``result.json`` atomically; of several processes, only the first writes."""
     if rank > 0:
         return
     temporary = folder / "result.json.part"

@@ -1,4 +1,4 @@
-"""Restoring examples of which something was observed: draws, their mean and spread, a report."""
+"""Restoration of examples from observations: draws, their mean and spread, a report."""
 
 import time
 from abc import ABC, abstractmethod
@@ -31,16 +31,16 @@ Method = StepRule | Callable[[ScoreFunction, Observation], Posterior]
 
 _SHOWN = 8  # examples in the picture
 _SHOWN_DRAWS = 4
-_LEAST = 10  # examples for a test of their ranks
+_LEAST = 10  # minimum number of examples for the rank test
 
 
 class Job(ABC):
-    """Base class for what is restored, and how.
+    """Base class for restoration jobs.
 
     Attributes:
         codec: The codec of the data.
         count: The number N of examples.
-        draws: How many draws of each, positive.
+        draws: The number of draws per example, positive.
         seed: Seed of the random streams.
     """
 
@@ -52,39 +52,40 @@ class Job(ABC):
     @property
     @abstractmethod
     def y(self) -> Tensor:
-        """What was observed, in raw units."""
+        """The observations, in raw units."""
 
     @abstractmethod
     def check(self) -> None:
-        """Refuses what cannot be restored, before the first batch.
+        """Checks the settings of the job before the first batch.
 
         Raises:
-            InputError: If it cannot.
+            InputError: If the job cannot be run.
         """
 
     @abstractmethod
     def batch(self, piece: range) -> Columns:
-        """Draws rows, counted example by example; on the CPU and in raw units."""
+        """Draws a range of rows, ordered by example; on the CPU and in raw units."""
 
     @abstractmethod
     def seen(self, count: int) -> Tensor | None:
-        """Returns the first observations in the shape of examples, if they have one."""
+        """Returns the first observations in the shape of examples, if possible."""
 
 
 @dataclass(frozen=True)
 class Restoration(Job):
-    """Observations that are restored by a model of the data.
+    """Restoration of observations with a model of the data.
 
     Arguments:
         model: The model of the data.
-        method: A step rule, or what makes a posterior model of a model and an observation.
-        sampler: What draws from a posterior model; a step rule is a sampler itself.
-        observed: What was observed of N examples, in raw units.
+        method: A step rule, or a callable that builds a posterior model from a model and an
+            observation.
+        sampler: The sampler for a posterior model; a step rule is itself a sampler.
+        observed: The observations of N examples, in raw units.
         codec: The codec of the data.
         count: The number N of examples.
-        draws: How many draws of each, positive.
-        seed: Names the random streams.
-        cond: The conditions of the examples in turn, each with shape ``(M, *)``.
+        draws: The number of draws per example, positive.
+        seed: Seed of the random streams.
+        cond: Conditions, used in turn for the examples, each with shape ``(M, *)``.
     """
 
     model: ScoreFunction
@@ -130,7 +131,7 @@ class Restoration(Job):
         }
 
     def seen(self, count: int) -> Tensor | None:
-        """Returns the first observations by the pseudo-inverse, if there is one."""
+        """Returns the pseudo-inverse of the first observations, if there is one."""
         observed = self.observed.take(torch.arange(count))
         shape = tuple(self.codec.raw_shape)
         operator = observed.operator
@@ -139,7 +140,7 @@ class Restoration(Job):
         y = self.observed.y
         z = operator(torch.zeros(count, *shape, dtype=y.dtype, device=y.device))
         own = (y[:count] if y.ndim == z.ndim else y.expand(count, *y.shape)).to(y.device)
-        if tuple(own.shape[1:]) == (1, *shape[1:]):  # grey levels, which the inverse would colour
+        if tuple(own.shape[1:]) == (1, *shape[1:]):  # grey: the inverse would add colour
             return own.expand(count, *shape).double().cpu()
         try:
             return operator.pseudo_inverse(own, shape).double().cpu()
@@ -155,7 +156,7 @@ class Restoration(Job):
         return self.sampler(self.method(self.model, observed), shape, **given)
 
     def _exact(self, observed: Observation) -> bool:
-        """Returns whether measurements without noise are to be met exactly at the end."""
+        """Returns whether noiseless measurements are enforced exactly at the end."""
         if not (observed.linear and observed.noiseless):
             return False
         zero = torch.zeros(len(observed.rows), *self.codec.shape).to(observed.y)  # type: ignore[arg-type]
@@ -167,7 +168,7 @@ class Restoration(Job):
 
 
 def simulate(observed_by: Any, raw: Tensor, codec: Codec, std: float, seed: int) -> Tensor:
-    """Measures raw examples ``(N, *)`` by an operator, with noise of a standard deviation."""
+    """Returns measurements of raw examples ``(N, *)`` by an operator, with noise of ``std``."""
     streams = Streams.of(seed, batch=len(raw), device=raw.device)
     return measure(observed_by, raw, codec, std, streams, draw=2)
 
@@ -190,21 +191,21 @@ def restore(
     """Draws restored examples, and writes ``restored.npz``, ``restored.png`` and a report.
 
     Arguments:
-        restoration: What to restore.
-        folder: Where to write.
-        parts: Where finished batches are kept and, if they are there, read.
+        restoration: The restoration job.
+        folder: Output folder.
+        parts: Store of finished batches, from which available batches are read.
         truth: The true raw examples ``(N, *)``, if known.
-        batch_size: The number of draws made together, positive.
-        images: Whether each draw, mean and spread becomes a file in ``images/`` too.
+        batch_size: The number of draws computed together, positive.
+        images: Whether each draw, mean and spread is also written to ``images/``.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
-        title: What is restored, for the report.
-        facts: What else a reader wants to know, as pairs of label and value.
+        title: The title of the report.
+        facts: Further facts for the report, as pairs of label and value.
         configuration: The whole configuration as YAML.
         tables: Further tables of the report.
         figures: Further figures of the report.
 
     Returns:
-        The results in numbers; of several processes the first alone has all.
+        The numerical results; of several processes, only the first has all of them.
     """
     restoration.check()
     n, k = restoration.count, restoration.draws
@@ -249,11 +250,11 @@ def restore(
 
 
 def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
-    """Returns how near draws ``(N, K, *)`` are to the truth ``(N, *)``, and how honest.
+    """Returns the accuracy and calibration of draws ``(N, K, *)`` of the truth ``(N, *)``.
 
-    Errors and spreads are compared in model units, in which columns of other scales weigh the
-    same, and over values that vary (all of them, if none does). The range of PSNR is that of the
-    levels, or of the training data; it is for images and volumes.
+    Errors and spreads are compared in model units, in which columns of different scales have equal
+    weight, and over values that vary (over all values if none varies). The range for PSNR is that
+    of the levels, or of the training data; PSNR is for images and volumes.
     """
     found: dict[str, Any] = {}
     mean = x.double().mean(1)
@@ -280,7 +281,7 @@ def scores_of(x: Tensor, truth: Tensor, codec: Codec) -> dict[str, Any]:
 
 
 def span_of(codec: Codec) -> float:
-    """Returns the range of raw values that PSNR and SSIM refer to."""
+    """Returns the range of raw values for PSNR and SSIM."""
     low, high = (torch.as_tensor(end).double() for end in (codec.low, codec.high))
     return float((high - low).max())
 
@@ -288,12 +289,12 @@ def span_of(codec: Codec) -> float:
 def ranks_p_value(x: Tensor, truth: Tensor, seed: int = 0) -> float:
     """Returns the p-value of a chi-squared test that the ranks of the truth are uniform.
 
-    Values of one example depend on each other, so one value that varies is drawn of each example.
+    Values of one example are dependent, so one varying value is chosen at random per example.
 
     Arguments:
         x: The draws, with shape ``(N, K, *)``, K at least 2 and N at least 10.
         truth: The true values, with shape ``(N, *)``.
-        seed: Names the random streams that choose the values.
+        seed: Seed of the random streams that choose the values.
     """
     from scipy.stats import chisquare
 
@@ -335,7 +336,7 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 
 def _figures(restoration: Job, x: Tensor, truth: Tensor | None, folder: Path) -> list[Figure]:
-    """Draws the examples next to what was observed, and the ranks of the truth."""
+    """Draws the examples next to the observations, and the ranks of the truth."""
     found = []
     if len(restoration.codec.raw_shape) == 3:
         found.append(_picture(restoration, x, truth, folder / "restored.png"))

@@ -1,4 +1,4 @@
-"""The runs below a folder: what each is, how far it came, and how good it is."""
+"""List of the runs below a folder, with their state, progress and results."""
 
 import json
 import time
@@ -16,10 +16,10 @@ _RESULT, _CONFIG = "result.json", ".hydra/config.yaml"
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Returns a row for each run below a folder, the newest first.
+    """Returns a row for each run below a folder, newest first.
 
-    ``state`` is that of ``result.json``: ``ok``, ``failed``, ``stopped`` or ``running``; or
-    ``killed`` where it says ``running`` and no process works in the folder; or ``damaged``.
+    ``state`` is ``ok``, ``failed``, ``stopped`` or ``running``, as in ``result.json``; or
+    ``killed``, if it is ``running`` but no process works in the folder; or ``damaged``.
 
     Raises:
         InputError: If there is no such folder.
@@ -75,7 +75,7 @@ def _state(run: Path, result: Mapping[str, Any]) -> str:
 
 
 def _steps(run: Path) -> str | None:
-    """Returns the updates recorded, of how many."""
+    """Returns the recorded and the total number of updates."""
     done = max((r["step"] for r in read_metrics(run)), default=None)
     if done is None:
         return None
@@ -89,7 +89,7 @@ def _steps(run: Path) -> str | None:
 
 
 def _minutes(run: Path) -> float:
-    """Returns the minutes between the run's first file and its last."""
+    """Returns the minutes between the first and the last file of a run."""
     times = [path.stat().st_mtime for path in run.iterdir() if path.is_file()]
     config = run / _CONFIG
     first = config.stat().st_mtime if config.exists() else min(times, default=time.time())

@@ -1,4 +1,4 @@
-"""Drawing samples of a model, and saving them as they come."""
+"""Sampling from a model in batches, with results saved batch by batch."""
 
 import logging
 import time
@@ -38,14 +38,14 @@ __all__ = [
 log = logging.getLogger("scoresde")
 
 _DRAWN = 256  # samples in a picture
-_TRACED = 8  # samples whose way is drawn
+_TRACED = 8  # samples with a plotted trajectory
 
 
 def at_time(sampler: Sampler, t: float) -> Sampler:
-    """Returns a sampler for a model that was trained at one time.
+    """Returns the sampler for a model trained at a single time.
 
     Raises:
-        InputError: If it evaluates a model at other times.
+        InputError: If the sampler evaluates the model at other times.
     """
     if not isinstance(sampler, LangevinDynamics):
         raise InputError(
@@ -57,16 +57,16 @@ def at_time(sampler: Sampler, t: float) -> Sampler:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What samples are drawn from, and how.
+    """A sampling job: the model, the sampler and their inputs.
 
     Arguments:
         model: The model.
         sampler: The sampler.
-        codec: The way from what is drawn to raw examples.
-        seed: Names the random streams.
-        latents: What the samples start from, ``(N, *)`` in model units; ``None``: the streams.
-        cond: The conditions that the samples take in turn, each with shape ``(M, *)``.
-        class_names: What the classes are called, if they have names.
+        codec: The codec, which converts samples to raw examples.
+        seed: Seed of the random streams.
+        latents: The initial states, ``(N, *)`` in model units. If None, they are drawn.
+        cond: Conditions, used in turn for the samples, each with shape ``(M, *)``.
+        class_names: The names of the classes, if any.
     """
 
     model: ScoreFunction
@@ -78,7 +78,7 @@ class Drawing:
     class_names: Sequence[str] = ()
 
     def batch(self, piece: range, progress: bool = False) -> Columns:
-        """Draws the samples of a piece, on the CPU and in model units.
+        """Draws the samples of a batch, on the CPU and in model units.
 
         Raises:
             InputError: If a sample is not finite.
@@ -110,7 +110,7 @@ class Drawing:
             return {}
         x = samples.x.cpu()
         log_det = self.codec.log_det(self.codec.decode(x), x)
-        if log_det is None:  # the codec knows no density of raw data
+        if log_det is None:  # the codec has no density of raw data
             return {}
         found = {"log_prob": samples.log_prob.double().cpu() + log_det}
         if samples.standard_error is not None:
@@ -118,12 +118,12 @@ class Drawing:
         return found
 
     def conditions(self, piece: range) -> dict[str, Any]:
-        """Returns the conditions of a piece, on the model's device."""
+        """Returns the conditions of a batch, on the model's device."""
         indices = torch.arange(piece.start, piece.stop)
         return self.model.select({k: v[indices % len(v)] for k, v in self.cond.items()})
 
     def start(self, piece: range) -> Tensor:
-        """Returns the latents of a piece, on the model's device."""
+        """Returns the initial states of a batch, on the model's device."""
         if self.latents is not None:
             return self.latents[piece.start : piece.stop].to(self.model.device)
         shape = (len(piece), *self.codec.shape)
@@ -132,13 +132,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples, and what they cost.
+    """Samples and their cost.
 
     Arguments:
         x: The samples in model units, with shape ``(count, *)``.
-        nfe: The network passes of each, int64 ``(count,)``.
-        seconds: The wall-clock time in all.
-        seed: The seed that was used.
+        nfe: The network evaluations of each sample, int64 ``(count,)``.
+        seconds: The total wall-clock time.
+        seed: The seed.
         densities: The log-densities in nats and raw units, and their errors, by name, if known.
     """
 
@@ -165,16 +165,16 @@ def draw_samples(
     Arguments:
         model: The model.
         sampler: The sampler.
-        codec: The way from what is drawn to raw examples.
+        codec: The codec, which converts samples to raw examples.
         count: The number of samples, positive.
         batch_size: The number of samples drawn together, positive.
-        seed: Names the random streams.
-        cond: The conditions that the samples take in turn, each with shape ``(M, *)``.
+        seed: Seed of the random streams.
+        cond: Conditions, used in turn for the samples, each with shape ``(M, *)``.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
-        InputError: If a number is not positive, the sampler does not fit the model, or a sample
-            is not finite.
+        InputError: If a number is not positive, the sampler does not support the model, or a
+            sample is not finite.
     """
     seed = fresh_seed() if seed is None else seed
     drawing = Drawing(model, sampler, codec, seed, cond=cond or {})
@@ -185,7 +185,7 @@ def draw_samples(
 
 
 def draw_batches(drawing: Drawing, count: int, size: int, progress: bool) -> list[Columns]:
-    """Draws samples in batches; shows the steps of a single one, and of several the samples."""
+    """Draws samples in batches; shows progress by steps (one batch) or samples (several)."""
     alone, batches = count <= size, []
     with Progress(count, "sampling", "sample", shown=progress and not alone) as bar:
         pieces = gather(None, count, size, lambda p: drawing.batch(p, progress and alone))
@@ -207,9 +207,9 @@ def save_samples(
     Arguments:
         drawn: The samples.
         codec: The codec of the data.
-        folder: Where to write.
+        folder: Output folder.
         name: The name of the files.
-        reference: Raw real examples ``(N, *)`` that set what of the samples is in view.
+        reference: Raw real examples ``(N, *)`` that determine the plotted range.
     """
     raw = codec.decode(drawn.x)
     path, seed = folder / f"{name}.npz", np.uint64(drawn.seed)
@@ -228,25 +228,25 @@ def stream_samples(
     images: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Draws any number of samples, each saved with its batch, in the memory of one batch.
+    """Draws any number of samples in the memory of one batch, saving each batch.
 
-    At the end ``samples.npz`` holds them all, as :func:`save_samples` writes them, and their
-    conditions; ``samples.png`` shows some of them.
+    At the end ``samples.npz`` holds all samples, in the format of :func:`save_samples`, and their
+    conditions. ``samples.png`` shows some of the samples.
 
     Arguments:
-        drawing: What to draw.
+        drawing: The sampling job.
         count: The number of samples, positive.
-        folder: Where to write.
-        parts: Where finished batches are kept and, if they are there, read.
+        folder: Output folder.
+        parts: Store of finished batches, from which available batches are read.
         batch_size: The number of samples drawn together, positive.
-        images: Whether each sample becomes a file ``images/00000017.png`` too.
+        images: Whether each sample is also written to a file ``images/00000017.png``.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Returns:
-        The mean NFE and the seconds in all.
+        The mean NFE and the total seconds.
 
     Raises:
-        InputError: If the data are no images and ``images`` asks for some, or as for
+        InputError: If ``images`` is set and the data are not images, or as for
             :func:`draw_samples`.
     """
     codec, alone = drawing.codec, count <= batch_size
@@ -271,7 +271,7 @@ def stream_samples(
 
 
 def _picture(drawing: Drawing, raw: Tensor, path: Path) -> None:
-    """Draws samples, and those of several classes by class."""
+    """Plots samples; samples of several classes are grouped by class."""
     view, labels = view_of(drawing.codec), drawing.conditions(range(len(raw))).get("label")
     if labels is None or len(labels.unique()) == 1:
         view.picture(raw, path)
@@ -280,17 +280,17 @@ def _picture(drawing: Drawing, raw: Tensor, path: Path) -> None:
 
 
 def save_trajectory(drawing: Drawing, points: int, count: int, folder: Path) -> None:
-    """Saves the way of the first samples: ``trajectory.npz`` and ``trajectory.png``.
+    """Saves the trajectories of the first samples: ``trajectory.npz`` and ``trajectory.png``.
 
-    The file holds times ``t`` ``(T, B)``, and states ``x`` and expected data ``denoised``,
-    ``(T, B, *)``, in model units. Images make strips, two rows for each sample; of points in the
-    plane the paths are drawn; other data have no picture.
+    The file holds times ``t`` ``(T, B)``, and states ``x`` and denoised estimates ``denoised``,
+    ``(T, B, *)``, in model units. Images are plotted as strips, two rows for each sample, and
+    points in the plane as paths. Other data have no picture.
 
     Arguments:
-        drawing: What to draw.
-        points: How many states of each, at least 2.
-        count: How many samples there are; at most eight are taken.
-        folder: Where to write.
+        drawing: The sampling job.
+        points: The number of states per trajectory, at least 2.
+        count: The number of samples; at most eight are used.
+        folder: Output folder.
     """
     piece, model = range(min(count, _TRACED)), drawing.model
     _, way = sample_trajectory(

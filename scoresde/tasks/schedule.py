@@ -1,4 +1,4 @@
-"""What a training made of a schedule with weights, as a figure."""
+"""Figure of a learned schedule after training."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ _EXAMPLES, _TIMES, _POINTS = 256, 48, 401
 def schedule_figure(
     model: ScoreFunction, data: Dataset, loss: Loss | None, seed: int, folder: Path
 ) -> list[Figure]:
-    """Draws the log-SNR over time, and how much the bound varies at each; nothing without weights.
+    """Plots the log-SNR and the bound's spread over time, for a schedule with weights.
 
     Arguments:
         model: The model, on its device.
-        data: The data, of whose validation examples at most 256 are taken.
-        loss: The loss that it was trained with; one with levels moves values to their centres.
-        seed: Names the noise.
-        folder: Where the picture goes.
+        data: The data; at most 256 validation examples are used.
+        loss: The training loss; a loss with levels moves values to their centres.
+        seed: Seed of the noise.
+        folder: Output folder.
     """
     sde = model.sde
     if not isinstance(sde, torch.nn.Module):
@@ -60,7 +60,7 @@ def spreads(sde: SDE, t: Tensor, errors: Tensor) -> tuple[float, float]:
     """
     rate = (sde.g(t) / sde.sigma(t)) ** 2
     fall = rate.mean()
-    # A straight line passes each log-SNR in another share of the time.
+    # A straight line spends a different share of the time at each log-SNR.
     found = [_spread(0.5 * r[:, None] * errors, rate / r) for r in (rate, fall.expand_as(rate))]
     return found[0], found[1]
 

@@ -1,4 +1,4 @@
-"""Hyper-parameter search: trainings whose values Optuna chooses, kept in one folder."""
+"""Hyper-parameter search with Optuna; all training runs are in one folder."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from scoresde.train import TrainingStopped
 log = logging.getLogger("scoresde")
 
 STUDY, TABLE, FIGURE, BEST = "study.jsonl", "summary.csv", "search.png", "experiment/best.yaml"
-_FOLDER, _ERROR = "folder", "error"  # what is noted of a trial
+_FOLDER, _ERROR = "folder", "error"  # attributes of a trial
 METRICS = ("bits_per_dim", "nats")
 
 Objective = Callable[[dict[str, Any], Path], Mapping[str, Any]]
@@ -25,12 +25,12 @@ Objective = Callable[[dict[str, Any], Path], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers between two, both included; whole numbers if these are.
+    """An interval of numbers, including its ends; whole numbers if both ends are.
 
     Arguments:
-        low: The least.
-        high: The largest.
-        log: Whether their logarithm is searched.
+        low: The lower end.
+        high: The upper end.
+        log: Whether to search the logarithm.
     """
 
     low: float
@@ -38,7 +38,7 @@ class Interval:
     log: bool = False
 
     def suggest(self, trial: Any, name: str) -> float:
-        """Returns the value that Optuna chooses."""
+        """Returns the value chosen by Optuna."""
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         choose = trial.suggest_int if whole else trial.suggest_float
         return choose(name, self.low, self.high, log=self.log)
@@ -46,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values.
+    """A choice between values.
 
     Arguments:
         values: The values.
@@ -55,20 +55,20 @@ class Choice:
     values: Sequence[Any]
 
     def suggest(self, trial: Any, name: str) -> Any:
-        """Returns the value that Optuna chooses."""
+        """Returns the value chosen by Optuna."""
         return trial.suggest_categorical(name, self.values)
 
 
 def space_of(tree: Mapping[str, Any], path: str = "") -> dict[str, Interval | Choice]:
-    """Returns what is searched, by dotted names.
+    """Returns the search space, by dotted names.
 
     Arguments:
-        tree: Values in the places that they have in the configuration: a list is a choice, and
-            ``low``, ``high`` and perhaps ``log`` an interval.
-        path: The place of the tree.
+        tree: Values at their keys in the configuration: a list is a choice; a mapping of ``low``,
+            ``high`` and optionally ``log`` is an interval.
+        path: The key of the tree.
 
     Raises:
-        InputError: If something is neither.
+        InputError: If a value is neither.
     """
     space: dict[str, Interval | Choice] = {}
     for key, value in tree.items():
@@ -95,16 +95,16 @@ def space_of(tree: Mapping[str, Any], path: str = "") -> dict[str, Interval | Ch
 
 @dataclass(frozen=True)
 class Search:
-    """A search, which goes on where it stopped; several processes may share it.
+    """A search, which can be resumed and shared by several processes.
 
     Arguments:
-        space: What is searched.
-        trials: How many trainings, positive.
-        folder: Where all is kept.
-        metric: The result that counts; ``None``: bits/dim or nats.
+        space: The search space.
+        trials: The number of training runs, positive.
+        folder: Folder for all results.
+        metric: The result to optimise. If None, bits/dim or nats.
         direction: ``minimize`` or ``maximize``.
-        sampler: Optuna's sampler; ``None``: its own choice.
-        seed: Its seed.
+        sampler: Optuna's sampler. If None, Optuna's default.
+        seed: The seed of the sampler.
     """
 
     space: Mapping[str, Interval | Choice]
@@ -116,10 +116,10 @@ class Search:
     seed: int = 0
 
     def run(self, objective: Objective) -> dict[str, Any]:
-        """Trains until there are as many trials; returns the best one.
+        """Trains until all trials are done; returns the best one.
 
         Arguments:
-            objective: Trains with values, in a folder, and returns results.
+            objective: Callable that trains with values in a folder and returns results.
 
         Raises:
             InputError: If Optuna is missing, or every trial failed.
@@ -155,22 +155,22 @@ class Search:
         study = optuna.create_study(
             study_name="search", storage=storage, direction=self.direction, load_if_exists=True
         )
-        # Gone on with, it must not draw the same numbers again.
+        # A resumed search must not draw the same numbers again.
         seed = self.seed + len(study.trials)
         study.sampler = self.sampler or optuna.samplers.TPESampler(seed=seed)
         return study
 
     def _again(self, study: Any) -> None:
-        """Queues the trials again whose process has died; their trainings go on."""
+        """Requeues trials whose process has died; their training resumes."""
         from optuna.trial import TrialState
 
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             folder = trial.user_attrs.get(_FOLDER)
             lock = None if folder is None else _hold(self.folder / folder)
             if folder is not None and lock is None:
-                continue  # another process is at it
+                continue  # another process is working on it
             study.enqueue_trial(trial.params, user_attrs={_FOLDER: folder} if folder else None)
-            study.tell(trial.number, state=TrialState.PRUNED)  # which is not counted
+            study.tell(trial.number, state=TrialState.PRUNED)  # not counted
             if lock is not None:
                 lock.close()
 
@@ -186,9 +186,9 @@ class Search:
         with _hold(folder) or (folder / ".lock").open("ab"):
             try:
                 study.tell(trial, self._value(objective(values, folder)))
-            except TrainingStopped:  # and with it the search, which goes on with this trial
+            except TrainingStopped:  # also stops the search, which resumes with this trial
                 raise
-            except Exception as error:  # the other trials go on; this one is a row that says so
+            except Exception as error:  # the other trials continue
                 log.error("Trial %d failed: %s", trial.number, error)
                 trial.set_user_attr(_ERROR, f"{type(error).__name__}: {error}"[:300])
                 study.tell(trial, state=TrialState.FAIL)
@@ -235,7 +235,7 @@ class Search:
 
 
 def _counted(study: Any) -> list[Any]:
-    """Returns the trials that are done or under way, without those that are tried again."""
+    """Returns the finished and running trials, without those that were requeued."""
     from optuna.trial import TrialState
 
     states = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
@@ -243,7 +243,7 @@ def _counted(study: Any) -> list[Any]:
 
 
 def _hold(folder: Path) -> IO[bytes] | None:
-    """Takes a trial's folder for this process; ``None`` where another one has it."""
+    """Locks a trial's folder for this process; returns None if another process holds it."""
     folder.mkdir(exist_ok=True)
     file = (folder / ".lock").open("ab")
     try:

@@ -1,4 +1,4 @@
-"""Observed examples in files: images, or arrays of NumPy."""
+"""Reads observed examples from files: images or NumPy arrays."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def read_source(path: str | Path, shape: Sequence[int], codec: Codec) -> Tensor:
         codec: The codec of the data.
 
     Raises:
-        InputError: If there is no such file, or it holds something else.
+        InputError: If there is no such file, or its contents do not match.
     """
     path = Path(path).expanduser()
     if path.suffix in _ARRAYS:
@@ -58,20 +58,20 @@ def read_mask(path: str | Path, shape: Sequence[int]) -> Tensor:
 
 
 def read_conditions(path: str | Path, model: Model) -> dict[str, Tensor]:
-    """Reads conditions that a model takes: an array of a ``.npz`` file for each, by its name.
+    """Reads conditions of a model from a ``.npz`` file with an array for each, by name.
 
     Arguments:
         path: The file; the first axis of each array counts examples.
         model: The model.
 
     Raises:
-        InputError: If there is no such file, or it holds something else.
+        InputError: If there is no such file, or its contents do not match.
     """
     path = Path(path).expanduser()
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-    except Exception as error:  # a damaged file can fail in any parser below
+    except Exception as error:  # a damaged file can fail in any parser
         raise InputError(
             f"conditions must be a .npz file with an array for each condition, got {path} "
             f"({str(error) or type(error).__name__}); write one with numpy.savez(FILE, NAME=...)."
@@ -140,7 +140,7 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright if mode is None else upright.convert(mode))
-    except Exception as error:  # a damaged file can fail in any parser below
+    except Exception as error:  # a damaged file can fail in any parser
         raise InputError(
             f"{path} must be an image, got {str(error) or type(error).__name__}; use a PNG or "
             "JPEG file, a folder of them, or a .npy file."

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Columns of a row that are results and not settings.
+# Columns of a row that are results, not settings.
 _OUTCOMES = (
     *("job", "status", "error", "count", "nfe", "seconds"),
     *("density", "coverage", "expected_coverage"),
@@ -21,7 +21,7 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         A row for each job: its number, its overrides, its status (``ok``, ``failed``, or
-        ``interrupted`` where it left no result) and its results or its error.
+        ``interrupted`` if it has no result) and its results or its error.
     """
     jobs = [path for path in folder.iterdir() if path.is_dir() and (path / "result.json").exists()]
     rows = [_row(path) for path in sorted(jobs, key=_order)]

@@ -1,4 +1,4 @@
-"""Files of more rows than memory holds."""
+"""Result files that may be larger than memory."""
 
 import math
 import zipfile
@@ -23,21 +23,21 @@ def collect(
     progress: bool,
     **more: np.generic | np.ndarray,
 ) -> Columns:
-    """Computes all pieces, and makes one file of them, in the memory of one piece.
+    """Computes all batches, and joins them into one file, in the memory of one batch.
 
     Arguments:
-        path: The file, ``.npz``; it is there whole or not at all. Of several processes the first
+        path: The file, ``.npz``, which is written atomically; of several processes, the first
             writes it.
-        parts: Where finished pieces are kept and, if they are there, read.
+        parts: Store of finished batches, from which available batches are read.
         count: The number of examples.
-        size: The examples in a piece.
-        compute: Evaluates a piece: the column ``x`` of any shape, ``seconds``, and others; the
-            file holds all but the seconds.
+        size: The number of examples in a batch.
+        compute: Callable that evaluates a batch and returns columns: ``x`` of any shape,
+            ``seconds``, and others. The file holds all columns except ``seconds``.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
-        **more: What else the file is to hold.
+        **more: Further contents of the file.
 
     Returns:
-        All columns but ``x``.
+        All columns except ``x``.
     """
     small: dict[int, Columns] = {}
     with Progress(count, path.stem, "example", shown=progress) as bar:
@@ -45,7 +45,7 @@ def collect(
             small[piece.start] = {name: c for name, c in columns.items() if name != "x"}
             kind, shape = columns["x"].numpy().dtype, columns["x"].shape[1:]
             bar.update(len(piece), fresh)
-    # A piece of an earlier release may lack a column.
+    # A batch of an earlier release may lack a column.
     names = [name for name in small[0] if all(name in columns for columns in small.values())]
     table = {name: torch.cat([small[start][name] for start in sorted(small)]) for name in names}
     if parts.rank.index > 0:
@@ -62,7 +62,7 @@ def collect(
                 np.lib.format.write_array_header_1_0(member, header)
                 for piece in sorted(parts.pieces(count, size), key=lambda p: p.start):
                     columns = parts.load(piece)
-                    # Another process cannot have taken it: pieces are only ever written.
+                    # It cannot have been removed: batches are only ever written.
                     assert columns is not None
                     member.write(columns["x"].numpy().tobytes())
             arrays: dict[str, Any] = {k: values.numpy() for k, values in table.items()}
@@ -76,7 +76,7 @@ def collect(
 
 
 def first_rows(path: Path, count: int) -> Tensor:
-    """Reads the first rows of the array x of a file, and no more of it."""
+    """Reads only the first rows of the array x of a file."""
     with zipfile.ZipFile(path) as archive, archive.open("x.npy") as member:
         np.lib.format.read_magic(member)
         shape, _, kind = np.lib.format.read_array_header_1_0(member)

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 
 from scoresde.report import Score
 
-_RISE = 0.05  # of the least held-out loss, above which it has clearly risen
+_RISE = 0.05  # relative rise of the held-out loss that counts as clear
 
 
 def overfitting(records: Sequence[Mapping[str, float | None]], kept: bool) -> str:
-    """Says that the held-out loss has clearly risen since its least value, or nothing.
+    """Returns a warning if the held-out loss has clearly risen from its minimum.
 
-    The loss is measured with the same noise each time, which rules out chance.
+    The loss is measured with the same noise each time, so a rise is not due to chance.
 
     Arguments:
-        records: The records of ``metrics.jsonl``; of several of a step the last counts.
-        kept: Whether the weights of the least loss are kept.
+        records: The records of ``metrics.jsonl``; if records share a step, the last is used.
+        kept: Whether the weights with the lowest loss are kept.
     """
     losses = {int(r["step"] or 0): r["validation_loss"] for r in records if "validation_loss" in r}
     finite = {step: v for step, v in losses.items() if v is not None and math.isfinite(v)}
@@ -35,7 +35,7 @@ def overfitting(records: Sequence[Mapping[str, float | None]], kept: bool) -> st
 
 
 def divergence(own: Score, others: Sequence[Score]) -> str:
-    """Says that a model is worse than a Gaussian, or nothing.
+    """Returns a warning if a model is worse than a Gaussian.
 
     Arguments:
         own: The score of the model.

@@ -1,8 +1,8 @@
 """Pictures of each kind of data: real examples next to samples, on the same axes.
 
-A view is chosen by the shape of an example: points in the plane, tables, series, images, volumes.
-It takes raw examples. What is in view is set by real data, if the view has any as a reference, and
-else by the first set that is drawn.
+The shape of an example determines the view: points in the plane, tables, series, images, volumes.
+Views plot raw examples. The reference, usually real data, determines the plotted range; without a
+reference, the first set does.
 """
 
 from abc import ABC, abstractmethod
@@ -24,8 +24,8 @@ from scoresde.sample import Trajectory
 
 _MOST = 6  # columns or channels in a picture
 _TILES = 256  # images in a picture
-_VALUES = 10_000  # examples that set what is in view
-_SQUARES = 4  # of the chequered ground below transparent images, on a side
+_VALUES = 10_000  # examples that determine the plotted range
+_SQUARES = 4  # side of the chequered background of transparent images
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class View(ABC):
 
     Arguments:
         codec: The codec of the data.
-        reference: Raw real examples ``(N, *)`` that set what is in view.
+        reference: Raw real examples ``(N, *)`` that determine the plotted range.
 
     Attributes:
-        feature: What the numbers of an example are called: columns or channels.
-        each: How many examples of a class a picture shows.
+        feature: The word for the features of an example: columns or channels.
+        each: The number of examples per class in a picture.
     """
 
     codec: Codec
@@ -49,7 +49,7 @@ class View(ABC):
     @staticmethod
     @abstractmethod
     def fits(shape: tuple[int, ...]) -> bool:
-        """Returns whether the view is for raw examples of this shape."""
+        """Returns whether the view supports raw examples of this shape."""
 
     @abstractmethod
     def compare(self, panels: Mapping[str, Tensor], path: Path) -> Path:
@@ -65,20 +65,20 @@ class View(ABC):
         return self.compare({**known, **dict(list(sets.items())[:_MOST])}, path)
 
     def trajectory(self, way: Trajectory, model: ScoreFunction, path: Path) -> Path | None:
-        """Draws trajectories from noise to data; here nothing."""
+        """Plots trajectories from noise to data; not supported by default."""
         return None
 
     def neighbours(self, raw: Tensor, near: Tensor, distances: Tensor, path: Path) -> Path | None:
-        """Draws samples next to their nearest training examples; here nothing."""
+        """Plots samples next to their nearest training examples; not supported by default."""
         return None
 
     def _measured(self, panels: Mapping[str, Tensor]) -> Tensor:
-        """Returns the examples that set what is in view."""
+        """Returns the examples that determine the plotted range."""
         first = self.reference if self.reference is not None else next(iter(panels.values()))
         return subset(first, _VALUES)
 
     def _chosen(self, panels: Mapping[str, Tensor]) -> list[int]:
-        """Returns the features to draw: all, or those in which the sets differ most."""
+        """Returns the features to plot: all, or those in which the sets differ most."""
         measured = self._measured(panels)
         sets = [x for x in panels.values() if x is not measured]
         reference = Moments.of(measured)
@@ -109,7 +109,7 @@ class Points(View):
         return plots.scatter_comparison(panels, path, self.extent(panels))
 
     def extent(self, panels: Mapping[str, Tensor] | None = None) -> plots.Extent:
-        """Returns what is in view: a square, or a rectangle where columns differ in scale."""
+        """Returns the plotted range: a square, or a rectangle if columns differ in scale."""
         (a, b), (c, d) = self._spans(panels or {}, [0, 1])
         if self.codec.scale is None:
             return (a, b, c, d)
@@ -121,7 +121,7 @@ class Points(View):
 
 
 class Table(View):
-    """Rows of a table, as pairs of columns; also what no other view is for."""
+    """Rows of a table, as pairs of columns; the fallback for other data."""
 
     feature = "column"
 
@@ -183,13 +183,13 @@ class Images(View):
         return plots.labelled_grid(tiles, labels, path, columns=len(way.t))
 
     def tiles(self, raw: Tensor) -> Tensor:
-        """Returns raw examples, of any type, as floats in [0, 1] ``(N, C, H, W)`` to be drawn."""
+        """Converts raw examples of any type to floats in [0, 1] ``(N, C, H, W)`` for plotting."""
         return self._tiles(raw, *self._range({"": raw}))
 
     def _range(self, panels: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Returns what of the data's range is drawn from black to white.
+        """Returns the part of the data's range that is shown from black to white.
 
-        It is all of it for up to 256 levels, and else what real data fill.
+        For up to 256 levels it is the whole range; otherwise the range of real data.
         """
         if self.codec.levels is not None and self.codec.levels <= 256:
             return 0.0, 1.0
@@ -261,7 +261,7 @@ def raw_states(codec: Codec, x: Tensor) -> Tensor:
 
 
 def _strips(way: Trajectory, model: ScoreFunction) -> Tensor:
-    """Returns two rows for each sample: the states, as bright at every time, and their data."""
+    """Returns two rows for each sample: states of equal brightness, and denoised estimates."""
     size = (model.sde.alpha(way.t) ** 2 + model.sde.sigma(way.t) ** 2).rsqrt().to(way.x)
     states = way.x * size.reshape(*size.shape, *[1] * (way.x.ndim - 2))
     rows = torch.stack([states, way.denoised])

@@ -1,4 +1,4 @@
-"""Training: the loop, the average of the weights, and checkpoints that describe themselves."""
+"""Training loop, moving averages of the weights, and self-describing checkpoints."""
 
 from scoresde.recipe import renamed
 from scoresde.train.checkpoint import Checkpoint

@@ -1,9 +1,9 @@
-"""Checkpoints that describe themselves, and that cannot run code.
+"""Self-describing checkpoints, which cannot execute code.
 
 A checkpoint is one file of tensors, numbers and strings: the weights, their average, the state of
 the optimiser, and the *recipe*, a tree of plain values in which ``_target_`` names a class. It is
-read with ``weights_only``, so that nothing in it is executed; see :mod:`scoresde.recipe` for what
-may be built from it.
+read with ``weights_only``, so nothing in it is executed; see :mod:`scoresde.recipe` for what may
+be built from it.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ NAME, BEST, INDEX = "checkpoint.pt", "best.pt", "index.pt"
 _FORMAT = "scoresde checkpoint"
 _VERSION = 1
 _PARTS = ("recipe", "model", "ema", "step", "seed", "optimizer", "state")
-_LATER = ("state",)  # what the first checkpoints did not have
+_LATER = ("state",)  # fields missing in the first checkpoints
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training leaves.
+    """Saved state of a training run.
 
     Arguments:
-        recipe: Plain values: ``model`` and ``data`` and whatever else describes the run.
+        recipe: Plain values that describe the run: ``model``, ``data`` and other sections.
         model: The weights.
         ema: Their moving average.
         step: The number of updates done.
         seed: The run's seed.
         optimizer: The optimiser's state.
-        state: What else a training needs to go on as if nothing had happened: the number of
-            averaged updates, and the states of torch's generators.
-        source: The recipe as the file has it, with the names of its time; empty if there is no
-            file.
+        state: The remaining state needed for an exact resume: the number of averaged updates,
+            the states of torch's generators, and so on.
+        source: The recipe as stored in the file, with the class names of its release; empty
+            without a file.
     """
 
     recipe: dict[str, Any]
@@ -61,7 +61,7 @@ class Checkpoint:
     source: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all: to a temporary one, flushed, then renamed."""
+        """Writes the file atomically: to a temporary file, flushed, then renamed."""
         parts = _shallow(self)
         content = {"format": _FORMAT, "version": _VERSION, **parts, "digest": tree_digest(parts)}
         temporary = path.with_name(path.name + ".part")
@@ -72,9 +72,9 @@ class Checkpoint:
         temporary.replace(path)
 
     def save_shards(self, folder: Path) -> None:
-        """Writes a checkpoint of tensors in parts: a folder, whole or not at all.
+        """Writes a checkpoint of sharded tensors as a folder, atomically.
 
-        All processes must ask.
+        All processes must call it.
         """
         from scoresde.train.shards import write_shards  # slow to import
 
@@ -82,13 +82,13 @@ class Checkpoint:
         if ProcessGroup.here().first:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-        ProcessGroup.here().agree(None)  # nobody writes before
+        ProcessGroup.here().agree(None)  # no process writes before this point
         parts = write_shards(_shallow(self), temporary)
         if ProcessGroup.here().first:
             parts["state"]["files"] = _files(temporary)
             Checkpoint(**parts).save(temporary / INDEX)
             temporary.replace(folder)
-        ProcessGroup.here().agree(None)  # nobody reads before
+        ProcessGroup.here().agree(None)  # no process reads before this point
 
     @staticmethod
     def load(path: str | Path, pattern: Mapping[str, Any] | None = None) -> "Checkpoint":
@@ -96,11 +96,11 @@ class Checkpoint:
 
         Arguments:
             path: The file, or the folder of the run that holds it.
-            pattern: How tensors in parts are to be divided between the processes; by default
-                they are read whole.
+            pattern: Tensors that define the sharding between the processes; by default tensors
+                are read whole.
 
         Raises:
-            InputError: If there is no such file, or it is not a checkpoint of ours.
+            InputError: If there is no such file, or it is not a scoresde checkpoint.
         """
         file = Path(path).expanduser()
         file = file / NAME if (file / NAME).exists() else file
@@ -135,13 +135,13 @@ class Checkpoint:
 
     @staticmethod
     def load_best(path: str | Path) -> "Checkpoint":
-        """Reads the weights of the least held-out loss, which a training keeps as ``best.pt``.
+        """Reads ``best.pt``, the weights with the lowest held-out loss.
 
         Arguments:
             path: The run's folder, or a checkpoint in it.
 
         Raises:
-            InputError: If the run has none, or as in :meth:`load`.
+            InputError: If the run has no ``best.pt``, or as in :meth:`load`.
         """
         place = Path(path)
         folders = [place, *place.parents[:2]]  # checkpoints/00001000.pt is one deeper
@@ -159,10 +159,10 @@ class Checkpoint:
 
         Arguments:
             allow: Packages besides ``scoresde`` whose classes may be built.
-            average: Whether to take the averaged weights (or else the raw ones).
+            average: Whether to use the averaged weights, rather than the raw ones.
 
         Raises:
-            InputError: If a class is not allowed or not found, or the weights do not fit.
+            InputError: If a class is not allowed or not found, or the weights do not match.
         """
         weights = self.ema if average else self.model
         with _no_larger_than(_count(weights)):
@@ -184,7 +184,7 @@ class Checkpoint:
         *path, last = key.split(".")
         place = recipe[section]
         for part in path:
-            # What an older program did not write is built from what the user says of it.
+            # Sections that older releases did not write are built from the user's values.
             if not isinstance(place.get(part), dict):
                 place[part] = {}
             place = place[part]
@@ -195,15 +195,15 @@ class Checkpoint:
         """Builds a section of the recipe.
 
         Arguments:
-            section: Its name.
-            kind: What it must be.
+            section: The name of the section.
+            kind: The required class.
             allow: Packages besides ``scoresde`` whose classes may be built.
 
         Raises:
             InputError: If it is missing, cannot be built, or is of another kind.
         """
         plan = self.recipe.get(section) if isinstance(self.recipe, Mapping) else None
-        with _no_larger_than(_count(plan)):  # such as a codec with its weights
+        with _no_larger_than(_count(plan)):  # for example a codec with its weights
             return self._built(section, kind, allow)
 
     def _built(self, section: str, kind: type, allow: Iterable[str]) -> Any:
@@ -219,7 +219,7 @@ class Checkpoint:
 
 
 def _count(tree: Any) -> int:
-    """Returns how many numbers the tensors in a tree of values have."""
+    """Returns the total number of elements of the tensors in a tree."""
     match tree:
         case torch.Tensor():
             return tree.numel()
@@ -232,12 +232,12 @@ def _count(tree: Any) -> int:
 
 @contextlib.contextmanager
 def _no_larger_than(count: int) -> Iterator[None]:
-    """Refuses to build a model of more weights than there are, before it takes their memory."""
+    """Raises if a model has more weights than ``count``, before allocating their memory."""
     built = 0
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal built
-        # What stands for "none" is missing in older files; its layer's weight is no smaller.
+        # Older files lack the entry for "none"; the weight of its layer is at least as large.
         later = isinstance(module, VectorCondition) and name == "none"
         built += 0 if parameter is None or later else parameter.numel()
         if built > count:
@@ -264,7 +264,7 @@ def _load_shards(folder: Path, pattern: Mapping[str, Any] | None) -> Checkpoint:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Returns the digests of the files of a folder that hold tensors."""
+    """Returns the digests of the files with tensors in a folder."""
     digests = {}
     for path in sorted(folder.iterdir()):
         if path.name != INDEX:
@@ -275,7 +275,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 def _read(file: Path) -> Any:
     try:
-        return _copied(read_tensors(file))  # the file may go while the numbers are in use
+        return _copied(read_tensors(file))  # the file may be deleted while the numbers are in use
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
             f"{file} cannot be read as a checkpoint of scoresde: it is damaged, of another "
@@ -296,7 +296,7 @@ def _copied(tree: Any) -> Any:
 
 
 def tree_digest(parts: Mapping[str, Any]) -> str:
-    """Returns 32 digits that change with any number, name or text of a tree."""
+    """Returns a digest of 32 digits that depends on every number, name and text of a tree."""
     digest = hashlib.blake2b(digest_size=16)
 
     def add(value: Any) -> None:

@@ -1,12 +1,12 @@
-r"""Conditions that are left out of training at random, so that "none" of them is learned too.
+r"""Random dropout of conditions in training, so the network also learns "none".
 
-A model that is trained this way is a conditional and an unconditional one in one network, as
-classifier-free guidance needs.
+A model trained with it is a conditional and an unconditional model in one network, as required by
+classifier-free guidance.
 
-**Rates.** At a rate :math:`p` every condition has a switch of its own, and all have one together.
-Each is off with the probability :math:`q = 1 - \sqrt{1 - p}`, independently. Therefore each
-condition is left out with the probability :math:`1 - (1 - q)^2 = p`, and K of them are all left
-out with the probability :math:`q + (1 - q) q^K`: at p = 0.1 that is 0.1, 0.054 and 0.051 for
+**Rates.** At a rate :math:`p` every condition has its own switch, and all share another one. Each
+switch is off with the probability :math:`q = 1 - \sqrt{1 - p}`, independently. Therefore each
+condition is dropped with the probability :math:`1 - (1 - q)^2 = p`, and K conditions are all
+dropped with the probability :math:`q + (1 - q) q^K`: at p = 0.1 it is 0.1, 0.054 and 0.051 for
 K = 1, 2 and 3.
 
 References:
@@ -26,16 +26,16 @@ from scoresde.sde import Bridge
 from scoresde.shapes import none_like
 from scoresde.streams import Purpose, Streams
 
-_KEPT = "augment"  # zeros say that nothing was done to an example: there is no "none"
+_KEPT = "augment"  # zeros mean that an example was not augmented, so "none" is not needed
 
 
 def drop_conditions(cond: dict[str, Tensor], rate: float, streams: Streams) -> dict[str, Tensor]:
-    """Replaces conditions by "none": -1 of a class, NaN of what is continuous.
+    """Replaces conditions by "none": -1 for a class, NaN for a continuous condition.
 
     Arguments:
         cond: The conditions by name, each with shape ``(B, *)``; ``augment`` is kept.
-        rate: The probability p with which each is left out, in [0, 1).
-        streams: The stream of each example.
+        rate: The probability p of dropping each condition, in [0, 1).
+        streams: The random streams of the examples.
 
     Example:
         >>> label = torch.arange(5)
@@ -59,15 +59,15 @@ def _without(values: Tensor, gone: Tensor) -> Tensor:
 
 
 def check_dropout(model: Trainable, data: Dataset, rate: float) -> None:
-    """Checks that there are conditions to leave out, and that each can say "none".
+    """Checks that there are conditions to drop, and that each supports "none".
 
     Arguments:
         model: The model.
-        data: The data that it is trained on.
-        rate: The probability with which each condition is left out.
+        data: The training data.
+        rate: The probability of dropping each condition.
 
     Raises:
-        InputError: If not.
+        InputError: If there are none, or one does not support "none".
     """
     if rate == 0:
         return

@@ -1,9 +1,9 @@
-r"""Moving averages of a model's weights, which are what samples well.
+r"""Moving averages of a model's weights, which give better samples than the weights.
 
 .. math:: \bar\theta \leftarrow d_n \bar\theta + (1 - d_n) \theta
 
-after :math:`n` updates. :class:`EMA` forgets exponentially; :class:`PowerEMA` weighs the past by a
-power of its time, so that its length is a share of the training.
+after :math:`n` updates. :class:`EMA` forgets exponentially; :class:`PowerEMA` weights the past by
+a power of its time, so its length is a share of the training.
 """
 
 import copy
@@ -23,10 +23,10 @@ LONGEST = 1 / math.sqrt(12)  # the length of the plain mean
 
 
 class Average(ABC):
-    """Abstract second copy of a model that follows the first.
+    """Base class for moving averages of a model's weights.
 
     Arguments:
-        model: The model to follow.
+        model: The model to average.
     """
 
     def __init__(self, model: Trainable) -> None:
@@ -36,7 +36,7 @@ class Average(ABC):
 
     @abstractmethod
     def decay_at(self, n: int) -> float:
-        """Returns how much of the average is kept in update ``n``, counted from 1."""
+        """Returns the decay of the average at update ``n``, counted from 1."""
 
     @torch.no_grad()
     def update(self) -> None:
@@ -51,14 +51,14 @@ class Average(ABC):
 class EMA(Average):
     r"""The exponential moving average, :math:`d_n = \min(\text{decay}, (1 + n) / (10 + n))`.
 
-    The second term keeps the random start out of short trainings.
+    The second term removes the random initial weights in short runs.
 
     References:
         Song et al. 2021, https://arxiv.org/abs/2011.13456 (appendix H;
         the warm-up is that of its code).
 
     Arguments:
-        model: The model to follow.
+        model: The model to average.
         decay: The decay, in [0, 1).
     """
 
@@ -90,7 +90,7 @@ class PowerEMA(Average):
         https://arxiv.org/abs/2312.02696 (section 3.1).
 
     Arguments:
-        model: The model to follow.
+        model: The model to average.
         length: The length, in :math:`(0, 1/\sqrt{12}]`.
     """
 
@@ -107,11 +107,11 @@ def power_of_length(length: float) -> float:
     r"""Returns the power :math:`\gamma` of an average of a length.
 
     The variance of :math:`p_\gamma` is :math:`(\gamma + 1) / ((\gamma + 2)^2 (\gamma + 3))`,
-    so that it is the largest root of
+    so :math:`\gamma` is the largest root of
     :math:`\gamma^3 + 7 \gamma^2 + (16 - l^{-2}) \gamma + 12 - l^{-2}`.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no such root.
     """
     if (
         isinstance(length, bool)

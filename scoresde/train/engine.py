@@ -1,8 +1,8 @@
-"""How several processes train one model: on torch's own engines, as if they were one.
+"""Training of one model in several processes, with torch's own engines.
 
 The examples of a batch are divided between the processes, the gradients are averaged, and every
 process takes the same step. Batches, times and noise are functions of the seed and the example, so
-that the weights do not depend on how many processes there are, but for rounding.
+the weights do not depend on the number of processes, up to rounding.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that work together; one alone by default.
+    """A group of processes that train together; a single process by default.
 
     Arguments:
-        rank: The number of this one, from 0.
-        size: How many there are, positive.
+        rank: The number of this process, from 0.
+        size: The number of processes, positive.
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class ProcessGroup:
 
     @staticmethod
     def here() -> "ProcessGroup":
-        """Returns the processes that have been joined (see :func:`process_group`)."""
+        """Returns the current process group (see :func:`process_group`)."""
         if not (dist.is_available() and dist.is_initialized()):
             return ProcessGroup()
         return ProcessGroup(dist.get_rank(), dist.get_world_size())
@@ -54,7 +54,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def part(self, count: int) -> slice:
-        """Returns which of ``count`` examples are this process's: equal parts, but for one."""
+        """Returns this process's slice of ``count`` examples; sizes differ by at most one."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def total(self, values: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class ProcessGroup:
         return values
 
     def all(self, value: Any) -> list[Any]:
-        """Returns the plain values of all processes, in order."""
+        """Returns the plain values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -79,7 +79,7 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """Joins the processes that torchrun has started, for as long as it is entered."""
+    """Context manager that joins the processes started by torchrun into a group."""
     meeting = "MASTER_ADDR" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if not meeting or dist.is_initialized():
         yield ProcessGroup.here()
@@ -94,13 +94,13 @@ def process_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-# --- What is shared ------------------------------------------------------------------------------
+# --- The shared loss -----------------------------------------------------------------------------
 
 
 class ModelLoss(nn.Module):
-    """The loss of a model as one module: all that is computed is in its forward.
+    """A model and its loss as one module, whose ``forward`` performs the whole computation.
 
-    A loss that is a module is a part of it, with its weights and buffers.
+    If the loss is a module, its weights and buffers are included.
 
     Arguments:
         model: The model.
@@ -123,20 +123,20 @@ class ModelLoss(nn.Module):
         return self.loss.state_dict() if isinstance(self.loss, nn.Module) else {}
 
     def load_loss_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the weights and buffers of the loss.
+        """Loads the weights and buffers of the loss.
 
         Raises:
-            RuntimeError: If they do not fit.
+            RuntimeError: If names or shapes do not match.
         """
         if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state)
 
 
 class SharedLoss:
-    """The loss of a model that the processes of a group share; this one is for one alone.
+    """Loss of a model shared by a group of processes; this class is for a single process.
 
     Arguments:
-        terms: Computes it, as :class:`ModelLoss` does.
+        terms: Module that computes the loss, as :class:`ModelLoss` does.
     """
 
     def __init__(self, terms: nn.Module) -> None:
@@ -144,11 +144,11 @@ class SharedLoss:
 
     @contextlib.contextmanager
     def computing(self, last: bool) -> Iterator[None]:
-        """While entered, the loss of a part of a batch and its gradient are computed.
+        """Context manager for computing the loss of a part of a batch and its gradient.
 
         Arguments:
-            last: Whether it is the last part, after which the gradients are those of the batches
-                of all processes.
+            last: Whether this is the last part. After it, the gradients are averaged over all
+                processes.
         """
         yield
 
@@ -191,16 +191,16 @@ def _average(gradients: list[Tensor]) -> None:
 
 
 def networks(model: nn.Module) -> list[nn.Module]:
-    """Returns the networks of a model: its outermost modules that are run by their ``forward``.
+    """Returns the networks of a model: the outermost modules that are called by ``forward``.
 
-    Other parts, such as models, learned parametrisations and lists, have methods of other names or
-    none. They may hold networks. A process does not: a schedule is small, and so are its parts.
+    Other parts, such as models, learned parametrisations and lists, have other methods or none;
+    they may contain networks. A process is not searched: schedules are small.
     """
     found: dict[nn.Module, None] = {}
     for child in model.children():
         if isinstance(child, Interpolant):
             continue
-        # The default of a module that has no forward of its own.
+        # The default for a module without its own forward.
         asked = isinstance(child, Trainable) or type(child).forward is nn.Module.forward
         found |= dict.fromkeys(networks(child) if asked else [child])
     return list(found)
@@ -210,15 +210,15 @@ def networks(model: nn.Module) -> list[nn.Module]:
 
 
 class Engine(ABC):
-    """Base class for parallelism strategies: how a group shares the training of a model."""
+    """Base class for parallelism strategies."""
 
     @abstractmethod
     def share(self, terms: ModelLoss, averages: Sequence[Trainable]) -> SharedLoss:
         """Returns the loss whose gradients are those of the whole batch.
 
         Arguments:
-            terms: The loss of the model, whose weights the optimiser will get; it is changed.
-            averages: Copies of the model that follow its weights.
+            terms: The loss of the model; it is changed. The optimiser updates its weights.
+            averages: Moving averages of the model.
         """
 
 
@@ -227,7 +227,7 @@ class Replicated(Engine):
     """Every process holds the model (torch's DistributedDataParallel).
 
     Arguments:
-        unused: Whether some weights may have no part in a loss, which costs a search.
+        unused: Whether some weights may not contribute to the loss; finding them costs time.
     """
 
     unused: bool = False
@@ -241,14 +241,14 @@ class Replicated(Engine):
 
 @dataclass(frozen=True)
 class Sharded(Engine):
-    """Every process holds a part of each weight, its averages and its optimiser (fully_shard).
+    """Each process holds a part of every weight, average and optimiser state (fully_shard).
 
-    Blocks of a network are gathered when they are computed: the network may be larger than the
-    memory of one device. Checkpoints are written in parts, one for each process. Weights
-    outside of the networks, such as those of a learned schedule or a loss, are few and stay whole.
+    Blocks of a network are gathered when they are computed, so the network may be larger than the
+    memory of one device. Checkpoints are written in parts, one per process. Weights outside the
+    networks, such as those of a learned schedule or a loss, are few and are not sharded.
 
     Arguments:
-        block: The least number of weights that are gathered together, positive.
+        block: The minimum number of weights gathered together, positive.
     """
 
     block: int = 1_000_000
@@ -256,18 +256,18 @@ class Sharded(Engine):
     def share(self, terms: ModelLoss, averages: Sequence[Trainable]) -> SharedLoss:
         if ProcessGroup.here().size == 1:
             return SharedLoss(terms)
-        # Nothing writes into what a network returns.
+        # Outputs of a network are never modified in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* view")
-        for one in averages:  # no backward pass tells them to give up what was gathered
+        for one in averages:  # without a backward pass, nothing else frees the gathered weights
             for network in networks(one):
                 self._shard(network, reshard_after_forward=True)
         return _ShardedLoss(terms, [self._shard(network) for network in networks(terms.model)])
 
     def _shard(self, network: nn.Module, **options: Any) -> "FSDPModule":
-        """Shards blocks from the innermost that are large enough, then what is left."""
+        """Shards sufficiently large blocks from the innermost outwards, then the rest."""
         from torch.distributed.fsdp import fully_shard  # slow to import
 
-        # It cuts no other layout.
+        # fully_shard supports only this layout.
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for module in reversed(list(network.modules())[1:]):
             left = sum(p.numel() for p in module.parameters() if not in_parts(p))
@@ -276,14 +276,14 @@ class Sharded(Engine):
         return fully_shard(network, **options)
 
 
-# --- Tensors of which each process holds a part --------------------------------------------------
+# --- Sharded tensors -----------------------------------------------------------------------------
 
 
 def in_parts(tree: Any) -> bool:
-    """Whether a tensor, or one in a tree of values, is sharded (a ``DTensor``)."""
+    """Returns whether a tensor, or any tensor in a tree, is sharded (a ``DTensor``)."""
     match tree:
         case Tensor():
-            # Its class is slow to import: where nobody has, there are none.
+            # The class is slow to import; if it was never imported, there are no such tensors.
             loaded = sys.modules.get("torch.distributed.tensor")
             return loaded is not None and isinstance(tree, loaded.DTensor)
         case Mapping():
@@ -294,17 +294,17 @@ def in_parts(tree: Any) -> bool:
 
 
 def own(tensor: Tensor) -> Tensor:
-    """Returns what this process holds of a tensor: all of it, unless it is sharded."""
+    """Returns this process's part of a tensor: the whole tensor unless it is sharded."""
     return tensor.to_local() if in_parts(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tree: Any) -> Any:
-    """Returns a tree of values in which sharded tensors are whole; all processes must ask."""
+    """Returns a tree with sharded tensors gathered; all processes must call it."""
     return _mapped(tree, lambda t: t.full_tensor() if in_parts(t) else t)  # type: ignore[attr-defined]
 
 
 def like(tree: Any, pattern: Any) -> Any:
-    """Returns whole tensors sharded as those of another tree are."""
+    """Returns a tree of whole tensors, sharded like the tensors of another tree."""
     if isinstance(pattern, Mapping):
         return {key: like(value, pattern.get(key)) for key, value in tree.items()}
     if isinstance(pattern, Tensor) and in_parts(pattern) and not in_parts(tree):

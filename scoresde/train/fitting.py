@@ -33,7 +33,7 @@ from scoresde.train.validation import validation_loss
 Kind = TypeVar("Kind", bound=Trainable)
 Data = Dataset | Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
-_CHECKS = 20  # times at which the held-out loss is measured, at least every 500 updates
+_CHECKS = 20  # measurements of the held-out loss, at least one every 500 updates
 
 
 def fit(
@@ -52,34 +52,36 @@ def fit(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Kind:
-    """Trains a model, and returns it with the averaged weights of the least held-out loss.
+    """Trains a model, and returns it with the averaged weights of the lowest held-out loss.
 
-    Nothing is written unless a folder is given. Batches, times and noise are functions of the
-    seed and the step; a data set gives the batches of :func:`scoresde.train.train`.
+    No files are written unless a folder is given. Batches, times and noise are functions of the
+    seed and the step; a data set yields the same batches as in :func:`scoresde.train.train`.
 
     Arguments:
         model: The model; it is trained in place, and a copy is returned.
-        data: A data set; or examples in model units, floats with shape ``(N, *)``; or these and
-            their conditions, each with shape ``(N, *)``, such as ``(x, {"label": labels})``.
+        data: A data set; or examples in model units, floats with shape ``(N, *)``; or a pair of
+            examples and conditions, each with shape ``(N, *)``, such as
+            ``(x, {"label": labels})``.
         steps: The number of updates, positive.
-        batch_size: The number of examples of an update, positive.
+        batch_size: The number of examples per update, positive.
         loss: The loss; ``DenoisingScoreMatching()`` by default.
-        optimizer: Makes an optimiser of parameters; Adam with the rate 2e-3 by default.
-        held_out: The share of examples that are not trained on, in (0, 1); equal examples stay
-            together. A data set has its own validation examples.
+        optimizer: Callable that builds an optimiser from parameters; Adam with a learning rate of
+            2e-3 by default.
+        held_out: The share of held-out examples, in (0, 1); equal examples stay in the same
+            split. A data set has its own validation examples.
         ema: The decay of the weights' average, in [0, 1).
         condition_dropout: The probability with which each condition of a training example is
             replaced by "none", in [0, 1): see :mod:`scoresde.train.dropout`.
         seed: Seed of the split, the batches, the times and the noise.
         device: The device to train on; by default the model's.
-        folder: Where the best weights so far are kept, for :func:`scoresde.load`; made if need
-            be.
+        folder: Folder for the best weights so far, for :func:`scoresde.load`; it is created if
+            necessary.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
 
     Raises:
-        InputError: If an argument is out of range, the data do not suit the model, or the loss is
-            not finite in the end; if the folder holds a checkpoint, or the model cannot be
-            described.
+        InputError: If an argument is out of range, the data do not match the model, or the final
+            loss is not finite; if the folder holds a checkpoint, or the model cannot be
+            described as a recipe.
 
     Example:
         >>> from scoresde import ScoreModel, VPSDE
@@ -129,7 +131,7 @@ def fit(
 
 
 def _source(data: Data, held_out: float, seed: int) -> Dataset:
-    """Returns a data set as it is, and examples in model units as one."""
+    """Returns a data set unchanged, and converts examples in model units to a data set."""
     if isinstance(data, Dataset):
         return data
     pair = data if isinstance(data, tuple) else (data, {})
@@ -171,7 +173,7 @@ def _keeper(
     training: Training,
     loss: Loss,
 ) -> Callable[[dict[str, Any], dict[str, Any], int], None]:
-    """Returns what writes weights, their averages and the number of updates, if requested."""
+    """Returns a callable that writes weights, averages and the update count, if requested."""
     if folder is None:
         return lambda weights, averages, done: None
     if not isinstance(folder, str | Path) or not str(folder):
@@ -182,7 +184,7 @@ def _keeper(
             f"folder must hold no checkpoint, got {place}, which has {NAME}; choose another one."
         )
     recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
-    if training.condition_dropout:  # a reader must know whether "none" has been trained
+    if training.condition_dropout:  # loading needs to know whether "none" was trained
         recipe["train"] = describe(training)
     cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
     recipe |= {"cautions": cautions} if cautions else {}
@@ -203,7 +205,7 @@ def _keeper(
 
 
 def _warn(data: Dataset, model: Trainable, loss: Loss) -> None:
-    """Warns of conditions and scales of the data that do not suit the model."""
+    """Warns if conditions or scales of the data do not match the model."""
     found = check_conditions(model, data)
     found += loss.cautions(model, data.conditions_of("train", slice(1)))
     if isinstance(model, ScoreFunction):

@@ -1,4 +1,4 @@
-"""What is recorded of a training, and shown while it runs."""
+"""Metrics of a training run, recorded and shown while it runs."""
 
 import sys
 import time
@@ -20,17 +20,17 @@ from scoresde.train.tracker import Run, Tracker, Trackers
 from scoresde.train.training import Training
 from scoresde.train.validation import error_by_level, validation_loss
 
-_PART = "part/"  # before the name of a part of the loss
+_PART = "part/"  # prefix of the names of parts of the loss
 
 
 @dataclass(frozen=True)
 class Bad:
-    """An update that could not be made, and that ends the training.
+    """A failed update, which stops the training.
 
     Arguments:
-        step: Its number, counted from 0.
+        step: The number of the update, counted from 0.
         loss: Its loss.
-        norm: Its gradient's norm.
+        norm: The norm of its gradient.
     """
 
     step: int
@@ -39,14 +39,14 @@ class Bad:
 
 
 class Journal:
-    """The numbers of a training: kept on the device, and read now and then.
+    """The metrics of a training run; they stay on the device and are read at intervals.
 
     Arguments:
-        training: How the model is trained.
-        state: The training's state, in which updates left out are counted.
-        start: The updates done before.
+        training: Training settings.
+        state: The training state, which counts skipped updates.
+        start: The number of updates done before.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
-        trackers: What keeps the numbers besides ``metrics.jsonl``.
+        trackers: Trackers that record the numbers in addition to ``metrics.jsonl``.
     """
 
     def __init__(
@@ -78,31 +78,31 @@ class Journal:
         )
 
     def add(self, record: Tensor, parts: Mapping[str, Tensor]) -> None:
-        """Keeps the record of an update and the parts of its loss, on the device."""
+        """Stores the record of an update and the parts of its loss, on the device."""
         self.recent.append(record)
         self.parts.append(parts)
         self.bar.update()
 
     def log(self, done: int, **numbers: float) -> None:
-        """Records numbers after so many updates."""
+        """Records numbers after ``done`` updates."""
         if self.trackers is not None:
             self.trackers.log(done, numbers)
 
     def image(self, done: int, name: str, path: Path) -> None:
-        """Keeps a picture of the model after so many updates."""
+        """Records a picture of the model after ``done`` updates."""
         if self.trackers is not None and path.exists():
             self.trackers.image(done, name, path)
 
     def read(self, done: int, size: int, optimiser: torch.optim.Optimizer) -> Bad | None:
-        """Reads the records since the last time, and records their means and the speed.
+        """Reads the records since the last call, and records their means and the speed.
 
         Arguments:
-            done: The updates done.
-            size: The number of examples of each.
-            optimiser: Whose learning rate is recorded.
+            done: The number of updates done.
+            size: The number of examples per update.
+            optimiser: The optimiser, whose learning rate is recorded.
 
         Returns:
-            The update that ends the training, if one does.
+            The update that stops the training, if any.
         """
         values = torch.stack(self.recent).double().cpu()
         speed = len(values) / (time.perf_counter() - self.clock)
@@ -135,7 +135,7 @@ class Journal:
 
     def _fatal(self, values: Tensor, failed: list[int], done: int) -> Bad | None:
         over = self.state.skipped - self.training.max_skipped
-        # A training that ends with such an update has diverged, however short it was.
+        # A run whose last update failed has diverged, regardless of its length.
         diverged = done == self.training.steps and len(values) - 1 in failed
         if not failed or (over <= 0 and not diverged):
             return None
@@ -144,7 +144,7 @@ class Journal:
         return Bad(done - len(values) + i, loss, norm)
 
     def validate(self, done: int, model: Trainable, data: Dataset, loss: Loss) -> float:
-        """Measures and records the validation loss, and the error at each noise level if any."""
+        """Measures and records the validation loss, and the error by noise level if available."""
         errors: dict[str, float] = {}
         seed, size = self.state.seed, self.training.batch_size
         with self.training.autocast(model.device):
@@ -155,7 +155,7 @@ class Journal:
         self.log(done, validation_loss=value)
         if errors:
             self.log(done, **errors)
-        # The time that this takes is no part of the training's speed.
+        # The time of validation does not count towards the training speed.
         if not self.recent:
             self.clock = time.perf_counter()
         return value
@@ -168,7 +168,7 @@ class Journal:
 
 
 def _means(records: Sequence[Mapping[str, Tensor]], fit: Sequence[bool]) -> dict[str, float]:
-    """Returns the mean of each part of the loss over the updates that were fit to be made."""
+    """Returns the mean of each part of the loss over the successful updates."""
     kept = [parts for parts, good in zip(records, fit, strict=True) if good]
     found: dict[str, list[Tensor]] = {}
     for name, value in (item for parts in kept for item in parts.items()):
@@ -177,11 +177,11 @@ def _means(records: Sequence[Mapping[str, Tensor]], fit: Sequence[bool]) -> dict
 
 
 def _memory(device: torch.device) -> float:
-    """Returns the most memory that was in use, in GiB: of the device, or of the process."""
+    """Returns the peak memory in GiB, of the device or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
-        import resource  # not everywhere
+        import resource  # not available on all platforms
     except ImportError:
         return 0.0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Whether the levels of a loss are those of the data."""
+"""Check that the quantisation levels of a loss match the data."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,19 @@ from scoresde.errors import InputError
 from scoresde.loss import Loss
 from scoresde.streams import Streams
 
-_EXAMPLES = 256  # of real numbers that are looked at
+_EXAMPLES = 256  # real-valued examples to check
 _FAR = 1e9  # in model units: beyond every level
-_OFF = 1e-3  # steps by which ends may differ
+_OFF = 1e-3  # tolerated difference of the ends, in steps
 
 
 def check_levels(loss: Loss, data: Dataset) -> None:
-    """Checks that the decoder of a loss is for the levels of the data, and for their range.
+    """Checks that the decoder of a loss has the levels and the range of the data.
 
-    It moves examples to the centres of its own levels, whatever they are: with other levels a
-    model would be trained for other data. Real numbers may lie anywhere in the range.
+    The decoder moves examples to the centres of its own levels. With other levels, the model would
+    be trained on other data. Real-valued data may lie anywhere in the range.
 
     Raises:
-        InputError: If not.
+        InputError: If they differ.
     """
     decoder = loss.decoder
     if decoder is None or decoder.levels is None:

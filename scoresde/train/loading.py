@@ -35,19 +35,20 @@ def load(
     device: torch.device | str | None = None,
     allow: Iterable[str] = (),
 ) -> Run:
-    """Loads a run, without executing anything in its checkpoint.
+    """Loads a run without executing anything in its checkpoint.
 
     With ``run = load("RUN")`` and ``x = UniPC()(run.model, shape=...).x``, samples in the user's
     units are ``run.codec.decode(x)``.
 
     Arguments:
         path: The run's folder, or its checkpoint.
-        weights: ``average``; ``raw``; or ``best``, the averaged ones of the least held-out loss.
-        device: Where the model is put; by default the CPU.
+        weights: ``average``; ``raw``; or ``best``, the averaged weights with the lowest held-out
+            loss.
+        device: The device of the model; by default the CPU.
         allow: Packages besides ``scoresde`` whose classes the checkpoint may name.
 
     Raises:
-        InputError: If there is no such checkpoint, or it may not be built.
+        InputError: If there is no such checkpoint, or a class in it is not allowed.
     """
     if weights not in ("average", "raw", "best"):
         raise InputError(f"weights must be average, raw or best, got {weights}.")

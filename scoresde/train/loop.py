@@ -26,7 +26,7 @@ from scoresde.train.tracker import Tracker
 from scoresde.train.training import Training
 from scoresde.train.update import Update
 
-BAD_BATCH = "bad_batch.pt"  # what the last update was that could not be made
+BAD_BATCH = "bad_batch.pt"  # the batch of the update that stopped the training
 
 Kind = TypeVar("Kind", bound=Trainable)
 Inspection = Callable[[int, Kind], Mapping[str, float | Path]]
@@ -38,7 +38,7 @@ def orders(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[t
     Arguments:
         count: The number of examples.
         batch_size: The number of examples in a batch, at most all of them.
-        seed: Seed of the orders, of which each epoch has its own.
+        seed: Seed of the orders; each epoch has its own order.
         start: The number of batches to skip, at no cost.
     """
     size = min(batch_size, count)
@@ -59,11 +59,12 @@ def batches(
     start: int = 0,
     part: slice = slice(None),
 ) -> Iterator[Batch]:
-    """Yields training batches for ever: in every epoch each example once, in a new order.
+    """Yields training batches without end: each example once per epoch, in a new order.
 
-    The last examples of an epoch that do not fill a batch wait for the next order. The condition
-    ``augment`` tells the network how examples were augmented. The first ``start`` batches are
-    left out, at no cost; of each only a ``part`` is made.
+    Examples at the end of an epoch that do not fill a batch are skipped in that epoch. The
+    condition ``augment`` describes the augmentation of each example to the network. The first
+    ``start`` batches are skipped at no cost. Only the examples in ``part`` of each batch are
+    returned.
     """
     found = orders(len(data.train), batch_size, seed, start)
     mine = ((epoch, rows[part]) for epoch, rows in found)
@@ -90,39 +91,39 @@ def train(
     inspect: Inspection[Kind] | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> Kind:
-    """Trains a model, and leaves ``checkpoint.pt`` and ``metrics.jsonl`` in a folder.
+    """Trains a model, and writes ``checkpoint.pt`` and ``metrics.jsonl`` to a folder.
 
-    If the folder holds a checkpoint of the same training, it goes on after that one, and ends with
-    the weights of a training that was never interrupted: batches, times and noise are functions
-    of the seed and the step, and the rest is in the checkpoint. SIGINT and SIGTERM end it after
-    the current step, with a checkpoint, unless the process ignores them.
+    If the folder holds a checkpoint of the same training run, training resumes from it and ends
+    with the weights of an uninterrupted run: batches, times and noise are functions of the seed
+    and the step, and the checkpoint holds the rest. SIGINT and SIGTERM stop training after the
+    current step, with a checkpoint, unless the process ignores them.
 
-    Several processes that torchrun has started (see :func:`scoresde.train.process_group`) share
-    the batches, and end with the weights of one alone up to rounding.
+    Several processes started by torchrun (see :func:`scoresde.train.process_group`) share the
+    batches. Their weights equal those of a single process up to rounding.
 
     Arguments:
         model: The model, on its device; it is changed.
-        data: The data; on the same device, or batch by batch brought to it.
+        data: The data, on the same device; otherwise batches are moved to it one by one.
         loss: The loss.
-        training: How to train.
-        optimizer: Makes an optimiser of parameters.
+        training: Training settings.
+        optimizer: Callable that builds an optimiser from parameters.
         folder: The run's folder; it must exist.
-        recipe: What the checkpoint says of the run (see :class:`Checkpoint`).
-        seed: Names the random streams of batches, times and noise.
+        recipe: Description of the run to store in the checkpoint (see :class:`Checkpoint`).
+        seed: Seed of the random streams of batches, times and noise.
         progress: Whether to show the progress (see :mod:`scoresde.progress`).
-        engine: How several processes share the model; :class:`Replicated` by default.
-        inspect: Looks at the averaged model after ``inspect_every`` updates, and says what to
-            record: numbers, and paths of pictures.
-        trackers: What keeps the numbers besides ``metrics.jsonl``.
+        engine: Parallelism strategy for several processes; :class:`Replicated` by default.
+        inspect: Callable that evaluates the averaged model every ``inspect_every`` updates and
+            returns what to record: numbers, and paths of pictures.
+        trackers: Trackers that record the numbers in addition to ``metrics.jsonl``.
 
     Returns:
         The model with averaged weights, for evaluation.
 
     Raises:
         InputError: If more losses or gradients than ``max_skipped`` are not finite; the message
-            names the step, the batch, which is saved, and the last good checkpoint. If the folder
-            holds the checkpoint of another training, or no room for one.
-        TrainingStopped: If a signal asked for it.
+            gives the step, the file with the batch, and the last good checkpoint. If the folder
+            holds the checkpoint of another training run, or has no room for a checkpoint.
+        TrainingStopped: If a signal was received.
     """
     group, size = ProcessGroup.here(), min(training.batch_size, len(data.train))
     _check_shares(size, training.accumulate, group)
@@ -153,7 +154,7 @@ def train(
                 journal.add(update(x, cond, step, size), update.parts)
                 done, last = step + 1, step + 1 == training.steps
                 reading = last or done % training.log_every == 0
-                # Several processes see a signal at different steps; these they reach together.
+                # Processes receive a signal at different steps; they check for it together here.
                 asked = reading or group.size == 1
                 stopped = asked and not last and signals.any(group)
                 saving = last or stopped or done % training.save_every == 0
@@ -187,7 +188,7 @@ def _record(found: Mapping[str, float | Path], done: int, journal: Journal) -> N
 
 
 def _check_images(model: Trainable, data: Dataset, training: Training) -> None:
-    """Refuses an augmentation that would move examples away from images that belong to them."""
+    """Checks that an augmentation does not move examples relative to their image conditions."""
     known = data.conditions_of("train", slice(1)) if training.augment is not None else {}
     for name, values in known.items():
         if values.ndim > 2 and values.shape[2:] == data.shape[1:] and model.takes(name):

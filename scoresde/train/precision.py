@@ -1,4 +1,4 @@
-"""The numbers that a training's network computes in."""
+"""Loss scaling for training in float16."""
 
 import torch
 from torch import Tensor
@@ -9,26 +9,27 @@ _LARGEST, _GROWTH = 2.0**16, 2000
 
 
 class LossScale:
-    r"""Keeps the gradients of a network that computes in float16 within its range.
+    r"""Scale of the loss that keeps float16 gradients within their range.
 
-    The loss is multiplied by a power of two, and the gradients divided by it: halved whenever a
-    gradient overflows, doubled after 2000 steps without. In any other data type it is 1.
+    The loss is multiplied by the scale, a power of two, and the gradients are divided by it. The
+    scale is halved whenever a gradient overflows and doubled after 2000 steps without overflow.
+    In any other data type it is 1.
 
-    It is torch's rule (``torch.amp.GradScaler``); but whether a gradient has overflowed is decided
-    by the one norm that all processes share, so that none goes another way, and nothing is waited
-    for.
+    This is torch's rule (``torch.amp.GradScaler``), except that the gradient norm shared by all
+    processes decides on overflow. All processes therefore take the same decision, without waiting
+    for the device.
 
     References:
         Micikevicius et al., *Mixed precision training*, 2018, https://arxiv.org/abs/1710.03740.
 
     Arguments:
         precision: The name of the data type.
-        device: Where the gradients are.
+        device: The device of the gradients.
     """
 
     def __init__(self, precision: str, device: torch.device) -> None:
         self.on = PRECISIONS[precision] is torch.float16
-        # The scale, and how many steps have gone by without an overflow.
+        # The scale, and the number of steps since the last overflow.
         self.state = torch.tensor([_LARGEST if self.on else 1.0, 0.0], device=device)
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -46,5 +47,5 @@ class LossScale:
             self.state = torch.stack((scale, torch.where(grow, 0.0, steps)))
 
     def excuses(self, loss: Tensor) -> Tensor:
-        """Whether an overflow is the scale's doing, as it is meant to be now and then."""
+        """Returns whether an overflow is due to the scale, which is expected now and then."""
         return torch.isfinite(loss) & (self.state[0] > 1)

@@ -1,4 +1,4 @@
-"""Checkpoints as a run leaves them: the newest, those before it, and room for the next."""
+"""Checkpoint files of a run: the newest, earlier ones, and a check of the free disk space."""
 
 import logging
 import os
@@ -16,19 +16,20 @@ from scoresde.train.engine import ProcessGroup, in_parts, whole
 log = logging.getLogger("scoresde")
 
 FOLDER = "checkpoints"
-_MARGIN = 1.1  # of the size of a checkpoint, that has to be free for the next
+_MARGIN = 1.1  # free space for the next checkpoint, relative to its size
 
 
 class CheckpointManager:
     """Writes the checkpoints of a run: ``checkpoints/00001000.pt``, the newest ``checkpoint.pt``.
 
-    Each is written under another name, flushed, and renamed, so that a run that is killed at any
-    moment has its last one whole. ``checkpoint.pt`` is a second name of the newest. Of a model
-    that several processes hold in parts, a checkpoint is a folder ``checkpoints/00001000``.
+    Each file is written under a temporary name, flushed, and renamed, so the last checkpoint stays
+    complete if the run is killed at any moment. ``checkpoint.pt`` is a second name of the newest.
+    If several processes hold parts of a model, its checkpoint is a folder
+    ``checkpoints/00001000``.
 
     Arguments:
         folder: The run's folder.
-        keep: How many are kept, positive.
+        keep: Number of newest checkpoints to keep, positive.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -36,15 +37,15 @@ class CheckpointManager:
         self.keep = keep
 
     def save(self, checkpoint: Checkpoint, last: bool = False) -> None:
-        """Writes a checkpoint, and removes the oldest beyond those that are kept.
+        """Writes a checkpoint, and removes older ones beyond the newest ``keep``.
 
-        What a process that was killed had half written goes too.
+        Incomplete files of a killed process are removed too.
 
-        All processes must ask, and the first one writes; the ``last`` one of a model in parts is
-        written whole besides.
+        All processes must call it; the first one writes. The ``last`` checkpoint of a sharded
+        model is also written whole.
 
         Raises:
-            InputError: If there is no room for another one, which is told after this is safe.
+            InputError: If there is no room for the next checkpoint; this one is already safe.
         """
         group, sharded = ProcessGroup.here(), in_parts(checkpoint.model)
         path = self.folder / FOLDER / f"{checkpoint.step:08d}{'' if sharded else '.pt'}"
@@ -65,16 +66,16 @@ class CheckpointManager:
         self.check_room(_size(path), f"the checkpoint of step {checkpoint.step} is safe")
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Writes the checkpoint with the least validation loss, to be used and not gone on with.
+        """Writes the checkpoint with the lowest validation loss, for use but not for resuming.
 
-        All processes must ask, and the first one writes.
+        All processes must call it; the first one writes.
         """
         usable = _usable(checkpoint)
         if ProcessGroup.here().first:
             usable.save(self.folder / BEST)
 
     def check_room(self, size: int, outcome: str = "nothing has been done yet") -> None:
-        """Checks that a file of so many bytes can be written.
+        """Checks that a file of ``size`` bytes can be written.
 
         Raises:
             InputError: If there is no room for it.
@@ -88,13 +89,13 @@ class CheckpointManager:
             )
 
     def newest(self, pattern: Mapping[str, Any] | None = None) -> Checkpoint | None:
-        """Reads the newest checkpoint that is whole; ``None`` where there is none at all.
+        """Reads the newest undamaged checkpoint; returns None if there are no checkpoints.
 
         Arguments:
-            pattern: How its tensors are to be divided between the processes, if they are.
+            pattern: Tensors that define the sharding between the processes, if any.
 
         Raises:
-            InputError: If there are some, and all of them are damaged.
+            InputError: If there are checkpoints and all are damaged.
         """
         paths = [path for path in (*self._kept(), self.folder / NAME) if path.exists()]
         for path in paths:
@@ -110,22 +111,22 @@ class CheckpointManager:
         return None
 
     def _kept(self) -> list[Path]:
-        """Returns the checkpoints, the newest first."""
+        """Returns the paths of the checkpoints, newest first."""
         paths = (self.folder / FOLDER).glob("[0-9]*")
         named = [path for path in paths if re.fullmatch(r"\d+(\.pt)?", path.name)]
         return sorted(named, key=lambda path: int(path.stem), reverse=True)
 
 
 def _usable(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns what a checkpoint holds for use: whole weights, without what a training needs."""
+    """Returns a checkpoint for use: whole weights, without the state of the training."""
     model, ema = whole(checkpoint.model), whole(checkpoint.ema)
     return replace(checkpoint, model=model, ema=ema, optimizer={}, state={})
 
 
 def _second_name(path: Path, name: Path) -> None:
-    """Gives a file or a folder a second name, in the place of whatever had it."""
+    """Gives a file or a folder a second name, replacing any file of that name."""
     temporary = name.with_name(f".{name.name}.part")
-    temporary.unlink(missing_ok=True)  # of a process that was killed
+    temporary.unlink(missing_ok=True)  # left by a killed process
     try:
         if path.is_dir():
             temporary.symlink_to(path.relative_to(name.parent))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor of the optimiser's rate for every step."""
+"""Learning-rate schedules: a factor on the optimiser's learning rate at each step."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,10 +9,10 @@ from scoresde.errors import InputError
 
 @dataclass(frozen=True)
 class Rate(ABC):
-    """Abstract schedule with a linear warm-up.
+    """Base class for learning-rate schedules with a linear warm-up.
 
     Arguments:
-        warmup: Over how many steps the rate grows to its full size, at least 0.
+        warmup: Number of steps over which the rate rises to its full value, at least 0.
     """
 
     warmup: int = 0
@@ -22,12 +22,12 @@ class Rate(ABC):
             raise InputError(f"warmup={self.warmup} is negative; give 0 for none.")
 
     def __call__(self, step: int, steps: int) -> float:
-        """Returns the factor, in [0, 1], for a step counted from 0 of ``steps``."""
+        """Returns the factor, in [0, 1], at a step counted from 0, out of ``steps``."""
         return min((step + 1) / (self.warmup + 1), 1.0) * self.after(step, steps)
 
     @abstractmethod
     def after(self, step: int, steps: int) -> float:
-        """Returns the factor apart from the warm-up."""
+        """Returns the factor without the warm-up."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Tensors that are held in parts by several processes, written and read in parts.
+"""Writes and reads tensors that are sharded between several processes.
 
-The files are those of ``torch.distributed.checkpoint``, which says in a pickle where each part
-lies. It is read here by a reader that knows plain descriptions of tensors and nothing else, so
-that nothing in it is executed.
+The files have the format of ``torch.distributed.checkpoint``, which stores the location of each
+part in a pickle. The reader here accepts only plain descriptions of tensors, so nothing in the
+pickle is executed.
 """
 
 import pickle
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from scoresde.errors import InputError
 
-_MARK = "_part"  # the name of a tensor, in the place where it belongs
+_MARK = "_part"  # the name of a tensor, in its place in the tree
 _KNOWN = {
     **{
         (descriptions.__name__, name): getattr(descriptions, name)
@@ -38,10 +38,10 @@ _KNOWN = {
 
 
 def write_shards(tree: Any, folder: Path) -> Any:
-    """Writes the sharded tensors of a tree, each process its parts.
+    """Writes the sharded tensors of a tree; each process writes its own parts.
 
     Returns:
-        The tree with a description in the place of each of them.
+        The tree with each sharded tensor replaced by a description.
     """
     tensors: dict[str, Tensor] = {}
     rest = _taken(tree, "", tensors)
@@ -50,13 +50,13 @@ def write_shards(tree: Any, folder: Path) -> Any:
 
 
 def read_shards(tree: Any, folder: Path, pattern: Any = None) -> Any:
-    """Reads the tensors that a tree describes.
+    """Reads the tensors described in a tree.
 
     Arguments:
-        tree: What :func:`write_shards` has returned.
-        folder: Where the tensors are.
-        pattern: A tree with sharded tensors in the same places, to be sharded alike; all processes
-            must ask. ``None``: this process reads them whole.
+        tree: The result of :func:`write_shards`.
+        folder: The folder of the tensors.
+        pattern: A tree with sharded tensors in the same places, which define the sharding; all
+            processes must call it. If None, this process reads whole tensors.
 
     Raises:
         InputError: If the files are damaged.
@@ -65,7 +65,7 @@ def read_shards(tree: Any, folder: Path, pattern: Any = None) -> Any:
     tree = _prepared(tree, pattern, tensors)
     reader, alone = _Reader(folder), not dist.is_initialized()
     try:
-        reader.read_metadata()  # where it is damaged, this says so with less ado
+        reader.read_metadata()  # raises a simpler error if the metadata are damaged
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
@@ -117,7 +117,7 @@ def _taken(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _prepared(tree: Any, pattern: Any, tensors: dict[str, Tensor]) -> Any:
-    """Puts an empty tensor in the place of each description."""
+    """Replaces each description by an empty tensor."""
     match tree:
         case {"_part": str(name), "shape": shape, "dtype": kind}:
             if isinstance(pattern, DTensor):

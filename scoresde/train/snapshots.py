@@ -1,15 +1,15 @@
 r"""Averages of any length, chosen after the training.
 
-A training keeps two power-function averages (:class:`~scoresde.train.ema.PowerEMA`) and stores
-them now and then. Each stored one is an integral of the weights :math:`\theta(\tau)` with a known
-profile; the average of another length has a known profile too, and the combination of the stored
-profiles that is nearest to it, in the least squares,
+A training run maintains two power-function averages (:class:`~scoresde.train.ema.PowerEMA`) and
+stores them at intervals. Each stored average is an integral of the weights :math:`\theta(\tau)`
+with a known profile. The average of another length has a known profile too. The combination of
+stored profiles nearest to it in the least-squares sense,
 
 .. math:: \min_w \int \Big( \sum_i w_i \, p_i(\tau) - p(\tau) \Big)^2 d\tau,
           \qquad A w = b, \quad A_{ij} = \langle p_i, p_j \rangle, \; b_i = \langle p_i, p \rangle,
 
-is applied to the stored weights, under :math:`\sum_i w_i = 1`, so that what does not change in a
-training stays what it is. For :math:`p_i(\tau) = (\gamma_i + 1) \tau^{\gamma_i} /
+is applied to the stored weights, under :math:`\sum_i w_i = 1`, so weights that do not change in
+training are preserved. For :math:`p_i(\tau) = (\gamma_i + 1) \tau^{\gamma_i} /
 n_i^{\gamma_i + 1}` on :math:`[0, n_i]` and :math:`m = \min(n_i, n_j)`,
 
 .. math:: \langle p_i, p_j \rangle = \frac{(\gamma_i + 1) (\gamma_j + 1)}{\gamma_i + \gamma_j + 1}
@@ -39,11 +39,11 @@ FOLDER = "snapshots"
 
 @dataclass(frozen=True)
 class Profile:
-    """What a stored average is an average of.
+    """The profile of a stored average.
 
     Arguments:
-        step: The updates it spans, positive.
-        length: Its length, as a share of them.
+        step: The number of updates that it spans, positive.
+        length: Its length, as a share of these updates.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Profile:
 
     @property
     def power(self) -> float:
-        """The power of its profile."""
+        """The power of the profile."""
         return power_of_length(self.length)
 
     def dot(self, other: "Profile") -> float:
@@ -62,11 +62,11 @@ class Profile:
 
 
 def weights_of(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
-    """Returns what each of the stored averages counts for in the one that is wanted."""
+    """Returns the coefficient of each stored average in the wanted average."""
     n = len(stored)
     system = np.ones((n + 1, n + 1))
     system[:n, :n] = [[a.dot(b) for b in stored] for a in stored]
-    system[:n, :n] *= wanted.step  # of order 1, as the border is
+    system[:n, :n] *= wanted.step  # of order 1, like the border
     system[n, n] = 0
     right = np.array([*(a.dot(wanted) * wanted.step for a in stored), 1.0])
     return np.linalg.lstsq(system, right, rcond=1e-14)[0][:n]
@@ -74,10 +74,10 @@ def weights_of(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The averages that a training has stored.
+    """The stored averages of a training run.
 
     Arguments:
-        paths: Their files, by their profiles.
+        paths: The files of the averages, by profile.
     """
 
     paths: dict[Profile, Path]
@@ -87,7 +87,7 @@ class Snapshots:
         """Finds the averages in a run's folder.
 
         Raises:
-            InputError: If there are none.
+            InputError: If there are no stored averages.
         """
         found = {}
         for path in sorted((run / FOLDER).glob("*.pt")):
@@ -103,7 +103,7 @@ class Snapshots:
 
     @property
     def last(self) -> int:
-        """The last step at which they were stored."""
+        """The last step at which averages were stored."""
         return max(profile.step for profile in self.paths)
 
     def average(self, length: float, step: int | None = None) -> Checkpoint:
@@ -111,7 +111,7 @@ class Snapshots:
 
         Arguments:
             length: The length, as a share of the training.
-            step: The updates that it spans; ``None``: up to the last that were stored.
+            step: The number of updates that it spans. If None, up to the last stored averages.
 
         Raises:
             InputError: If the length is out of range, or the files do not belong together.
@@ -127,13 +127,13 @@ class Snapshots:
                 raise InputError(f"{self.paths[profile]} is of another training than the others.")
             for name, value in part.ema.items():
                 total[name] = total.get(name, 0) + weight * value.double()
-        # Counts are no averages: they are those of the last.
+        # Counts are not averaged; the last ones are used.
         ema = {k: total[k].to(v) if v.is_floating_point() else v for k, v in part.ema.items()}
         return replace(part, step=wanted.step, ema=ema)
 
 
 def save_snapshot(state: State, step: int) -> None:
-    """Stores the power-function averages of a training; all processes must ask."""
+    """Stores the power-function averages of a training run; all processes must call it."""
     for average in state.averages[1:]:
         assert isinstance(average, PowerEMA)
         weights = whole(average.model.state_dict())

@@ -1,4 +1,4 @@
-"""The state of a training: what a checkpoint has to hold so that nothing is lost."""
+"""State of a training run: everything a checkpoint needs for an exact resume."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from scoresde.train.ema import Average
 from scoresde.train.engine import ModelLoss, ProcessGroup, like, own
 from scoresde.train.precision import LossScale
 
-# What a training may change while it is interrupted: it does not change the weights.
+# Options that may differ when a run is resumed: they do not affect the weights.
 _FREE = {"name", "samplers", "likelihood", "class_names", "cautions"}
 _FREE_OF_TRAIN = {
     "log_every",
@@ -33,18 +33,18 @@ _FREE_OF_TRAIN = {
 
 @dataclass
 class State:
-    """Everything that changes in a training.
+    """The mutable state of a training run.
 
     Arguments:
         terms: The model with its loss.
-        averages: The model's averages, of which the first is the one that counts.
-        optimiser: The optimiser of the weights of both.
-        scale: The scale of the loss.
-        recipe: What the checkpoints say of the run.
+        averages: The model's averages; the first is used for evaluation.
+        optimiser: The optimiser of the weights of the model and the loss.
+        scale: The loss scale.
+        recipe: Description of the run in its checkpoints.
         seed: The run's seed.
         folder: The run's folder.
-        skipped: The updates left out because they were not finite.
-        best: The least validation loss so far.
+        skipped: The number of updates skipped because they were not finite.
+        best: The lowest validation loss so far.
     """
 
     terms: ModelLoss
@@ -63,10 +63,10 @@ class State:
         return self.terms.model
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """Returns the state after so many updates; all processes must ask.
+        """Returns the checkpoint after ``step`` updates; all processes must call it.
 
         Raises:
-            InputError: If a weight is not finite, which no checkpoint is to hold.
+            InputError: If a weight is not finite.
         """
         group = ProcessGroup.here()
         bad = sum((~own(p).isfinite()).any().float() for p in self.terms.parameters())
@@ -97,10 +97,11 @@ class State:
         )
 
     def restore(self, checkpoint: Checkpoint | None) -> int:
-        """Takes the state of a checkpoint, if there is one; returns the updates done.
+        """Restores the state from a checkpoint, if any; returns the number of updates done.
 
         Raises:
-            OtherRunError: If it is that of another training, or does not say enough to go on.
+            OtherRunError: If the checkpoint belongs to another training run, or lacks the state
+                needed to resume.
         """
         if checkpoint is None:
             return 0
@@ -112,7 +113,7 @@ class State:
             )
         pattern, state = self.pattern(), checkpoint.state
         self.model.load_state_dict(like(checkpoint.model, pattern["model"]))
-        self._restore_loss(state.get("loss", {}))  # which the first checkpoints did not have
+        self._restore_loss(state.get("loss", {}))  # missing in the first checkpoints
         self.optimiser.load_state_dict(like(checkpoint.optimizer, pattern["optimizer"]))
         for average, values in zip(
             self.averages, [checkpoint.ema, *state["averages"]], strict=True
@@ -125,7 +126,7 @@ class State:
         return checkpoint.step
 
     def pattern(self) -> dict[str, Any]:
-        """Returns how the tensors of a checkpoint are divided between the processes."""
+        """Returns tensors that define the sharding of a checkpoint between the processes."""
         model = self.model.state_dict()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
@@ -148,7 +149,7 @@ class State:
             ) from error
 
     def _continue(self, generators: list[dict[str, Tensor]]) -> None:
-        """Goes on with the random numbers of this process, if there was one of its number."""
+        """Restores this process's random generators, if the checkpoint has its rank."""
         rank = ProcessGroup.here().rank
         if rank >= len(generators):
             return
@@ -157,7 +158,7 @@ class State:
             torch.cuda.set_rng_state(generators[rank]["cuda"], self.model.device)
 
     def size(self) -> int:
-        """Returns how many bytes a checkpoint takes, with two numbers of Adam for each weight."""
+        """Returns the size of a checkpoint in bytes, with Adam's two moments per weight."""
         tensors: list[Tensor] = list(self.terms.state_dict().values())
         copies = 3 + len(self.averages)
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -179,7 +180,7 @@ class State:
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Returns the leaves of a recipe by their dotted names, without those that may change."""
+    """Returns the leaves of a recipe by dotted name, without those that may differ."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{path}{key}"

@@ -1,4 +1,4 @@
-"""Leaving a training when it is asked for: after the step at hand, with a checkpoint."""
+"""Stops training on a signal: after the current step, with a checkpoint."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from types import FrameType, TracebackType
 from scoresde.train.engine import ProcessGroup
 
 
-class TrainingStopped(Exception):  # noqa: N818 - it is no error
-    """A training that was asked to stop, and has saved what it did.
+class TrainingStopped(Exception):  # noqa: N818 - not an error
+    """Raised when training has stopped on a signal and saved a checkpoint.
 
     Arguments:
-        step: The updates done.
+        step: The number of updates done.
         signal: The number of the signal.
     """
 
@@ -22,7 +22,7 @@ class TrainingStopped(Exception):  # noqa: N818 - it is no error
 
 
 class StopSignals:
-    """While entered, takes note of SIGINT and SIGTERM, once; a second one acts as usual.
+    """Context manager that records SIGINT and SIGTERM once; a second signal acts as usual.
 
     A signal that the process ignores stays ignored, as SIGINT is in the background of a shell
     without job control.
@@ -34,9 +34,9 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # no other can take signals
+        if threading.current_thread() is threading.main_thread():  # the only one with signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                # None: a handler that is not Python's, which could not be put back.
+                # None: a handler not set from Python, which could not be restored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._take)
         return self
@@ -50,7 +50,7 @@ class StopSignals:
         self._restore()
 
     def any(self, group: ProcessGroup) -> bool:
-        """Whether one of the processes has received a signal, which is then ``number``."""
+        """Returns whether a process has received a signal; ``number`` is then its number."""
         numbers = [number for number in group.all(self.received) if number is not None]
         self.number = next(iter(numbers), self.number)
         return bool(numbers)

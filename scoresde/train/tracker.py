@@ -1,4 +1,4 @@
-"""Where a training's numbers go: a line of JSON each, and whatever else keeps them."""
+"""Trackers of training metrics: ``metrics.jsonl`` and external services."""
 
 import importlib
 import json
@@ -20,13 +20,13 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """The run that numbers belong to.
+    """Description of a run for its trackers.
 
     Arguments:
-        name: Its recipe's name.
-        folder: Its folder.
-        start: The updates done before; what was recorded beyond them is dropped.
-        recipe: Plain values that describe it.
+        name: The name of its recipe.
+        folder: The folder of the run.
+        start: The number of updates done before; later records are dropped.
+        recipe: Plain values that describe the run.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Run:
     recipe: Mapping[str, Any]
 
     def token(self, tracker: str) -> str:
-        """Returns a name for the run that stays when it is gone on with."""
+        """Returns a name for the run that is the same after a resume."""
         path = self.folder / f".{tracker}_id"
         if not path.exists():
             path.write_text(uuid.uuid4().hex, encoding="utf-8")
@@ -43,7 +43,7 @@ class Run:
 
 
 class Tracker(ABC):
-    """Abstract keeper of a training's numbers and pictures."""
+    """Base class for trackers, which record the numbers and pictures of a training run."""
 
     @abstractmethod
     def begin(self, run: Run) -> None:
@@ -51,10 +51,10 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keeps numbers at a step."""
+        """Records numbers at a step."""
 
-    def image(self, step: int, name: str, path: Path) -> None:  # noqa: B027 - may be left out
-        """Keeps a picture, a PNG file."""
+    def image(self, step: int, name: str, path: Path) -> None:  # noqa: B027 - optional
+        """Records a picture, a PNG file."""
 
     @abstractmethod
     def close(self) -> None:
@@ -107,7 +107,7 @@ class WandB(Tracker):
 
     Arguments:
         project: The project.
-        mode: ``online``, ``offline`` or ``disabled``; ``None``: as its environment says.
+        mode: ``online``, ``offline`` or ``disabled``. If None, its environment decides.
     """
 
     def __init__(self, project: str = "scoresde", mode: str | None = None) -> None:
@@ -140,7 +140,7 @@ class MLflow(Tracker):
 
     Arguments:
         experiment: The experiment.
-        uri: Where its server or its database is; ``None``: as its environment says.
+        uri: Address of its server or database. If None, its environment decides.
     """
 
     def __init__(self, experiment: str = "scoresde", uri: str | None = None) -> None:
@@ -162,7 +162,7 @@ class MLflow(Tracker):
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
-            # Its names have no plus sign.
+            # MLflow does not allow a plus sign in names.
             self.client.log_metric(self.id, name.replace("+", ""), value, step=step)
 
     def image(self, step: int, name: str, path: Path) -> None:
@@ -173,7 +173,7 @@ class MLflow(Tracker):
 
 
 class Trackio(Tracker):
-    """trackio, which keeps its numbers on this machine.
+    """trackio, which stores its numbers on this machine.
 
     Arguments:
         project: The project.
@@ -202,7 +202,7 @@ class Trackio(Tracker):
 
 
 class Trackers:
-    """The trackers of a run: ``metrics.jsonl``, and others, whose failure ends no training.
+    """The trackers of a run: ``metrics.jsonl`` and others. A failing one does not stop training.
 
     Arguments:
         run: The run.
@@ -216,16 +216,16 @@ class Trackers:
         self._ask("begin", run)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keeps numbers at a step."""
+        """Records numbers at a step."""
         self.first.log(step, numbers)
         self._ask("log", step, numbers)
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """Keeps a picture."""
+        """Records a picture."""
         self._ask("image", step, name, path)
 
     def close(self) -> None:
-        """Closes all of them."""
+        """Closes all trackers."""
         self.first.close()
         self._ask("close")
 
@@ -261,7 +261,7 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def _cut(path: Path, start: int) -> None:
-    """Drops the records beyond a step, and a line that a killed run left unfinished."""
+    """Drops the records after a step, and an incomplete line left by a killed run."""
     if not path.exists():
         return
     kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= start]
@@ -271,7 +271,7 @@ def _cut(path: Path, start: int) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Reads the records of ``metrics.jsonl``, but for lines that are damaged; none if no file."""
+    """Returns the undamaged records of ``metrics.jsonl``; an empty list without a file."""
     path = folder / METRICS
     return _records(path) if path.exists() else []
 

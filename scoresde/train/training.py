@@ -1,4 +1,4 @@
-"""How a model is trained, as plain values."""
+"""Training settings, as plain values."""
 
 from dataclasses import dataclass, field
 
@@ -15,35 +15,39 @@ from scoresde.train.schedule import ConstantRate, Rate
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained.
+    """Settings of a training run.
 
     Arguments:
         steps: The number of updates, positive.
-        batch_size: The number of examples of an update, positive, in all processes together.
-        accumulate: In how many passes a process takes its examples of an update, positive: more
-            need less memory, and the weights are the same but for rounding.
-        rate: The schedule of the learning rate.
+        batch_size: The number of examples per update in all processes together, positive.
+        accumulate: The number of passes into which a process divides its examples of an update,
+            positive. More passes need less memory; the weights are the same up to rounding.
+        rate: The learning-rate schedule.
         ema: The decay of the weights' average, in [0, 1).
-        snapshots: How many times two averages are stored from which one of any length can be made
-            after the training, at least 0 (see :mod:`scoresde.train.snapshots`).
-        lengths: The lengths of these two, as shares of the training.
-        clip: The largest norm of the gradient, positive; ``None`` clips nothing.
-        max_skipped: How many updates may be left out because their loss or gradient is not
-            finite, at least 0; one more ends the training.
-        log_every: Every how many updates numbers are recorded.
-        validate_every: Every how many updates the validation loss is measured.
-        inspect_every: Every how many updates the model is looked at more closely; ``None``: never.
-        save_every: Every how many updates a checkpoint is written (and always after the last).
-        keep: How many of the newest checkpoints are kept, positive.
-        keep_best: Whether the one with the least validation loss is kept too, as ``best.pt``.
-        precision: What the network computes in, by autocast: ``float32``, ``bf16`` or ``fp16``;
-            weights, their averages and the optimiser's state stay in float32. ``None``: bf16 on a
-            GPU, else float32.
-        compile: Whether ``torch.compile`` makes the network's kernels, for a minute or so before
-            the first step, or a mode of it, such as ``reduce-overhead``. ``None``: on a GPU. Where
-            it cannot, the log says so and the network is trained as it is.
-        augment: How training images are augmented; the network is told by the condition
-            ``augment``. ``None``: not at all.
+        snapshots: The number of times that two averages are stored during training, at least 0. An
+            average of any length can be computed from them afterwards (see
+            :mod:`scoresde.train.snapshots`).
+        lengths: The lengths of the two averages, as shares of the training.
+        clip: The largest norm of the gradient, positive. If None, gradients are not clipped.
+        max_skipped: The number of updates that may be skipped because their loss or gradient is
+            not finite, at least 0. One more stops the training.
+        log_every: The number of updates between records of the metrics.
+        validate_every: The number of updates between measurements of the validation loss.
+        inspect_every: The number of updates between periodic evaluations. If None, there are
+            none.
+        save_every: The number of updates between checkpoints; one is always written after the
+            last update.
+        keep: The number of newest checkpoints to keep, positive.
+        keep_best: Whether to keep the checkpoint with the lowest validation loss as ``best.pt``.
+        precision: The data type of the network's computation, by autocast: ``float32``, ``bf16``
+            or ``fp16``. Weights, their averages and the optimiser's state stay in float32. If
+            None, bf16 is used on a GPU and float32 elsewhere.
+        compile: Whether to compile the network with ``torch.compile``, which takes about a minute
+            before the first step; or a mode, such as ``reduce-overhead``. If None, the network is
+            compiled on a GPU. If compilation is not available, a message is logged and the
+            network is trained without it.
+        augment: The augmentation of training images; the network receives its parameters as the
+            condition ``augment``. If None, images are not augmented.
         condition_dropout: The probability with which each condition of a training example is
             replaced by "none", in [0, 1): see :mod:`scoresde.train.dropout`.
     """
@@ -130,6 +134,6 @@ class Training:
         return [EMA(model, self.ema), *powers]
 
     def stores(self, done: int) -> bool:
-        """Whether the averages are stored after so many updates."""
+        """Returns whether the averages are stored after ``done`` updates."""
         times = min(self.snapshots, self.steps)
         return done * times // self.steps > (done - 1) * times // self.steps

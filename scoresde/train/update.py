@@ -1,4 +1,4 @@
-"""One update of a model's weights by a batch, in one process or in several."""
+"""One update of a model's weights from a batch, in one process or several."""
 
 import functools
 import itertools
@@ -28,16 +28,16 @@ from scoresde.train.training import Training
 
 
 class Update:
-    """An update of a model's weights by a batch, which the processes of a group take together.
+    """An update of a model's weights from a batch, shared by the processes of a group.
 
     Arguments:
         model: The model, on its device; it is changed.
-        loss: The loss; one with weights is brought to the model's device, and trained too.
-        training: How to train.
-        optimizer: Makes an optimiser of parameters, or of groups of them where there are some
-            outside of the model's networks.
-        engine: How several processes share the model.
-        seed: Names the times and the noise.
+        loss: The loss; if it has weights, they are moved to the model's device and trained too.
+        training: Training settings.
+        optimizer: Callable that builds an optimiser from parameters, or from parameter groups if
+            there are weights outside the model's networks.
+        engine: Parallelism strategy for several processes.
+        seed: Seed of the times and the noise.
     """
 
     def __init__(
@@ -65,19 +65,19 @@ class Update:
         self.optimiser = _optimiser(optimizer, self.terms)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.scale = LossScale(training.precision_on(model.device), model.device)
-        self.parts: dict[str, Tensor] = {}  # those of the last loss, each the mean of the batch
+        self.parts: dict[str, Tensor] = {}  # parts of the last loss, averaged over the batch
 
     def __call__(self, x: Tensor, cond: dict[str, Tensor], step: int, size: int) -> Tensor:
-        """Makes the update number ``step``, counted from 0.
+        """Performs update number ``step``, counted from 0.
 
         Arguments:
             x: This process's part of the batch.
-            cond: Its conditions.
+            cond: The conditions of these examples.
             step: The number of the update.
-            size: The number of examples in all processes.
+            size: The number of examples in all processes together.
 
         Returns:
-            The loss, the gradient's norm, and whether an overflow of it is no failure.
+            The loss, the gradient norm, and whether an overflow of the norm is excused.
         """
         factor = self.training.rate(step, self.training.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -106,7 +106,7 @@ class Update:
         rate = self.training.condition_dropout
         if rate:
             streams = Streams.of(self.seed, seeds, device=x.device)[mine]
-            # What the loss alone takes, such as the other end of a path, is no condition to drop.
+            # Values only for the loss, such as the other end of a path, are not dropped.
             taken = {name: c for name, c in cond.items() if self.model.takes(name)}
             cond = {**cond, **drop_conditions(taken, rate, streams)}
         means = torch.zeros(1, device=x.device)  # of the loss, then of its parts
@@ -130,7 +130,7 @@ class Update:
         return value
 
     def _keep(self, records: list[Tensor], mine: slice, size: int) -> None:
-        """Hands the records of all processes' examples to the loss."""
+        """Passes the records of the examples of all processes to the loss."""
         if not records:
             return
         own = torch.cat(records)
@@ -142,10 +142,10 @@ class Update:
 def _optimiser(
     make: Callable[[Iterable[Any]], torch.optim.Optimizer], terms: ModelLoss
 ) -> torch.optim.Optimizer:
-    """Makes the optimiser of all weights: those of the model's networks, then the others.
+    """Builds the optimiser of all weights: those of the model's networks, then the others.
 
-    They are groups of their own, since an optimiser cannot take weights that are sharded and
-    weights that are whole in one go.
+    They form separate parameter groups, since an optimiser cannot update sharded and whole weights
+    together.
     """
     inside = {p: None for network in networks(terms.model) for p in network.parameters()}
     outside = [p for p in terms.parameters() if p not in inside]
@@ -157,7 +157,7 @@ def _optimiser(
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """Returns the norm of all gradients; those in parts have a norm of their own first."""
+    """Returns the norm of all gradients; norms of sharded gradients are computed first."""
     kinds = ([g for g in gradients if in_parts(g) is parts] for parts in (True, False))
     return functools.reduce(
         torch.hypot, [whole(nn.utils.get_total_norm(kind)) for kind in kinds if kind]
@@ -167,13 +167,13 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 def _take(
     optimiser: torch.optim.Optimizer, gradients: list[Tensor], divisor: Tensor, good: Tensor
 ) -> None:
-    """Takes a step along gradients that are first divided by a number.
+    """Takes an optimiser step with gradients divided by a number.
 
-    None is taken unless they are finite: that would spoil the weights for good. A fused optimiser
-    does both in its own pass over the weights, and is not waited for.
+    The step is skipped unless the gradients are finite; otherwise the weights would be lost. A
+    fused optimiser does both in its own pass over the weights, without waiting for the device.
     """
-    # Torch has no public way to hand a fused optimiser the two numbers (this is its GradScaler's),
-    # nor one to scale a list of tensors at once.
+    # Torch has no public interface for passing the two numbers to a fused optimiser (this is
+    # GradScaler's), nor for scaling a list of tensors at once.
     if getattr(optimiser, "_step_supports_amp_scaling", False) and not in_parts(gradients):
         optimiser.grad_scale = divisor  # type: ignore[attr-defined]
         optimiser.found_inf = (~good).float()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a model is worth on examples that it was not trained on, while it is trained."""
+"""Held-out losses and errors of a model during training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ def validation_loss(
     seed: int,
     batch_size: int = EXAMPLES,
 ) -> float:
-    """Returns the mean loss of validation examples (at most 1024), always with the same noise.
+    """Returns the mean loss of at most 1024 validation examples, always with the same noise.
 
-    The processes of a group share the examples, in the same number of batches each.
+    The processes of a group share the examples, each with the same number of batches.
     """
     rows = random_rows(len(data.validation), EXAMPLES)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
@@ -47,7 +47,7 @@ def validation_losses(
     seed: int,
     batch_size: int = EXAMPLES,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the examples that :func:`validation_loss` is the mean of, and the loss of each.
+    """Returns the examples of :func:`validation_loss` and the loss of each.
 
     This process evaluates all of them.
 
@@ -55,11 +55,11 @@ def validation_losses(
         model: The model.
         data: The data.
         loss: The loss.
-        seed: Names the times and the noise.
+        seed: Seed of the times and the noise.
         batch_size: The number of examples evaluated together.
 
     Returns:
-        Their rows, int64 ``(N,)``, and losses, float64 ``(N,)``, on the CPU.
+        The rows of the examples, int64 ``(N,)``, and losses, float64 ``(N,)``, on the CPU.
     """
     rows = random_rows(len(data.validation), EXAMPLES)
     parts = torch.arange(len(rows)).split(batch_size)
@@ -73,7 +73,7 @@ def _losses(
     """Returns the losses of a part of the validation examples: ``rows[part]``."""
     batch = data.batch("validation", Streams(seed, rows[part]), centre=loss.on_levels)
     x, cond = model.state(batch.x.to(model.device)), loss.select(model, batch.cond)
-    # All of them share their times, in however many batches they are evaluated.
+    # All examples share their times, regardless of the number of batches.
     here = slice(int(part[0]), int(part[-1]) + 1)
     return loss.fixed()(model, x, seed=seed, seeds=range(len(rows)), part=here, **cond)
 
@@ -88,22 +88,23 @@ def error_by_level(
     *,
     centre: bool = False,
 ) -> dict[str, float]:
-    r"""Returns the error of the expected noise at levels that cover the log-SNR.
+    r"""Returns the error of the predicted noise at levels that cover the log-SNR.
 
     .. math:: \frac{1}{D} E \lVert \hat z(x_t, t) - z \rVert^2
 
-    It lies between 0, where the noise can be told from the data, and 1, where it drowns in them.
+    It lies between 0, where the noise can be separated from the data, and 1, where the data hide
+    it.
 
     Arguments:
         model: The model.
-        data: The data; each of at most 1024 validation examples is taken at one level.
+        data: The data; each of at most 1024 validation examples is evaluated at one level.
         eps: The smallest time.
-        seed: Names the noise, which is the same at every call.
+        seed: Seed of the noise, which is the same at every call.
         batch_size: The number of examples evaluated together.
-        centre: Whether integers lie at the centres of their levels.
+        centre: Whether integers are placed at the centres of their levels.
 
     Returns:
-        The errors, by names that :func:`level_curves` can read.
+        The errors by name, as read by :func:`level_curves`.
     """
     group = ProcessGroup.here()
     levels = log_snr_levels(model.sde, eps)
@@ -128,13 +129,13 @@ def error_by_level(
 def _batch(
     model: Trainable, data: Dataset, streams: Streams, centre: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns validation examples as the model takes them, and their conditions."""
+    """Returns validation examples in the model's form, and their conditions."""
     batch = data.batch("validation", streams, centre=centre)
     return model.state(batch.x.to(model.device)), model.select(batch.cond)
 
 
 def log_snr_levels(sde: SDE, eps: float) -> Tensor:
-    """Returns the middles of equal intervals of the log-SNR between ``eps`` and 1.
+    """Returns the midpoints of equal intervals of the log-SNR between ``eps`` and 1.
 
     Where the log-SNR is infinite at t = 1, the intervals are equal in the bounded variable b.
     """
@@ -146,7 +147,7 @@ def log_snr_levels(sde: SDE, eps: float) -> Tensor:
 
 
 def level_curves(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[float, float]]:
-    """Returns, of the records of a training, the errors by log-SNR for each step."""
+    """Returns the errors by log-SNR for each step, from the records of a training run."""
     curves = {}
     for record in records:
         curve = {
@@ -160,10 +161,10 @@ def level_curves(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[float, 
 
 
 def _shared(indices: Tensor, batch_size: int) -> tuple[list[Tensor], int]:
-    """Returns this process's examples in batches, and how many there are in all processes.
+    """Returns this process's examples in batches, and the number of examples in all processes.
 
-    A sharded model is gathered by all of them together, so that each has as many batches; where
-    there are fewer examples than processes, all of them take all.
+    All processes gather a sharded model together, so each has the same number of batches. If there
+    are fewer examples than processes, every process evaluates all examples.
     """
     group = ProcessGroup.here()
     if len(indices) < group.size:
