@@ -27,7 +27,7 @@ def auroc(larger: Tensor, smaller: Tensor) -> tuple[float, float]:
     """Returns the area under the ROC curve and its standard error.
 
     Arguments:
-        larger: Numbers of the set with the larger expected values, ``(m,)``, finite.
+        larger: Numbers of the set that should have the larger ones, ``(m,)``, finite.
         smaller: Numbers of the other set, ``(n,)``, finite.
 
     Raises:
