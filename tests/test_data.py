@@ -494,7 +494,7 @@ def reals(value=0.5):
         (lambda: Dataset.of("d", [reals().half()] * 3), "float32.*None.*float16"),
         (lambda: Dataset.of("d", [reals()] * 3, levels=17), "uint8.*17.*float32"),
         (lambda: Dataset.of("d", [reals().byte()] * 3, standardise=False), "float32.*None.*uint8"),
-        (lambda: Dataset.of("d", [reals().byte()] * 3, levels=3), r"\[0, 2\].* 2 outside"),
+        (lambda: Dataset.of("d", [reals().byte()] * 3, levels=3), r"\[0, 2\].* 2 values"),
         (lambda: Dataset.of("d", [reals().short().neg()] * 3, levels=300), r"\[0, 299\].*-1"),
         (lambda: Dataset.of("d", [reals().byte()] * 3, levels=1), r"levels.*1\b"),
         (lambda: Dataset.of("d", [reals()] * 3, flip=True), r"flip=True .*\(2,\)"),

@@ -78,9 +78,9 @@ def check_range(values: np.ndarray, levels: int, first: int | None = None) -> No
     if outside.any():
         place = tuple(map(int, np.unravel_index(int(outside.argmax()), outside.shape)))
         raise InputError(
-            f"Values must be in [0, {levels - 1}], got {_count(int(outside.sum()), first)} "
-            f"outside, the first at index {_index(place, first)}: {values[place]}; pass the "
-            "number of levels of the data, or shift the data."
+            f"The data must be in [0, {levels - 1}], got {_count(int(outside.sum()), first)} "
+            f"values outside, the first at index {_index(place, first)}: {values[place]}; pass "
+            "the number of levels of the data, or shift the data."
         )
 
 
@@ -91,9 +91,9 @@ def check_finite(values: Tensor, first: int | None = None) -> None:
         place = tuple(bad.nonzero()[0].tolist())
         share = f" of {values.numel()}" if first is None else ""
         raise InputError(
-            f"Values must be finite in float32, got {_count(int(bad.sum()), first)}{share} that "
-            f"are NaN or infinite, the first at index {_index(place, first)}: {values[place]}; "
-            "remove or replace them."
+            f"The data must be finite in float32, got {_count(int(bad.sum()), first)}{share} "
+            f"values that are NaN or infinite, the first at index {_index(place, first)}: "
+            f"{values[place]}; remove or replace them."
         )
 
 
