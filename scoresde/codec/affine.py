@@ -120,7 +120,7 @@ class Affine(Codec):
     def scaling(self) -> Scaling:
         """The map without the other fields, as the older class :class:`Scaling`."""
         warnings.warn(
-            "Affine.scaling is deprecated; use encode, decode and log_det.",
+            "Affine.scaling will be removed; use encode, decode and log_det.",
             FutureWarning,
             stacklevel=2,
         )
@@ -150,7 +150,7 @@ class Affine(Codec):
 
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
         if streams is not None and not isinstance(streams, Streams):
-            text = "encode(raw, offsets) is deprecated; use encode_at(raw, offsets)."
+            text = "encode(raw, offsets) will be removed; use encode_at(raw, offsets)."
             warnings.warn(text, FutureWarning, stacklevel=2)
             return self.encode_at(raw, streams)
         if self.levels is None:

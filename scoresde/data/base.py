@@ -49,7 +49,7 @@ def _takes_scaling(kind: type[Kind]) -> type[Kind]:
         **named: Any,
     ) -> None:
         if scaling is not None:
-            text = "Dataset(scaling=, levels=) is deprecated; use Dataset(codec=)."
+            text = "Dataset(scaling=, levels=) will be removed; use Dataset(codec=)."
             warnings.warn(text, FutureWarning, stacklevel=2)
             named["codec"] = _affine(train, scaling, levels)
         original(self, name, train, *values, **named)
