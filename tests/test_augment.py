@@ -102,10 +102,10 @@ def test_the_type_of_the_data_is_kept():
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1])
 def test_no_probability_is_refused(probability):
-    with pytest.raises(InputError, match="probability="):
+    with pytest.raises(InputError, match=rf"probability .*{probability}"):
         GeometricAugmentation(probability)
 
 
 def test_vectors_are_refused():
-    with pytest.raises(InputError, match="no image"):
+    with pytest.raises(InputError, match=r"images .*\(2,\)"):
         GeometricAugmentation()(torch.zeros(4, 2), Streams.of(0, batch=4))

@@ -97,7 +97,7 @@ def test_a_constant_column_is_named_and_comes_back_exactly(caplog):
     raw = torch.cat((table(), constant), 1)
     with caplog.at_level(logging.WARNING):
         data = data_of(raw)
-    assert "Constant in training: 2 (of 3" in caplog.text
+    assert ": 2 (of 3" in caplog.text
     assert torch.equal(data.encode(raw)[:, 2], torch.zeros(4000))
     noisy = data.encode(raw) + torch.randn(4000, 3, generator=torch.Generator().manual_seed(1))
     assert torch.equal(data.decode(noisy)[:, 2:], constant)
@@ -107,7 +107,7 @@ def test_a_constant_column_is_named_and_comes_back_exactly(caplog):
     assert float(data.log_det(raw, noisy)[0]) == pytest.approx(other.codec.log_volume)
     assert data.to_unit(data.encode(raw))[:, 2].tolist() == [0.0] * 4000
     assert data.codec.range == pytest.approx(other.codec.range)
-    with pytest.raises(InputError, match="All training values are"):
+    with pytest.raises(InputError, match=r"constant \["):
         data_of(torch.cat((constant, constant + 1), 1))
 
 
@@ -255,12 +255,12 @@ def test_a_training_with_a_codec_without_a_density_is_reported_without_likelihoo
 
 @pytest.mark.parametrize("how", ["whole", 1, None])
 def test_standardise_is_a_choice_or_an_object(how):
-    with pytest.raises(InputError, match=r"standardise must be true, false or a Standard"):
+    with pytest.raises(InputError, match=rf"standardise .*{how!r}"):
         data_of(table(), standardise=how)
 
 
 def test_a_codec_of_another_shape_is_refused():
-    with pytest.raises(InputError, match=r"is for examples \(3,\), but"):
+    with pytest.raises(InputError, match=r"codec .*\(3,\)"):
         log_normal(Logarithm((3,)))
 
 
@@ -296,7 +296,7 @@ def test_old_names_work_with_a_warning():
     assert data.scaling == Scaling(1.0, 2.0)
     with pytest.warns(FutureWarning, match="codec"):
         assert data.units is data.codec
-    with pytest.warns(FutureWarning, match="part of the codec"):
+    with pytest.warns(FutureWarning, match=r"Affine\.scaling"):
         assert data.codec.scaling == Scaling(1.0, 2.0)
     pixels = data_of(torch.zeros(2, 1).byte(), levels=4)
     with pytest.warns(FutureWarning, match="encode_at"):
@@ -306,13 +306,13 @@ def test_old_names_work_with_a_warning():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((2,), 0.0, 0.0), "width must be positive, got 0.0"),
-        (((2,), 0.0, [0.0, 0.0]), "width must be positive"),
-        (((2,), 0.0, [1.0, -1.0]), "width must be positive"),
-        (((2,), math.nan), "shift must be finite"),
-        (((2,), [1.0, 2.0, 3.0]), "shift must be finite, one number or what broadcasts to"),
-        (((2,), "word"), "shift must be finite"),
-        (((2,), 0.0, 1.0, None, 0.0, 1.0, "float16"), "dtype must be float32 or float64"),
+        (((2,), 0.0, 0.0), r"width .*\b0\.0"),
+        (((2,), 0.0, [0.0, 0.0]), r"width .*0\.0, 0\.0"),
+        (((2,), 0.0, [1.0, -1.0]), r"width .*1\.0, -1\.0"),
+        (((2,), math.nan), "shift .*nan"),
+        (((2,), [1.0, 2.0, 3.0]), r"shift .*\(2,\).*1\.0, 2\.0, 3\.0"),
+        (((2,), "word"), "shift .*word"),
+        (((2,), 0.0, 1.0, None, 0.0, 1.0, "float16"), "dtype .*float16"),
     ],
 )
 def test_numbers_that_make_no_codec_are_refused(arguments, message):

@@ -123,7 +123,7 @@ def test_decode_keeps_samples_in_range_and_refuses_nan():
     dataset = quantised()
     x = torch.tensor([[-7.0, -1.0, 1.0, 7.0, math.inf, -math.inf]])
     assert dataset.decode(x).tolist() == [[0, 0, 16, 16, 16, 0]]
-    with pytest.raises(InputError, match="1 of 2 values are NaN"):
+    with pytest.raises(InputError, match=r"NaN.* 1 of 2"):
         dataset.decode(torch.tensor([0.0, math.nan]))
 
 
@@ -280,16 +280,16 @@ def test_no_example_leaks_into_another_split():
     "fractions", [(1.0,), (0.5, 0.6), (0.9, 0.1, 0.0), (1.2, -0.1, -0.1), (math.nan, 0.5, 0.5)]
 )
 def test_bad_fractions_are_refused(fractions):
-    with pytest.raises(InputError, match="fractions"):
+    with pytest.raises(InputError, match=rf"fractions .*{fractions[-1]}"):
         split_indices(torch.arange(100), fractions)
-    with pytest.raises(InputError, match="give 3 positive"):
+    with pytest.raises(InputError, match=r"fractions .*\b3\b.*\(0\.5, 0\.5\)"):
         make_splits(torch.arange(100), (0.5, 0.5))
 
 
 def test_an_empty_split_is_refused():
-    with pytest.raises(InputError, match="100 examples, 1 of them distinct"):
+    with pytest.raises(InputError, match=r"fractions .*100 .*\(1 distinct\)"):
         split_indices(torch.zeros(100, 3))
-    with pytest.raises(InputError, match="none is empty"):
+    with pytest.raises(InputError, match=r"fractions .*\b3\b.*\[3, 0, 0\]"):
         split_indices(torch.arange(3), (0.98, 0.01, 0.01))
 
 
@@ -427,27 +427,27 @@ def test_lists_of_a_configuration_are_accepted():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: two_moons(noise=0.0), "noise=0.0"),
-        (lambda: two_moons(noise=-1.0), "noise=-1.0"),
-        (lambda: two_moons(noise=math.nan), "noise=nan"),
-        (lambda: spirals(noise=1e-9), "at least 0.001"),
-        (lambda: two_moons(count=0), "count=0"),
-        (lambda: two_moons(count=1e4), "count=10000.0"),
-        (lambda: two_moons(count=2), "none is empty"),
-        (lambda: spirals(arms=0), "arms=0"),
-        (lambda: spirals(turns=-1.0), "turns=-1.0"),
-        (lambda: checkerboard(cells=0), "cells=0"),
-        (lambda: gaussian_ring(modes=0), "modes=0"),
-        (lambda: gaussian_ring(std=0.0), "stds="),
-        (lambda: gaussian_ring(radius=-1.0), "radius=-1.0"),
-        (lambda: gaussian_mixture([0.5, 0.6], [[0.0], [1.0]], [1, 1]), "sum to one"),
-        (lambda: gaussian_mixture([1.5, -0.5], [[0.0], [1.0]], [1, 1]), "positive"),
-        (lambda: gaussian_mixture([1.0], [[0.0]], [-1.0]), "stds="),
-        (lambda: gaussian_mixture([1.0], [[math.inf]], [1.0]), "means="),
+        (lambda: two_moons(noise=0.0), r"noise .*0\.001.* 0\.0\."),
+        (lambda: two_moons(noise=-1.0), r"noise .*-1\.0"),
+        (lambda: two_moons(noise=math.nan), "noise .*nan"),
+        (lambda: spirals(noise=1e-9), r"noise .*0\.001.*1e-09"),
+        (lambda: two_moons(count=0), r"count .*\b0\b"),
+        (lambda: two_moons(count=1e4), r"count .*10000\.0"),
+        (lambda: two_moons(count=2), r"fractions .*\b2 examples"),
+        (lambda: spirals(arms=0), r"arms .*\b0\b"),
+        (lambda: spirals(turns=-1.0), r"turns .*-1\.0"),
+        (lambda: checkerboard(cells=0), r"cells .*64.* 0\b"),
+        (lambda: gaussian_ring(modes=0), r"modes .*\b0\b"),
+        (lambda: gaussian_ring(std=0.0), r"stds .*0\.0"),
+        (lambda: gaussian_ring(radius=-1.0), r"radius .*-1\.0"),
+        (lambda: gaussian_mixture([0.5, 0.6], [[0.0], [1.0]], [1, 1]), r"weights .*1\.1"),
+        (lambda: gaussian_mixture([1.5, -0.5], [[0.0], [1.0]], [1, 1]), r"weights .*-0\.5"),
+        (lambda: gaussian_mixture([1.0], [[0.0]], [-1.0]), r"stds .*-1\.0"),
+        (lambda: gaussian_mixture([1.0], [[math.inf]], [1.0]), "means .*inf"),
         (lambda: gaussian_mixture([1.0], [0.0], [1.0]), r"\(K, D\)"),
         (lambda: gaussian_mixture([1.0], [[0.0], [1.0]], [1.0]), r"\(K, D\)"),
         (lambda: gaussian_mixture([], [], []), r"\(K, D\)"),
-        (lambda: gaussian_mixture([1.0], [[0.0], [1.0, 2.0]], [1.0]), "regular array"),
+        (lambda: gaussian_mixture([1.0], [[0.0], [1.0, 2.0]], [1.0]), r"means .*\[1\.0, 2\.0\]"),
     ],
 )
 def test_bad_toy_arguments_are_refused(make, message):
@@ -480,24 +480,30 @@ def reals(value=0.5):
     ("make", "message"),
     [
         (lambda: quantised().split("training"), "train, validation, test"),
-        (lambda: quantised().batch("dev", Streams.of(0, batch=1)), "split='dev'"),
+        (lambda: quantised().batch("dev", Streams.of(0, batch=1)), "split .*'dev'"),
         (lambda: Dataset.of("d", [reals(math.nan)] * 3), "1 of 6 .* index \\(1, 0\\): nan"),
         (lambda: Dataset.of("d", [reals(), reals(math.inf), reals()]), "inf"),
-        (lambda: Dataset.of("d", [reals(), reals()[:0], reals()]), "validation split of d"),
-        (lambda: Dataset.of("d", [reals(), reals()[:, :1], reals()]), "must agree"),
-        (lambda: Dataset.of("d", [reals().half()] * 3), "needs torch.float32"),
-        (lambda: Dataset.of("d", [reals()] * 3, levels=17), "needs torch.uint8"),
-        (lambda: Dataset.of("d", [reals().byte()] * 3, standardise=False), "real-valued"),
-        (lambda: Dataset.of("d", [reals().byte()] * 3, levels=3), "2 values are outside 0 to 2"),
-        (lambda: Dataset.of("d", [reals().short().neg()] * 3, levels=300), "outside 0 to 299"),
+        (
+            lambda: Dataset.of("d", [reals(), reals()[:0], reals()]),
+            r"validation split of d .*\(0, 2\)",
+        ),
+        (
+            lambda: Dataset.of("d", [reals(), reals()[:, :1], reals()]),
+            r"validation .*\(2,\).*\(1,\)",
+        ),
+        (lambda: Dataset.of("d", [reals().half()] * 3), "float32.*None.*float16"),
+        (lambda: Dataset.of("d", [reals()] * 3, levels=17), "uint8.*17.*float32"),
+        (lambda: Dataset.of("d", [reals().byte()] * 3, standardise=False), "float32.*None.*uint8"),
+        (lambda: Dataset.of("d", [reals().byte()] * 3, levels=3), r"\[0, 2\].* 2 values"),
+        (lambda: Dataset.of("d", [reals().short().neg()] * 3, levels=300), r"\[0, 299\].*-1"),
         (lambda: Dataset.of("d", [reals().byte()] * 3, levels=1), r"levels.*1\b"),
-        (lambda: Dataset.of("d", [reals()] * 3, flip=True), "flip=True"),
+        (lambda: Dataset.of("d", [reals()] * 3, flip=True), r"flip=True .*\(2,\)"),
         (lambda: labelled(torch.arange(2)), r"label .*\[3, 3, 3\].*\[\(2,\)"),
         (lambda: labelled(torch.ones(3)), "label .*float32"),
         (lambda: labelled(torch.arange(3), splits=2), "label .*list of 2"),
-        (lambda: Dataset.of("d", [torch.ones(3, 2)] * 3), r"All training values are \[1.0, 1.0\]"),
-        (lambda: Scaling(0.0, 0.0), "width=0.0"),
-        (lambda: Scaling(math.nan), "shift=nan"),
+        (lambda: Dataset.of("d", [torch.ones(3, 2)] * 3), r"\[1.0, 1.0\].*standardise"),
+        (lambda: Scaling(0.0, 0.0), r"width .*\b0\.0\.$"),
+        (lambda: Scaling(math.nan), "shift .*nan"),
     ],
 )
 def test_bad_data_sets_are_refused(make, message):
@@ -527,15 +533,15 @@ def test_every_kind_of_number_has_its_raw_type(values, levels, dtype, expected):
 @pytest.mark.parametrize(
     ("values", "levels", "message"),
     [
-        (np.array(1.0), None, "holds no example"),
-        (np.ones((3, 0)), None, "holds no example"),
+        (np.array(1.0), None, r"shape .*\(\)"),
+        (np.ones((3, 0)), None, r"shape .*\(3, 0\)"),
         (np.array([1.0, np.nan, np.inf]), None, r"2 of 3 .* index \(1,\): nan"),
-        (np.array([1e300]), None, "infinite in float32"),
-        (np.ones(3), 256, "levels=256 is given for real"),
-        (np.ones(3, np.int64), None, "does not tell the number of levels"),
+        (np.array([1e300]), None, r"float32.*1 of 1.*index \(0,\)"),
+        (np.ones(3), 256, "levels .*float64.*256"),
+        (np.ones(3, np.int64), None, "levels .*int64.*levels=L"),
         (np.array([[0, 1], [17, 3]]), 17, r"index \(1, 0\): 17"),
         (np.array([3, -1]), 17, r"index \(1,\): -1"),
-        (np.array([2**32 + 1]), 17, "outside 0 to 16"),
+        (np.array([2**32 + 1]), 17, r"\[0, 16\].*4294967297"),
         (np.ones(3, np.uint8), 0, r"levels.*0\b"),
         (np.ones(3, np.uint8), 2.5, r"levels.*2\.5\b"),
         (np.ones(3, np.uint16), 2**16, r"levels.*65536\b"),
@@ -618,25 +624,25 @@ def test_files_that_cannot_be_data_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "values.csv").write_text("1,2")
     (tmp_path / "folder.npy").mkdir()
     for name, options, message in [
-        ("two.npz", {}, r"2 arrays \(a, b\)"),
-        ("two.npz", {"key": "c"}, "key='c'.* has: a, b"),
-        ("none.npz", {}, r"0 arrays \(none\)"),
-        ("good.npy", {"key": "a"}, "one without a name"),
-        ("good.npy", {"levels": 3}, "levels=3 is given for real"),
-        ("good.npy", {"channels_last": True}, "channels_last"),
-        ("good.npy", {"flip": True}, "flip=True"),
-        ("good.npy", {"fractions": (0.5, 0.5)}, "give 3 positive"),
-        ("shapes.npz", {}, "must agree"),
-        ("types.npz", {}, "different types"),
-        ("types.npz", {"fractions": (0.5, 0.5)}, "different types"),
+        ("two.npz", {}, r"two.npz .*2 \(a, b\)"),
+        ("two.npz", {"key": "c"}, r"key .*\(a, b\).*'c'"),
+        ("none.npz", {}, r"none.npz .*0 \(none\)"),
+        ("good.npy", {"key": "a"}, "key .*without a name.*'a'"),
+        ("good.npy", {"levels": 3}, "levels .*float64.*3"),
+        ("good.npy", {"channels_last": True}, r"channels_last=True .*\(\d+, \d+\)"),
+        ("good.npy", {"flip": True}, r"flip=True .*\(\d,\)"),
+        ("good.npy", {"fractions": (0.5, 0.5)}, r"fractions .*\(0\.5, 0\.5\)"),
+        ("shapes.npz", {}, "test split of shapes"),
+        ("types.npz", {}, "train, test .*None, 2"),
+        ("types.npz", {"fractions": (0.5, 0.5)}, "train, test .*None, 2"),
         ("objects.npz", {}, "pickled objects"),
         ("objects.npy", {}, "pickled objects"),
-        ("structured.npy", {}, "has type"),
-        ("bad.npy", {}, "are NaN or infinite"),
-        ("values.csv", {}, "no .npy or .npz file"),
-        ("folder.npy", {}, "is no file"),
-        ("text.npz", {}, "holds no example"),
-        ("absent.npy", {}, "is no file"),
+        ("structured.npy", {}, r"type \[\("),
+        ("bad.npy", {}, "NaN .*index"),
+        ("values.csv", {}, r".npy or .npz.*values.csv"),
+        ("folder.npy", {}, "folder.npy"),
+        ("text.npz", {}, r"shape .*\(\)"),
+        ("absent.npy", {}, "absent.npy"),
     ]:
         with pytest.raises(InputError, match=message):
             array(tmp_path / name, **options)
@@ -661,5 +667,5 @@ def damaged():
 def test_damaged_files_are_refused(tmp_path, data, suffix):
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"damaged"):
+    with pytest.raises(InputError, match=rf"Cannot read .*damaged\{suffix} \("):
         array(path)

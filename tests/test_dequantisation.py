@@ -318,9 +318,9 @@ def test_noise_of_the_probes_lifts_the_weighted_mean_by_at_most_the_stated_bias(
 
 def test_noise_is_warned_of_where_weights_are_made_of_it():
     y = repeated([3], 4)
-    with pytest.warns(UserWarning, match=r"too high by up to 0\.375 nats"):
+    with pytest.warns(UserWarning, match=r"probes .*\b0\.375 nats"):
         bound(y, likelihood=noisy(1.0), draws=4, combine=importance_weighted)
-    with pytest.warns(UserWarning, match="an unknown amount"):
+    with pytest.warns(UserWarning, match="probes .*unknown amount"):
         bound(y, likelihood=noisy(0.1, math.nan), draws=4, combine=importance_weighted)
     bound(y, likelihood=noisy(0.1), draws=4, combine=importance_weighted)
     bound(y, likelihood=noisy(1.0), draws=4)
@@ -393,7 +393,7 @@ def test_a_likelihood_by_the_ode_gives_the_bound_of_the_exact_density(combine):
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan, math.inf])
 def test_a_bad_standard_deviation(std):
-    with pytest.raises(InputError, match="std="):
+    with pytest.raises(InputError, match=rf"std .*{std}"):
         TruncatedNormalDequantisation(std)
 
 
@@ -406,7 +406,7 @@ def test_a_bad_cutoff_or_scale(scale, eps):
 def test_offsets_too_fine_for_float32():
     q = TruncatedNormalDequantisation(1e-4)
     q.check(2)
-    with pytest.raises(InputError, match="too fine for 256 levels"):
+    with pytest.raises(InputError, match=r"std .*256 levels.*0.0001"):
         log_probability(
             exact, mixture(1), codec(1, levels=256), torch.zeros(1, 1).long(), dequantisation=q
         )
@@ -415,11 +415,11 @@ def test_offsets_too_fine_for_float32():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (torch.zeros(2, 2), "not in model units"),
-        (torch.zeros(2, 3).long(), "not in model units"),
-        (torch.zeros(0, 2).long(), "not in model units"),
-        (torch.tensor([[0, -1]]), "outside 0 to 7"),
-        (torch.tensor([[8, 0]]), "outside 0 to 7"),
+        (torch.zeros(2, 2), r"raw .*float32.*\(2, 2\)"),
+        (torch.zeros(2, 3).long(), r"raw .*\(2, 3\)"),
+        (torch.zeros(0, 2).long(), r"raw .*\(0, 2\)"),
+        (torch.tensor([[0, -1]]), r"raw .*\[0, 7\].*-1 to 0"),
+        (torch.tensor([[8, 0]]), r"raw .*\[0, 7\].*0 to 8"),
     ],
 )
 def test_data_of_another_codec(raw, message):
@@ -432,21 +432,21 @@ def bound_of_pairs(raw):
 
 
 def test_real_numbers_have_no_probability():
-    with pytest.raises(InputError, match="only a density"):
+    with pytest.raises(InputError, match=r"codec .*None"):
         log_probability(exact, mixture(2), Affine((2,)), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("draws", [0, -1, 1.5])
 def test_a_bad_number_of_draws(draws):
-    with pytest.raises(InputError, match="draws="):
+    with pytest.raises(InputError, match=rf"draws .*{draws}"):
         bound(torch.zeros(1, 1).long(), draws=draws)
 
 
 @pytest.mark.parametrize("combine", [average, importance_weighted])
 def test_bad_log_weights(combine):
-    with pytest.raises(InputError, match=r"\(K, B\)"):
+    with pytest.raises(InputError, match=r"log_weights .*\(3,\)"):
         combine(torch.zeros(3))
-    with pytest.raises(InputError, match=r"\(K, B\)"):
+    with pytest.raises(InputError, match=r"log_weights .*\(0, 3\)"):
         combine(torch.zeros(0, 3))
-    with pytest.raises(InputError, match="must agree"):
+    with pytest.raises(InputError, match=r"errors .*\(2, 3\).*\(3,\)"):
         combine(torch.zeros(2, 3), torch.zeros(3))

@@ -73,9 +73,11 @@ def test_its_files_are_read_and_said_to_be_unverified(tmp_path, packed, place):
 
 
 def test_it_is_not_downloaded(cache):
-    with pytest.raises(InputError, match=f"by hand.*data.root=FOLDER.*gzip.zip into {cache}"):
+    with pytest.raises(
+        InputError, match=f"EMNIST .*{cache}.*data.root=FOLDER.*gzip.zip into {cache}"
+    ):
         emnist()
-    with pytest.raises(InputError, match=r"data.root=nowhere is no folder.*gzip.zip"):
+    with pytest.raises(InputError, match=r"data.root .*nowhere.*gzip.zip"):
         emnist("nowhere")
 
 
@@ -84,8 +86,8 @@ def test_it_is_not_downloaded(cache):
     [
         (b"", "damaged"),
         (archive(emnist_files())[:-30], "damaged"),
-        (archive({}), "lacks emnist-letters-train-images"),
-        (archive(emnist_files(packed=False)), "lacks emnist-letters-train-images"),
+        (archive({}), "emnist-letters-train-images"),
+        (archive(emnist_files(packed=False)), "emnist-letters-train-images"),
     ],
 )
 def test_other_archives_are_refused(tmp_path, data, message):
@@ -96,7 +98,7 @@ def test_other_archives_are_refused(tmp_path, data, message):
         emnist(tmp_path / "mine")
 
 
-@pytest.mark.parametrize(("label", "message"), [(0, "got 0"), (27, "above 25")])
+@pytest.mark.parametrize(("label", "message"), [(0, r"labels .*\b0\b"), (27, "labels .*25.*26")])
 def test_other_labels_are_refused(tmp_path, label, message):
     labels = np.full(TRAIN, label, dtype=np.uint8)
     name = "emnist-letters-train-labels-idx1-ubyte"

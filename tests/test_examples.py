@@ -214,11 +214,11 @@ def test_items_are_evaluated_and_fitted():
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([], "hold an example"),
+        ([], "dataset .*Odd.* 0"),
         (["text"], "tensors or arrays.*str"),
         ([object()], "object"),
         ([(torch.zeros(1), 0, 1.0)], "tuples of 3"),
-        ([0.5], "at least one axis"),
+        ([0.5], "axis.*numbers"),
         ([torch.full((2,), math.nan)], "finite.*1 of 1"),
         ([{"x": torch.zeros(2), "seed": 1}], "'seed'"),
         ([{"x": torch.zeros(2), "t": 0.5}], "'t'"),
@@ -244,7 +244,7 @@ def test_integers_beyond_their_levels_are_refused_when_they_are_read():
     values[5] = 200
     data = Dataset.of("q", [torch.utils.data.TensorDataset(values)] * 3, levels=17)
     data.batch("train", Streams(0, torch.tensor([0, 1])))
-    with pytest.raises(InputError, match=r"outside 0 to 16.*200"):
+    with pytest.raises(InputError, match=r"\[0, 16\].*200"):
         data.batch("train", Streams(0, torch.tensor([0, 5])))
 
 

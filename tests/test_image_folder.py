@@ -168,7 +168,7 @@ def test_a_square_at_the_centre_can_be_taken_first(decode):
     image[2:7, 3:8] = 77
     assert (decode(Image.fromarray(image), 5, crop=5) == 77).all()
     assert (decode(Image.fromarray(image), 2, crop=5) == 77).all()
-    with pytest.raises(InputError, match="12 x 9 pixels are fewer than"):
+    with pytest.raises(InputError, match=r"data.crop=10.*12 x 9"):
         decode(Image.fromarray(image), 5, crop=10)
 
 
@@ -191,7 +191,7 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(decode, suffix):
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_thirty_two_bits_are_refused(decode, dtype):
-    with pytest.raises(InputError, match="32 bits a pixel, whose range is unknown"):
+    with pytest.raises(InputError, match=r"\.tiff .*32 bits"):
         decode(Image.fromarray(np.ones((2, 2), dtype)), 2, suffix=".tiff")
 
 
@@ -213,13 +213,13 @@ def spoil(base, name="05.png"):
 @pytest.mark.parametrize("data", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n"])
 def test_a_file_that_is_no_image_is_refused_by_its_name(many, data):
     (many / "12.png").write_bytes(data)
-    with pytest.raises(InputError, match=r"12\.png cannot be used .*data\.skip_damaged=true"):
+    with pytest.raises(InputError, match=r"12\.png .*data\.skip_damaged=true"):
         folder(many, 4)
 
 
 def test_a_cut_image_is_refused_and_leaves_nothing_behind(many, cache):
     file = spoil(many)
-    with pytest.raises(InputError, match=f"{file} cannot be used"):
+    with pytest.raises(InputError, match=f"{file} "):
         folder(many, 4)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
@@ -232,12 +232,13 @@ def test_damaged_images_can_be_left_out_and_the_name_says_how_many(many, caplog)
         found = {row.numpy().tobytes() for row in every(dataset)}
         expected = {pixels(i).transpose(2, 0, 1).tobytes() for i in range(20) if i != 5}
         assert found == expected
-    assert "1 of 20 images left out; the first: " in caplog.text
+    assert "1 of 20 images" in caplog.text
+    assert "05.png" in caplog.text
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(many, monkeypatch):
     monkeypatch.setattr(images, "_MOST_PIXELS", 47)
-    with pytest.raises(InputError, match="8 x 6 pixels are more than 47"):
+    with pytest.raises(InputError, match=r"8 x 6 pixels .*47"):
         folder(many, 4)
 
 
@@ -246,31 +247,31 @@ def test_an_image_that_claims_a_billion_pixels_is_refused(many):
         b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x80\0\0\0\x80\0\x08\x02\0\0\0"
         + b"\x46\x38\x5d\x4d\0\0\0\0IDAT"
     )
-    with pytest.raises(InputError, match=r"00\.png cannot be used"):
+    with pytest.raises(InputError, match=r"00\.png .*skip_damaged"):
         folder(many, 4)
 
 
 def test_a_folder_of_nothing_but_damage_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"None of 1 images can be used; the first: .*a\.png"):
+    with pytest.raises(InputError, match=r"\b1 image.*a\.png"):
         folder(tmp_path, 4, skip_damaged=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "nowhere"}, "nowhere is no folder"),
-        ({"path": "cache"}, "has no image in it"),
-        ({"size": 0}, "data.size=0"),
-        ({"size": 5000}, "data.size=5000 .* at most 4096"),
-        ({"size": [4, 4, 3]}, "give one number, or"),
-        ({"size": [4, 2.5]}, "data.size=2.5"),
-        ({"size": 4.5}, "data.size=4.5"),
-        ({"size": "big"}, "data.size=big"),
-        ({"mode": "BGR"}, "data.mode=BGR is unknown; give L, RGB, RGBA"),
-        ({"crop": 0}, "data.crop=0"),
-        ({"fractions": (0.5, 0.5)}, "give 3 positive"),
-        ({"fractions": (0.98, 0.01, 0.01)}, "none is empty"),
+        ({"path": "nowhere"}, "data.path .*nowhere"),
+        ({"path": "cache"}, r"data.path .*\.png.*cache"),
+        ({"size": 0}, r"data.size .* 0\b"),
+        ({"size": 5000}, "data.size .*4096.*5000"),
+        ({"size": [4, 4, 3]}, r"data.size .*\[4, 4, 3\]"),
+        ({"size": [4, 2.5]}, "data.size .*2.5"),
+        ({"size": 4.5}, "data.size .*4.5"),
+        ({"size": "big"}, "data.size .*big"),
+        ({"mode": "BGR"}, "data.mode .*L, RGB, RGBA.*BGR"),
+        ({"crop": 0}, r"data.crop .*\b0\b"),
+        ({"fractions": (0.5, 0.5)}, r"fractions .*\(0\.5, 0\.5\)"),
+        ({"fractions": (0.98, 0.01, 0.01)}, r"fractions .*0\.98.*\[\d+, 0, 0\]"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(many, tmp_path, monkeypatch, options, message):
@@ -366,7 +367,7 @@ def test_calls_at_once_decode_once(many, monkeypatch):
 def test_too_small_a_disk_is_refused_before_decoding(many, monkeypatch):
     usage = shutil.disk_usage(many)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match=r"GiB of disk .*lower data.size, or set XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match=r"GiB .*data.size.*XDG_CACHE_HOME"):
         folder(many, 4)
 
 
@@ -375,7 +376,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(many, cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(images, "_arrange", full)
-    with pytest.raises(InputError, match=r"cannot be written .*No space left"):
+    with pytest.raises(InputError, match=r"cache .*No space left"):
         folder(many, 4)
     assert not [path for path in cache.iterdir() if path.suffix in (".raw", ".part", ".npy")]
 

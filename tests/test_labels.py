@@ -143,7 +143,7 @@ def test_continuous_conditions_come_from_arrays_too(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"x": X, "labels": Y}, {"labels": "kind", "key": "x"}, "kind .*labels"),
+        ({"x": X, "labels": Y}, {"labels": "kind", "key": "x"}, "kind, got x, labels"),
         ({"x": X, "kind": Y[:9]}, {"labels": "kind"}, r"kind .*\(9,\)"),
         ({"x": X, "kind": Y + 0.5}, {"labels": "kind"}, "kind .*float64"),
         ({"train": X, "test": X, "train_labels": Y}, {}, "test_labels"),

@@ -178,7 +178,7 @@ def test_another_file_is_refused_by_its_checksum(digits_folder):
     right = md5(path.read_bytes())
     path.write_bytes(gzip.compress(idx(np.zeros(TRAIN, np.uint8))))
     wrong = md5(path.read_bytes())
-    sentence = f"labels-idx1-ubyte.gz .* md5 is {wrong} and not {right}; .*data.verify=false"
+    sentence = f"labels-idx1-ubyte.gz .*md5.*{right}.*{wrong}.*data.verify=false"
     with pytest.raises(InputError, match=sentence):
         mnist(digits_folder, 5)
 
@@ -199,17 +199,17 @@ IMAGES = idx(some_images(TRAIN, (28, 28), seed=0))
     [
         (b"", "damaged"),
         (IMAGES[:10], "damaged"),
-        (IMAGES[:-1], "40 x 28 x 28 values, but is shorter"),
-        (IMAGES + b"x", "longer"),
-        (b"\0\0\x0d\x03" + IMAGES[4:], "starts with 00 00 0d 03"),
-        (idx(np.zeros((0, 28, 28), np.uint8)), "no IDX file"),
-        (struct.pack(">4I", 0x803, 2**31, 2**31, 2**31), "no IDX file"),
+        (IMAGES[:-1], "40 x 28 x 28 .*fewer"),
+        (IMAGES + b"x", "40 x 28 x 28 .*more"),
+        (b"\0\0\x0d\x03" + IMAGES[4:], "IDX .*00 00 0d 03"),
+        (idx(np.zeros((0, 28, 28), np.uint8)), "IDX .*00 00 08 03 00 00 00 00"),
+        (struct.pack(">4I", 0x803, 2**31, 2**31, 2**31), "IDX .*00 00 08 03 80 00 00 00"),
         (gzip.compress(IMAGES)[:-2000], "damaged"),
         (gzip.compress(IMAGES)[:100] + b"\xff" * 100 + gzip.compress(IMAGES)[200:], "damaged"),
-        (gzip.compress(IMAGES + bytes(2**24)), "longer"),
-        (idx(some_images(TRAIN - 1, (28, 28), 0)), "do not fit"),
-        (idx(some_images(TRAIN, (28, 27), 0)), "do not fit"),
-        (idx(np.zeros(TRAIN, np.uint8)), "starts with 00 00 08 01"),
+        (gzip.compress(IMAGES + bytes(2**24)), "40 x 28 x 28 .*more"),
+        (idx(some_images(TRAIN - 1, (28, 28), 0)), r"MNIST .*\(39, 1, 28, 28\)"),
+        (idx(some_images(TRAIN, (28, 27), 0)), r"MNIST .*\(40, 1, 28, 27\)"),
+        (idx(np.zeros(TRAIN, np.uint8)), "IDX .*00 00 08 01"),
     ],
     ids=lambda value: None,
 )
@@ -222,9 +222,9 @@ def test_damaged_idx_files_are_refused(digits_folder, data, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "has 0 bytes"),
-        (records(8, 0)[:-1], "no records of 3073"),
-        (b"\x0a" + records(8, 0)[1:], "labels above 9"),
+        (b"", r"batch_2.*3073 .*\b0\b"),
+        (records(8, 0)[:-1], "batch_2.*3073 .*24583"),
+        (b"\x0a" + records(8, 0)[1:], "labels .*CIFAR-10 .* 9,.* 10"),
     ],
 )
 def test_damaged_cifar_files_are_refused(photos_folder, data, message):
@@ -236,17 +236,17 @@ def test_damaged_cifar_files_are_refused(photos_folder, data, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": -1}, "data.validation=-1 .* at least 0, at most 39"),
-        ({"validation": TRAIN}, "data.validation=40"),
-        ({"validation": 0.1}, "data.validation=0.1"),
-        ({"keep_test": 0}, "data.keep_test=0"),
-        ({"keep_test": TEST + 1}, "data.keep_test=13 .* at most 12"),
-        ({"keep_test": "absent.npy"}, "absent.npy is no file"),
-        ({"keep_test": "short.npy"}, r"bool of shape \(3,\); give booleans of shape \(12,\)"),
-        ({"keep_test": "none.npy"}, "true for each test image"),
-        ({"keep_test": "numbers.npy"}, "float64 of shape"),
-        ({"root": "nowhere"}, "data.root=nowhere is no folder.* is downloaded to"),
-        ({"root": "."}, "data.root=. lacks .*-ubyte.* of MNIST .*MNIST/raw"),
+        ({"validation": -1}, r"data.validation .*\[0, 39\].*-1"),
+        ({"validation": TRAIN}, "data.validation .*40"),
+        ({"validation": 0.1}, r"data.validation .*0\.1"),
+        ({"keep_test": 0}, r"data.keep_test .* 0\b"),
+        ({"keep_test": TEST + 1}, "data.keep_test .*12.*13"),
+        ({"keep_test": "absent.npy"}, "absent.npy"),
+        ({"keep_test": "short.npy"}, r"data.keep_test .*\(12,\).*bool .*\(3,\).*short.npy"),
+        ({"keep_test": "none.npy"}, "data.keep_test .*none.npy"),
+        ({"keep_test": "numbers.npy"}, "data.keep_test .*float64 .*numbers.npy"),
+        ({"root": "nowhere"}, "data.root .*nowhere.*remove data.root"),
+        ({"root": "."}, "data.root .*-ubyte.* of MNIST.*MNIST/raw"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(
@@ -262,7 +262,7 @@ def test_arguments_that_cannot_be_used_are_refused(
 
 def test_a_copy_that_lacks_a_file_is_refused_by_its_name(digits_folder):
     (digits_folder / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(InputError, match="lacks t10k-labels-idx1-ubyte"):
+    with pytest.raises(InputError, match=r"data.root .*t10k-labels-idx1-ubyte"):
         mnist(digits_folder)
 
 
@@ -293,8 +293,8 @@ def linked():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (linked(), "lacks cifar-10-batches-bin/data_batch_1.bin"),
-        (archive(cifar_files(), folder=""), "lacks"),
+        (linked(), "contain .*cifar-10-batches-bin/data_batch_1.bin"),
+        (archive(cifar_files(), folder=""), "contain .*cifar-10-batches-bin/"),
         (archive(cifar_files())[:-5000], "damaged"),
         (b"no archive", "damaged"),
         (b"", "damaged"),
@@ -393,7 +393,7 @@ def test_a_cut_connection_is_taken_up_again(serve, ranges):
 
 def test_a_line_that_always_breaks_is_given_up_in_a_sentence(serve, cache):
     serve(ranges=False, cut=100)
-    with pytest.raises(InputError, match=r"cannot be downloaded .*broke off after .*data\.root="):
+    with pytest.raises(InputError, match=rf"{NAME} .*after [\d,]+ of [\d,]+ bytes.*data\.root"):
         mnist()
     assert (cache / "mnist" / f"{NAME}.part").stat().st_size > 0
 
@@ -408,7 +408,7 @@ def test_a_file_with_another_checksum_is_deleted(serve, cache):
     site = serve()
     wrong = {**site.files, NAME: b"x" + site.files[NAME][1:]}
     site.files = wrong
-    with pytest.raises(InputError, match=rf"{NAME} gave a file whose md5 is .* was deleted"):
+    with pytest.raises(InputError, match=rf"{NAME} .*md5 .*deleted"):
         mnist()
     assert not list((cache / "mnist").glob(f"{NAME}*[tz]"))
 
@@ -422,10 +422,10 @@ def test_a_file_without_end_is_not_received(serve, monkeypatch):
 
 def test_an_absent_file_and_an_absent_network_are_sentences(serve, monkeypatch):
     serve(files={})
-    with pytest.raises(InputError, match=rf"{NAME} is not in .* http://127.* \(404 Not Found\)"):
+    with pytest.raises(InputError, match=rf"{NAME} .*http://127.* \(404 Not Found\)"):
         mnist()
     monkeypatch.setattr(published, "_MNIST", replace(published._MNIST, url="http://127.0.0.1:1/"))
-    with pytest.raises(InputError, match=r"Connection refused\); data.root=FOLDER reads"):
+    with pytest.raises(InputError, match=r"Connection refused\).*data.root"):
         mnist()
 
 
@@ -448,7 +448,7 @@ def test_the_cache_is_where_the_specification_has_it(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_made_is_a_sentence(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"cannot be made .*set XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match=r"cache folder .*file.*XDG_CACHE_HOME"):
         mnist()
 
 
@@ -458,7 +458,7 @@ def test_a_cache_that_cannot_be_made_is_a_sentence(monkeypatch, tmp_path):
 def test_a_recipe_reads_from_a_folder_and_never_writes_there(tmp_path, serve):
     site = serve()
     (tmp_path / "home").mkdir()
-    with pytest.raises(InputError, match="lacks"):
+    with pytest.raises(InputError, match=r"data.root .*home"):
         build({"_target_": "scoresde.data.mnist", "root": str(tmp_path / "home")})
     assert site.requests == []
     assert not list((tmp_path / "home").iterdir())

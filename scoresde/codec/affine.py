@@ -86,8 +86,8 @@ class Affine(Codec):
         width = torch.as_tensor(self.width, dtype=torch.float64)
         if bool((width < 0).any()) or not bool((width > 0).any()):
             raise InputError(
-                f"width must be positive, got {self.width}; 0 says that one feature of several is "
-                "constant."
+                "width must be non-negative, and positive for at least one feature, got "
+                f"{self.width}; 0 marks a constant feature."
             )
         if self.dtype not in _REALS:
             raise InputError(f"dtype must be float32 or float64, got {self.dtype}.")
@@ -119,7 +119,11 @@ class Affine(Codec):
     @property
     def scaling(self) -> Scaling:
         """The map without the other fields, as the older class :class:`Scaling`."""
-        warnings.warn("scaling is part of the codec; it will go.", FutureWarning, stacklevel=2)
+        warnings.warn(
+            "Affine.scaling will be removed; use encode, decode and log_det.",
+            FutureWarning,
+            stacklevel=2,
+        )
         return self.one_map()
 
     def one_map(self) -> Scaling:
@@ -130,8 +134,8 @@ class Affine(Codec):
         """
         if not isinstance(self.shift, float) or not isinstance(self.width, float):
             raise InputError(
-                f"The features of shape {tuple(self.shape)} have shifts or widths of their own; "
-                "use encode, decode and log_det of the codec."
+                "Scaling requires a single shift and width, got several for features of shape "
+                f"{tuple(self.shape)}; use encode, decode and log_det of the codec."
             )
         return Scaling(self.shift, self.width)
 
@@ -146,7 +150,7 @@ class Affine(Codec):
 
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
         if streams is not None and not isinstance(streams, Streams):
-            text = "encode(raw, offsets) is now encode_at(raw, offsets); the old form will go."
+            text = "encode(raw, offsets) will be removed; use encode_at(raw, offsets)."
             warnings.warn(text, FutureWarning, stacklevel=2)
             return self.encode_at(raw, streams)
         if self.levels is None:
@@ -184,7 +188,7 @@ class Affine(Codec):
             return self._back(x)
         if x.isnan().any():
             raise InputError(
-                f"{int(x.isnan().sum())} of {x.numel()} values are NaN and have no level; the "
+                f"x must not contain NaN, got {int(x.isnan().sum())} of {x.numel()} values; the "
                 "model or the sampler has diverged."
             )
         levels = self._back(x.double()).floor()
@@ -245,7 +249,8 @@ def fitted(name: str, value: Numbers, shape: Sequence[int]) -> float | tuple[Any
         fits = False
     if not fits or not bool(tensor.isfinite().all()):
         raise InputError(
-            f"{name} must be finite, one number or what broadcasts to {tuple(shape)}, got {value}."
+            f"{name} must be a finite number, or finite numbers that broadcast to "
+            f"{tuple(shape)}, got {value}."
         )
     return float(tensor) if tensor.ndim == 0 else _tuples(tensor.tolist())
 

@@ -91,7 +91,7 @@ class NeuralCodec(Codec, Trainable):
         check_batch(x)
         if x.shape[1:] != tuple(self.raw_shape):
             raise InputError(
-                f"Examples must have the shape {tuple(self.raw_shape)}, got {tuple(x.shape[1:])}."
+                f"Examples must have shape {tuple(self.raw_shape)}, got {tuple(x.shape[1:])}."
             )
         return self._seen(x)
 
@@ -138,7 +138,7 @@ class Autoencoder(NeuralCodec):
 
     @property
     def stochastic(self) -> bool:
-        """Whether its encoder draws the latents."""
+        """True if the encoder draws the latents."""
         return isinstance(self.encoder, LatentEncoder)
 
     def encode(self, raw: Tensor, streams: Streams | None = None, draw: int = 0) -> Tensor:
@@ -209,9 +209,9 @@ class VAE(NeuralCodec):
         super().__init__()
         if not isinstance(encoder, LatentEncoder) or not isinstance(likelihood, Emission):
             raise InputError(
-                "encoder and likelihood must be a LatentEncoder and an Emission, got "
-                f"{type(encoder).__name__} and {type(likelihood).__name__}; use "
-                "GaussianEncoder(network) and GaussianEmission()."
+                "encoder must be a LatentEncoder such as GaussianEncoder(network), and "
+                "likelihood an Emission such as GaussianEmission(), got "
+                f"{type(encoder).__name__} and {type(likelihood).__name__}."
             )
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.raw_shape, self.shape = encoder.raw_shape, encoder.shape

@@ -105,7 +105,9 @@ class Codec(ABC):
         Raises:
             InputError: If the range is unknown, as in this class.
         """
-        raise InputError(f"The range of {type(self).__name__} is unknown; override range.")
+        raise InputError(
+            f"{type(self).__name__} must implement range, the range of the data in model units."
+        )
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Converts model units to the range [0, 1] for drawing, float32, with the raw shape.
@@ -117,7 +119,7 @@ class Codec(ABC):
 
     @property
     def stochastic(self) -> bool:
-        """Whether an encoder draws the examples in model units; log-densities are then bounds."""
+        """True if an encoder draws the examples in model units; log-densities are then bounds."""
         return False
 
     def placed(self, device: torch.device | str) -> "Codec":

@@ -115,7 +115,7 @@ class _OnLevels(Decoder):
         check_levels(self.levels)
         if not -math.inf < self.low < self.high < math.inf:
             raise InputError(
-                f"low and high must be finite and in order, got {self.low} and {self.high}; "
+                f"low and high must be finite, with low < high, got {self.low} and {self.high}; "
                 "levels of images usually fill [-1, 1]."
             )
 

@@ -122,8 +122,8 @@ class GaussianEncoder(LatentEncoder):
         output = check_output(self.network(x))
         if output.shape != (len(x), 2 * self.shape[0], *self.shape[1:]):
             raise InputError(
-                f"network must return two numbers for each latent of shape {self.shape}, so "
-                f"{(len(x), 2 * self.shape[0], *self.shape[1:])}, got {tuple(output.shape)}."
+                f"network must return shape {(len(x), 2 * self.shape[0], *self.shape[1:])}, two "
+                f"numbers for each latent of shape {self.shape}, got {tuple(output.shape)}."
             )
         mean, log_std = output.chunk(2, dim=1)
         log_std = 0.5 * log_std if self.log_variance else log_std
@@ -141,7 +141,7 @@ def known_shape(
     found = getattr(network, attribute, None) if given is None else given
     if found is None:
         raise InputError(
-            f"{name} must be given for a {type(network).__name__}, which has no {attribute}, got "
-            f"None; use {name}=[...]."
+            f"{name} must be set for a {type(network).__name__}, which has no {attribute}, got "
+            f"None; pass {name}=[...]."
         )
     return check_wholes(name, tuple(found))

@@ -106,7 +106,10 @@ class LatentCodec(Codec):
         axes = [0, *range(2, z.ndim)]
         mean, std = z.mean(axes, keepdim=True)[0], z.std(axes, unbiased=False, keepdim=True)[0]
         if not bool(std.isfinite().all()):
-            raise InputError("The latents must be finite; train the autoencoder again.")
+            raise InputError(
+                "The latents of the autoencoder must be finite, got NaN or infinity; train it "
+                "again."
+            )
         std = std.where(std > 0, 1.0)
         return LatentCodec(units, autoencoder, mean.tolist(), std.tolist())
 
@@ -117,7 +120,7 @@ class LatentCodec(Codec):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the encoder draws the latents."""
+        """True if the encoder draws the latents."""
         return self.autoencoder.stochastic
 
     def placed(self, device: torch.device | str) -> "LatentCodec":
@@ -207,7 +210,7 @@ class LatentCodec(Codec):
         """Returns the autoencoder's own latents."""
         if x.shape[1:] != tuple(self.shape):
             raise InputError(
-                f"Latents must have the shape {tuple(self.shape)}, got {tuple(x.shape[1:])}."
+                f"Latents must have shape {tuple(self.shape)}, got {tuple(x.shape[1:])}."
             )
         z = self.autoencoder.state(x)
         m, w = self._scale(z)
@@ -229,20 +232,20 @@ def check_units(units: Codec, autoencoder: NeuralCodec) -> None:
     """Checks that the shape and the levels of data are those of an autoencoder."""
     if not isinstance(autoencoder, NeuralCodec) or not isinstance(units, Codec):
         raise InputError(
-            "units and autoencoder must be a Codec and an autoencoder such as a VAE, got "
+            "units must be a Codec, and autoencoder a NeuralCodec such as a VAE, got "
             f"{type(units).__name__} and {type(autoencoder).__name__}."
         )
     if tuple(units.shape) != tuple(autoencoder.raw_shape):
         raise InputError(
             f"autoencoder must take examples of shape {tuple(units.shape)}, got "
-            f"{tuple(autoencoder.raw_shape)}; train one on these data."
+            f"{tuple(autoencoder.raw_shape)}; train an autoencoder on these data."
         )
     dense = autoencoder.has_density and autoencoder.data_levels != units.levels
     if dense:
         raise InputError(
-            f"likelihood must be one of levels={units.levels}, as the data have, got "
-            f"levels={autoencoder.data_levels}; use LevelEmission(levels) for integers and "
-            "GaussianEmission() for real data."
+            f"likelihood must have levels={units.levels}, as the data, got "
+            f"levels={autoencoder.data_levels}; use LevelEmission(levels) for integers, or "
+            "GaussianEmission() for real-valued data."
         )
 
 
@@ -251,6 +254,6 @@ def _load(autoencoder: NeuralCodec, weights: Mapping[str, Tensor]) -> None:
         autoencoder.load_state_dict(dict(weights))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
-            f"weights must be those of the autoencoder, got others ({brief(error)}); the file is "
-            "damaged, or a class in it has changed since."
+            f"weights must match the autoencoder, got others ({brief(error)}); the file is "
+            "damaged, or a class in it has changed."
         ) from error

@@ -25,8 +25,8 @@ class Scaling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.shift) and 0 < self.width < math.inf):
             raise InputError(
-                f"shift={self.shift}, width={self.width}: both must be finite and the width "
-                "positive."
+                f"shift must be finite, and width positive and finite, got {self.shift} and "
+                f"{self.width}."
             )
 
     @staticmethod

@@ -150,7 +150,7 @@ class Whole(Standardisation):
         return tuple(range(ndim))
 
 
-_ALL = "All training values are {} and cannot be standardised; set standardise=False."
+_ALL = "Standardisation requires values that vary, got the constant {}; set standardise=False."
 
 
 def _whole(train: Tensor | InChunks) -> Affine:
@@ -179,9 +179,10 @@ def _say(constant: Tensor) -> None:
     words = [str(p[0] if len(p) == 1 else p) for p in places[:_NAMED]]
     more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
     log.warning(
-        "Constant in training: %s%s (of %d columns, channels or features, from 0). They become 0 "
-        "in model units and come back as they are in samples. Their density is infinite, and a "
-        "likelihood counts that of the model's noise; remove them to compare likelihoods.",
+        "Constant training features: %s%s (of %d columns, channels or features, counted from "
+        "0). They are 0 in model units, and samples contain their constant values. Their "
+        "density is infinite, so a likelihood uses that of the model's noise; remove them to "
+        "compare likelihoods.",
         ", ".join(words),
         more,
         constant.numel(),

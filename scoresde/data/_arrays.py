@@ -24,8 +24,12 @@ def load(file: IO[bytes]) -> Any:
     if zipped:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
-                if member.file_size > max(_LARGE, _RATIO * size):
-                    raise ValueError(f"{member.filename} unpacks to {member.file_size:,} bytes")
+                limit = max(_LARGE, _RATIO * size)
+                if member.file_size > limit:
+                    raise ValueError(
+                        f"{member.filename} unpacks to {member.file_size:,} bytes, above the "
+                        f"limit of {limit:,}"
+                    )
                 if member.filename.endswith(".npy"):
                     with archive.open(member) as stream:
                         _check(stream, member.file_size)
@@ -46,4 +50,4 @@ def _check(stream: IO[bytes], size: int) -> None:
     shape, _, kind = read(stream)
     declared = math.prod(shape) * kind.itemsize
     if not kind.hasobject and (min(shape, default=0) < 0 or declared > size):
-        raise ValueError(f"it declares {declared:,} bytes, and has {size:,}")
+        raise ValueError(f"the header declares {declared:,} bytes, but the file has {size:,}")

@@ -35,8 +35,8 @@ def make(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"The cache folder {path} cannot be made ({error.strerror}); set XDG_CACHE_HOME to a "
-            "folder that can be written."
+            f"Cannot create the cache folder {path} ({error.strerror}); set XDG_CACHE_HOME to a "
+            "writable folder."
         ) from error
     return path
 

@@ -27,13 +27,13 @@ def read(path: Path, checksum: str | None) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+        raise InputError(f"Cannot read {path} ({error.strerror}).") from error
     if checksum is not None:
         found = of(data, kind(checksum))
         if found != checksum:
             raise InputError(
-                f"{path} is not the published file: its {kind(checksum)} is {found} and not "
-                f"{checksum}; get it again, or take it as it is with data.verify=false, which "
-                "every report will say."
+                f"{path} must have the published {kind(checksum)} checksum {checksum}, got "
+                f"{found}; download it again, or set data.verify=false, which every report then "
+                "states."
             )
     return data

@@ -43,12 +43,12 @@ def fetch(url: str, path: Path, checksum: str) -> None:
             part.unlink()
     except _FAILURES as error:
         raise InputError(
-            f"{path.name} is not in {path.parent} and cannot be downloaded from {url} "
-            f"({_reason(error)}); data.root=FOLDER reads your own copy."
+            f"Cannot download {path.name} to {path.parent} from {url} ({_reason(error)}); set "
+            "data.root to the folder of your own copy."
         ) from error
     raise InputError(
-        f"{url} gave a file whose {_checksum.kind(checksum)} is {found} and not {checksum}, which "
-        "was deleted; try again, or read your own copy with data.root=FOLDER."
+        f"The file from {url} must have the {_checksum.kind(checksum)} checksum {checksum}, got "
+        f"{found}, and was deleted; try again, or set data.root to the folder of your own copy."
     )
 
 
@@ -86,9 +86,11 @@ def _receive(url: str, part: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
                 if file.tell() > _MOST:
-                    raise ConnectionError(f"it has more than {_MOST:,} bytes")
+                    raise ConnectionError(f"the file has more than {_MOST:,} bytes")
             if total is not None and file.tell() < total:
-                raise ConnectionError(f"it broke off after {file.tell():,} of {total:,} bytes")
+                raise ConnectionError(
+                    f"the connection closed after {file.tell():,} of {total:,} bytes"
+                )
 
 
 def _reason(error: BaseException) -> str:

@@ -45,16 +45,16 @@ def idx(data: bytes, name: str, axes: int) -> np.ndarray:
             size = math.prod(shape)
             if magic != 0x800 + axes or not 0 < size <= _MOST:
                 raise InputError(
-                    f"{name} is no IDX file of unsigned bytes with {axes} axes (it starts with "
-                    f"{start[:4].hex(' ')}); get it again."
+                    f"{name} must be an IDX file of unsigned bytes, with {axes} axes and 1 to "
+                    f"{_MOST:,} values, got the header {start.hex(' ')}; download it again."
                 )
             values = file.read(size + 1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise InputError(f"{name} is damaged ({error}); get it again.") from error
+        raise InputError(f"{name} is damaged ({error}); download it again.") from error
     if len(values) != size:
         raise InputError(
-            f"{name} says that it has {' x '.join(map(str, shape))} values, but is "
-            f"{'shorter' if len(values) < size else 'longer'}; get it again."
+            f"{name} is damaged: its header declares {' x '.join(map(str, shape))} values, but "
+            f"it contains {'fewer' if len(values) < size else 'more'}; download it again."
         )
     return np.frombuffer(values, np.uint8).reshape(shape).copy()
 
@@ -72,7 +72,8 @@ def cifar(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if not data or len(data) % _RECORD:
         raise InputError(
-            f"{name} has {len(data)} bytes, which are no records of {_RECORD}; get it again."
+            f"{name} must have a positive multiple of {_RECORD} bytes, got {len(data)}; download "
+            "it again."
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
@@ -99,10 +100,10 @@ def members(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byt
             while tar.fileobj is not None and tar.fileobj.read(2**20):
                 pass  # read to the checksum at the end
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{name} is damaged ({error}); get it again.") from error
+        raise InputError(f"{name} is damaged ({error}); download it again.") from error
     missing = [path for path in wanted if path not in found]
     if missing:
-        raise InputError(f"{name} lacks {missing[0]}; get it again.")
+        raise InputError(f"{name} must contain the file {missing[0]}; download it again.")
     return {path: found[path] for path in wanted}
 
 
@@ -123,8 +124,8 @@ def zipped(archive: bytes, name: str, wanted: Collection[str]) -> dict[str, byte
             places = {info.filename.rpartition("/")[2]: info for info in there}
             found = {file: opened.read(places[file]) for file in wanted if file in places}
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{name} is damaged ({error}); get it again.") from error
+        raise InputError(f"{name} is damaged ({error}); download it again.") from error
     missing = [file for file in wanted if file not in found]
     if missing:
-        raise InputError(f"{name} lacks {missing[0]}; get it again.")
+        raise InputError(f"{name} must contain the file {missing[0]}; download it again.")
     return found

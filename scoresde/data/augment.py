@@ -76,7 +76,8 @@ class GeometricAugmentation(Augmentation):
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise InputError(
-                f"probability={self.probability} is outside [0, 1]; the published value is 0.12."
+                f"probability must be in [0, 1], got {self.probability}; the published value is "
+                "0.12."
             )
 
     @property
@@ -86,7 +87,7 @@ class GeometricAugmentation(Augmentation):
     def __call__(self, x: Tensor, streams: Streams, draw: int = 0) -> tuple[Tensor, Tensor]:
         if x.ndim != 4:
             raise InputError(
-                f"An example of shape {tuple(x.shape[1:])} is no image (C, H, W) to turn or shift."
+                f"GeometricAugmentation requires images (C, H, W), got {tuple(x.shape[1:])}."
             )
         u = streams.uniform((7,), Purpose.AUGMENT, 2 * draw, torch.float32)
         w = streams.normal((4,), Purpose.AUGMENT, 2 * draw + 1, torch.float32)

@@ -49,7 +49,7 @@ def _takes_scaling(kind: type[Kind]) -> type[Kind]:
         **named: Any,
     ) -> None:
         if scaling is not None:
-            text = "Dataset(scaling=, levels=) is now Dataset(codec=); the old form will go."
+            text = "Dataset(scaling=, levels=) will be removed; use Dataset(codec=)."
             warnings.warn(text, FutureWarning, stacklevel=2)
             named["codec"] = _affine(train, scaling, levels)
         original(self, name, train, *values, **named)
@@ -153,24 +153,25 @@ class Dataset:
         if not isinstance(self.conditions, Mapping):
             raise InputError(
                 "conditions must map names to the tensors of the splits, got "
-                f"{type(self.conditions).__name__}; use {{'context': [train, validation, test]}}."
+                f"{type(self.conditions).__name__}; pass {{'context': [train, validation, "
+                "test]}}."
             )
         if self.degradation is not None and SOURCE in self.conditions:
             raise InputError(
-                f"source must have one origin, got a condition of {self.name} and a degradation; "
-                "remove one of them."
+                f"The condition source of {self.name} and a degradation cannot be combined: both "
+                "provide the source; remove one of them."
             )
         sizes = [len(self.split(split)) for split in SPLITS]
         for name, parts in self.conditions.items():
             check_condition(self.name, name, parts, sizes)
         if tuple(self.codec.raw_shape) != self.raw_shape:
             raise InputError(
-                f"The codec of {self.name} is for examples {tuple(self.codec.raw_shape)}, but "
-                f"they have shape {self.raw_shape}; use a codec of that shape."
+                f"The codec of {self.name} must be for examples of shape {self.raw_shape}, got "
+                f"{tuple(self.codec.raw_shape)}."
             )
         if self.flip and len(self.raw_shape) < 2:
             raise InputError(
-                f"flip=True needs images, but an example has shape {self.raw_shape}; set "
+                f"flip=True requires examples with two or more axes, got {self.raw_shape}; set "
                 "flip=False."
             )
 
@@ -196,7 +197,7 @@ class Dataset:
             splits: Training, validation and test examples.
             levels: Number of levels L of quantised data, 0 to L-1; None for real-valued data.
             standardise: Whether real-valued data is standardised by columns or channels, or a
-            standardisation such as ``Whole()``, with one scale for all values.
+                standardisation such as ``Whole()``, with one scale for all values.
             centred: Whether quantised data fills [-1, 1] rather than [0, 1].
             labels: The condition ``label``.
         """
@@ -224,26 +225,24 @@ class Dataset:
         raw = self.split(split)
         if raw.ndim == 0 or raw.numel() == 0:
             raise InputError(
-                f"The {split} split of {self.name} has shape {tuple(raw.shape)}, which holds no "
-                "example; each split needs one."
+                f"The {split} split of {self.name} must have a non-empty shape (N, *), got "
+                f"{tuple(raw.shape)}."
             )
         if raw.shape[1:] != self.train.shape[1:] or raw.dtype != self.train.dtype:
             raise InputError(
-                f"The {split} split of {self.name} has examples {tuple(raw.shape[1:])} of "
-                f"{raw.dtype}, the train split {self.raw_shape} of {self.train.dtype}; they must "
-                "agree."
+                f"The {split} split of {self.name} must have examples {self.raw_shape} of "
+                f"{self.train.dtype} as the train split, got {tuple(raw.shape[1:])} of "
+                f"{raw.dtype}."
             )
         real = (torch.float32, torch.float64)
         needed = real if self.levels is None else (integer_type(self.levels),)
         if raw.dtype not in needed:
             raise InputError(
-                f"{self.name} has levels={self.levels} and type {raw.dtype}; it needs "
-                f"{' or '.join(map(str, needed))} (quantised data is integer and has levels, "
-                "real-valued data is float32 or float64)."
+                f"{self.name} must have type {' or '.join(map(str, needed))} for "
+                f"levels={self.levels}, got {raw.dtype}; pass levels for integers, and None for "
+                "real-valued data."
             )
-        if isinstance(
-            raw, Examples
-        ):  # values are checked when an array is mapped or items are read
+        if isinstance(raw, Examples):  # checked when an array is mapped or items are read
             return
         if self.levels is None:
             check_finite(raw)
@@ -253,7 +252,7 @@ class Dataset:
     def split(self, name: str) -> Tensor | Examples:
         """Returns the raw examples of ``train``, ``validation`` or ``test``."""
         if name not in SPLITS:
-            raise InputError(f"split={name!r} is unknown; give one of {', '.join(SPLITS)}.")
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {name!r}.")
         return getattr(self, name)
 
     def conditions_of(self, split: str, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
@@ -292,7 +291,7 @@ class Dataset:
         if unknown:
             raise InputError(
                 f"The classes of {self.name} must be among {', '.join(names)}, got {unknown[0]}; "
-                "rename it, or leave it out."
+                "rename it, or remove its examples."
             )
         numbers = torch.tensor([*(list(names).index(name) for name in own), -1])
         labels = [numbers.to(part.device)[part] for part in self.labels]  # -1 is the last
@@ -323,8 +322,9 @@ class Dataset:
         """
         if self.codec.scale is None:
             raise InputError(
-                f"The features of {self.name} have scales of their own; pass "
-                "log_det=data.log_det(raw, x) in place of scale=data.scale."
+                f"The codec of {self.name} must have a single scale, got "
+                f"{type(self.codec).__name__} without one; pass log_det=data.log_det(raw, x) "
+                "instead of scale=data.scale."
             )
         return self.codec.scale
 
@@ -337,7 +337,9 @@ class Dataset:
     @property
     def units(self) -> Codec:
         """The codec, under its old name."""
-        warnings.warn("Dataset.units is now Dataset.codec.", FutureWarning, stacklevel=2)
+        warnings.warn(
+            "Dataset.units is deprecated; use Dataset.codec.", FutureWarning, stacklevel=2
+        )
         return self.codec
 
     def with_codec(self, codec: Codec) -> "Dataset":
@@ -535,8 +537,9 @@ def _real(train: Tensor | Examples, standardise: bool | Standardisation) -> Affi
     how = PerChannel() if standardise is True else standardise
     if not isinstance(how, Standardisation):
         raise InputError(
-            f"standardise must be true, false or a Standardisation, got {how!r}; use Whole() for "
-            "one scale of all (data.standardise={_target_:scoresde.codec.Whole})."
+            f"standardise must be true, false or a Standardisation, got {how!r}; for one scale "
+            "for all values, pass Whole() or set "
+            f"data.standardise={{_target_:scoresde.codec.Whole}}."
         )
     if isinstance(train, Tensor):
         check_finite(train)

@@ -38,15 +38,12 @@ def as_raw(
             outside 0 to L-1; or if the levels are missing, or are set for real numbers.
     """
     if values.ndim == 0 or values.size == 0:
-        raise InputError(
-            f"The data has shape {values.shape}, which holds no example; give an array with "
-            "shape (N, ...)."
-        )
+        raise InputError(f"The data must have a non-empty shape (N, ...), got {values.shape}.")
     if values.dtype.kind == "f":
         if levels is not None:
             raise InputError(
-                f"levels={levels} is given for real numbers ({values.dtype}); convert them to "
-                "integers, or leave levels out."
+                f"levels must not be set for real-valued data ({values.dtype}), got {levels}; "
+                "remove it, or convert the data to integers."
             )
         with np.errstate(over="ignore"):
             raw = torch.from_numpy(values.astype(np.float32))
@@ -55,7 +52,7 @@ def as_raw(
         return torch.from_numpy(values.astype(np.float64)) if wide else raw, None
     if values.dtype.kind not in "bui":
         raise InputError(
-            f"The data has type {values.dtype}; give real numbers, integers or booleans."
+            f"The data must be real numbers, integers or booleans, got type {values.dtype}."
         )
     levels = check_levels(_default_levels(values.dtype) if levels is None else levels)
     if values.dtype == np.uint8 and levels == 256:
@@ -70,9 +67,8 @@ def _default_levels(dtype: np.dtype) -> int:
     if dtype == np.uint8:
         return 256
     raise InputError(
-        f"The data has type {dtype}, which does not tell the number of levels; give levels=L for "
-        "integers 0 to L-1 (not their maximum: the brightest level may be absent), or convert "
-        "them to float32."
+        f"levels must be set for data of type {dtype}, got None; pass levels=L for integers 0 to "
+        "L-1 (the brightest level may be absent from the data), or convert them to float32."
     )
 
 
@@ -82,9 +78,9 @@ def check_range(values: np.ndarray, levels: int, first: int | None = None) -> No
     if outside.any():
         place = tuple(map(int, np.unravel_index(int(outside.argmax()), outside.shape)))
         raise InputError(
-            f"{_count(int(outside.sum()), first)} values are outside 0 to {levels - 1}, the first "
-            f"at index {_index(place, first)}: {values[place]}; give the right number of levels, "
-            "or shift the data."
+            f"The data must be in [0, {levels - 1}], got {_count(int(outside.sum()), first)} "
+            f"values outside, the first at index {_index(place, first)}: {values[place]}; pass "
+            "the number of levels of the data, or shift the data."
         )
 
 
@@ -95,13 +91,14 @@ def check_finite(values: Tensor, first: int | None = None) -> None:
         place = tuple(bad.nonzero()[0].tolist())
         share = f" of {values.numel()}" if first is None else ""
         raise InputError(
-            f"{_count(int(bad.sum()), first)}{share} values are NaN or infinite in float32, the "
-            f"first at index {_index(place, first)}: {values[place]}; remove or replace them."
+            f"The data must be finite in float32, got {_count(int(bad.sum()), first)}{share} "
+            f"values that are NaN or infinite, the first at index {_index(place, first)}: "
+            f"{values[place]}; remove or replace them."
         )
 
 
 def _count(found: int, first: int | None) -> str:
-    return f"{found}" if first is None else f"At least {found}"
+    return f"{found}" if first is None else f"at least {found}"
 
 
 def _index(place: tuple[int, ...], first: int | None) -> tuple[int, ...]:
@@ -111,9 +108,9 @@ def _index(place: tuple[int, ...], first: int | None) -> tuple[int, ...]:
 def check_integer(name: str, value: int, most: int | None = None, least: int = 1) -> int:
     """Returns an integer that is at least ``least``, and at most ``most``."""
     if not _is_integer(value) or value < least or (most is not None and value > most):
-        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        bound = "" if most is None else f", at most {most}"
-        raise InputError(f"{name}={value} cannot be used; give {kind}{bound}.")
+        kind = "a positive integer" if least == 1 else f"an integer >= {least}"
+        kind = kind if most is None else f"an integer in [{least}, {most}]"
+        raise InputError(f"{name} must be {kind}, got {value}.")
     return value
 
 
@@ -124,6 +121,6 @@ def _is_integer(value: object) -> bool:
 def check_positive(name: str, value: float, least: float = 0.0) -> float:
     """Returns a finite number above ``least`` (or at it, unless it is 0)."""
     if not (least <= value < math.inf and value > 0):
-        bound = "positive" if least == 0 else f"at least {least}"
-        raise InputError(f"{name}={value} cannot be used; give a finite number, {bound}.")
+        bound = "positive and finite" if least == 0 else f"finite and at least {least}"
+        raise InputError(f"{name} must be {bound}, got {value}.")
     return float(value)

@@ -20,8 +20,8 @@ def check_name(name: str) -> None:
     """Checks that the name of a condition is usable as a keyword argument."""
     if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
         raise InputError(
-            f"The name of a condition must be free as a keyword, got {name!r}; use another, such "
-            "as context."
+            f"The name of a condition must be an identifier that is not reserved, got {name!r}; "
+            "use another, such as context."
         )
 
 
@@ -37,14 +37,14 @@ def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Seque
     check_name(name)
     if isinstance(parts, Tensor) or len(parts) != len(sizes):
         raise InputError(
-            f"{name} must be a list of a tensor for each of the splits of {title}, got "
+            f"{name} must be a list of {len(sizes)} tensors, one for each split of {title}, got "
             f"{type(parts).__name__} of {len(parts)}."
         )
     tensors = all(isinstance(part, Tensor) for part in parts)
     shapes = [tuple(part.shape) for part in parts] if tensors else []
     if [shape[0] if shape else None for shape in shapes] != list(sizes):
         raise InputError(
-            f"{name} must have a row for each example of {title}, {list(sizes)} in the splits, "
+            f"{name} must have one row for each example of {title}, {list(sizes)} in the splits, "
             f"got {shapes or [type(part).__name__ for part in parts]}."
         )
     if len({shape[1:] for shape in shapes}) > 1 or len({part.dtype for part in parts}) > 1:
@@ -57,9 +57,10 @@ def check_condition(title: str, name: str, parts: Sequence[Tensor], sizes: Seque
         check_none(name, part)
     classes = all(part.ndim == 1 and part.dtype == torch.int64 for part in parts)
     if name == "label" and not (classes and min(int(part.min()) for part in parts) >= -1):
+        least = f" with minimum {min(int(part.min()) for part in parts)}" if classes else ""
         raise InputError(
-            f"label must be the class of each example, int64 (N,) and -1 for none, got {shapes} "
-            f"of {parts[0].dtype}; for class probabilities use another name."
+            "label must be the class of each example, int64 (N,) of integers >= -1 (-1 for none), "
+            f"got {shapes} of {parts[0].dtype}{least}; for class probabilities use another name."
         )
 
 
@@ -77,7 +78,7 @@ def check_none(name: str, values: Tensor) -> None:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise InputError(
-            f"{name} must be finite, or NaN throughout for none, got {int(bad.sum())} of "
-            f"{len(each)} rows that are neither, the first in row {row}: "
-            f"{each[row, :4].tolist()}; replace what is missing, or make the whole row NaN."
+            f"{name} must have rows that are finite, or NaN throughout for none, got "
+            f"{int(bad.sum())} of {len(each)} that are neither, the first in row {row}: "
+            f"{each[row, :4].tolist()}; replace the missing values, or set the whole row to NaN."
         )

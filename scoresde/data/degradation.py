@@ -28,8 +28,8 @@ def measure(
     Arguments:
         operator: The operator.
         raw: Raw examples.
-        codec: The codec of the data. std: Standard deviation of the noise in raw units, at least
-        0.
+        codec: The codec of the data.
+        std: Standard deviation of the noise in raw units, at least 0.
         streams: The random stream of each example.
         draw: Index of the independent noise.
     """
@@ -70,7 +70,7 @@ class Degradation:
             )
         number = isinstance(self.std, int | float) and not isinstance(self.std, bool)
         if not number or not 0 <= self.std < math.inf:
-            raise InputError(f"std must be a number of raw units, at least 0, got {self.std}.")
+            raise InputError(f"std must be a finite number >= 0, in raw units, got {self.std}.")
 
     def __call__(self, raw: Tensor, codec: Codec, streams: Streams, draw: int = 0) -> Tensor:
         """Returns sources in model units, with the shape of ``raw``.
@@ -98,8 +98,8 @@ def as_example(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:
         return y
     if not isinstance(operator, LinearOperator):
         raise InputError(
-            f"operator must return examples of shape {shape}, got {tuple(y.shape[1:])} of "
-            f"{type(operator).__name__}; resize them in it, or use a linear operator with a "
+            f"operator must return examples of shape {shape}, got {tuple(y.shape[1:])} from "
+            f"{type(operator).__name__}; resize its output, or use a linear operator with a "
             "pseudo-inverse."
         )
     return operator.pseudo_inverse(y, shape)
@@ -129,14 +129,14 @@ class JPEG(Operator):
     def __post_init__(self) -> None:
         whole = isinstance(self.quality, int) and not isinstance(self.quality, bool)
         if not whole or not 1 <= self.quality <= 95:
-            raise InputError(f"quality must be a whole number from 1 to 95, got {self.quality}.")
+            raise InputError(f"quality must be an integer in [1, 95], got {self.quality}.")
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise InputError(f"levels must be a whole number of at least 2, got {self.levels}.")
+            raise InputError(f"levels must be an integer >= 2, got {self.levels}.")
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise InputError(
-                f"JPEG must have images (C, H, W) of 1 or 3 channels, got {tuple(x.shape[1:])}."
+                f"JPEG requires images (C, H, W) with 1 or 3 channels, got {tuple(x.shape[1:])}."
             )
         gain = 255 / (self.levels - 1)
         pixels = _numbers(((x - 0.5) * gain).round().clamp(0, 255))
@@ -161,6 +161,6 @@ def _numbers(pixels: Tensor) -> np.ndarray:
         return pixels.cpu().numpy().astype(np.uint8)
     except RuntimeError as error:  # torch has no values to return inside its derivatives
         raise InputError(
-            "operator must have a derivative for a posterior, got JPEG; train a bridge on "
-            "data=pairs with it."
+            "operator must be differentiable for a posterior, got JPEG; train a bridge with "
+            "data=pairs instead."
         ) from error

@@ -178,8 +178,8 @@ class TruncatedNormalDequantisation(Dequantisation):
         least = levels * 2.0**-18
         if self.std < least:
             raise InputError(
-                f"std={self.std} is too fine for {levels} levels in float32, which resolve "
-                f"{least:.2g} of a step; give a larger cut-off, or UniformDequantisation()."
+                f"std must be at least {least:.2g} steps for {levels} levels in float32, got "
+                f"{self.std}; use a larger cut-off, or UniformDequantisation()."
             )
 
 

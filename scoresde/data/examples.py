@@ -144,8 +144,8 @@ class MappedExamples(Examples):
 class DatasetExamples(Examples):
     """The items of a map-style ``torch.utils.data.Dataset``, read by its ``DataLoader``.
 
-    An item is an example or a tuple of one example; or a pair of an example and its class, the
-    condition ``label``; or a mapping with the example as ``x`` and conditions by name. Examples
+    An item is an example, a tuple of one example, a pair of an example and its class (the
+    condition ``label``), or a mapping with the example as ``x`` and conditions by name. Examples
     are tensors or arrays of finite real numbers, or of integers of the data type for their levels.
 
     Arguments:
@@ -166,9 +166,10 @@ class DatasetExamples(Examples):
         count = len(self.dataset) if sized else 0  # type: ignore[arg-type]
         check_integer("workers", self.workers, least=0)
         if count == 0:
+            lack = "of length 0" if sized else "without __len__; define __len__ and __getitem__"
             raise InputError(
-                "dataset must be map-style and hold an example, got "
-                f"{type(self.dataset).__name__} without any; define __len__ and __getitem__."
+                "dataset must be map-style and not empty, got "
+                f"{type(self.dataset).__name__} {lack}."
             )
 
     def __repr__(self) -> str:
@@ -214,20 +215,20 @@ def _stacked(items: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         cond = {n: torch.stack([torch.as_tensor(told[n]) for _, told in pairs]) for n in names}
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
-            "The items of a dataset must be tensors or arrays of one shape, or pairs of one and "
-            f"its class, got {type(items[0]).__name__} ({' '.join(str(error).split())}); convert "
-            "them in its __getitem__."
+            "The items of a dataset must be tensors or arrays of one shape, alone or in pairs "
+            f"(x, label), got {type(items[0]).__name__} ({' '.join(str(error).split())}); "
+            "convert them in __getitem__."
         ) from error
     if x.ndim == 1:
         raise InputError(
-            "The items of a dataset must be tensors or arrays of at least one axis, got numbers; "
-            "return x[None]."
+            "The items of a dataset must be tensors or arrays with at least one axis, got "
+            "numbers; return x[None]."
         )
     if x.is_floating_point() and not bool(x.isfinite().all()):
         raise InputError(
             "The items of a dataset must be finite, got NaN or infinity in "
-            f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} read together; remove or "
-            "replace them."
+            f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} items read together; "
+            "remove or replace them."
         )
     for name, values in cond.items():
         check_none(name, values)
@@ -241,9 +242,10 @@ def _classes(label: Tensor) -> Tensor:
     """Returns classes as int64."""
     whole = not label.is_floating_point() and label.dtype != torch.bool
     if label.ndim != 1 or not whole or int(label.long().min()) < -1:
+        worst = label.min() if label.ndim == 1 else label[0]
         raise InputError(
-            f"label must be one class for each item, a whole number, -1 for none, got shape "
-            f"{tuple(label.shape[1:])} of {label.dtype}, such as {label[0].tolist()}."
+            "label must be one integer >= -1 for each item, with -1 for none, got "
+            f"{worst.tolist()} with shape {tuple(label.shape[1:])} of {label.dtype}."
         )
     return label.long()
 
@@ -258,8 +260,9 @@ def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
         return item[0], {}
     if isinstance(item, tuple):
         raise InputError(
-            "The items of a dataset must be examples, or pairs of one and its class, got tuples "
-            f"of {len(item)}; return a mapping such as {{'x': x, 'label': y, 'context': z}}."
+            "The items of a dataset must be examples x, pairs (x, label) or mappings, got "
+            f"tuples of {len(item)}; return a mapping such as {{'x': x, 'label': y, 'context': "
+            "z}}."
         )
     return item, {}
 

@@ -56,7 +56,8 @@ def array(
     Strings are numbered in sorted order. Other arrays are ignored.
 
     Arguments:
-        path: The file. key: Name of the array to read and split, if a ``.npz`` file has several.
+        path: The file.
+        key: Name of the array to read and split, if a ``.npz`` file has several.
         levels: Number of levels of integers; 256 for uint8 by default, required for other types.
         channels_last: Whether examples are ``(H, W, C)`` rather than ``(C, H, W)``.
         flip: Whether training images are mirrored at random.
@@ -87,7 +88,9 @@ def array(
     kinds = {kind for _, kind in raws.values()}
     if len(kinds) > 1:
         raise InputError(
-            f"The arrays {', '.join(raws)} of {path} have different types; convert them to one."
+            f"The arrays {', '.join(raws)} of {path} must all be real-valued, or have the same "
+            f"number of levels, got levels {', '.join(str(kind) for _, kind in raws.values())}; "
+            "convert them to one type."
         )
     dealt = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
     names, known = _told(path, arrays, beside, labels)
@@ -126,9 +129,14 @@ def _load(
     Conditions are returned separately.
     """
     if path.suffix not in _SUFFIXES:
-        raise InputError(f"{path} is no {' or '.join(_SUFFIXES)} file; save it with numpy.save.")
+        raise InputError(
+            f"The path of an array must end in {' or '.join(_SUFFIXES)}, got {path}; save the "
+            "array with numpy.save."
+        )
     if not path.is_file():
-        raise InputError(f"{path} is no file; give the path of a .npy or .npz file.")
+        raise InputError(
+            f"The path of an array must be an existing .npy or .npz file, got {path}."
+        )
     wanted = {"label": [labels] if labels else _LABELS} | {name: [name] for name in conditions}
     try:
         with path.open("rb") as file:
@@ -149,12 +157,12 @@ def _load(
     except Exception as error:  # a damaged file can fail in any parser below
         if "pickle" in str(error).lower():
             raise InputError(
-                f"{path} holds no plain array, but pickled objects (which can run any code when "
-                "loaded) or no data of NumPy at all; save an array of numbers with numpy.save."
+                f"{path} must contain plain NumPy arrays, got pickled objects (which can run any "
+                "code when loaded) or another format; save an array of numbers with numpy.save."
             ) from error
         raise InputError(
-            f"{path} cannot be read ({brief(error) or type(error).__name__}): it is damaged or "
-            "cut short; save it again with numpy.save or numpy.savez."
+            f"Cannot read {path} ({brief(error) or type(error).__name__}); if it is damaged or "
+            "incomplete, save it again with numpy.save or numpy.savez."
         ) from error
 
 
@@ -181,7 +189,7 @@ class _Names:
         """
         if key is not None:
             if key not in self.names:
-                raise InputError(f"key={key!r} is no array of {self.path}, which has: {self}.")
+                raise InputError(f"key must be an array of {self.path} ({self}), got {key!r}.")
             return {key: key}
         own = {split: self._first(split, _EXAMPLES) for split in SPLITS}
         if own["train"] and own["test"]:
@@ -189,8 +197,8 @@ class _Names:
         rest = [name for name in self.names if name not in other] or list(self.names)
         if len(rest) != 1:
             raise InputError(
-                f"{self.path} has {len(rest)} arrays ({self}); choose one with key=NAME, or name "
-                "them train, validation and test."
+                f"{self.path} must contain one array of examples, or arrays named train and "
+                f"test, got {len(rest)} ({self}); set key=NAME, or rename the arrays."
             )
         return {rest[0]: rest[0]}
 
@@ -208,8 +216,8 @@ class _Names:
         if missing and (there or {*words} & {*self.needed}):
             name = f"{missing[0]}_{words[0]}" if splits else words[0]
             raise InputError(
-                f"{name} must be an array of {self.path}, which has: {self}; add it, or name "
-                "another by data.labels or data.conditions."
+                f"{self.path} must contain the array {name}, got {self}; add it, or set "
+                "data.labels or data.conditions to another name."
             )
         return there
 
@@ -239,8 +247,8 @@ def _told(
     if not (fits and (kinds <= {*"biu"} or kinds <= {*"U"})):
         shapes = [f"{v.dtype} of shape {v.shape}" for v in classes.values()]
         raise InputError(
-            f"labels={labels} must be a whole number or a word for each example of {path}, got "
-            f"{', '.join(shapes)}; convert them."
+            f"{labels or 'labels'} must be integers, or strings, one for each example of {path}, "
+            f"got {', '.join(shapes)}; convert them."
         )
     flat = {part: values.reshape(-1) for part, values in classes.items()}
     names: Sequence[str] = ()
@@ -291,8 +299,8 @@ def _arrange(values: np.ndarray, channels_last: bool) -> np.ndarray:
     if channels_last:
         if values.ndim < 3:
             raise InputError(
-                f"channels_last=True needs an array (N, ..., C), not shape {values.shape}; "
-                "leave it out."
+                "channels_last=True requires an array (N, ..., C) of three or more axes, got "
+                f"{values.shape}; remove it."
             )
         return np.ascontiguousarray(np.moveaxis(values, -1, 1))
     if values.ndim == 1 or (values.ndim == 3 and values.dtype.kind in "bui"):
@@ -304,8 +312,8 @@ def _continuous(path: Path, name: str, values: np.ndarray, count: int) -> Tensor
     """Returns an array as a continuous condition of ``count`` examples, float32."""
     if values.dtype.kind not in "biuf" or values.shape[:1] != (count,):
         raise InputError(
-            f"{name} must be numbers with a row for each of {count} examples of {path}, got "
-            f"{values.dtype} of shape {values.shape}; convert it."
+            f"{name} must be real numbers with one row for each of the {count} examples of "
+            f"{path}, got {values.dtype} of shape {values.shape}."
         )
     one = values.ndim == 1
     return torch.from_numpy((values[:, None] if one else values).astype(np.float32))

@@ -59,8 +59,8 @@ def folder(
     ``.tiff``, ``.ppm``, ``.pgm`` or ``.pbm``; other files, hidden files (``.NAME``) and links to
     folders are skipped, and only the first frame of an animation is used. Each image is rotated by
     its EXIF orientation, converted to ``mode``, cropped, resized by a bicubic filter to just cover
-    ``size``, and cropped to it at its centre. Of 16 bits the upper 8 are kept. 32-bit images have
-    an unknown range and raise an error.
+    ``size``, and cropped to it at its centre. Images of 16 bits keep the upper 8.
+    32-bit images have an unknown range and raise an error.
 
     The result is stored in one file of the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``, in
     ``scoresde/folder``). It may be deleted at any time, and is rebuilt when an image or an
@@ -155,9 +155,9 @@ def _partners(files: Sequence[Path], base: Path, other: Path) -> dict[Path, Path
     missing = [file for file, name in names.items() if name not in there]
     if missing:
         raise InputError(
-            f"data.source={other} must have an image for each of {base}, got none for "
-            f"{missing[0].relative_to(base)} ({len(missing)} of {len(files)} missing); give it "
-            "the same name."
+            "data.source must contain a file of the same name (with any suffix) for each image "
+            f"of {base}, got {other} without {missing[0].relative_to(base)} ({len(missing)} of "
+            f"{len(files)} missing)."
         )
     return {file: there[name] for file, name in names.items()}
 
@@ -166,7 +166,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     several = isinstance(size, Sequence) and not isinstance(size, str)
     both: list[Any] = list(size) if several else [size, size]  # type: ignore[arg-type]
     if len(both) != 2:
-        raise InputError(f"data.size={size} cannot be used; give one number, or [HEIGHT, WIDTH].")
+        raise InputError(f"data.size must be one integer or [HEIGHT, WIDTH], got {size}.")
     height, width = (check_integer("data.size", side, most=_MOST_SIZE) for side in both)
     return height, width
 
@@ -174,7 +174,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 def image_files(base: Path, name: str = "data.path") -> list[Path]:
     """Returns the images below a folder, ordered by name in the same way on every machine."""
     if not base.is_dir():
-        raise InputError(f"{name}={base} is no folder; give one with images in it.")
+        raise InputError(f"{name} must be an existing folder of images, got {base}.")
     names = {
         file.relative_to(base).as_posix(): file
         for file in base.rglob("*")
@@ -183,7 +183,8 @@ def image_files(base: Path, name: str = "data.path") -> list[Path]:
     files = [names[name] for name in sorted(names) if "/." not in f"/{name}"]
     if not files:
         raise InputError(
-            f"{name}={base} has no image in it or below (files named {', '.join(_SUFFIXES)})."
+            f"{name} must be a folder with images in it or below (files named "
+            f"{', '.join(_SUFFIXES)}), got {base}."
         )
     return files
 
@@ -199,8 +200,8 @@ def _classes(
     alone = next((part[0] for part in parts if len(part) == 1), None)
     if wanted and alone is not None:
         raise InputError(
-            f"data.labels=true needs every image in a sub-folder of {base}, which is its class, "
-            f"got {alone} in none; move it, or leave data.labels out."
+            f"data.labels=true requires every image in a sub-folder of {base}, its class, got "
+            f"{alone} outside them; move it, or remove data.labels."
         )
     if not (wanted or (wanted is None and alone is None and len(names) > 1)):
         return [], []
@@ -229,7 +230,7 @@ class _Decode:
 
     def __post_init__(self) -> None:
         if self.mode not in _CHANNELS:
-            raise InputError(f"data.mode={self.mode} is unknown; give {', '.join(_CHANNELS)}.")
+            raise InputError(f"data.mode must be one of {', '.join(_CHANNELS)}, got {self.mode}.")
         if self.crop is not None:
             check_integer("data.crop", self.crop)
 
@@ -245,8 +246,8 @@ class _Decode:
                 return self._array(_in_mode(_eight_bits(upright), self.mode))
         except Exception as error:  # a damaged file can fail in any parser below
             return InputError(
-                f"{file} cannot be used ({str(error) or type(error).__name__}); remove it, or "
-                "leave such files out by data.skip_damaged=true."
+                f"Cannot load {file} ({str(error) or type(error).__name__}); remove it, or set "
+                "data.skip_damaged=true."
             )
 
     def _array(self, image: Image.Image) -> np.ndarray:
@@ -279,7 +280,7 @@ class _DecodePair(_Decode):
 def _check_pixels(image: Image.Image) -> None:
     if image.width * image.height > _MOST_PIXELS:
         raise ValueError(
-            f"its {image.width} x {image.height} pixels are more than {_MOST_PIXELS:,}"
+            f"its {image.width} x {image.height} pixels exceed the limit of {_MOST_PIXELS:,}"
         )
 
 
@@ -288,7 +289,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("it has 32 bits a pixel, whose range is unknown; convert it to 8 bits")
+        raise ValueError("the range of its 32 bits per pixel is unknown; convert it to 8 bits")
     return image
 
 
@@ -304,7 +305,7 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     if left < 0 or top < 0:
         raise ValueError(
-            f"its {image.width} x {image.height} pixels are fewer than data.crop={side}"
+            f"its sides must be at least data.crop={side}, got {image.width} x {image.height}"
         )
     return image.crop((left, top, left + side, top + side))
 
@@ -355,8 +356,8 @@ def _build(
             return done or (_mapped(target), json.loads(_note(target).read_text()))
     except OSError as error:
         raise InputError(
-            f"The cache {target} cannot be written or read ({error.strerror}); free space, or set "
-            "XDG_CACHE_HOME to another folder."
+            f"Cannot write or read the cache {target} ({error.strerror}); free disk space, or "
+            "set XDG_CACHE_HOME to another folder."
         ) from error
 
 
@@ -390,8 +391,9 @@ def _check_space(place: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"The images need {needed / 2**30:.1f} GiB of disk for a while, and {place} has "
-            f"{free / 2**30:.1f}; lower data.size, or set XDG_CACHE_HOME to another disk."
+            f"Decoding requires {needed / 2**30:.1f} GiB of free disk space, got "
+            f"{free / 2**30:.1f} in {place}; lower data.size, or set XDG_CACHE_HOME to another "
+            "disk."
         )
 
 
@@ -423,9 +425,13 @@ def _decode_all(
             digests.append(hashlib.blake2b(data, digest_size=16).digest())
             file.write(data)
     if not digests:
-        raise InputError(f"None of {len(files)} images can be used; the first: {errors[0]}")
+        raise InputError(
+            f"Cannot load any of {len(files)} image files; the first error: {errors[0]}"
+        )
     if errors:
-        log.warning("%d of %d images left out; the first: %s", len(errors), len(files), errors[0])
+        log.warning(
+            "%d of %d images skipped; the first error: %s", len(errors), len(files), errors[0]
+        )
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, 16), kept
 
 

@@ -32,14 +32,14 @@ def check_conditions(
         >>> from scoresde.nn import MLP
         >>> plain = Dataset.of("plain", [torch.randn(9, 2)] * 3)
         >>> check_conditions(ScoreModel(MLP(2, classes=3), VPSDE()), plain)[0][:45]
-        'label must be given for the examples of plain'
+        'label must be a condition of plain, got none '
     """
     if "label" in data.conditions:
         check_classes(model, max(int(part.max()) for part in data.conditions["label"]))
     given = [data.conditions_of(split, slice(1)) for split in splits]
     return [
-        f"{name} must be given for the examples of {data.name}, got none: the network counts it "
-        "as absent; add the condition to the data set, or build the network without it."
+        f"{name} must be a condition of {data.name}, got none (the network treats it as absent); "
+        "add the condition to the data set, or build the network without it."
         for name in required_conditions(model)
         if name not in optional and not all(name in one for one in given)
     ]
@@ -61,8 +61,8 @@ def check_classes(model: Trainable, most: int) -> None:
     classes = classes_of(model)
     if classes is not None and most >= classes:
         raise InputError(
-            f"label must be below classes={classes} of the network, got {most}; use one of its "
-            f"classes, or train a network with classes={most + 1}."
+            f"label must be less than classes={classes} of the network, got {most}; use one of "
+            f"its classes, or train a network with classes={most + 1}."
         )
 
 

@@ -42,11 +42,15 @@ def pairs(clean: Dataset, operator: Operator, std: float = 0.0) -> Dataset:
         torch.Size([3, 1, 8, 8])
     """
     if not isinstance(clean, Dataset):
-        raise InputError(f"clean must be a Dataset, got {type(clean).__name__}; see Dataset.of.")
+        raise InputError(
+            f"clean must be a Dataset such as digits(), got {type(clean).__name__}; build one "
+            "with Dataset.of."
+        )
     if isinstance(operator, JPEG) and clean.levels not in (None, operator.levels):
         raise InputError(
-            f"levels must be those of the data for JPEG, {clean.levels}, got {operator.levels}; "
-            f"use JPEG(levels={clean.levels}), or data.operator.levels={clean.levels}."
+            f"levels of JPEG must be {clean.levels}, the levels of the data, got "
+            f"{operator.levels}; pass JPEG(levels={clean.levels}), or set "
+            f"data.operator.levels={clean.levels}."
         )
     paired = replace(clean, degradation=Degradation(operator, std))
     for split in SPLITS:

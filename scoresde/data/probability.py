@@ -166,13 +166,13 @@ def _checked(log_weights: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor
     """Returns the draws and their errors in float64."""
     if log_weights.ndim != 2 or len(log_weights) == 0:
         raise InputError(
-            f"The log-weights have shape {tuple(log_weights.shape)}; give one for each draw and "
-            "example, (K, B)."
+            "log_weights must have shape (K, B), one for each draw and example, with K >= 1, "
+            f"got {tuple(log_weights.shape)}."
         )
     if errors is not None and errors.shape != log_weights.shape:
         raise InputError(
-            f"The errors have shape {tuple(errors.shape)}, the log-weights "
-            f"{tuple(log_weights.shape)}; they must agree."
+            f"errors must have the shape {tuple(log_weights.shape)} of log_weights, got "
+            f"{tuple(errors.shape)}."
         )
     errors = torch.zeros_like(log_weights) if errors is None else errors
     return log_weights.double(), errors.double()
@@ -262,8 +262,9 @@ def log_probability(
         seeds: Index of each example's stream; ``range(B)`` by default.
         **cond: Conditions for the network, each with shape ``(B, *)``.
 
-    Warns: UserWarning: If the bias by the noise of the probes may exceed 0.1 nats in the mean over
-        examples, or is unknown because there is a single probe.
+    Warns:
+        UserWarning: If the bias by the noise of the probes may exceed 0.1 nats in the mean over
+            examples, or is unknown because there is a single probe.
 
     Raises:
         InputError: If an argument is out of range, the codec does not support the data, or the
@@ -305,19 +306,19 @@ def _check_raw(codec: Affine, raw: Tensor) -> int:
     """Checks integers against a codec and returns its number of levels."""
     if codec.levels is None:
         raise InputError(
-            "Real-valued data has no levels and no probability, only a density; evaluate "
-            "Likelihood on codec.encode(raw)."
+            "codec must have levels for a probability, got None: real-valued data has only a "
+            "density; evaluate Likelihood on codec.encode(raw)."
         )
     if raw.is_floating_point() or raw.shape[1:] != tuple(codec.shape) or raw.numel() == 0:
         raise InputError(
-            f"The data has shape {tuple(raw.shape)} and type {raw.dtype}; give integers with "
-            f"shape (B, {', '.join(map(str, codec.shape))}), not in model units."
+            f"raw must be integers of a non-empty shape (B, {', '.join(map(str, codec.shape))}), "
+            f"not in model units, got {raw.dtype} of shape {tuple(raw.shape)}."
         )
     low, high = int(raw.min()), int(raw.max())
     if low < 0 or high >= codec.levels:
         raise InputError(
-            f"The data ranges from {low} to {high}, outside 0 to {codec.levels - 1}; use the "
-            "codec of this data."
+            f"raw must be in [0, {codec.levels - 1}], got {low} to {high}; pass the codec of "
+            "these data."
         )
     return codec.levels
 
@@ -328,7 +329,7 @@ def _warn(bound: Bound) -> None:
     size = "an unknown amount" if math.isnan(bias) else f"up to {bias:.3g} nats per example"
     if not bias <= _MOST_BIAS:
         warnings.warn(
-            f"The noise of the probes makes importance weights too high by {size}; take "
-            "probes='exact', or more of them (a single one does not know its error).",
+            f"The noise of the probes makes importance weights too high by {size}; pass "
+            "probes='exact', or more probes (the error of a single probe is unknown).",
             stacklevel=3,
         )

@@ -57,14 +57,15 @@ class _Source:
         base = Path(root).expanduser()
         if not base.is_dir():
             raise InputError(
-                f"data.root={root} is no folder; give that of your copy of {self.title}, or "
-                f"{self._remedy}."
+                f"data.root must be an existing folder with your copy of {self.title}, got "
+                f"{root}; correct it, or {self._remedy}."
             )
         found, missing = self._search(base)
         if missing:
             raise InputError(
-                f"data.root={root} lacks {missing[0].name} of {self.title} (looked for in "
-                f"{', '.join(str(base / place) for place in self.places)}); {self._remedy}."
+                f"data.root must contain {missing[0].name} of {self.title}, got {root} "
+                f"(searched: {', '.join(str(base / place) for place in self.places)}); correct "
+                f"it, or {self._remedy}."
             )
         return found
 
@@ -72,15 +73,19 @@ class _Source:
     def _remedy(self) -> str:
         """Advice on how to obtain the files."""
         if self.automatic:
-            return f"leave data.root out, and it is downloaded to {self.cache}"
-        archive = next(iter(self.editions[0]))
-        return f"download {self.url}{archive} into {self.cache}, and leave data.root out"
+            return f"remove data.root to download it to {self.cache}"
+        return f"remove data.root and {self._by_hand}"
+
+    @property
+    def _by_hand(self) -> str:
+        """Advice on how to download the files manually."""
+        return f"download {self.url}{next(iter(self.editions[0]))} into {self.cache}"
 
     def _download(self) -> dict[Path, str]:
         if not self.automatic:
             raise InputError(
-                f"{self.title} must be downloaded by hand, got no copy in {self.cache}; give "
-                f"data.root=FOLDER, or {self._remedy}."
+                f"{self.title} must be downloaded by hand, got no copy in {self.cache}; set "
+                f"data.root=FOLDER, or {self._by_hand}."
             )
         found = {self.cache / name: checksum for name, checksum in self.editions[0].items()}
         _cache.make(self.cache)
@@ -400,8 +405,9 @@ class _How:
         mask = load_array(self.keep_test)
         if mask.dtype != np.bool_ or mask.shape != (n,) or not mask.any():
             raise InputError(
-                f"data.keep_test={self.keep_test} has {mask.dtype} of shape {mask.shape}; give "
-                f"booleans of shape {(n,)}, true for each test image to keep."
+                f"data.keep_test must be a file of booleans of shape {(n,)}, true for each test "
+                f"image to keep and for at least one, got {mask.dtype} of shape {mask.shape} in "
+                f"{self.keep_test}."
             )
         return torch.from_numpy(mask).nonzero()[:, 0]
 
@@ -412,12 +418,14 @@ def _check_pairs(source: _Source, arrays: _Arrays) -> None:
     pairs = (len(train), len(train_labels)), (len(test), len(test_labels))
     if train.shape[1:] != test.shape[1:] or any(a != b for a, b in pairs):
         raise InputError(
-            f"The files of {source.title} have images {train.shape} and {test.shape}, and labels "
-            f"{train_labels.shape} and {test_labels.shape}, which do not fit; get them again."
+            f"The files of {source.title} must have one image shape and one label for each "
+            f"image, got images {train.shape} and {test.shape}, and labels {train_labels.shape} "
+            f"and {test_labels.shape}; download them again."
         )
     if max(train_labels.max(), test_labels.max()) >= source.classes:
         raise InputError(
-            f"The files of {source.title} have labels above {source.classes - 1}; get them again."
+            f"The labels of {source.title} must be at most {source.classes - 1}, got "
+            f"{max(train_labels.max(), test_labels.max())}; download the files again."
         )
 
 
@@ -444,7 +452,7 @@ def _read_emnist(files: Mapping[Path, str | None]) -> _Arrays:
     images, labels, test_images, test_labels = _read_parts(parts)
     if min(labels.min(), test_labels.min()) < 1:
         raise InputError(
-            "The labels of EMNIST letters must be 1 to 26, got 0; get the files again."
+            "The labels of EMNIST letters must be in [1, 26], got 0; download the files again."
         )
     # Published transposed, and with classes counted from 1.
     return *_upright(images, labels), *_upright(test_images, test_labels)

@@ -40,8 +40,8 @@ def check_scales(data: Dataset, process: object, eps: float | None = None) -> li
         eps: Training cut-off. If None, that of the SDE.
 
     Returns:
-        One sentence for each problem, with the names of the features; an empty list if there is
-        none.
+        One sentence for each problem, with the names of the features; an empty list if no
+        problem is found.
 
     Example:
         >>> from scoresde import VPSDE
@@ -78,8 +78,8 @@ def _large(x: Tensor, shape: Sequence[int], sde: SDE) -> list[str]:
     return [
         f"{_names(large, shape)} of size up to {float(size.max()):.3g} in model units must be at "
         f"most {bound:.3g}, a tenth of the noise at t = 1, or sampling starts from a wrong prior "
-        "and the network sees numbers far from 1; standardise the data, or use a process of more "
-        "noise."
+        "and the network receives numbers far from 1; standardise the data, or use a process with "
+        "more noise."
     ]
 
 
@@ -92,8 +92,8 @@ def _small(x: Tensor, shape: Sequence[int], least: float) -> list[str]:
         found.append(
             f"{_names(low.nonzero().flatten(), shape)} of standard deviation down to "
             f"{float(std[low].min()):.2g} in model units must be above the least noise, "
-            f"{least:.2g}, and above a fiftieth of the data's size, {size:.2g}, or come back as "
-            "noise; standardise each by itself, or remove them."
+            f"{least:.2g}, and above a fiftieth of the data's size, {size:.2g}, or samples of "
+            "them are noise; standardise each separately, or remove them."
         )
     kept = ((std > 0) & ~low).nonzero().flatten()
     if 2 <= len(kept) <= _FEATURES and len(x) > 2 * len(kept):
@@ -115,9 +115,9 @@ def _tied(x: Tensor, kept: Tensor, shape: Sequence[int], least: float, bound: fl
     more = f" (and {count - 1} more)" if count > 1 else ""
     return [
         f"{_names(part, shape)} are nearly tied: a combination of them has the standard deviation "
-        f"{float(std[0]):.2g} in model units{more}, where the least noise is {least:.2g} and a "
-        f"network resolves about {bound:.2g}. Samples will not keep the tie, and log-densities "
-        "depend on it; drop one of them, or replace it by their difference."
+        f"{float(std[0]):.2g} in model units{more}, but the least noise is {least:.2g} and a "
+        f"network resolves about {bound:.2g}. Samples do not preserve the tie, and log-densities "
+        "depend on it; remove one of them, or replace it by their difference."
     ]
 
 

@@ -47,9 +47,9 @@ def split_indices(
     parts = tuple(torch.nonzero(part == i).flatten() for i in range(len(fractions)))
     if not all(len(indices) for indices in parts):
         raise InputError(
-            f"{len(raw)} examples, {len(counts)} of them distinct, in fractions {fractions} give "
-            f"parts of {[len(indices) for indices in parts]}; give more examples or other "
-            "fractions, so that none is empty."
+            f"fractions must leave no part empty, got {fractions} of {len(raw)} examples "
+            f"({len(counts)} distinct), with parts of {[len(indices) for indices in parts]}; use "
+            "more examples or other fractions."
         )
     return parts
 
@@ -74,8 +74,8 @@ def check_fractions(fractions: Sequence[float], parts: int | None = None) -> tup
     valid = all(share > 0 for share in shares) and abs(sum(shares) - 1) < 1e-6
     if not valid or len(shares) < 2 or len(shares) != (parts or len(shares)):
         raise InputError(
-            f"fractions={shares} cannot be used; give {parts or 'two or more'} positive numbers "
-            f"that sum to one, such as {FRACTIONS}."
+            f"fractions must be {parts or 'two or more'} positive numbers that sum to 1, such as "
+            f"{FRACTIONS}, got {shares}."
         )
     return shares
 

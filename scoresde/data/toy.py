@@ -94,17 +94,17 @@ class Mixture(Density):
         k = len(self.means) if self.means.ndim == 2 else 0
         if self.means.numel() == 0 or shapes[0] != (k,) or shapes[2] != (k,):
             raise InputError(
-                f"weights, means and stds have shapes {shapes}; they need (K,), (K, D) and (K,)."
+                f"weights, means and stds must have shapes (K,), (K, D) and (K,), got {shapes}."
             )
         if not (self.weights.min() > 0 and abs(float(self.weights.sum()) - 1) < 1e-6):
             raise InputError(
-                f"weights={self.weights.tolist()} must be positive and sum to one; they sum to "
+                f"weights must be positive and sum to 1, got {self.weights.tolist()} with sum "
                 f"{float(self.weights.sum())}."
             )
         if not (self.stds.min() > 0 and self.stds.isfinite().all()):
-            raise InputError(f"stds={self.stds.tolist()} must be finite and positive.")
+            raise InputError(f"stds must be positive and finite, got {self.stds.tolist()}.")
         if not self.means.isfinite().all():
-            raise InputError(f"means={self.means.tolist()} must be finite.")
+            raise InputError(f"means must be finite, got {self.means.tolist()}.")
 
     @cached_property
     def _natural(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -411,7 +411,7 @@ def gaussian_mixture(
         >>> dataset.log_prob(torch.tensor([[1.0]]))
         tensor([0.6905])
     """
-    mixture = Mixture(_floats(weights), _floats(means), _floats(stds))
+    mixture = Mixture(_floats("weights", weights), _floats("means", means), _floats("stds", stds))
     return mixture.dataset("Gaussian mixture", count, seed, standardise)
 
 
@@ -437,9 +437,11 @@ def gaussian_ring(
     return Mixture(weights, means, stds).dataset("Gaussian ring", count, seed, standardise)
 
 
-def _floats(values: Sequence) -> Tensor:
+def _floats(name: str, values: Sequence) -> Tensor:
     """Converts nested sequences of numbers, of any class, to a float64 tensor."""
     try:
         return torch.from_numpy(np.array(values, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{values} is no regular array of numbers; {error}.") from error
+        raise InputError(
+            f"{name} must be a regular array of numbers, got {values} ({error})."
+        ) from error

@@ -69,7 +69,7 @@ class LinearOperator(Operator):
             y = self(x)
             if not y.requires_grad:
                 raise InputError(
-                    f"transpose must be given for {type(self).__name__}, whose output carries no "
+                    f"{type(self).__name__} must have a transpose, since its output has no "
                     "gradient; pass adjoint= to Linear, or override transpose."
                 )
             return torch.autograd.grad(y, x, u.to(y), create_graph=graph)[0]
@@ -81,7 +81,7 @@ class LinearOperator(Operator):
             InputError: If it is unknown, as in this class.
         """
         raise InputError(
-            f"operator must have a pseudo-inverse for this, got {type(self).__name__}; pass "
+            f"operator must have a pseudo-inverse, got {type(self).__name__} without one; pass "
             "inverse= to Linear, or use MMPS, which requires none."
         )
 
@@ -108,7 +108,7 @@ class LinearOperator(Operator):
         if not bool((left - right).abs() <= tolerance * (a.norm() * b.norm() + right.abs())):
             raise InputError(
                 f"transpose must satisfy <A v, u> = <v, A^T u>, got {left:.6g} and {right:.6g}; "
-                "without one, autograd supplies it."
+                "remove it to use autograd."
             )
 
 
@@ -147,14 +147,16 @@ def chosen(rows: Tensor | None, more: Tensor) -> Tensor:
 
 
 def check_mask(mask: object) -> None:
-    """Checks that a mask is a tensor of bool.
+    """Checks that a mask is a bool tensor.
 
     Raises:
         InputError: If it is not.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(f"mask must be a tensor of bool, got {got}; pass mask.bool().")
+        raise InputError(
+            f"mask must be a bool tensor, got {got}; pass torch.as_tensor(mask).bool()."
+        )
 
 
 def fitted(mask: Tensor, rows: Tensor | None, shape: Sequence[int]) -> Tensor:

@@ -59,8 +59,8 @@ class RandomProjection(LinearOperator):
     def pseudo_inverse(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         if self.rows > math.prod(shape):
             raise InputError(
-                f"rows must be at most the {math.prod(shape)} values of an example for the "
-                f"pseudo-inverse, got {self.rows}."
+                f"rows must be at most {math.prod(shape)}, the number of values of an example, "
+                f"for the pseudo-inverse, got {self.rows}."
             )
         a = self.matrix(math.prod(shape), y)
         return self.transpose(torch.linalg.solve(a @ a.T, y.T).T, shape)

@@ -79,7 +79,7 @@ class Observation:
         if not isinstance(self.operator, Operator):
             raise InputError(
                 f"operator must be an Operator, got {type(self.operator).__name__}; wrap a "
-                "function: Linear(function) or NonLinear(function)."
+                "function with Linear(function) or NonLinear(function)."
             )
         if self.rows is not None:  # part of an observation that was checked
             return
@@ -90,13 +90,13 @@ class Observation:
 
     @property
     def linear(self) -> bool:
-        """Whether the map from model units to measurements is affine."""
+        """True if the map from model units to measurements is affine."""
         affine = self.codec is None or isinstance(self.codec, Affine)
         return affine and isinstance(self.operator, LinearOperator)
 
     @property
     def noiseless(self) -> bool:
-        """Whether any measurement has no noise."""
+        """True if any measurement has no noise."""
         return bool((torch.as_tensor(self.std) == 0).any())
 
     def take(self, rows: Tensor) -> "Observation":
@@ -136,7 +136,7 @@ class Observation:
             InputError: If the noise has no density (std = 0).
         """
         if self.noiseless:
-            raise InputError(f"std must be positive for a density, got {self.std}.")
+            raise InputError(f"std must be positive everywhere for a density, got {self.std}.")
         r = self.residual(x)
         v = self.variance(r).expand(r.shape)
         log_normal = -0.5 * (r**2 / v + torch.log(2 * math.pi * v))
@@ -235,7 +235,8 @@ class Observation:
         """
         if self.codec is not None and tuple(self.codec.shape) != tuple(shape):
             raise InputError(
-                f"codec must be of examples {tuple(shape)}, got {tuple(self.codec.shape)}."
+                f"codec must have shape {tuple(shape)}, that of the examples, got "
+                f"{tuple(self.codec.shape)}."
             )
         self.operator.check(self._raw(shape), self.y)
         with torch.no_grad():
@@ -254,7 +255,7 @@ class Observation:
         return max([len(z), *map(len, own)])
 
     def _at_zero(self, shape: Sequence[int]) -> Tensor:
-        """Returns the measurements of zeros in raw units, for as many examples as it has masks."""
+        """Returns the measurements of zeros in raw units, one example for each mask."""
         raw = self._raw(shape)
         return self.operator(self.y.new_zeros(self.operator.batch(raw), *raw))
 
@@ -282,8 +283,8 @@ class Observation:
         if not bool(self.y.isfinite().all()):
             count = int((~self.y.isfinite()).sum())
             raise InputError(
-                f"y must be finite, got {count} of {self.y.numel()} values that are not; what is "
-                "not measured may be 0."
+                f"y must be finite, got {count} of {self.y.numel()} values that are not; set "
+                "values that are not measured to 0."
             )
         levels = None if self.codec is None else self.codec.levels
         if levels is None or not self.operator.averages:
@@ -291,8 +292,9 @@ class Observation:
         slack = _FAR * float(std.max()) + 1
         if not bool(((self.y >= -slack) & (self.y <= levels + slack)).all()):
             raise InputError(
-                f"y must lie in the codec's raw range from 0 to {levels}, up to {_FAR} std, got "
-                f"{float(self.y.min()):.4g} to {float(self.y.max()):.4g}."
+                f"y must be in [{-slack:.4g}, {levels + slack:.4g}], the raw range of the codec "
+                f"with a margin of {_FAR} std + 1, got {float(self.y.min()):.4g} to "
+                f"{float(self.y.max()):.4g}; pass y in raw units."
             )
 
     def _compare(self, z: Tensor) -> Tensor:
@@ -301,15 +303,15 @@ class Observation:
         each = y.shape == z.shape or (y.ndim == z.ndim and y.shape == (1, *z.shape[1:]))
         if not each and y.shape != z.shape[1:]:
             raise InputError(
-                f"y must have the shape {tuple(z.shape[1:])} of what {self._name} measures of one "
-                f"example, or {tuple(z.shape)} of the batch, got {tuple(y.shape)}."
+                f"y must have shape {tuple(z.shape[1:])}, the output of {self._name} for one "
+                f"example, or {tuple(z.shape)} for the batch, got {tuple(y.shape)}."
             )
         try:
             self.variance(z).expand(z.shape)
         except RuntimeError:
             raise InputError(
-                f"std must be a number or broadcast to y {tuple(y.shape)}, got "
-                f"{tuple(torch.as_tensor(self.std).shape)}."
+                f"std must be a number or broadcast to the measurements {tuple(z.shape)}, got "
+                f"shape {tuple(torch.as_tensor(self.std).shape)}."
             ) from None
         return torch.where(self.operator.measured(z), y.to(z) - z, 0)
 
@@ -321,7 +323,7 @@ class Observation:
         if not self.linear or not isinstance(self.operator, LinearOperator):
             codec = "" if self.codec is None else f" behind {type(self.codec).__name__}"
             raise InputError(
-                f"operator must be linear here, got {self._name}{codec}; use DPS, MMPS or PiGDM."
+                f"operator must be linear, got {self._name}{codec}; use DPS, MMPS or PiGDM."
             )
         return self.operator
 

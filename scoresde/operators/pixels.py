@@ -89,7 +89,8 @@ def hole(
     )
     if not inside or list(sides) == list(axes):
         raise InputError(
-            f"size must be a hole inside of the axes {axes} of an example, got {size} at {first}."
+            f"size must be a hole inside the axes {axes} of an example that does not cover all "
+            f"of it, got {size} at {first}."
         )
     mask = torch.ones(tuple(shape), dtype=torch.bool)
     mask[(slice(None), *(slice(f, f + k) for f, k in zip(first, sides, strict=True)))] = False
@@ -123,7 +124,7 @@ def random_mask(shape: Sequence[int], share: float, seed: int = 0) -> Masking:
 def _given(shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is None:  # a configuration takes it from the data of a checkpoint
         raise InputError(
-            "shape must be that of one example, got None; set it, such as "
+            "shape must be the shape of one example, got None; set it, for example "
             "data.operator.shape=[1,8,8] for pairs of digits."
         )
     return tuple(shape)
@@ -159,8 +160,8 @@ class Downsampling(LinearOperator):
         sizes = x.shape[2:]
         if not sizes or any(size % self.factor for size in sizes):
             raise InputError(
-                f"factor must divide the axes after the channels of examples {tuple(x.shape[1:])}"
-                f" (C, ...), got {self.factor}."
+                "factor must divide the axes after the channels of examples (C, ...), "
+                f"{tuple(x.shape[1:])}, got {self.factor}."
             )
         for axis in range(2, x.ndim):
             x = x.unflatten(axis, (-1, self.factor)).mean(axis + 1)

@@ -43,7 +43,10 @@ class Blur(LinearOperator):
 
     def __post_init__(self) -> None:
         if (self.kernel is None) == (self.std is None):
-            raise InputError("Blur must have either kernel= or std=, and not both.")
+            raise InputError(
+                "Blur requires exactly one of kernel and std, got "
+                f"{'neither' if self.kernel is None else 'both'}."
+            )
         if self.std is not None and not self.std > 0:
             raise InputError(f"std must be positive, got {self.std}.")
 
@@ -74,8 +77,8 @@ class Blur(LinearOperator):
         fits = len(small) == len(sizes) > 0
         if not fits or any(k > n for k, n in zip(small, sizes, strict=True)):
             raise InputError(
-                f"kernel must have an axis, no longer, for each axis after the channels of "
-                f"examples {tuple(x.shape[1:])}, got {tuple(small)}."
+                "kernel must have one axis for each axis after the channels of examples "
+                f"{tuple(x.shape[1:])}, and not be longer, got {tuple(small)}."
             )
         grid = torch.zeros(*sizes, dtype=x.dtype, device=x.device)
         grid[tuple(slice(k) for k in small)] = self.kernel.to(x)
