@@ -114,8 +114,8 @@ class Guided(Around):
         """
         if self.scale.ndim and len(self.scale) != len(x):
             raise InputError(
-                f"scale must be one number or one for each of {len(x)} examples, got "
-                f"{len(self.scale)}."
+                f"scale must be a number or a tensor with one number for each of {len(x)} "
+                f"examples, got {len(self.scale)} numbers."
             )
         return self.scale
 
@@ -129,12 +129,15 @@ def check_scale(scale: Any) -> Tensor:
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
     array = isinstance(scale, Tensor) and scale.ndim <= 1 and scale.dtype != torch.bool
     if not (number or array):
-        raise InputError(f"scale must be a number or a tensor (B,), got {scale!r}; 1 is usual.")
+        raise InputError(
+            f"scale must be a number or a tensor of shape (B,), got {scale!r}; a typical value is "
+            "1."
+        )
     values = torch.as_tensor(scale)
     values = values if values.is_floating_point() else values.double()
     values = values.double() if number else values
     if not bool(torch.isfinite(values).all()):
-        raise InputError(f"scale must be finite, got {scale}; 1 to 5 is usual.")
+        raise InputError(f"scale must be finite, got {scale}; typical values are 1 to 5.")
     return values
 
 

@@ -166,13 +166,13 @@ def _label(cond: Cond, x: Tensor) -> Tensor:
     label = cond.get("label")
     if label is None:
         raise InputError(
-            "label must be given to a model under classifier guidance, got none; pass label=, "
-            "int64 (B,)."
+            f"label must be an integer tensor of shape ({len(x)},) for classifier guidance, got "
+            "None; pass label=."
         )
     whole = not label.is_floating_point() and label.dtype != torch.bool
     if label.shape != x.shape[:1] or not whole:
         raise InputError(
-            f"label must have whole numbers of shape ({len(x)},), got {tuple(label.shape)} of "
-            f"{label.dtype}."
+            f"label must be an integer tensor of shape ({len(x)},), got {label.dtype} of shape "
+            f"{tuple(label.shape)}."
         )
     return label.long()

@@ -133,7 +133,9 @@ class DynamicThreshold(ChangedData):
         if not low < high:
             raise InputError(_empty(low, high))
         if not 0 < quantile <= 1:
-            raise InputError(f"quantile={quantile} is outside (0, 1]; 0.995 is usual.")
+            raise InputError(
+                f"quantile must be in (0, 1], got {quantile}; a typical value is 0.995."
+            )
         self.quantile = quantile
         self.range = low, high
         self.middle, self.width = 0.5 * (low + high), 0.5 * (high - low)
@@ -150,4 +152,4 @@ class DynamicThreshold(ChangedData):
 
 
 def _empty(low: float, high: float) -> str:
-    return f"low={low}, high={high} leave no value between them; give the range of the data."
+    return f"low must be less than high, got {low} and {high}; pass the range of the data."

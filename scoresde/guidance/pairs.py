@@ -189,9 +189,9 @@ class ClassifierFreeGuidance(PairGuidance):
         dropped = [is_none(values) for name, values in cond.items() if name in self.drop]
         if not dropped:
             raise InputError(
-                f"{self.drop[0]} must be given to a model under classifier-free guidance, got "
-                f"{', '.join(cond) or 'no condition'}; pass {self.drop[0]}=, a tensor with a row "
-                "for each example."
+                f"{self.drop[0]} is required for classifier-free guidance, got "
+                f"{', '.join(cond) or 'no condition'}; pass {self.drop[0]}=, a tensor with one "
+                "row per example."
             )
         return torch.stack(dropped).all(0)
 
@@ -250,7 +250,7 @@ class Autoguidance(PairGuidance):
         check_model(weak)
         if not _equal(model.sde, weak.sde):
             raise InputError(
-                f"weak must be a model of the same SDE, {model.sde}, got one of {weak.sde}."
+                f"weak must be a model of the same SDE as model, {model.sde}, got {weak.sde}."
             )
         self.weaker = weak
 
@@ -283,7 +283,10 @@ def _one_unless(acts: Tensor, weight: Tensor, x: Tensor) -> Tensor:
 def _check_drop(drop: Sequence[str]) -> tuple[str, ...]:
     names = (drop,) if isinstance(drop, str) else tuple(drop)
     if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"drop must name at least one condition, got {drop!r}; use ('label',).")
+        raise InputError(
+            f"drop must contain the name of at least one condition, got {drop!r}; pass ('label',) "
+            "for classes."
+        )
     return names
 
 
@@ -295,15 +298,14 @@ def _check_learned(model: ScoreFunction, drop: Sequence[str], scale: Tensor) -> 
         taken = [name for name in drop if part.takes(name)]
         if not taken:
             raise InputError(
-                f"drop must name a condition that the network takes, got {list(drop)}; build the "
+                f"drop must contain a condition of the network, got {list(drop)}; build the "
                 "network with classes= or conditions=."
             )
         for name in taken:
             if not learned_none(part.network, name):
                 raise InputError(
-                    f"scale must be 0 or 1 for a network that was trained with {name} alone, got "
-                    f"{scale.tolist()}; train with condition_dropout=0.1, so that it learns what "
-                    "it predicts without."
+                    f"scale must be 0 or 1 for a network that was never trained without {name}, "
+                    f"got {scale.tolist()}; train it with condition_dropout=0.1."
                 )
 
 

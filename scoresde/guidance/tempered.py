@@ -53,8 +53,9 @@ class ChangedGuidance(ChangedData):
     def __init__(self, guide: PairGuidance) -> None:
         if not isinstance(guide, PairGuidance):
             raise InputError(
-                f"guide must be a ClassifierFreeGuidance or an Autoguidance, got "
-                f"{type(guide).__name__}; guide the model first, as by guidance=[cfg,apg]."
+                "guide must be a PairGuidance such as ClassifierFreeGuidance or Autoguidance, "
+                f"got {type(guide).__name__}; on the command line, set guidance=[cfg,apg] for "
+                "example."
             )
         super().__init__(guide)
 
@@ -102,7 +103,7 @@ class Rescaled(ChangedGuidance):
     def __init__(self, guide: PairGuidance, factor: float) -> None:
         super().__init__(guide)
         if not 0 <= factor <= 1:
-            raise InputError(f"factor must be in [0, 1], got {factor}; 0.7 is usual.")
+            raise InputError(f"factor must be in [0, 1], got {factor}; a typical value is 0.7.")
         self.factor = factor
 
     def around(self, model: ScoreFunction) -> "Rescaled":
@@ -113,7 +114,8 @@ class Rescaled(ChangedGuidance):
         if strong[0].numel() < _LEAST:
             raise InputError(
                 f"Rescaled requires examples of at least {_LEAST} values, got "
-                f"{strong[0].numel()}: the spread of fewer says nothing; use the guidance alone."
+                f"{strong[0].numel()}, because the spread of fewer is meaningless; use the "
+                "guidance alone."
             )
         guided = torch.lerp(weak, strong, weight)
         spread, wide = (part.flatten(1).std(1, correction=0) for part in (strong, guided))
@@ -148,9 +150,9 @@ class Projected(ChangedGuidance):
     def __init__(self, guide: PairGuidance, eta: float = 0.0, norm: float = math.inf) -> None:
         super().__init__(guide)
         if not math.isfinite(eta):
-            raise InputError(f"eta must be finite, got {eta}; 0 leaves the parallel part out.")
+            raise InputError(f"eta must be finite, got {eta}; pass 0 to remove the parallel part.")
         if not norm > 0:
-            raise InputError(f"norm must be positive, got {norm}; math.inf is without a limit.")
+            raise InputError(f"norm must be positive, got {norm}; pass math.inf for no limit.")
         self.eta, self.norm = eta, norm
 
     def around(self, model: ScoreFunction) -> "Projected":

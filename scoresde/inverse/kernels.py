@@ -175,8 +175,8 @@ class CovarianceKernel(Kernel):
         values, basis = torch.linalg.eigh(precision)
         if values.device.type == "cpu" and not bool((values > 0).all()):
             raise InputError(
-                f"scale must leave a normalisable law, got {float(w.max()):.4g}: the conditional "
-                "law is wider than the unconditional one; use a smaller scale, or "
+                f"scale must leave the law of a step normalisable, got {float(w.max()):.4g}, with "
+                "a conditional law wider than the unconditional one; use a smaller scale or "
                 "kernel=IsotropicKernel()."
             )
         pushed = w1 * _times(inverse_c, d)  # the information about x - weak

@@ -242,7 +242,7 @@ class DPS(Posterior):
 def _below_one(name: str, value: float) -> float:
     """Checks a relative residual: with 1 or more, the solver would return 0, for the prior."""
     if not 0 < value < 1:
-        raise InputError(f"{name} must be in (0, 1), got {value}; 1e-4 is usual.")
+        raise InputError(f"{name} must be in (0, 1), got {value}; a typical value is 1e-4.")
     return float(value)
 
 

@@ -93,8 +93,8 @@ class Particles:
         """Draws examples of equal weight from a single population, ``(count, *)``."""
         if self.log_weights.ndim != 1:
             raise InputError(
-                f"log_weights must be of one population, got {tuple(self.log_weights.shape)}; "
-                "resample each population by itself."
+                "log_weights must have shape (particles,), one population, got "
+                f"{tuple(self.log_weights.shape)}; resample each population separately."
             )
         streams = Streams.of(seed, batch=1, device=self.x.device)
         u = streams.uniform((), Purpose.RESAMPLING, dtype=torch.float64)
@@ -328,7 +328,9 @@ class Twisted:
                 f"{-(-self.particles // self.groups) * self.groups}."
             )
         if not 0 <= self.threshold <= 1:
-            raise InputError(f"threshold must be in [0, 1], got {self.threshold}; 0.5 is usual.")
+            raise InputError(
+                f"threshold must be in [0, 1], got {self.threshold}; a typical value is 0.5."
+            )
 
     @torch.no_grad()
     def __call__(
@@ -506,9 +508,11 @@ def _target(plan: Twisted, model: ScoreFunction, shape: Sequence[int]) -> Target
         return _Posterior(kernel)
     if isinstance(model, ClassifierFreeGuidance) and model.interval is None:
         return _Tilted(kernel)
+    guided = isinstance(model, ClassifierFreeGuidance)
+    limit = f" with interval={model.interval}" if guided else ""
     raise InputError(
-        "model must be a posterior, such as MMPS(model, observed), or ClassifierFreeGuidance "
-        f"without an interval, got {type(model).__name__}."
+        "model must be a posterior such as MMPS(model, observed), or a ClassifierFreeGuidance "
+        f"with interval=None, got {type(model).__name__}{limit}."
     )
 
 
@@ -516,8 +520,8 @@ def _shape_of(model: ScoreFunction, shape: Sequence[int] | None) -> tuple[int, .
     known = model.shape if shape is None else shape
     if not known:
         raise InputError(
-            f"shape must be the shape of one example, got {shape}; the model's network has none "
-            "of its own (network.shape)."
+            f"shape must be the shape of one example, got {shape}; pass shape=, which is required "
+            "for a network without the attribute shape."
         )
     return tuple(known)
 
@@ -531,5 +535,7 @@ def _populations(
         sizes.add(model.observed.count(shape))
     several = sizes - {1}
     if len(several) > 1:
-        raise InputError(f"y and the conditions must have as many rows, got {sorted(several)}.")
+        raise InputError(
+            f"y and the conditions must have the same number of rows, got {sorted(several)}."
+        )
     return (several.pop(), False) if several else (1, True)

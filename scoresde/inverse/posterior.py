@@ -119,8 +119,8 @@ class Posterior(Around):
             data = self.model.denoise(leaf, t, **cond)
         if not data.requires_grad:
             raise InputError(
-                f"model must return a gradient of its input, got none from "
-                f"{type(self.model).__name__}; remove detach or torch.no_grad from it."
+                "model must be differentiable in its input, got an output without a gradient "
+                f"from {type(self.model).__name__}; remove detach or torch.no_grad from it."
             )
         gain = self.sde.sigma(t) ** 2 / self.sde.alpha(t)
 
@@ -163,13 +163,14 @@ def _check_shift(x: Tensor, pulled: Tensor, shift: Tensor) -> None:
     """
     if not bool(shift.any()) and bool(pulled.any()):
         raise InputError(
-            "model must have a Jacobian, got a product that is exactly 0; remove detach or "
-            "torch.no_grad from the network, and clip the posterior instead of the model."
+            "model must have a non-zero Jacobian, got a product with it that is exactly 0; "
+            "remove detach or torch.no_grad from the network, and clip the posterior instead of "
+            "the model."
         )
     if not bool(shift.isfinite().all()) and bool(x.isfinite().all()):
         raise InputError(
-            "posterior must stay finite, got infinite or NaN values from finite states; use more "
-            "steps at small noise (LogSNRGrid), a larger std, or PiGDM."
+            "The posterior must stay finite, got infinite or NaN values from finite states; use "
+            "more steps at small noise (LogSNRGrid), a larger std, or PiGDM."
         )
 
 
@@ -181,8 +182,8 @@ def check_observation(observed: object) -> Observation:
     """
     if not isinstance(observed, Observation):
         raise InputError(
-            f"observed must be an Observation, got {type(observed).__name__}; use "
-            "Observation(operator, y, std)."
+            "observed must be an Observation such as Observation(operator, y, std), got "
+            f"{type(observed).__name__}."
         )
     return observed
 

@@ -124,7 +124,7 @@ class ProjectedSampler(StepRule):
         super().check_observation(observed, shape)
         if bool((torch.as_tensor(observed.std) > 0).any()):
             raise InputError(
-                f"std must be 0 for {type(self).__name__}, which takes y as exact, got "
+                f"std must be 0 for {type(self).__name__}, which assumes exact measurements, got "
                 f"{observed.std}; use MMPS or PiGDM, or std=0."
             )
         # Also rejects operators without a pseudo-inverse, before the first evaluation.
@@ -165,7 +165,9 @@ class DDNM(ProjectedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
-            raise InputError(f"eta must be in [0, 1], got {self.eta}; 0 is deterministic.")
+            raise InputError(
+                f"eta must be in [0, 1], got {self.eta}; pass 0 for deterministic steps."
+            )
 
     def integrate(
         self,
@@ -301,7 +303,9 @@ class DPSStep(StepRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.zeta < math.inf:
-            raise InputError(f"zeta must be positive and finite, got {self.zeta}; 0.3 is usual.")
+            raise InputError(
+                f"zeta must be positive and finite, got {self.zeta}; a typical value is 0.3."
+            )
 
     def integrate(
         self,
@@ -368,11 +372,11 @@ class SDEdit(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.t0 < 1:
-            raise InputError(f"t0 must be in (0, 1), got {self.t0}; 0.5 is usual.")
+            raise InputError(f"t0 must be in (0, 1), got {self.t0}; a typical value is 0.5.")
         if not isinstance(self.sampler, GridSampler) or isinstance(self.sampler, StepRule):
             raise InputError(
-                f"sampler must have a grid of times, got {self.sampler}; use DDIM(eta=1.0) or "
-                "Heun()."
+                "sampler must be a GridSampler such as DDIM(eta=1.0) or Heun(), and not a "
+                f"StepRule, got {self.sampler}."
             )
 
     def __call__(  # type: ignore[override]
@@ -419,7 +423,9 @@ class SDEdit(Sampler):
 
     def _check_process(self, process: SDE, eps: float) -> float:
         if self.t0 <= eps:
-            raise InputError(f"t0 must be above eps={eps}, got {self.t0}; 0.5 is usual.")
+            raise InputError(
+                f"t0 must be greater than eps={eps}, got {self.t0}; a typical value is 0.5."
+            )
         return eps
 
     def _run(

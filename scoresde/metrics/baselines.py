@@ -55,12 +55,11 @@ class CovarianceFamily:
 
     def __post_init__(self) -> None:
         if self.covariance not in ("full", "diag", "tied"):
-            raise InputError(
-                f"covariance={self.covariance!r} is unknown; give full, diag or tied."
-            )
+            raise InputError(f"covariance must be full, diag or tied, got {self.covariance!r}.")
         if not 0 <= self.regularisation <= 1:
             raise InputError(
-                f"regularisation={self.regularisation} is outside [0, 1]; give 1e-3, say."
+                f"regularisation must be in [0, 1], got {self.regularisation}; a typical value is "
+                "1e-3."
             )
 
 
@@ -163,13 +162,13 @@ def mixture_baseline(
     deadline = time.monotonic() + seconds
     a, b, c = _rows(train, validation, test)
     if largest < 1:
-        raise InputError(f"largest={largest} is no number of components; give 64, say.")
+        raise InputError(f"largest must be at least 1, got {largest}.")
     # Full covariances of few examples are unreliable, so simpler families go first.
     few = len(a) < 2 * a.shape[1]
     ordered = sorted(families, key=lambda one: few and one.covariance != "diag")
     growths = [_Growth(family, a, b, seed) for family in ordered]
     if not growths:
-        raise InputError("families must hold at least one CovarianceFamily, got none.")
+        raise InputError("families must contain at least one CovarianceFamily, got none.")
     with threadpool_limits(1):  # ten times faster: the matrices are small
         done = _grow(growths, min(largest, len(a)), deadline)
     best = max(growths, key=lambda one: one.score)
@@ -298,7 +297,7 @@ def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> tuple[
 
 def _unfit(what: str, rows: np.ndarray, family: CovarianceFamily) -> InputError:
     return InputError(
-        f"{what} cannot be fitted to {len(rows)} examples of {rows.shape[1]} features with "
+        f"Cannot fit {what} to {len(rows)} examples of {rows.shape[1]} features with "
         f"regularisation={family.regularisation}; use a larger one, such as 1e-3, or more "
         "examples."
     )
@@ -308,9 +307,12 @@ def _rows(*examples: Tensor) -> tuple[np.ndarray, ...]:
     """Flattens examples to rows of float64."""
     shapes = [tuple(x.shape) for x in examples]
     if any(x.ndim < 1 or x.numel() == 0 for x in examples) or len({s[1:] for s in shapes}) > 1:
-        raise InputError(f"Examples of shapes {shapes} cannot be compared; give (N, *) each.")
-    if not all(x.isfinite().all() for x in examples):
-        raise InputError("The examples have NaN or infinite values; remove them.")
+        raise InputError(f"Examples must be non-empty and of one shape, (N, *), got {shapes}.")
+    bad = sum(int((~x.isfinite()).sum()) for x in examples)
+    if bad:
+        raise InputError(
+            f"All examples must be finite, got {bad} NaN or infinite values; remove them."
+        )
     features = math.prod(shapes[0][1:])
     if features > MOST_FEATURES:
         raise InputError(

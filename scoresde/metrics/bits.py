@@ -103,8 +103,8 @@ def _is_scale(scale: float | None, log_det: float | Tensor | None) -> bool:
     if (scale is None) == (log_det is None):
         got = "neither" if scale is None else "both"
         raise InputError(
-            f"One of scale and log_det must be given, got {got}; a codec has "
-            "codec.log_det(raw, x), and codec.scale where that is one number."
+            f"Exactly one of scale and log_det must be passed, got {got}; use codec.log_det(raw, "
+            "x), or codec.scale if it is a single number."
         )
     return scale is not None
 
@@ -118,14 +118,16 @@ def _like(log_det: Any, log_prob: Any) -> Any:
 def _dimension(shape: Sequence[int]) -> int:
     dimension = math.prod(shape)
     if dimension < 1:
-        raise InputError(f"shape={tuple(shape)} has no element; give the shape of one example.")
+        raise InputError(
+            f"shape must be the shape of one example, with positive sizes, got {tuple(shape)}."
+        )
     return dimension
 
 
 def _check_scale(scale: float | None) -> float:
     if scale is None or not 0 < scale < math.inf:
         raise InputError(
-            f"scale={scale} cannot be used; give the model units per quantisation step, positive "
-            "(2/L for L levels on [-1, 1])."
+            f"scale must be positive and finite, got {scale}; pass the model units per "
+            "quantisation step (2/L for L levels on [-1, 1])."
         )
     return float(scale)

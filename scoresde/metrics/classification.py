@@ -186,8 +186,8 @@ def logistic_regression(train: Tensor, labels: Tensor, test: Tensor, classes: in
     features, found = train[0].numel(), labels.unique()
     if features > MOST_FEATURES or len(found) < 2:
         raise InputError(
-            f"Logistic regression requires at most {MOST_FEATURES} features and two classes, got "
-            f"{features} features and the classes {found.tolist()}."
+            f"Logistic regression requires at most {MOST_FEATURES} features and at least two "
+            f"classes, got {features} features and the classes {found.tolist()}."
         )
     rows = random_rows(len(train), _MOST).to(train.device)
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -206,6 +206,6 @@ def _rows(x: Tensor) -> np.ndarray:
 def _check_pair(values: Tensor, truth: Tensor) -> None:
     if values.ndim < 1 or truth.ndim != 1 or len(values) != len(truth) or len(truth) == 0:
         raise InputError(
-            "There must be one class for each example, and at least one, got shapes "
+            "There must be at least one example and one class per example, (N,), got shapes "
             f"{tuple(values.shape)} and {tuple(truth.shape)}."
         )

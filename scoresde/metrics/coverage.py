@@ -42,8 +42,8 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5) -> tuple[float
     check_count("k", k)
     if real.shape[1:] != generated.shape[1:] or len(real) <= k or not len(generated):
         raise InputError(
-            f"real and generated must be more than {k} and at least 1 examples of one shape, got "
-            f"{tuple(real.shape)} and {tuple(generated.shape)}."
+            f"real must have more than k={k} examples, and generated at least one of the same "
+            f"shape, got {tuple(real.shape)} and {tuple(generated.shape)}."
         )
     x, y = (values.double().flatten(1) for values in (real, generated))
     inside, covered = 0, 0

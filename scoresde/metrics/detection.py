@@ -37,10 +37,12 @@ def auroc(larger: Tensor, smaller: Tensor) -> tuple[float, float]:
         >>> auroc(torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0]))[0]
         0.875
     """
-    for values in (larger, smaller):
-        if values.ndim != 1 or len(values) == 0 or not bool(values.isfinite().all()):
+    for name, values in (("larger", larger), ("smaller", smaller)):
+        bad = int((~values.isfinite()).sum())
+        if values.ndim != 1 or len(values) == 0 or bad:
             raise InputError(
-                f"Numbers of shape {tuple(values.shape)} cannot be ranked; give finite ones, (n,)."
+                f"{name} must be finite, with shape (n,) and n at least 1, got shape "
+                f"{tuple(values.shape)} with {bad} infinite or NaN values."
             )
     x, y = larger.double(), smaller.double()
     above, below = _share_below(x, y), 1 - _share_below(y, x)

@@ -38,11 +38,11 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
     """
     if x.shape[1:] != y.shape[1:] or x.ndim < 2 or x.numel() == 0 or y.numel() == 0:
         raise InputError(
-            f"Samples of shapes {tuple(x.shape)} and {tuple(y.shape)} cannot be compared; give "
-            "(N, *) and (M, *)."
+            f"x and y must be non-empty with shapes (N, *) and (M, *), got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}."
         )
     if projections < 1:
-        raise InputError(f"projections={projections} is too few; give 128, say.")
+        raise InputError(f"projections must be at least 1, got {projections}.")
     x, y = x.flatten(1).double(), y.flatten(1).double()
     streams = Streams.of(seed, batch=projections, device=x.device)
     directions = streams.normal(x.shape[1:], Purpose.PROBE, dtype=torch.float64)

@@ -32,7 +32,8 @@ class Estimate:
         """Estimates the mean of values, one per example, with shape ``(N,)``."""
         if values.ndim != 1 or len(values) == 0:
             raise InputError(
-                f"The values have shape {tuple(values.shape)}; give one per example, (N,)."
+                "values must have shape (N,), one value per example and at least one, got "
+                f"{tuple(values.shape)}."
             )
         n, values = len(values), values.double()
         error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan

@@ -41,7 +41,9 @@ class Moments:
         """
         x = features(raw)
         if not len(x):
-            raise InputError(f"raw must hold an example, got shape {tuple(raw.shape)}.")
+            raise InputError(
+                f"raw must contain at least one example, got shape {tuple(raw.shape)}."
+            )
         centred = x - x.mean(0)
         covariance = centred.T @ centred / len(x)
         std = covariance.diagonal().sqrt()

@@ -38,5 +38,5 @@ def nearest(x: Tensor, train: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         which = torch.where(closer, index + first, which)
         first += len(part)
     if first == 0:
-        raise InputError("train must hold an example, got none.")
+        raise InputError("train must contain at least one example, got none.")
     return best, which

@@ -162,10 +162,9 @@ def check_model(model: Trainable, kind: type = ScoreFunction) -> None:
         InputError: If it is not.
     """
     if not isinstance(model, kind):
-        raise InputError(
-            f"model must be a {kind.__name__}, got {type(model).__name__}; wrap a network: "
-            "ScoreModel(network, sde)."
-        )
+        wraps = issubclass(ScoreFunction, kind)
+        wrap = "; wrap a network in ScoreModel(network, sde)" if wraps else ""
+        raise InputError(f"model must be a {kind.__name__}, got {type(model).__name__}{wrap}.")
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class BridgeModel(Model):
         super().__init__()
         if not isinstance(process, Bridge):
             raise InputError(
-                f"process must be a Bridge, got {type(process).__name__}; use InDI() or I2SB()."
+                f"process must be a Bridge such as InDI() or I2SB(), got {type(process).__name__}."
             )
         self.network = network
         self._process = process
@@ -124,8 +124,8 @@ class BridgeModel(Model):
         output = check_output(self.network(x.to(dtype), label.expand(len(x)), **cond))
         if output.shape != x.shape:
             raise InputError(
-                f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "
-                "return the shape of its input."
+                f"network must return the shape of its input, {tuple(x.shape)}, got "
+                f"{tuple(output.shape)}."
             )
         a, b = self.output.to_data(self._process.clock(t))
         return expand(a, x) * x + expand(b, x) * output.to(x.dtype)
@@ -163,9 +163,9 @@ def bridge_velocity(
         return expand(rate / w, x) * (x - data)
     if source is None:
         raise InputError(
-            f"velocity must have a model that is given the source, or a noise of constant "
-            f"std(t) / t, got {process} without; build the network with conditions={{'source': "
-            "shape}, or use Constant(...) noise."
+            f"The velocity of {process} requires a network conditioned on the source, because its "
+            "std(t) / t is not constant; build the network with conditions={'source': shape}, "
+            "or use Constant(...) noise."
         )
     variance = process.gamma(t) ** 2
     share = torch.where(variance > 0, process.gamma_rate(t) / variance.clamp(min=1e-300), 0.0)

@@ -52,7 +52,7 @@ class Classifier(Trainable):
     ) -> None:
         super().__init__()
         if not isinstance(sde, SDE):
-            raise InputError(f"sde must be a scoresde.SDE, got {type(sde).__name__}.")
+            raise InputError(f"sde must be an SDE such as VPSDE(), got {type(sde).__name__}.")
         self.network = network
         self.sde = sde
         self.noise_label = noise_label or NoiseLevel()
@@ -86,7 +86,7 @@ class Classifier(Trainable):
         output = check_output(network(scaled.to(dtype), c.expand(len(x))))
         if output.ndim != 2 or len(output) != len(x):
             raise InputError(
-                f"network must return one number for each class, ({len(x)}, C), got "
+                f"network must return one number per class, ({len(x)}, C), got "
                 f"{tuple(output.shape)}; use Encoder(outputs=C)."
             )
         return torch.log_softmax(output.to(torch.promote_types(torch.float32, dtype)), 1)

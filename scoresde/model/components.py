@@ -59,11 +59,13 @@ class Mixture(ScoreFunction):
     def _members(self, label: Tensor) -> Tensor:
         """Returns which components a class has, bool ``(B, K)``; all of them for -1."""
         if self.labels is None:
-            raise InputError("label requires classes; build the mixture with labels=.")
+            raise InputError(
+                "label requires a mixture with classes; build the mixture with labels=."
+            )
         if label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
             raise InputError(
-                f"label must have whole numbers of shape (B,), got {tuple(label.shape)} of "
-                f"{label.dtype}."
+                f"label must be an integer tensor of shape (B,), got {label.dtype} of shape "
+                f"{tuple(label.shape)}."
             )
         return (label[:, None] == self.labels) | (label[:, None] == -1)
 
@@ -98,10 +100,12 @@ def check_labels(labels: Tensor, count: int) -> Tensor:
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
     if labels.shape != (count,) or not whole or int(labels.min()) < 0:
         raise InputError(
-            f"labels must be {count} whole numbers from 0, one for each component, got "
+            f"labels must be {count} non-negative integers, one per component, got "
             f"{labels.tolist()}."
         )
     classes = torch.arange(int(labels.max()) + 1)
     if not bool(torch.isin(classes, labels.cpu()).all()):
-        raise InputError(f"labels must use every class up to the largest, got {labels.tolist()}.")
+        raise InputError(
+            f"labels must contain every class from 0 to the largest, got {labels.tolist()}."
+        )
     return labels.to(torch.int64)

@@ -43,7 +43,7 @@ def condition(
     factor, info = torch.linalg.cholesky_ex(h @ c @ h.mT + torch.diag_embed(noise)[:, None])
     if bool(info.any()):
         raise InputError(
-            f"std must be positive where measurements depend on each other, got {observed.std}."
+            f"std must be positive for linearly dependent measurements, got {observed.std}."
         )
     r = y[:, None, :, None] - h @ m
     gain = torch.cholesky_solve(h @ c, factor).mT

@@ -16,8 +16,22 @@ def check_shape(x: Tensor, shape: torch.Size) -> None:
     """
     if x.shape[1:] != shape or not x.is_floating_point():
         raise InputError(
-            f"Data of shape {tuple(x.shape)} and type {x.dtype} do not fit a model of examples "
-            f"{tuple(shape)}; give floats (B, {', '.join(map(str, shape))})."
+            f"x must be floating-point with shape (B, {', '.join(map(str, shape))}), got "
+            f"{x.dtype} with shape {tuple(x.shape)}."
+        )
+
+
+def check_symmetric(covariance: Tensor) -> None:
+    """Checks that a covariance ``(D, D)`` is symmetric up to rounding.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not torch.allclose(covariance, covariance.T):
+        off = (covariance - covariance.T).abs().max()
+        raise InputError(
+            f"covariance must be symmetric, got a difference of {off:.4g} from its transpose; "
+            "pass (C + C.T) / 2."
         )
 
 

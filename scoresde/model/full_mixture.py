@@ -170,8 +170,8 @@ class FullMixtureModel(Mixture):
     def _check_rows(self, count: int) -> None:
         if len(self.means) not in (1, count):
             raise InputError(
-                f"The batch must have {len(self.means)} examples, one for each mixture, got "
-                f"{count}; take(rows) selects mixtures."
+                f"The batch must have {len(self.means)} examples, one per mixture, got {count}; "
+                "select mixtures with take(rows)."
             )
 
     def _means(self, responsibilities: Tensor, x: Tensor) -> Tensor:
@@ -196,8 +196,8 @@ def _pick(values: Tensor, k: Tensor) -> Tensor:
 def _check_shapes(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
     if means.ndim < 3 or covariances.ndim != 4:
         raise InputError(
-            f"covariances must have shape (K, D, D) or (B, K, D, D), and means (K, *) or (B, K, "
-            f"*), got {tuple(covariances.shape)} and {tuple(means.shape)}."
+            "means and covariances must have shapes (K, *) and (K, D, D), or (B, K, *) and (B, "
+            f"K, D, D), got {tuple(means.shape)} and {tuple(covariances.shape)}."
         )
     dimension = means.shape[2:].numel()
     count, components = means.shape[0], means.shape[1]
@@ -218,7 +218,7 @@ def _spectra(covariances: Tensor) -> tuple[Tensor, Tensor]:
     largest = variances.abs().amax(-1, keepdim=True)
     if bool((variances < -1e-5 * largest).any()) or not bool(variances.isfinite().all()):
         raise InputError(
-            "covariances must be positive semi-definite, got the eigenvalue "
+            "covariances must be finite and positive semi-definite, got the eigenvalue "
             f"{variances.min():.4g}."
         )
     return variances.clamp(min=0), bases

@@ -9,7 +9,7 @@ from torch import Tensor
 from scoresde.errors import InputError, check_count
 from scoresde.model.base import ScoreFunction
 from scoresde.model.conjugate import condition
-from scoresde.model.exact import check_shape, floats
+from scoresde.model.exact import check_shape, check_symmetric, floats
 from scoresde.model.full_mixture import FullMixtureModel
 from scoresde.operators import Observation
 from scoresde.passes import count_pass
@@ -57,13 +57,17 @@ class GaussianModel(ScoreFunction):
     ) -> None:
         super().__init__()
         if sde is None or (std is None) == (covariance is None):
-            raise InputError("GaussianModel needs a mean, an sde, and a std or a covariance.")
+            values = {"sde": sde, "std": std, "covariance": covariance}
+            given = ", ".join(name for name, value in values.items() if value is not None)
+            raise InputError(
+                "GaussianModel requires sde and exactly one of std and covariance, got "
+                f"{given or 'none of them'}."
+            )
         mean = floats(mean)
         variances, basis = _spectrum(mean, std, covariance)
         if not bool((variances > 0).all()):
             raise InputError(
-                f"The covariance has the eigenvalue {variances.min():.4g}; it must be positive "
-                "definite."
+                f"covariance must be positive definite, got the eigenvalue {variances.min():.4g}."
             )
         self.sde = sde
         self.register_buffer("mean", mean)
@@ -189,19 +193,18 @@ def _spectrum(
         std = floats(std, mean)
         if std.ndim > 0 and std.shape != mean.shape:
             raise InputError(
-                f"The std has shape {tuple(std.shape)} and the mean {tuple(mean.shape)}; give one "
-                "number, or one for each."
+                f"std must be a number or have the shape of the mean, {tuple(mean.shape)}, got "
+                f"shape {tuple(std.shape)}."
             )
         if not bool((std > 0).all()):
-            raise InputError(f"The std {std.min():.4g} is not positive; give positive numbers.")
+            raise InputError(f"std must be positive, got a minimum of {std.min():.4g}.")
         return std.expand(mean.shape).flatten() ** 2, None
     covariance = floats(covariance, mean)
     if covariance.shape != (mean.numel(), mean.numel()):
         raise InputError(
-            f"The covariance has shape {tuple(covariance.shape)} for {mean.numel()} dimensions; "
-            "give one row and one column per dimension of the flattened data."
+            f"covariance must have shape {(mean.numel(), mean.numel())}, a row and a column per "
+            f"dimension of the mean, got {tuple(covariance.shape)}."
         )
-    if not torch.allclose(covariance, covariance.T):
-        raise InputError("The covariance is not symmetric; give (C + C.T) / 2.")
+    check_symmetric(covariance)
     variances, basis = torch.linalg.eigh(covariance)
     return variances, basis

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from scoresde.errors import InputError, check_count
 from scoresde.model.base import Model
-from scoresde.model.exact import check_shape, floats
+from scoresde.model.exact import check_shape, check_symmetric, floats
 from scoresde.passes import count_pass
 from scoresde.sde import Interpolant, as_time, check_source
 from scoresde.shapes import one_or_each
@@ -59,15 +59,16 @@ class GaussianBridge(Model):
                 "mean and covariance must have shapes (2, *) and (2 D, 2 D), got "
                 f"{tuple(mean.shape)} and {tuple(covariance.shape)}."
             )
-        symmetric = torch.allclose(covariance, covariance.T)
-        if not symmetric or not bool((torch.linalg.eigvalsh(covariance) > 0).all()):
+        check_symmetric(covariance)
+        smallest = torch.linalg.eigvalsh(covariance).min()
+        if not bool(smallest > 0):
             raise InputError(
-                "covariance must be symmetric and positive definite, got eigenvalues from "
-                f"{torch.linalg.eigvalsh(covariance).min():.4g}; add noise to the sources."
+                f"covariance must be positive definite, got the eigenvalue {smallest:.4g}; add "
+                "noise to the sources."
             )
         if not isinstance(process, Interpolant):
             raise InputError(
-                f"process must be an Interpolant, got {type(process).__name__}; use InDI()."
+                f"process must be an Interpolant such as InDI(), got {type(process).__name__}."
             )
         self._process, self.sees_source = process, sees_source
         self.register_buffer("mean", mean)

@@ -55,7 +55,7 @@ class InterpolantModel(Model):
         if not isinstance(process, StochasticInterpolant):
             raise InputError(
                 f"process must be a StochasticInterpolant, got {type(process).__name__}; use "
-                "StochasticInterpolant(), or a BridgeModel for a bridge."
+                "BridgeModel for a bridge."
             )
         self.velocity_network, self.score_network = velocity, score
         self._process = process

@@ -38,11 +38,12 @@ class LatentModel(Trainable):
     def __init__(self, codec: Codec, prior: ScoreFunction) -> None:
         super().__init__()
         if not isinstance(codec, Codec):
-            raise InputError(f"codec must be a Codec, such as a VAE, got {type(codec).__name__}.")
+            raise InputError(f"codec must be a Codec such as a VAE, got {type(codec).__name__}.")
         check_model(prior)
         if prior.shape is not None and tuple(prior.shape) != tuple(codec.shape):
             raise InputError(
-                f"prior must be of latents of shape {tuple(codec.shape)}, got {prior.shape}."
+                f"prior must be a model of latents of shape {tuple(codec.shape)}, got shape "
+                f"{prior.shape}."
             )
         self.codec, self.prior = codec, prior
 

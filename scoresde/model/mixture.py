@@ -64,11 +64,14 @@ class GaussianMixtureModel(Mixture):
         stds = floats(stds, means)
         if means.ndim < 2 or not weights.shape == stds.shape == means.shape[:1]:
             raise InputError(
-                f"weights {tuple(weights.shape)}, means {tuple(means.shape)} and stds "
-                f"{tuple(stds.shape)} must have shapes (K,), (K, *) and (K,)."
+                "weights, means and stds must have shapes (K,), (K, *) and (K,), got "
+                f"{tuple(weights.shape)}, {tuple(means.shape)} and {tuple(stds.shape)}."
             )
         if not (bool((weights > 0).all()) and bool((stds > 0).all())):
-            raise InputError("A weight or a std of the mixture is not positive; make it positive.")
+            raise InputError(
+                f"weights and stds must be positive, got minima {weights.min():.4g} and "
+                f"{stds.min():.4g}."
+            )
         self.sde = sde
         self.register_buffer("log_weights", torch.log(weights / weights.sum()))
         self.register_buffer("means", means)

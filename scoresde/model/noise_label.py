@@ -55,7 +55,7 @@ class ChainIndex(NoiseLabel):
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         if not isinstance(sde, Chain):
             raise InputError(
-                f"ChainIndex needs a discrete chain, such as DiscreteVP(), not {sde}."
+                f"sde must be a discrete chain such as DiscreteVP() for ChainIndex, got {sde}."
             )
         return sde.index(t)
 
@@ -79,7 +79,7 @@ class ReversedIndex(NoiseLabel):
     scales: int = 1000
 
     def __post_init__(self) -> None:
-        check_count("scales", self.scales, "the published chain has 1000")
+        check_count("scales", self.scales, "use the published 1000")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.round((1 - t) * (self.scales - 1))

@@ -50,8 +50,8 @@ class Parametrisation(ABC):
     def __post_init__(self) -> None:
         if self.sigma_data is not None and not self.sigma_data > 0:
             raise InputError(
-                f"sigma_data={self.sigma_data} is not positive; give the standard deviation of "
-                "the data in model units (about 0.5 for images in [-1, 1])."
+                f"sigma_data must be positive, got {self.sigma_data}; pass the standard deviation "
+                "of the data in model units (about 0.5 for images in [-1, 1])."
             )
 
     @abstractmethod
@@ -177,8 +177,8 @@ class _VelocityAt(Parametrisation):
 
 def _no_rates() -> InputError:
     return InputError(
-        "VelocityParametrisation must be given the rates of a process, got alpha and sigma alone; "
-        "use parametrisation.at(sde, t).to_noise(alpha, sigma)."
+        "VelocityParametrisation requires the rates of a process besides alpha and sigma; use "
+        "parametrisation.at(sde, t).to_noise(alpha, sigma)."
     )
 
 
@@ -215,7 +215,8 @@ class Preconditioned(Parametrisation):
         super().__post_init__()
         if self.sigma_data is None:
             raise InputError(
-                "Preconditioned needs the data's standard deviation: give sigma_data a number."
+                "sigma_data must be a number for Preconditioned, got None; pass the standard "
+                "deviation of the data in model units."
             )
 
     def to_noise(self, alpha: Tensor, sigma: Tensor) -> Pair:

@@ -49,15 +49,15 @@ class ScoreModel(ScoreFunction):
     ) -> None:
         super().__init__()
         if not isinstance(sde, SDE):
-            raise InputError(f"sde is a {type(sde).__name__}; it must be a scoresde.SDE.")
+            raise InputError(f"sde must be an SDE such as VPSDE(), got {type(sde).__name__}.")
         self.network = network
         self.sde = sde
         self.parametrisation = parametrisation or Preconditioned()
         self.noise_label = noise_label or NoiseLevel()
         if sde.zero_snr and not self.parametrisation.at_zero_snr:
             raise InputError(
-                f"parametrisation must say what the data are where no signal is left, as {sde} "
-                f"has at t = 1, got {type(self.parametrisation).__name__}; use Preconditioned(), "
+                f"parametrisation must be defined where no signal is left, as at t = 1 of {sde}, "
+                f"got {type(self.parametrisation).__name__}; use Preconditioned(), "
                 "VelocityParametrisation(), VParametrisation() or DataParametrisation()."
             )
 
@@ -131,9 +131,9 @@ class ScoreModel(ScoreFunction):
         _check_shape(output, x)
         if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             raise InputError(
-                "The network's output carries no gradient of its input, which a likelihood or a "
-                "posterior needs; remove torch.no_grad, detach or NumPy from it (to a constant, "
-                "add 0 * x)."
+                "network must be differentiable in its input for a likelihood or a posterior, "
+                "got an output without a gradient; remove torch.no_grad, detach or NumPy from it "
+                "(add 0 * x to a constant)."
             )
         output = output.to(x.dtype)
         if output.shape == x.shape:
@@ -161,6 +161,6 @@ def _check_shape(output: Tensor, x: Tensor) -> None:
     two = x.ndim > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:])
     if output.shape != x.shape and not two:
         raise InputError(
-            f"The network turned shape {tuple(x.shape)} into {tuple(output.shape)}; it must "
-            "return the shape of its input (or twice its channels, for a learned variance)."
+            f"network must return the shape of its input, {tuple(x.shape)}, or twice its channels "
+            f"for a learned variance, got {tuple(output.shape)}."
         )

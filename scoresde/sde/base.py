@@ -178,8 +178,8 @@ class SDE(Interpolant):
             _check_end(self)
         if eps == 0 and _number(self.sigma, 0.0) == 0:
             raise InputError(
-                f"eps=0 cannot be used with {self}: its noise vanishes at t = 0 and the score is "
-                f"infinite there; give a small positive eps, such as {self.cutoffs.training}."
+                f"eps must be positive for {self}, whose score is infinite at t = 0, got {eps}; "
+                f"pass {self.cutoffs.training} for example."
             )
         return eps
 
@@ -190,13 +190,13 @@ def _check_end(sde: SDE) -> None:
     left = _number(sde.alpha, 1.0) / _number(sde.sigma, 1.0)
     if left < _NO_SIGNAL and not sde.zero_snr:
         raise InputError(
-            f"zero_snr must be True for {sde}, whose signal vanishes at t = 1 (alpha / sigma = "
-            f"{left:.3g}); set zero_snr = True in the class."
+            f"zero_snr must be True for {sde}, whose alpha / sigma vanishes at t = 1 "
+            f"({left:.3g}), got False; set zero_snr = True in the class."
         )
     if left > 1e-6 and sde.zero_snr:
         raise InputError(
-            f"zero_snr must be False for {sde}, which has alpha / sigma = {left:.3g} at t = 1; "
-            "set zero_snr = False in the class."
+            f"zero_snr must be False for {sde}, whose alpha / sigma is {left:.3g} at t = 1, got "
+            "True; set zero_snr = False in the class."
         )
 
 

@@ -77,7 +77,9 @@ def check_scale(name: str, value: object) -> None:
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise InputError(f"{name} must be finite and at least 0, got {value}; 0.1 is usual.")
+        raise InputError(
+            f"{name} must be non-negative and finite, got {value}; a typical value is 0.1."
+        )
 
 
 @dataclass(frozen=True)
@@ -234,12 +236,15 @@ def check_source(cond: dict[str, Tensor], x: Tensor) -> Tensor:
     """
     source = cond.get("source")
     if source is None:
-        raise InputError("source must be given for a bridge, got none; pass source=y, (B, *).")
+        raise InputError(
+            f"source must be a tensor of shape {tuple(x.shape)} for a bridge, got None; pass "
+            "source=y."
+        )
     if source.shape != x.shape:
         raise InputError(
-            f"source must have the shape {tuple(x.shape)} of the examples, got "
-            f"{tuple(source.shape)}; bring it to that shape, such as by the operator's "
-            "pseudo_inverse."
+            f"source must have the shape of the examples, {tuple(x.shape)}, got "
+            f"{tuple(source.shape)}; convert it, for example with the pseudo_inverse of its "
+            "operator."
         )
     return source
 
@@ -248,25 +253,25 @@ def _check(law: NoiseLaw) -> None:
     """Rejects a noise law for which no step preserves the marginals."""
     if not isinstance(law, NoiseLaw):
         raise InputError(
-            f"noise must be a NoiseLaw, got {law!r}; use Constant(0.1) or Brownian(0.1)."
+            f"noise must be a NoiseLaw such as Constant(0.1) or Brownian(0.1), got {law!r}."
         )
     w = torch.linspace(-8, 0, _PLACES, dtype=torch.float64).mul(math.log(10)).exp()
     w = torch.cat((w, torch.linspace(0, 1, _PLACES + 1, dtype=torch.float64)[1:])).sort().values
     first, std = float(law.std(torch.zeros((), dtype=torch.float64))), law.std(w)
     if first != 0 or not bool((std.isfinite() & (std >= 0)).all()):
         raise InputError(
-            f"noise must have a finite std of at least 0, and 0 at t = 0, got {law} with "
-            f"{first:.3g} at 0 and {std.min():.3g} to {std.max():.3g} after it; use "
-            "Constant(0.1) or Brownian(0.1)."
+            f"noise must have a finite, non-negative std that is 0 at t = 0, got {law} with "
+            f"{first:.3g} at 0 and {std.min():.3g} to {std.max():.3g} after it; use Constant(0.1) "
+            "or Brownian(0.1)."
         )
     ratio = std / w
     rises = ratio.diff() > _ROUNDING * ratio.max()
     if bool(rises.any()):
         at = int(rises.nonzero()[0])
         raise InputError(
-            f"noise must have a std(t) / t that does not increase, got {law} with "
-            f"{ratio[at]:.4g} at t = {w[at]:.3g} and {ratio[at + 1]:.4g} at {w[at + 1]:.3g}: no "
-            "step keeps its marginals; use Constant(0.1) or Brownian(0.1)."
+            f"noise must have a non-increasing std(t) / t, got {law} with {ratio[at]:.4g} at t = "
+            f"{w[at]:.3g} and {ratio[at + 1]:.4g} at {w[at + 1]:.3g}; use Constant(0.1) or "
+            "Brownian(0.1). With an increasing ratio no step preserves the marginals."
         )
 
 
@@ -340,8 +345,8 @@ class I2SB(Bridge):
         for name in ("beta_min", "beta_max"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(
-                    f"{name} must be positive and finite, got {getattr(self, name)}; 0.1 and 0.3 "
-                    "are published."
+                    f"{name} must be positive and finite, got {getattr(self, name)}; the "
+                    "published beta_min and beta_max are 0.1 and 0.3."
                 )
 
     @property

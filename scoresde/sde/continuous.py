@@ -24,8 +24,8 @@ class _LinearRate(SDE):
     def __post_init__(self) -> None:
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise InputError(
-                f"beta_min={self.beta_min}, beta_max={self.beta_max}: they need "
-                "0 < beta_min <= beta_max; the published values are 0.1 and 20."
+                "beta_min and beta_max must satisfy 0 < beta_min <= beta_max < inf, got "
+                f"{self.beta_min} and {self.beta_max}; the published values are 0.1 and 20."
             )
 
     def beta(self, t: Tensor) -> Tensor:
@@ -165,8 +165,8 @@ class VESDE(SDE):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
-                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: they need "
-                "0 < sigma_min < sigma_max; the published values are 0.01 and 50."
+                "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < inf, got "
+                f"{self.sigma_min} and {self.sigma_max}; the published values are 0.01 and 50."
             )
 
     @property

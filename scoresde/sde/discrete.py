@@ -66,12 +66,12 @@ class LinearBetas(Betas):
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, "the published chain has 1000")
+        check_count("steps", self.steps, "use the published 1000")
         if not 0 < self.beta_min <= self.beta_max < self.steps:
             raise InputError(
-                f"beta_min={self.beta_min}, beta_max={self.beta_max}: a chain of {self.steps} "
-                "steps needs 0 < beta_min <= beta_max < steps; the published values are 0.1, 20 "
-                "and 1000."
+                "beta_min and beta_max must satisfy 0 < beta_min <= beta_max < steps, got "
+                f"{self.beta_min}, {self.beta_max} and {self.steps} steps; the published values "
+                "are 0.1, 20 and 1000."
             )
 
     def __call__(self) -> np.ndarray:
@@ -101,11 +101,11 @@ class CosineBetas(Betas):
     limit: float = 0.999
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, "the published chain has 1000")
+        check_count("steps", self.steps, "use the published 1000")
         if not (self.offset > 0 and 0 < self.limit < 1):
             raise InputError(
-                f"offset={self.offset}, limit={self.limit}: the offset must be positive and the "
-                "limit in (0, 1); the published values are 0.008 and 0.999."
+                f"offset must be positive and limit in (0, 1), got {self.offset} and "
+                f"{self.limit}; the published values are 0.008 and 0.999."
             )
 
     def __call__(self) -> np.ndarray:
@@ -149,14 +149,15 @@ class Chain(SDE):
     def __post_init__(self) -> None:
         if not isinstance(self.betas, Betas):
             raise InputError(
-                f"betas is a {type(self.betas).__name__}; give LinearBetas(), CosineBetas() or "
-                "ListedBetas([...])."
+                "betas must be a Betas such as LinearBetas(), CosineBetas() or "
+                f"ListedBetas([...]), got {type(self.betas).__name__}."
             )
         betas = self.betas()
         if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+            span = f" from {betas.min():.4g} to {betas.max():.4g}" if betas.size else ""
             raise InputError(
-                f"A chain of {betas.size} steps with variances from {betas.min(initial=1):.4g} to "
-                f"{betas.max(initial=0):.4g} cannot be used; it needs two or more, all in (0, 1)."
+                "betas must have shape (N,), N at least 2, and values in (0, 1), got shape "
+                f"{betas.shape}{span}."
             )
 
     @property

@@ -147,7 +147,7 @@ class Interpolant(ABC):
         """
         if not isinstance(eps, int | float) or not 0 <= eps < 1:
             raise InputError(
-                f"eps={eps} is outside [0, 1); the default here is one of {self.cutoffs}."
+                f"eps must be in [0, 1), got {eps}; the defaults here are {self.cutoffs}."
             )
         return float(eps)
 

@@ -86,8 +86,8 @@ class LearnedSchedule(nn.Module, SDE):
         numbers = all(isinstance(end, int | float) for end in (log_snr_max, log_snr_min))
         if not numbers or not -math.inf < log_snr_min < log_snr_max < math.inf:
             raise InputError(
-                f"log_snr_max must be above log_snr_min, and both finite, got {log_snr_max} and "
-                f"{log_snr_min}; 13.3 and -5 are usual for images."
+                "log_snr_max and log_snr_min must be finite with log_snr_min < log_snr_max, got "
+                f"{log_snr_max} and {log_snr_min}; typical values for images are 13.3 and -5."
             )
         count = check_count("width", width)
         for name, value in (("log_snr_max", log_snr_max), ("log_snr_min", log_snr_min)):

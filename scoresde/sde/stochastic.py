@@ -91,9 +91,13 @@ class StochasticInterpolant(Interpolant):
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
-            raise InputError(f"scale must be positive and finite, got {self.scale}; 1 is usual.")
+            raise InputError(
+                f"scale must be positive and finite, got {self.scale}; a typical value is 1."
+            )
         if not isinstance(self.end, End):
-            raise InputError(f"end must be Source() or StandardNormal(), got {self.end!r}.")
+            raise InputError(
+                f"end must be an End such as Source() or StandardNormal(), got {self.end!r}."
+            )
 
     @property
     def cutoffs(self) -> Cutoffs:

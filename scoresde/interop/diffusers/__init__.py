@@ -62,7 +62,7 @@ def load_checkpoint(folder: str | Path) -> ScoreModel:
     """
     model = _built(load_recipe(folder))
     if not isinstance(model, ScoreModel):
-        raise InputError(f"{folder} must hold a UNet2DModel, got {NAME}; use load_autoencoder.")
+        raise InputError(f"{folder} must contain a UNet2DModel, got {NAME}; use load_autoencoder.")
     return model
 
 
@@ -83,7 +83,9 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     """
     codec = _built(load_recipe(folder))
     if not isinstance(codec, Autoencoder):
-        raise InputError(f"{folder} must hold an {NAME}, got a UNet2DModel; use load_checkpoint.")
+        raise InputError(
+            f"{folder} must contain an {NAME}, got a UNet2DModel; use load_checkpoint."
+        )
     return codec
 
 

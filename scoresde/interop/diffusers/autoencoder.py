@@ -50,7 +50,7 @@ def describe_autoencoder(given: Values) -> dict[str, Any]:
     config.one_of("mid_block_add_attention", (True,))
     for key, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         if {*config.items(f"{key}_block_types")} != {kind}:
-            raise config.error(f"{key}_block_types", f"known is {kind}")
+            raise config.error(f"{key}_block_types", f"must all be {kind}")
     size = config.count("sample_size")
     groups = config.count("norm_num_groups")
     common = {

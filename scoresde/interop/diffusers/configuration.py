@@ -159,7 +159,7 @@ def _network(config: Values) -> Recipe:
     config.one_of("time_embedding_dim", (None, 4 * widths[0]))
     uneven = [n for n in widths if n % widths[0]]
     if uneven:
-        raise config.error("block_out_channels", f"{uneven[0]} is no multiple of {widths[0]}")
+        raise config.error("block_out_channels", f"must be multiples of {widths[0]}")
     network: Recipe = {
         "_target_": "scoresde.nn.UNet",
         "shape": [image, *_size(config, 2 ** (len(widths) - 1))],
@@ -194,11 +194,11 @@ def _size(config: Values, divisor: int) -> list[int]:
     """Returns the size of the images; its levels must halve evenly."""
     size = config.get("sample_size")
     if size is None:
-        raise config.error("sample_size", "write the size of the images there")
+        raise config.error("sample_size", "must be the size of the images")
     sizes = config.counts("sample_size") if isinstance(size, list) else []
     sizes = sizes if len(sizes) == 2 else [config.count("sample_size")] * 2
     if any(n % divisor for n in sizes):
-        raise config.error("sample_size", f"it must be divisible by {divisor}")
+        raise config.error("sample_size", f"must be divisible by {divisor}")
     return sizes
 
 
@@ -208,7 +208,7 @@ def _embedding(config: Values, width: int) -> Recipe:
         return {**fourier, "scale": 16.0, "log": True}
     half, shift = width // 2, config.number("freq_shift")
     if shift >= half:
-        raise config.error("freq_shift", f"it must be below {half}")
+        raise config.error("freq_shift", f"must be less than {half}")
     # Their frequencies 10000^(-k / (n - shift)) are ours, period^(-k / (n - 1)).
     period = 10000.0 ** ((half - 1) / (half - shift))
     return {"_target_": "scoresde.nn.PositionalEmbedding", "width": width, "max_period": period}
@@ -221,7 +221,7 @@ def _head_width(config: Values, widths: Sequence[int]) -> int | None:
     head = config.count("attention_head_dim")
     uneven = [n for n in widths if n % head]
     if uneven:
-        raise config.error("attention_head_dim", f"it does not divide {uneven[0]} channels")
+        raise config.error("attention_head_dim", f"must divide {uneven[0]} channels")
     return head
 
 
@@ -235,12 +235,14 @@ def _levels(config: Values, count: int) -> tuple[list[int], Callable[[Values], R
     architecture = next((known[names] for names in known if {*down} <= {*names}), None)
     if architecture is None:
         choices = ", or all ".join(" or ".join(names) for names in known)
-        raise config.error("down_block_types", f"all must be {choices}")
+        raise config.error("down_block_types", f"must all be {choices}")
     if len(down) != count:
-        raise config.error("down_block_types", f"block_out_channels names {count} levels")
+        raise config.error(
+            "down_block_types", f"must have {count} entries, one per entry of block_out_channels"
+        )
     mirrored = [name.replace("Down", "Up") for name in reversed(down)]
     if up != mirrored:
-        raise config.error("up_block_types", f"with these down_block_types it is {mirrored}")
+        raise config.error("up_block_types", f"must mirror down_block_types: {mirrored}")
     return [i for i, name in enumerate(down) if name.startswith("Attn")], architecture
 
 
@@ -268,7 +270,7 @@ def _ncsnpp(config: Values) -> Recipe:
 def _check_scale(config: Values, wanted: float) -> None:
     """Checks that the middle block divides its sums by the same number as all other blocks."""
     if not math.isclose(config.number("mid_block_scale_factor"), wanted, rel_tol=1e-6):
-        raise config.error("mid_block_scale_factor", f"with these blocks it is {wanted:.12g}")
+        raise config.error("mid_block_scale_factor", f"must be {wanted:.12g} with these blocks")
 
 
 def _norm(config: Values, most: int, least: int) -> Recipe:
@@ -290,7 +292,8 @@ def _exceptions(config: Values, recipe: Recipe, widths: Sequence[int]) -> dict[s
             wanted = _groups(config, layer.theirs, channels, widths)
             if wanted < 1 or channels % wanted:
                 raise config.error(
-                    "block_out_channels", f"{layer.theirs} divides {channels} into {wanted} groups"
+                    "block_out_channels",
+                    f"must allow {wanted} groups in the {channels} channels of {layer.theirs}",
                 )
             if wanted != groups:
                 exceptions[layer.ours] = wanted

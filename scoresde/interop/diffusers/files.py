@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.interop._messages import either, kind_of
 from scoresde.recipe import brief
 from scoresde.tensors import read_tensors
 
@@ -31,10 +32,10 @@ class Values:
     path: Path
     values: Mapping[str, Any]
 
-    def error(self, key: str, reason: str) -> InputError:
-        """Returns the error for the value of a key."""
+    def error(self, key: str, constraint: str) -> InputError:
+        """Returns the error for the value of a key, with a constraint such as "must be 1"."""
         value = json.dumps(self.values.get(key))
-        return InputError(f"{self.path}: {key}={brief(value)} is not supported: {reason}.")
+        return InputError(f"{self.path}: {key} {constraint}, got {brief(value)}.")
 
     def get(self, key: str, default: Any = _MISSING) -> Any:
         """Returns any value."""
@@ -44,7 +45,7 @@ class Values:
         """Returns a value that must be in ``known``."""
         value = self.get(key, default)
         if not any(value == k and isinstance(value, bool) == isinstance(k, bool) for k in known):
-            raise self.error(key, f"known are {', '.join(json.dumps(k) for k in known)}")
+            raise self.error(key, f"must be {either(json.dumps(k) for k in known)}")
         return value
 
     def flag(self, key: str) -> bool:
@@ -57,7 +58,8 @@ class Values:
 
     def counts(self, key: str) -> list[int]:
         """Returns a value that must be a list of positive integers."""
-        return [self._count(key, n) for n in self.items(key)]
+        words = "must be a list of positive integers"
+        return [self._count(key, n, words) for n in self.items(key)]
 
     def number(self, key: str, default: Any = _MISSING) -> float:
         """Returns a value that must be a finite number."""
@@ -65,23 +67,24 @@ class Values:
 
     def numbers(self, key: str) -> list[float]:
         """Returns a value that must be a list of finite numbers."""
-        return [self._number(key, x) for x in self.items(key)]
+        words = "must be a list of finite numbers"
+        return [self._number(key, x, words) for x in self.items(key)]
 
     def items(self, key: str) -> list[Any]:
         """Returns a value that must be a non-empty list."""
         values = self.get(key)
         if not isinstance(values, list) or not values:
-            raise self.error(key, "it must be a list")
+            raise self.error(key, "must be a non-empty list")
         return values
 
-    def _count(self, key: str, value: Any) -> int:
+    def _count(self, key: str, value: Any, constraint: str = "must be a positive integer") -> int:
         if type(value) is not int or value < 1:
-            raise self.error(key, "positive whole numbers are needed")
+            raise self.error(key, constraint)
         return value
 
-    def _number(self, key: str, value: Any) -> float:
+    def _number(self, key: str, value: Any, constraint: str = "must be a finite number") -> float:
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise self.error(key, "finite numbers are needed")
+            raise self.error(key, constraint)
         return float(value)
 
 
@@ -120,8 +123,8 @@ def _network_folder(folder: Path) -> Path:
         if (home / _CONFIG).is_file():
             return home
     raise InputError(
-        f"{folder} has no {_CONFIG}, and no folder unet with one; give the folder of a "
-        "UNet2DModel, of an AutoencoderKL or of a pipeline that diffusers has saved."
+        f"{folder} must contain {_CONFIG}, or a folder unet or vae with it; use the folder of a "
+        "UNet2DModel, an AutoencoderKL or a pipeline saved by diffusers."
     )
 
 
@@ -140,9 +143,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {brief(error)}.") from error
+        raise InputError(f"Cannot read {path} as JSON: {brief(error)}.") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds {brief(values)}, and no dictionary; the file is damaged.")
+        raise InputError(
+            f"{path} is damaged: the content must be a dictionary, got {brief(values)}."
+        )
     return values
 
 
@@ -152,16 +157,21 @@ def _weights_file(home: Path) -> Path:
         if path.is_file():
             return path
     names = " or ".join(path.name for path in files)
-    raise InputError(f"{home} has no {names}; give a folder with the weights in one such file.")
+    raise InputError(f"{home} must contain the weights, {names}, got neither.")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     if not isinstance(weights, Mapping):
-        raise InputError(f"{path} holds no dictionary of tensors; the file is damaged.")
+        raise InputError(
+            f"{path} is damaged: the content must be a dictionary of tensors, got "
+            f"{type(weights).__name__}."
+        )
     for name, value in weights.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise InputError(f"{name} in {path} is no tensor of floats; the file is damaged.")
+            raise InputError(
+                f"{path} is damaged: {name} must be a floating-point tensor, got {kind_of(value)}."
+            )
     return {str(name): value for name, value in weights.items()}
 
 
@@ -170,8 +180,8 @@ def _safetensors(path: Path) -> Any:
         from safetensors.torch import load_file
     except ImportError as error:
         raise InputError(
-            f"{path} is read by the package safetensors, which is not installed: "
-            "pip install scoresde[interop]."
+            f"{path} requires the package safetensors, which is not installed; run pip install "
+            "scoresde[interop]."
         ) from error
     try:
         return load_file(path)
@@ -184,6 +194,6 @@ def _pickled(path: Path) -> Any:
         return read_tensors(path)
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
-            f"{path} cannot be read without executing code in it ({brief(error)}); it is damaged, "
-            "or no file of weights."
+            f"Cannot read {path} without executing code in it ({brief(error)}); it is damaged or "
+            "not a file of weights."
         ) from error

@@ -81,7 +81,9 @@ def load_checkpoint(
     """
     imported = load_recipe(path, config)
     if ema and imported.ema is None:
-        raise InputError(f"{path} holds no moving average (ema); ask for the raw weights.")
+        raise InputError(
+            f"{path} has no moving average (ema); pass ema=False for the raw weights."
+        )
     model = build(imported.recipe)
     model.load_state_dict(imported.ema if ema else imported.raw)
     return model.eval()
@@ -108,8 +110,8 @@ def _averaged(content: Content, where: list[Place]) -> dict[str, Tensor]:
     average = content.average or []
     if len(average) != len(trained):
         raise InputError(
-            f"{content.path} has {len(average)} averaged tensors (ema.shadow_params) and the "
-            f"configuration describes {len(trained)} trained ones; give the configuration that it "
-            "was trained with."
+            f"{content.path} must have {len(trained)} averaged tensors (ema.shadow_params), as "
+            f"many as the configuration describes trained ones, got {len(average)}; use the "
+            "configuration that the network was trained with."
         )
     return {**content.weights, **dict(zip(trained, average, strict=True))}

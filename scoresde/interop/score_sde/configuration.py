@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from scoresde.errors import InputError
+from scoresde.interop._messages import either
 from scoresde.recipe import brief
 
 Recipe = dict[str, Any]
@@ -50,8 +51,8 @@ def read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
         config = config.get("config", config)
     if not isinstance(config, Mapping) or "model" not in config:
         raise InputError(
-            f"The configuration {brief(config)} has no section model; give the reference's values "
-            "as a nested dictionary (config.to_dict() of its own)."
+            f"config must be a nested dictionary with a section model, got {brief(config)}; pass "
+            "the dictionary of the reference, config.to_dict()."
         )
     return config
 
@@ -137,8 +138,9 @@ def _scaled(values: "_Values", network: Recipe) -> Recipe:
     largest = _largest_label(values)
     if largest >= scales:
         raise InputError(
-            f"model.num_scales={scales} is too small: the reference looks its noise levels up by "
-            f"labels of up to {largest:.4g}; give the number that it was trained with."
+            f"model.num_scales must be greater than {largest:.4g}, the largest label by which the "
+            f"reference looks up its noise levels, got {scales}; use the configuration that the "
+            "network was trained with."
         )
     return {**scaled, "sigmas": sigmas}
 
@@ -184,8 +186,8 @@ def _size(values: "_Values", divisor: int) -> int:
     size = values.count("data.image_size")
     if size % divisor:
         raise InputError(
-            f"data.image_size={size} is not divisible by {divisor}, as model.ch_mult asks for; "
-            "the reference has no such models."
+            f"data.image_size must be divisible by {divisor} with this model.ch_mult, got {size}; "
+            "the reference has no other models."
         )
     return size
 
@@ -224,15 +226,17 @@ def _embedding(values: "_Values") -> Recipe:
 def _positional(values: "_Values") -> Recipe:
     width = values.count("model.nf")
     if width % 2:
-        raise InputError(f"model.nf={width} is odd, which is not supported; half are sines.")
+        raise InputError(
+            f"model.nf must be even, as half of the embedding are sines, got {width}."
+        )
     return {"_target_": "scoresde.nn.PositionalEmbedding", "width": width}
 
 
 def _fourier(values: "_Values") -> Recipe:
     if not values.flag("training.continuous"):
         raise InputError(
-            "model.embedding_type='fourier' embeds a continuous label, and training.continuous is "
-            "false; the reference has no such models."
+            "training.continuous must be true for model.embedding_type='fourier', which embeds a "
+            "continuous label, got false; the reference has no such models."
         )
     return {
         "_target_": "scoresde.nn.FourierEmbedding",
@@ -285,7 +289,7 @@ class _Values:
         for part in key.split("."):
             value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
         if value is _MISSING and default is _MISSING:
-            raise InputError(f"The configuration lacks {key}; give the reference's value.")
+            raise InputError(f"The configuration lacks {key}; set it to the reference's value.")
         return default if value is _MISSING else value
 
     def text(self, key: str) -> str:
@@ -293,20 +297,18 @@ class _Values:
 
     def choice(self, key: str, options: Mapping[str, Any]) -> Any:
         if self.text(key) not in options:
-            raise InputError(
-                f"{key}={self.get(key)!r} is not supported; known are {', '.join(options)}."
-            )
+            raise InputError(f"{key} must be {either(options)}, got {self.get(key)!r}.")
         return options[self.text(key)]
 
     def flag(self, key: str) -> bool:
         return self._checked(key, self.get(key), bool, "true or false")
 
     def count(self, key: str) -> int:
-        return self._checked(key, self.get(key), int, "a positive whole number", least=1)
+        return self._checked(key, self.get(key), int, "a positive integer", least=1)
 
     def scales(self) -> int:
         value = self.get("model.num_scales", 1000)
-        return self._checked("model.num_scales", value, int, "a whole number above one", least=2)
+        return self._checked("model.num_scales", value, int, "an integer of at least 2", least=2)
 
     def number(self, key: str, default: float) -> float:
         value = self.get(key, default)
@@ -315,14 +317,15 @@ class _Values:
 
     def counts(self, key: str) -> list[int]:
         values = self.get(key)
-        if not isinstance(values, Sequence) or isinstance(values, str):
-            raise InputError(f"{key}={values!r} must be a list of whole numbers.")
-        return [self._checked(key, n, int, "positive whole numbers", least=1) for n in values]
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        if not listed or any(type(n) is not int or n < 1 for n in values):
+            raise InputError(f"{key} must be a list of positive integers, got {values!r}.")
+        return list(values)
 
     @staticmethod
     def _checked(key: str, value: Any, kind: Any, words: str, least: float = -math.inf) -> Any:
         if type(value) is not kind or value < least:
-            raise InputError(f"{key}={value!r} must be {words}.")
+            raise InputError(f"{key} must be {words}, got {value!r}.")
         return value
 
 
@@ -335,14 +338,14 @@ def _read_file(file: Path) -> Any:
     if not file.is_file():
         near = difflib.get_close_matches(str(file), names(), 3, 0.3)
         raise InputError(
-            f"config={file} is neither a file nor one of the reference's configurations, such as "
-            f"{', '.join(near or names()[:3])}."
+            "config must be a file or one of the reference's configurations, such as "
+            f"{', '.join(near or names()[:3])}, got {file}."
         )
     try:
         text = file.read_text("utf-8")
         return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{file} is no JSON or YAML: {brief(error)}.") from error
+        raise InputError(f"Cannot read {file} as JSON or YAML: {brief(error)}.") from error
 
 
 def _plain(value: Any) -> Any:

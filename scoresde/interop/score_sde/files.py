@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.errors import InputError
+from scoresde.interop._messages import kind_of
 from scoresde.recipe import brief
 from scoresde.tensors import read_tensors
 
@@ -50,11 +51,13 @@ def read_checkpoint(path: str | Path) -> Content:
     file = Path(path)
     if not file.is_file():
         reason = "is a folder" if file.is_dir() else "does not exist"
-        raise InputError(f"{file} {reason}; give a .pth file of score_sde_pytorch.")
+        raise InputError(f"{file} {reason}; pass a .pth file of score_sde_pytorch.")
     content = _load(file)
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        keys = brief(list(content)) if isinstance(content, Mapping) else type(content).__name__
         raise InputError(
-            f"{file} is no checkpoint of score_sde_pytorch: it has no dictionary 'model'."
+            f"{file} must be a checkpoint of score_sde_pytorch with a dictionary 'model', got "
+            f"{keys}."
         )
     weights = {str(name).removeprefix(_PREFIX): value for name, value in content["model"].items()}
     weights.pop("sigmas", None)  # follows from the configuration
@@ -68,8 +71,8 @@ def _load(file: Path) -> Any:
         return read_tensors(file, _SAFE)
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
-            f"{file} cannot be read without executing code in it ({brief(error)}); it is damaged, "
-            "or no checkpoint of score_sde_pytorch."
+            f"Cannot read {file} without executing code in it ({brief(error)}); it is damaged or "
+            "not a checkpoint of score_sde_pytorch."
         ) from error
 
 
@@ -80,7 +83,9 @@ def _average(file: Path, content: Mapping[str, Any]) -> list[Tensor] | None:
         return None
     average = ema.get("shadow_params") if isinstance(ema, Mapping) else None
     if not isinstance(average, list | tuple):
-        raise InputError(f"{file} has no list ema.shadow_params; the file is damaged.")
+        raise InputError(
+            f"{file} is damaged: ema.shadow_params must be a list, got {type(average).__name__}."
+        )
     _check_tensors(file, {f"ema.shadow_params[{i}]": value for i, value in enumerate(average)})
     return list(average)
 
@@ -88,4 +93,6 @@ def _average(file: Path, content: Mapping[str, Any]) -> list[Tensor] | None:
 def _check_tensors(file: Path, tensors: Mapping[str, Any]) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise InputError(f"{name} in {file} is no tensor of floats; the file is damaged.")
+            raise InputError(
+                f"{file} is damaged: {name} must be a floating-point tensor, got {kind_of(value)}."
+            )

@@ -107,14 +107,14 @@ def convert(
 def _check_names(weights: Mapping[str, Tensor], where: list[Place], path: str | Path) -> None:
     wanted = {place.theirs: None for place in where}
     for problem, names in (
-        ("lacks", [name for name in wanted if name not in weights]),
-        ("has, besides what is wanted,", [name for name in weights if name not in wanted]),
+        ("lacks the tensors", [name for name in wanted if name not in weights]),
+        ("has the unexpected tensors", [name for name in weights if name not in wanted]),
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise InputError(
-                f"{path} {problem} {', '.join(names[:3])}{more}; give the configuration that it "
-                "was trained with."
+                f"{path} {problem} {', '.join(names[:3])}{more}; use the configuration that the "
+                "network was trained with."
             )
 
 
@@ -123,8 +123,8 @@ def _check_shapes(weights: Mapping[str, Tensor], where: list[Place], path: str |
         shape = tuple(weights[place.theirs].shape)
         if shape != place.shape:
             raise InputError(
-                f"{place.theirs} in {path} has the shape {shape} and the configuration asks for "
-                f"{place.shape}; give the configuration that it was trained with."
+                f"{place.theirs} in {path} must have shape {place.shape} by the configuration, "
+                f"got {shape}; use the configuration that the network was trained with."
             )
 
 
