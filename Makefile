@@ -1,6 +1,7 @@
 # make demo   sets up a virtual environment, trains the default model, says where the report is
 # make test   the same set-up, then the whole test suite
 # make lint   style and types          make wheel   builds the wheel and tries it from another folder
+# make docs   builds the site in docs/_build, runs its notebooks and checks its links
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/demo
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint wheel docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m scoresde.run hydra.run.dir=$(DEMO)/$$(date +%Y-%m-%d_%H-%M-%S)
@@ -25,8 +26,12 @@ lint: $(VENV)/.installed-lint
 wheel: $(VENV)/.installed-test
 	PYTHON=$(BIN)/python sh tests/check_wheel.sh
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -c docs . docs/_build
+	$(BIN)/python docs/links.py docs/_build
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info
 
 # Reinstalled only where these files change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -41,4 +46,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(PIP) --editable ".[lint]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
 	touch $@

@@ -91,4 +91,13 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+profile = ROOT / "build/ipython/profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text("c.InlineBackend.figure_formats = {'retina'}\n")
+os.environ |= {
+    "IPYTHONDIR": str(profile.parent),
+    "MATPLOTLIBRC": str(ROOT / "docs/matplotlibrc"),
+    "OMP_NUM_THREADS": "1",  # faster for networks this small
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+}

@@ -36,7 +36,9 @@ BRIDGES = (ROOT / "docs/bridges.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    """The blocks of a language; those of Python may be cells of a notebook."""
+    opening = r"(?:python|\{code-cell\} ipython3)" if language == "python" else language
+    return re.findall(rf"```{opening}\n(.*?)```", text, re.DOTALL)
 
 
 def names():
