@@ -240,7 +240,7 @@ def page(result: dict, command: str) -> str:
         "",
         f"- command: `{command}`",
         f"- hardware: {result['hardware']}; {result['batch']} examples at most, median of "
-        f"{result['rounds']} rounds in turns; commit {result['commit']}",
+        f"{result['rounds']} alternating rounds; commit {result['commit']}",
         "",
         "Errors are root mean squares over the examples, in bits/dim, against the same integral",
         "in float64. Cells: network passes per example, and the wall-clock as a share of the",

@@ -1,4 +1,4 @@
-"""Measures what samplers cost beside the network: bookkeeping, updates, random numbers.
+"""Measures the cost of samplers in addition to the network: bookkeeping, updates, random numbers.
 
     python experiments/sampler_overhead.py [--experiment cifar_vp] [--batch 4] [--steps 5]
                                            [--rounds 5] [--out FOLDER]
@@ -146,7 +146,7 @@ def measure(model: ScoreModel, timed: Timed, sampler: Sampler, shape, rounds: in
 
 def page(result: dict) -> str:
     lines = [
-        "# What samplers cost beside the network",
+        "# Cost of samplers in addition to the network",
         "",
         f"    {result['command']}",
         "",

@@ -151,8 +151,8 @@ def page(result: dict) -> str:
         "",
         "    python experiments/stress_kill.py --out experiments/stress_kill",
         "",
-        f"{len(rows)} signals in a training of {result['steps']} updates; differences from one "
-        f"left alone: {', '.join(result['differences']) or 'none'}.",
+        f"{len(rows)} signals in a training run of {result['steps']} updates; differences from an "
+        f"undisturbed run: {', '.join(result['differences']) or 'none'}.",
         "",
         "| signal | exit code | updates saved before | after | half-written files left |",
         "|---|---|---|---|---|",

@@ -31,7 +31,7 @@ def test_the_length_is_the_standard_deviation_of_the_profile(length):
 
 @pytest.mark.parametrize("length", [0, -0.1, 0.3, "long", None])
 def test_a_length_out_of_range_is_refused(length):
-    with pytest.raises(InputError, match="outside"):
+    with pytest.raises(InputError, match=rf"length .*{length!r}"):
         power_of_length(length)
 
 
@@ -128,10 +128,10 @@ def test_what_does_not_change_stays_what_it_is(run):
 
 
 def test_a_run_without_any_is_a_sentence(tmp_path):
-    with pytest.raises(InputError, match="holds no stored averages"):
+    with pytest.raises(InputError, match=rf"{tmp_path.name} .*train\.snapshots"):
         Snapshots.of(tmp_path)
 
 
 def test_a_step_before_the_first_is_a_sentence(run):
-    with pytest.raises(InputError, match="step=2 is before"):
+    with pytest.raises(InputError, match=r"step .*\b2\b"):
         Snapshots.of(run).average(0.1, step=2)

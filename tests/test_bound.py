@@ -240,9 +240,9 @@ def test_folded_times_cover_there_and_back(n):
 )
 def test_times_whose_average_is_another_integral_are_refused(times):
     model = Changed(mixture(VPSDE(), 2))
-    with pytest.raises(InputError, match="no density of times"):
+    with pytest.raises(InputError, match=f"times .*{type(times).__name__}"):
         VariationalBound(times=times)(model, normal(4, 2))
-    with pytest.raises(InputError, match="no density of times"):
+    with pytest.raises(InputError, match=r"times .*ChainTimes"):
         VariationalBound(times=ChainTimes())(Changed(mixture(DiscreteVP(), 2)), normal(4, 2))
     assert model.calls == 0
 
@@ -343,7 +343,8 @@ def test_bounds_are_values():
     "arguments", [{"draws": 0}, {"draws": 1.5}, {"replicates": -1}, {"times": "uniform"}], ids=str
 )
 def test_unusable_arguments_are_refused(arguments):
-    with pytest.raises(InputError, match=f"{next(iter(arguments))}="):
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
         VariationalBound(**arguments)
 
 
@@ -430,11 +431,11 @@ def test_the_spectrum_is_that_of_the_covariance_from_either_matrix(n):
 
 
 def test_data_without_a_spectrum_are_refused():
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match=r"data .*got 1 .*3"):
         spectrum(normal(1, 3))
-    with pytest.raises(InputError, match="4096"):
+    with pytest.raises(InputError, match=r"data .*4096.*4097"):
         spectrum(torch.zeros(4097, 4097))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match=r"variances .*\(3,\).*\(2,\)"):
         prior_mismatch(VPSDE(), torch.zeros(3), torch.zeros(2))
-    with pytest.raises(InputError, match="negative"):
+    with pytest.raises(InputError, match=r"variances .*-1\.0"):
         prior_mismatch(VPSDE(), torch.zeros(2), torch.tensor([1.0, -1.0]))

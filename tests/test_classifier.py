@@ -133,7 +133,7 @@ def test_an_encoder_reads_signals_images_and_volumes(shape):
     [
         (lambda: Classifier(MLP(2, outputs=3), None), "sde.*NoneType"),
         (lambda: Classifier(lambda x, c: x.sum(1), VPSDE())(MEANS, 0.1), r"network.*\(3,\)"),
-        (lambda: CrossEntropy()(Classifier(MLP(2, outputs=3), VPSDE()), MEANS), "label.*none"),
+        (lambda: CrossEntropy()(Classifier(MLP(2, outputs=3), VPSDE()), MEANS), "label.*None"),
         (lambda: CrossEntropy().check(ScoreModel(MLP(2), VPSDE())), "Classifier.*ScoreModel"),
         (
             lambda: DenoisingScoreMatching().check(Classifier(MLP(2, outputs=3), VPSDE())),

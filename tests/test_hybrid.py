@@ -142,18 +142,21 @@ def test_a_network_of_one_head_has_none():
             r"output_heads must be 1 .* got 2",
         ),
         (lambda: Architecture(output_heads=0), "output_heads=0"),
-        (lambda: HybridLoss(scale=-1.0), "scale must be .* got -1.0"),
-        (lambda: HybridLoss(variance=PosteriorVariance()), "variance must be a LearnedRange"),
-        (lambda: HybridLoss(decoder=3), "decoder must be .* got 3"),
-        (lambda: HybridLoss().check(ScoreModel(network_of(), VPSDE())), "sde must be a discrete"),
-        (lambda: HybridLoss(times=UniformTimes()).check(model_of()), "t must be .*ChainTimes"),
+        (lambda: HybridLoss(scale=-1.0), r"scale .*-1\.0"),
+        (
+            lambda: HybridLoss(variance=PosteriorVariance()),
+            "variance .*LearnedRange.*PosteriorVariance",
+        ),
+        (lambda: HybridLoss(decoder=3), r"decoder .*\b3\b"),
+        (lambda: HybridLoss().check(ScoreModel(network_of(), VPSDE())), "sde .*DiscreteVP.*VPSDE"),
+        (lambda: HybridLoss(times=UniformTimes()).check(model_of()), "t .*ChainTimes"),
         (
             lambda: HybridLoss()(ScoreModel(MLP(2, width=8), CHAIN), torch.zeros(3, 2)),
-            "twice the channels.*output_heads=2",
+            "network .*output_heads=2",
         ),
         (
             lambda: HybridLoss()(model_of(), normal(3, 2), t=torch.tensor(0.505)),
-            r"\(i \+ 1\) / 100 .* got 0.505",
+            r"\(i \+ 1\) / 100 .*0\.505",
         ),
         (
             lambda: LearnedRange()(
@@ -162,7 +165,7 @@ def test_a_network_of_one_head_has_none():
                 torch.tensor(0.5),
                 torch.tensor(0.4),
             ),
-            "model must be a ScoreModel .* got GaussianModel",
+            "model .*ScoreModel .*GaussianModel",
         ),
         (lambda: ChainPredictor(0.5), "variance must be .* got 0.5.*AncestralPredictor"),
     ],

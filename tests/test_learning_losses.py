@@ -167,13 +167,13 @@ def test_shares_follow_the_root_of_the_mean_squares():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: UncertaintyWeighted(HybridLoss()), "loss must be a DenoisingScoreMatching"),
+        (lambda: UncertaintyWeighted(HybridLoss()), "loss .*DenoisingScoreMatching.*HybridLoss"),
         (lambda: UncertaintyWeighted(width=3), "width=3"),
-        (lambda: sampled(floor=0.0), "floor must be .* got 0.0"),
-        (lambda: sampled(history=0), "history=0"),
-        (lambda: ImportanceSampled(UncertaintyWeighted()), "loss must be a Loss without weights"),
-        (lambda: sampled().check(exact(VPSDE())), "sde must be a discrete chain"),
-        (lambda: sampled().check(exact(DiscreteVP())), "steps must be .* 1000, got 20"),
+        (lambda: sampled(floor=0.0), r"floor .*got 0\.0"),
+        (lambda: sampled(history=0), r"history.*\b0\b"),
+        (lambda: ImportanceSampled(UncertaintyWeighted()), "loss .*UncertaintyWeighted"),
+        (lambda: sampled().check(exact(VPSDE())), "sde .*VPSDE"),
+        (lambda: sampled().check(exact(DiscreteVP())), "steps .*1000.*20"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, words):
@@ -238,7 +238,7 @@ def test_a_run_goes_on_bit_for_bit(name, tmp_path):
 def test_a_run_without_the_weights_of_its_loss_is_another(tmp_path):
     run(tmp_path, "uncertain", DenoisingScoreMatching())
     assert Checkpoint.load(tmp_path).state["loss"] == {}
-    with pytest.raises(OtherRunError, match="weights of the loss"):
+    with pytest.raises(OtherRunError, match=r"weights.*linear.*hydra\.run\.dir"):
         run(tmp_path, "uncertain", steps=30)
 
 

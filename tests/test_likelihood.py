@@ -183,7 +183,7 @@ def test_no_gradient_is_left_behind():
 def test_a_gradient_that_will_be_missing_is_told():
     exact = GaussianModel(torch.zeros(2), 0.5, VPSDE())
     x = torch.zeros(3, 2, requires_grad=True)
-    with pytest.warns(UserWarning, match=r"x requires a gradient.*differentiable=True"):
+    with pytest.warns(UserWarning, match=r"^x .*gradient.*differentiable=True"):
         silent = Likelihood(rtol=0.1)(exact, x, seed=0)
     with torch.no_grad():
         assert torch.equal(Likelihood(rtol=0.1)(exact, x, seed=0).log_prob, silent.log_prob)
@@ -195,7 +195,7 @@ def test_a_gradient_that_will_be_missing_is_told():
 def test_weights_in_training_mode_are_told_too():
     """Torch alone would say that a result does not require grad, and name no remedy."""
     model, x = ScoreModel(MLP((2,), width=8), VPSDE()), torch.zeros(3, 2)
-    with pytest.warns(UserWarning, match=r"model requires a gradient.*differentiable=True"):
+    with pytest.warns(UserWarning, match=r"^model .*gradient.*differentiable=True"):
         silent = Likelihood(rtol=0.1)(model, x, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -351,7 +351,7 @@ def test_further_sets_are_independent_of_the_batch():
 
 def test_a_target_out_of_reach_is_told():
     exact = mixture(VPSDE(), 6)
-    with pytest.warns(UserWarning, match=r"After 2 sets .* above target_error=1e-09"):
+    with pytest.warns(UserWarning, match=r"\b2 sets .*target_error=1e-09"):
         Likelihood(2, 1e-2, 1e-2, target_error=1e-9, max_sets=2)(exact, exact.sample(2, seed=0))
 
 
@@ -360,7 +360,7 @@ def test_the_error_over_several_sets_is_truthful():
     exact = mixture(VPSDE(), 6)
     x = exact.sample(1, seed=0).expand(300, 6)
     likelihood = Likelihood(4, 1e-2, 1e-2, target_error=1e-9, max_sets=2)
-    with pytest.warns(UserWarning, match="After 2 sets"):
+    with pytest.warns(UserWarning, match=r"\b2 sets .*target_error"):
         ours = likelihood(exact, x, seed=0)
     ratio = float(ours.standard_error.square().mean() / ours.log_prob.var())
     assert ratio == pytest.approx(1, abs=4 * math.sqrt(2 / 300 * 8 / 6))
@@ -519,7 +519,7 @@ class Ignoring(nn.Module):
 def test_what_cannot_be_differentiated_is_refused():
     with pytest.raises(InputError, match="cannot be differentiated"):
         Likelihood(method="dopri8", differentiable=True)
-    with pytest.raises(InputError, match="exclude each other"):
+    with pytest.raises(InputError, match=r"target_error .*differentiable.*0\.1"):
         Likelihood(2, target_error=0.1, differentiable=True)
 
 
@@ -556,7 +556,7 @@ def test_likelihoods_are_values():
 
 @pytest.mark.parametrize("probes", [0, -1, 1.5, "all"])
 def test_unusable_probes_are_refused(probes):
-    with pytest.raises(InputError, match="probes="):
+    with pytest.raises(InputError, match=f"probes.*{probes}"):
         Likelihood(probes)
 
 

@@ -414,10 +414,7 @@ def test_fit_drops_and_says_so_in_what_it_keeps(tmp_path):
 
 @pytest.mark.parametrize("rate", [1.0, -0.1, "a", True, math.nan])
 def test_a_rate_that_is_no_probability_is_refused(rate):
-    with pytest.raises(
-        InputError,
-        match=re.escape(f"train.condition_dropout must be a number in [0, 1), got {rate!r}"),
-    ):
+    with pytest.raises(InputError, match=rf"train\.condition_dropout .*{re.escape(repr(rate))}"):
         Training(condition_dropout=rate)
 
 

@@ -207,7 +207,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(damage, tmp_path, caplog)
     assert newest.samefile(tmp_path / "run/checkpoint.pt")
     caplog.set_level("WARNING", logger="scoresde")
     assert CheckpointManager(tmp_path / "run").newest().step == 9
-    assert "The one before it is tried" in caplog.text
+    assert newest.name in caplog.text
     fit(tmp_path / "run")
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
@@ -235,15 +235,15 @@ def test_nothing_but_damaged_checkpoints_is_told(tmp_path):
     fit(tmp_path / "run")
     for path in (tmp_path / "run").rglob("*.pt"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="No checkpoint in"):
+    with pytest.raises(InputError, match=rf"{tmp_path.name}/run .*hydra\.run\.dir"):
         fit(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": {"model": {"width": 17}}}, "model.width=16, and this one has 17"),
-        ({"seed": 1}, "seed=0, and this one has 1"),
+        ({"recipe": {"model": {"width": 17}}}, r"model\.width .*16.*17"),
+        ({"seed": 1}, r"seed .*\b0\b.*\b1\b"),
     ],
     ids=["recipe", "seed"],
 )
@@ -315,29 +315,29 @@ def test_a_recipe_that_says_the_same_is_the_same_training(name):
 @pytest.mark.parametrize(
     ("there", "here", "message"),
     [
-        (VP, {**VP, "beta_min": 0.2}, "a.beta_min=0.1, and this one has 0.2"),
-        ({**VP, "beta_max": 10.0}, VP, "a.beta_max=10.0, and this one has 20.0"),
-        (VP, DDPM, "a._target_=scoresde.VPSDE, and this one has scoresde.DiscreteVP"),
+        (VP, {**VP, "beta_min": 0.2}, r"a\.beta_min .*0\.1.*0\.2"),
+        ({**VP, "beta_max": 10.0}, VP, r"a\.beta_max .*10\.0.*20\.0"),
+        (VP, DDPM, r"a\._target_ .*scoresde\.VPSDE.*scoresde\.DiscreteVP"),
         (
             DDPM,
             {**DDPM, "betas": {**LINEAR, "steps": 10}},
-            "a.betas.steps=1000, and this one has 10",
+            r"a\.betas\.steps .*1000.*10",
         ),
         (
             SPREAD,
             {**SPREAD, "times": {"_target_": "scoresde.times.ImportanceTimes"}},
-            "times._target_=scoresde.times.UniformTimes, and this one has scoresde.times.Importa",
+            r"times\._target_ .*UniformTimes.*ImportanceTimes",
         ),
-        ({**SPREAD, "times": None}, SPREAD, "a.times._target_=None, and this one has scoresde"),
+        ({**SPREAD, "times": None}, SPREAD, r"a\.times\._target_ .*None.*scoresde"),
         (
             {**ADAM, "betas": [0.9, 0.99]},
             ADAM,
-            r"a.betas=\[0.9, 0.99\], and this one has \[0.9, 0.9",
+            r"a\.betas .*\[0.9, 0.99\].*\[0.9, 0.9",
         ),
-        (MOONS, {**MOONS, "noise": 0.2}, "a.noise=0.1, and this one has 0.2"),
-        ({**VP, "odd": 1}, VP, "a.odd=1, and this one has None"),
-        ({**MODEL, "label": SCALED}, MODEL, "a.noise_label._target_=scoresde.ScaledTime, and"),
-        ({"_target_": "os.system"}, VP, "a._target_=os.system, and this one has scoresde.VPSDE"),
+        (MOONS, {**MOONS, "noise": 0.2}, r"a\.noise .*0\.1.*0\.2"),
+        ({**VP, "odd": 1}, VP, r"a\.odd .*\b1\b.*None"),
+        ({**MODEL, "label": SCALED}, MODEL, r"a\.noise_label\._target_ .*scoresde\.ScaledTime"),
+        ({"_target_": "os.system"}, VP, r"a\._target_ .*os\.system.*scoresde\.VPSDE"),
     ],
 )
 def test_what_differs_is_named_with_both_values(there, here, message):
@@ -398,7 +398,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_with_is_told(tmp_path):
         content = torch.load(path)
         path.unlink()
         torch.save({k: v for k, v in content.items() if k not in ("state", "digest")}, path)
-    with pytest.raises(InputError, match="older release"):
+    with pytest.raises(InputError, match=r"older release.*hydra\.run\.dir"):
         fit(tmp_path / "run")
 
 
@@ -406,7 +406,7 @@ def test_a_full_disk_is_told_while_the_work_is_safe(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     free = iter([10**9, 10**9, 100])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
-    with pytest.raises(InputError, match="the checkpoint of step 6 is safe"):
+    with pytest.raises(InputError, match=r"\b0 MiB.*step 6\b"):
         fit(tmp_path / "run")
     assert Checkpoint.load(tmp_path / "run").step == 6
 
@@ -414,7 +414,7 @@ def test_a_full_disk_is_told_while_the_work_is_safe(tmp_path, monkeypatch):
 def test_no_room_at_all_is_told_before_the_first_step(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(InputError, match="nothing has been done yet"):
+    with pytest.raises(InputError, match=r"\b0 MiB; nothing"):
         fit(tmp_path / "run", Interrupting(0, crash))
 
 

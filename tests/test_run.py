@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -240,7 +241,7 @@ def test_best_weights_are_those_of_the_least_held_out_loss(run: Path, tmp_path: 
     assert identity["checkpoint"].startswith("step 1,")
     (copied / "best.pt").unlink()
     sentence = refused("task=sample", "checkpoint=run", "weights=best", cwd=tmp_path)
-    assert "weights=best needs best.pt, got run without one" in sentence
+    assert re.search(r"weights=best .*best\.pt.*\brun\b", sentence)
     assert "weights must be average, raw, best" in refused(
         "task=sample", "checkpoint=run", "weights=last", cwd=tmp_path
     )
@@ -743,9 +744,9 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["sde=null"], 2, ["sde=null"]),
         (["loss.weighting=3"], 2, ["weighting", "got 3"]),
         (["loss.eps=abc"], 2, ["eps=abc"]),
-        (["train.rate=null"], 2, ["train.rate=None"]),
+        (["train.rate=null"], 2, ["train.rate must", "None"]),
         (["samplers.predictor_corrector.predictor=null"], 2, ["predictor=None"]),
-        (["optimizer.lr=abc"], 2, ["abc", "settings"]),
+        (["optimizer.lr=abc"], 2, ["abc", "optimiser"]),
         (["sde=custom", "sde._target_=torch.nn.Identity"], 2, ["SDE"]),
         (["train.batch_size=-1"], 2, ["train.batch_size=-1"]),
         (["samplers.euler_maruyama.steps=0"], 2, ["steps=0"]),
@@ -762,7 +763,7 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
             ["signal-to-noise", "Pulsating"],
         ),
         (["optimizer.lr=nan"], 2, ["nan"]),
-        (["optimizer.lr=1e30", "train.clip=null"], 2, ["stopped at step 2", "no checkpoint"]),
+        (["optimizer.lr=1e30", "train.clip=null"], 2, ["step 2", "no checkpoint"]),
         (["data=two_moons"], 2, ["(2,)"]),
         (["data=array"], 2, ["data.path has no value"]),
         (["data=array", "data.path=nowhere.npy"], 2, ["nowhere.npy"]),
@@ -867,7 +868,7 @@ def test_another_training_leaves_the_one_that_waits_to_be_gone_on_with(
     names = ("checkpoint.pt", "result.json", ".hydra/config.yaml", ".hydra/overrides.yaml")
     before = [(waiting / name).read_bytes() for name in names]
     message = refused(*TINY, "seed=7", f"hydra.run.dir={waiting}", cwd=tmp_path)
-    assert "holds a training with" in message
+    assert re.search(r"data\._target_ .*two_moons.*digits", message)
     assert [(waiting / name).read_bytes() for name in names] == before
 
 
@@ -885,7 +886,7 @@ def test_a_likelihood_leaves_the_folder_of_a_training_alone(
 
 def test_a_likelihood_that_failed_can_be_started_again(run: Path, tmp_path: Path) -> None:
     given = ("task=likelihood", "examples=4", "progress=false", "hydra.run.dir=out")
-    assert "no file" in refused(*given, "checkpoint=nope", cwd=tmp_path)
+    assert re.search("checkpoint .*nope", refused(*given, "checkpoint=nope", cwd=tmp_path))
     program(*given, f"checkpoint={run}", cwd=tmp_path)
     assert json.loads((tmp_path / "out/result.json").read_text())["status"] == "ok"
 

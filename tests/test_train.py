@@ -120,7 +120,7 @@ def test_ema_follows_buffers_and_leaves_the_model_alone() -> None:
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_ema_refuses_a_decay_out_of_range(decay: float) -> None:
-    with pytest.raises(InputError, match="ema="):
+    with pytest.raises(InputError, match=f"decay .*{decay}"):
         EMA(small_model(), decay)
 
 
@@ -136,7 +136,7 @@ def test_rates_warm_up_and_fall() -> None:
 
 
 def test_rate_refuses_a_negative_warm_up() -> None:
-    with pytest.raises(InputError, match="warmup=-1"):
+    with pytest.raises(InputError, match=r"warmup .*-1"):
         ConstantRate(warmup=-1)
 
 
@@ -270,7 +270,7 @@ def test_networks_are_what_is_run_by_its_forward() -> None:
 
 def test_a_plain_function_cannot_be_compiled(tmp_path: Path) -> None:
     model = ScoreModel(lambda x, c: 0 * x, VPSDE())
-    with pytest.raises(InputError, match="compile=true"):
+    with pytest.raises(InputError, match=r"train\.compile .*True"):
         Training(compile=True).prepare(model)
 
 
@@ -350,7 +350,7 @@ def fit_broken(folder: Path, *steps: int, fused: bool = False, **options: int) -
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="stopped at step 7") as error:
+    with pytest.raises(InputError, match=r"step 7\b.*nan") as error:
         fit_broken(tmp_path, 6, 8, max_skipped=0)
     assert str(tmp_path / "checkpoint.pt") in str(error.value)
     checkpoint = Checkpoint.load(tmp_path)
@@ -374,7 +374,7 @@ def test_a_few_updates_that_are_not_finite_are_left_out(fused: bool, tmp_path: P
     assert state.state["skipped"] == 2
     assert {float(s["step"]) for s in state.optimizer["state"].values()} == {18}
     (tmp_path / "more").mkdir()
-    with pytest.raises(InputError, match="stopped at step 13"):
+    with pytest.raises(InputError, match=r"step 13\b.*max_skipped=2"):
         fit_broken(tmp_path / "more", 6, 8, 12, 13, fused=fused, max_skipped=2)
 
 
@@ -384,7 +384,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
             with torch.no_grad():
                 self.param_groups[0]["params"][0].fill_(math.inf)
 
-    with pytest.raises(InputError, match="step 4: a weight is not finite"):
+    with pytest.raises(InputError, match=r"step 4\b.*weight"):
         train(
             small_model(),
             two_moons(count=100),
@@ -399,13 +399,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "log_every", "validate_every"])
 def test_training_refuses_counts_that_are_not_positive(field: str) -> None:
-    with pytest.raises(InputError, match=f"train.{field}=0"):
+    with pytest.raises(InputError, match=rf"train\.{field}.*\b0\b"):
         Training(**{field: 0})
 
 
 def test_a_model_without_weights_is_not_trained(tmp_path: Path) -> None:
     for model in (ScoreModel(lambda x, c: 0 * x, VPSDE()), small_model().requires_grad_(False)):
-        with pytest.raises(InputError, match="weights to train, got a ScoreModel"):
+        with pytest.raises(InputError, match=r"weights.*ScoreModel"):
             fit_model(tmp_path, model, Training(steps=2))
 
 
@@ -556,7 +556,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused() -> None:
     weights = dict(small_model().state_dict())
     weights.pop(next(iter(weights)))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match=r"weights .*Missing"):
         Checkpoint(RECIPE, weights, weights, step=0, seed=0).build_model()
 
 
@@ -627,7 +627,7 @@ def test_a_recipe_that_was_edited_is_a_sentence(recipe: object) -> None:
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     weights = {k: v * float("nan") for k, v in small_model().state_dict().items()}
-    with pytest.raises(InputError, match="diverged"):
+    with pytest.raises(InputError, match=r"weights .*finite"):
         Checkpoint(RECIPE, weights, weights, step=0, seed=0).build_model()
 
 

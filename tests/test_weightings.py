@@ -155,10 +155,10 @@ def test_the_founding_variance_is_half_the_posterior_at_small_times():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MinSNRWeighting(0.0), "gamma must be positive and finite, got 0.0"),
-        (lambda: SoftMinSNRWeighting(math.inf), "gamma .* got inf"),
-        (lambda: BoundWeighting(1), "steps must be at least 2, got 1"),
-        (lambda: BoundWeighting()(VPSDE(), times()), "steps must be .*BoundWeighting"),
+        (lambda: MinSNRWeighting(0.0), r"gamma .*0\.0"),
+        (lambda: SoftMinSNRWeighting(math.inf), "gamma .*inf"),
+        (lambda: BoundWeighting(1), r"steps .*\b1\b"),
+        (lambda: BoundWeighting()(VPSDE(), times()), "steps .*VPSDE.*BoundWeighting"),
     ],
 )
 def test_what_is_no_weight_is_refused(make, words):

@@ -157,7 +157,7 @@ class VariationalBound(LogProb):
         check_count("draws", self.draws)
         check_count("replicates", self.replicates)
         if not isinstance(self.times, Times):
-            raise InputError(f"times={self.times}: give a Times, such as ImportanceTimes().")
+            raise InputError(f"times must be a Times such as ImportanceTimes(), got {self.times}.")
         if not isinstance(self.decoder, Decoder | None):
             raise InputError(
                 f"decoder must be a Decoder, such as Levels(256), or None for real data, got "
@@ -293,6 +293,7 @@ def _check_density(times: Times, sde: SDE, eps: float) -> None:
     weight = (1 - eps) * times.weight(times.quantile(u, sde, eps), sde, eps)
     if not torch.allclose(slope, weight, rtol=1e-2, atol=0):
         raise InputError(
-            f"{times} is no density of times that its weight corrects for, so that its average "
-            "is no bound; give ImportanceTimes() or UniformTimes(), or one of them spread."
+            "times must have a weight that corrects for its density, since the average is not a "
+            f"bound otherwise, got {times}; use ImportanceTimes() or UniformTimes(), or spread "
+            "one of them with FoldedTimes()."
         )

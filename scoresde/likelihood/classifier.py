@@ -147,7 +147,9 @@ class GenerativeClassifier:
         """
         self.check(model)
         if "label" in cond:
-            raise InputError("label must be left to the classifier, got a condition; remove it.")
+            raise InputError(
+                "label must not be a condition: the classifier evaluates every class; remove it."
+            )
         streams = Streams.of(seed, seeds, len(x), model.device)
         own = {"seed": streams.seed, "seeds": streams.indices, **cond}
         results = [
@@ -166,13 +168,13 @@ class GenerativeClassifier:
         check_model(model)
         if not model.takes("label"):
             raise InputError(
-                "model must take the condition label, got one without classes; train a network "
-                "with classes=C (network.classes)."
+                "model must accept the condition label, got a model without classes; train a "
+                "network with classes=C (network.classes)."
             )
         known = classes_of(model)
         if known not in (None, self.classes):
             raise InputError(
-                f"classes must be {known}, the number of the model, got {self.classes}."
+                f"classes must be {known}, the number of classes of the model, got {self.classes}."
             )
         self.likelihood.check(model)
 
@@ -228,7 +230,7 @@ def _check_prior(log_prior: Sequence[float], classes: int) -> tuple[float, ...]:
     if len(values) != classes or not abs(total - 1) < 1e-6:
         raise InputError(
             f"log_prior must be {classes} log-probabilities that add up to 1, got {values}, which "
-            f"add up to {total:.6g}; use the logarithms of shares."
+            f"add up to {total:.6g}; use logarithms of probabilities."
         )
     return values
 
@@ -236,11 +238,11 @@ def _check_prior(log_prior: Sequence[float], classes: int) -> tuple[float, ...]:
 def _check_comparable(likelihood: Likelihood) -> None:
     if likelihood.target_error is not None:
         raise InputError(
-            f"target_error must be None for a classifier, got {likelihood.target_error}: classes "
-            "are compared by the same probes; use more probes."
+            "target_error must be None for a classifier, which compares classes with the same "
+            f"probes, got {likelihood.target_error}; use more probes."
         )
     if likelihood.differentiable:
         raise InputError(
             "differentiable must be False for a classifier, got True; differentiate the "
-            "likelihoods of the classes themselves."
+            "likelihoods of single classes."
         )

@@ -153,8 +153,8 @@ class VariationalCutoff(Cutoff):
     def __post_init__(self) -> None:
         if not 0 < self.variance < math.inf:
             raise InputError(
-                f"variance={self.variance} is not positive; give the mean squared error of the "
-                "noise at the cut-off, or 1."
+                f"variance must be positive and finite, got {self.variance}; use the mean squared "
+                "error of the noise at the cut-off, or 1."
             )
 
     def start(

@@ -170,7 +170,7 @@ class DiscreteBound(LogProb):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.steps == 1:
-            raise InputError("steps must be at least 2, got 1; 1000 are usual.")
+            raise InputError("steps must be at least 2, got 1; use 1000.")
         if not isinstance(self.decoder, Decoder | None):
             raise InputError(
                 f"decoder must be a Decoder, such as Levels(256), or None for real data, got "
@@ -247,7 +247,7 @@ class DiscreteBound(LogProb):
 
     @torch.no_grad()  # a schedule may have weights
     def _noised(self, sde: SDE) -> bool:
-        """Whether noise is left at t = 0, so the chain has a state there."""
+        """True if noise is left at t = 0, so the chain has a state there."""
         # cos(pi/2), say, is not quite 0.
         return float(sde.sigma(as_time(0.0))) > _LEAST_NOISE
 

@@ -83,8 +83,8 @@ class Likelihood(LogProb):
     batch.
 
     Arguments:
-        probes: The number of Rademacher probes, positive; or ``"exact"`` for the trace itself, for
-            small data (one backward pass per dimension); or a :class:`~scoresde.divergence.Trace`.
+        probes: The number of Rademacher probes, positive, or ``"exact"`` for the trace itself, for
+            small data (one backward pass per dimension), or a :class:`~scoresde.divergence.Trace`.
         rtol: Relative tolerance of the solver, positive.
         atol: Absolute tolerance of the solver, positive.
         eps: The time to start at, in [0, 1). If None, the default of the model's SDE is used
@@ -135,9 +135,14 @@ class Likelihood(LogProb):
         check_count("max_sets", self.max_sets)
         target = self.target_error
         if target is not None and not target > 0:
-            raise InputError(f"target_error={target} is not positive; give nats, such as 1.0.")
+            raise InputError(
+                f"target_error must be positive, got {target}; use a number of nats, such as 1.0."
+            )
         if target is not None and self.differentiable and not isinstance(trace, ExactTrace):
-            raise InputError("target_error and differentiable exclude each other; give one.")
+            raise InputError(
+                "target_error must be None for differentiable=True, unless probes='exact', got "
+                f"{target}."
+            )
 
     def _solver(self) -> AdaptiveODE:
         return AdaptiveODE(self.rtol, self.atol, self.method, strict=self.strict)
@@ -243,9 +248,9 @@ class Likelihood(LogProb):
         worst = float(sets.standard_error.nan_to_num(torch.inf).amax())
         if worst > self.target_error:
             warnings.warn(
-                f"After {self.max_sets} sets of probes a standard error is still {worst:.3g} "
-                f"nats, above target_error={self.target_error}; give more probes, or raise "
-                "max_sets.",
+                f"After {self.max_sets} sets of probes, the largest standard error is "
+                f"{worst:.3g} nats, above target_error={self.target_error}; use more probes, or a "
+                "larger max_sets.",
                 stacklevel=4,
             )
         return sets.mean, sets.standard_error
@@ -274,9 +279,9 @@ def _warn_of_gradients(model: Model, given: Mapping[str, object]) -> None:
         asked.append("model")
     if asked:
         warnings.warn(
-            f"{asked[0]} requires a gradient, and log_prob has none; use "
-            "Likelihood(differentiable=True), or torch.no_grad() or model.eval() if none is "
-            "needed.",
+            f"{asked[0]} requires a gradient, but log_prob has none; use "
+            "Likelihood(differentiable=True), or, if no gradient is needed, torch.no_grad() or "
+            "model.eval().",
             stacklevel=3,
         )
 

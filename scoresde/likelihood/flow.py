@@ -56,14 +56,14 @@ def as_trace(probes: int | str | Trace) -> Trace:
     """Converts a number of Rademacher probes, ``"exact"``, or an estimator to an estimator.
 
     Raises:
-        InputError: If it is none of them.
+        InputError: If it is of another type or not positive.
     """
     if isinstance(probes, Trace):
         return probes
     if probes == "exact":
         return ExactTrace()
     if isinstance(probes, str):
-        raise InputError(f"probes={probes!r}: give a positive integer, or 'exact'.")
+        raise InputError(f"probes must be a positive integer or 'exact', got {probes!r}.")
     return Hutchinson(probes)
 
 

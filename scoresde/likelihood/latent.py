@@ -96,14 +96,14 @@ class LatentBound:
         check_count("draws", self.draws)
         if self.weighted and self.draws > 1 and not self._exact:
             raise InputError(
-                f"likelihood must be exact for importance weights, got {self.likelihood}, whose "
-                "noise the weights would count as likelihood; use Likelihood(probes='exact') "
+                f"likelihood must be exact for importance weights, which would count its noise as "
+                f"likelihood, got {self.likelihood}; use Likelihood(probes='exact') "
                 "(likelihood=default likelihood.probes=exact), or weighted=False."
             )
 
     @property
     def _exact(self) -> bool:
-        """Whether the prior term has no noise of its own."""
+        """True if the prior term has no noise of its own."""
         kind = self.likelihood
         return isinstance(kind, Likelihood) and isinstance(as_trace(kind.probes), ExactTrace)
 
@@ -138,8 +138,8 @@ class LatentBound:
                 log_det = model.codec.log_det(raw, x)
                 if log_det is None:
                     raise InputError(
-                        f"codec must have a density for a likelihood of its raw data, and that "
-                        f"of {type(model.codec).__name__} is None; use a VAE."
+                        "codec must have a density for the likelihood of raw data, got "
+                        f"{type(model.codec).__name__}, whose density is None; use a VAE."
                     )
                 found = self.likelihood(
                     model.prior,

@@ -65,7 +65,7 @@ class LearnedRange(Variance):
         if head is None:
             raise InputError(
                 "network must return twice the channels of its input for a learned variance, got "
-                "as many; use MLP(output_heads=2) or UNet(architecture=Architecture("
+                "the same number; use MLP(output_heads=2) or UNet(architecture=Architecture("
                 "output_heads=2))."
             )
         ratio = torch.log(model.sde.sigma(as_time(s)) / model.sde.sigma(as_time(t)))

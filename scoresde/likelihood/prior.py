@@ -69,9 +69,11 @@ def prior_mismatch(sde: SDE, mean: Tensor, variances: Tensor) -> Tensor:
     """
     mean, variances = mean.double(), variances.double()
     if variances.shape != (mean.numel(),) or not bool((variances >= 0).all()):
+        least = min(variances.flatten().tolist(), default=None)
         raise InputError(
-            f"Eigenvalues of shape {tuple(variances.shape)} do not fit a mean of {mean.numel()} "
-            "elements, or one is negative; give one per element, such as spectrum(data) returns."
+            f"variances must have shape ({mean.numel()},), one eigenvalue >= 0 per element of "
+            f"the mean, got shape {tuple(variances.shape)} with minimum {least}; use "
+            "spectrum(data)."
         )
     signal, noise = _at_the_end(sde, mean.device)
     excess = _excess(signal * variances + (noise - 1)).sum()
@@ -98,8 +100,8 @@ def spectrum(data: Tensor) -> tuple[Tensor, Tensor]:
     n, d = len(data), data[0].numel()
     if n < 2 or min(n, d) > _LARGEST:
         raise InputError(
-            f"{n} examples of {d} dimensions: give at least two, and at most {_LARGEST} where "
-            "the dimension is larger."
+            f"data must have at least 2 examples, and at most {_LARGEST} if the dimension exceeds "
+            f"{_LARGEST}, got {n} examples of dimension {d}."
         )
     mean = data.mean(0, dtype=torch.float64)
     rows = (part.double().flatten(1) - mean.flatten() for part in data.split(_ROWS))

@@ -106,7 +106,9 @@ class ReferenceVariance(Variance):
 
     def __post_init__(self) -> None:
         if self.steps is not None and check_count("steps", self.steps) == 1:
-            raise InputError("steps must be at least 2, got 1; there is no step before the last.")
+            raise InputError(
+                "steps must be at least 2, since it uses the step before the last, got 1."
+            )
 
     def __call__(
         self, model: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, **cond: Tensor
@@ -127,7 +129,7 @@ def steps_of(sde: SDE) -> int:
     """
     if not isinstance(sde, Chain):
         raise InputError(
-            f"steps must be a number for {sde}, which is continuous, got None; use steps=1000."
+            f"steps must be an integer for {sde}, which is continuous, got None; use steps=1000."
         )
     return sde.steps
 

@@ -255,7 +255,7 @@ class Loss(ABC):
 
     @property
     def on_levels(self) -> bool:
-        """Whether it evaluates the levels of integers, which must then lie at their centres."""
+        """True if the loss evaluates the levels of integers, which must lie at their centres."""
         return self.decoder is not None and self.decoder.levels is not None
 
     def first_time(self, process: Interpolant) -> float:

@@ -129,11 +129,11 @@ class OptimalTransport(Coupling):
 
     def __post_init__(self) -> None:
         if not isinstance(self.ends, Coupling):
-            raise InputError(f"ends must be a Coupling, got {self.ends}; use Independent().")
+            raise InputError(f"ends must be a Coupling such as Independent(), got {self.ends}.")
 
     @property
     def keeps_noise(self) -> bool:  # type: ignore[override]
-        """Whether the ends are normal, which depends on ``ends``."""
+        """True if the ends are normal, which depends on ``ends``."""
         return self.ends.keeps_noise
 
     def __call__(

@@ -52,8 +52,8 @@ class CrossEntropy(Loss):
         label = cond.get("label")
         if label is None or label.shape != x.shape[:1]:
             raise InputError(
-                f"label must be given for each of {len(x)} examples, got "
-                f"{'none' if label is None else tuple(label.shape)}; use data with classes."
+                f"label must have shape ({len(x)},), one class per example, got "
+                f"{None if label is None else tuple(label.shape)}; use data with classes."
             )
         sde, eps = model.sde, self.first_time(model.sde)
         drawn = given.draw(sde, x, self.times, eps)

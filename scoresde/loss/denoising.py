@@ -57,7 +57,7 @@ class DenoisingScoreMatching(Loss):
         eps: The smallest time, in [0, 1). If None, the default of the model's SDE is used
             (``sde.cutoffs.training``: 1e-5 for VP and VE, 1e-3 for sub-VP).
         reduce_mean: Whether an example's error is the mean over its D dimensions. If False, it is
-            half their sum (:math:`D/2` times as much), as for NCSN++. Gradient clipping and the
+            half their sum (:math:`D/2` times the mean), as for NCSN++. Gradient clipping and the
             epsilon of an optimiser then act differently.
 
     Example:
@@ -78,9 +78,8 @@ class DenoisingScoreMatching(Loss):
         kinds = isinstance(self.weighting, Weighting | None), isinstance(self.times, Times | None)
         if not all(kinds):
             raise InputError(
-                "weighting and times must be a Weighting and a Times, got "
-                f"{self.weighting} and {self.times}; use objects such as NoiseWeighting() and "
-                "UniformTimes(), or neither."
+                "weighting and times must be a Weighting such as NoiseWeighting() and a Times "
+                f"such as UniformTimes(), or None, got {self.weighting} and {self.times}."
             )
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:

@@ -95,8 +95,8 @@ class NoiseDesign:
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
-                f"sigma_min must be in (0, sigma_max), got {self.sigma_min} and sigma_max="
-                f"{self.sigma_max}."
+                "sigma_min must be in (0, sigma_max) and sigma_max finite, got "
+                f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}."
             )
         if check_count("levels", self.levels) < 2:
             raise InputError(f"levels must be at least 2, got {self.levels}.")
@@ -130,7 +130,10 @@ class NoiseDesign:
         if check_count("examples", examples) < 2:
             raise InputError(f"examples must be at least 2, got {examples}.")
         if not _is_number(largest_ratio) or not 1 < largest_ratio < math.inf:
-            raise InputError(f"largest_ratio must be above 1, got {largest_ratio}; 1.4 is usual.")
+            raise InputError(
+                f"largest_ratio must be above 1 and finite, got {largest_ratio}; the default is "
+                "1.4."
+            )
         x = _examples(data, examples)
         widest = largest_distance(x)
         _check_sizes(x, widest, sigma_min)
@@ -259,12 +262,12 @@ def _is_number(value: object) -> bool:
 
 def _check_sizes(x: Tensor, widest: float, sigma_min: float) -> None:
     if widest == 0:
-        raise InputError(f"data must have examples that differ, got {len(x)} equal ones.")
+        raise InputError(f"data must contain different examples, got {len(x)} equal examples.")
     offset = float(x.double().mean(0).norm())
     if offset > widest:
         raise InputError(
             f"data must be in model units, around 0, got a mean of norm {offset:.4g} and a "
-            f"largest distance of {widest:.4g}; standardise them, as a Dataset does."
+            f"largest distance of {widest:.4g}; use a Dataset, which standardises them."
         )
     if not _is_number(sigma_min) or not 0 < sigma_min < widest:
         raise InputError(

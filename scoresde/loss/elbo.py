@@ -81,7 +81,7 @@ class ELBO(Loss):
     def check(self, model: Trainable) -> None:
         if not isinstance(model, VAE):
             raise InputError(
-                f"model must be a VAE for its bound, got {type(model).__name__}; use "
+                f"model must be a VAE for ELBO(), got {type(model).__name__}; use "
                 "VAE(encoder, decoder, likelihood)."
             )
 
@@ -99,7 +99,7 @@ class ReconstructionError(Loss):
     def check(self, model: Trainable) -> None:
         if not isinstance(model, Autoencoder):
             raise InputError(
-                f"model must be an Autoencoder, got {type(model).__name__}; a VAE has ELBO()."
+                f"model must be an Autoencoder, got {type(model).__name__}; use ELBO() for a VAE."
             )
 
 

@@ -70,8 +70,8 @@ class FlowMatching(Loss):
     def __post_init__(self) -> None:
         if not (isinstance(self.times, Times) and isinstance(self.coupling, Coupling)):
             raise InputError(
-                "times and coupling must be a Times and a Coupling, got "
-                f"{self.times} and {self.coupling}; use UniformTimes() and Independent()."
+                "times and coupling must be a Times such as UniformTimes() and a Coupling such as "
+                f"Independent(), got {self.times} and {self.coupling}."
             )
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
@@ -103,7 +103,7 @@ class FlowMatching(Loss):
     def _given(self, source: Tensor, x: Tensor) -> Tensor:
         if source.shape != x.shape or not isinstance(self.coupling, Independent):
             raise InputError(
-                f"source must have the shape of the examples, {tuple(x.shape)}, and go with "
+                f"source must have the shape of the examples, {tuple(x.shape)}, and requires "
                 f"coupling=Independent(), got {tuple(source.shape)} and {self.coupling}."
             )
         return source.to(x)
@@ -111,8 +111,8 @@ class FlowMatching(Loss):
     def _coupled(self, model: Model) -> Coupling:
         if self.coupling.keeps_noise and not isinstance(model.process, SDE):
             raise InputError(
-                f"source must be given on {model.process}, which does not end in noise; use data "
-                "with the condition source, or coupling=SourceSamples(samples)."
+                f"source must be a tensor for {model.process}, which does not end in noise, got "
+                "None; use data with the condition source, or coupling=SourceSamples(samples)."
             )
         return self.coupling
 
@@ -136,12 +136,12 @@ class FlowMatching(Loss):
         self.first_time(process)
         if isinstance(process, SDE) and not self.coupling.keeps_noise:
             raise InputError(
-                f"coupling must give normal noise on {process}, whose prior is normal, got "
+                f"coupling must return normal noise for {process}, whose prior is normal, got "
                 f"{self.coupling}; use a process that is not an SDE."
             )
         if not isinstance(process, SDE) and float(process.gamma(torch.tensor(0.5))) != 0:
             raise InputError(
-                f"process must have no noise between its ends, gamma = 0, got {process}; its "
+                f"process must have no noise between its ends (gamma = 0), got {process}, whose "
                 "velocity is infinite at the ends."
             )
 

@@ -69,7 +69,7 @@ class HybridLoss(Loss):
     def __post_init__(self) -> None:
         if not isinstance(self.scale, int | float) or not 0 <= self.scale < math.inf:
             raise InputError(
-                f"scale must be non-negative and finite, got {self.scale}; 0.001 was published."
+                f"scale must be non-negative and finite, got {self.scale}; the default is 0.001."
             )
         _check_parts(self.decoder, self.variance, LearnedRange)
 

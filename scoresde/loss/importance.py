@@ -51,7 +51,7 @@ class ImportanceSampled(Loss, nn.Module):
                 f"loss must be a Loss without weights, such as BoundLoss(), got {loss}."
             )
         if not isinstance(floor, int | float) or not 0 < floor <= 1:
-            raise InputError(f"floor must be in (0, 1], got {floor}; 0.001 was published.")
+            raise InputError(f"floor must be in (0, 1], got {floor}; the default is 0.001.")
         self.loss, self.floor, self.decoder = loss, floor, loss.decoder
         shape = check_count("steps", steps), check_count("history", history)
         self.register_buffer("values", torch.zeros(shape, dtype=torch.float64))
@@ -120,9 +120,10 @@ class ImportanceSampled(Loss, nn.Module):
 
     def _chain(self, process: Interpolant) -> Chain:
         steps = len(self.counts)
-        if not isinstance(process, Chain) or process.steps != steps:
-            there = process.steps if isinstance(process, Chain) else f"{process}, no chain"
+        if not isinstance(process, Chain):
+            raise InputError(f"sde must be a discrete chain, such as DiscreteVP(), got {process}.")
+        if process.steps != steps:
             raise InputError(
-                f"steps must be the number of the chain's steps, {there}, got {steps}."
+                f"steps must be {process.steps}, the number of steps of the chain, got {steps}."
             )
         return process

@@ -47,7 +47,7 @@ class OneLevel(Loss):
     def __post_init__(self) -> None:
         number = isinstance(self.sigma, int | float) and not isinstance(self.sigma, bool)
         if not number or not 0 < self.sigma < math.inf:
-            raise InputError(f"sigma must be positive and finite, got {self.sigma}; 0.1 is usual.")
+            raise InputError(f"sigma must be positive and finite, got {self.sigma}.")
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
         """Returns the error of the predicted noise of each example; arguments as for the base.
@@ -70,7 +70,7 @@ class OneLevel(Loss):
             InputError: If the process has no such level.
         """
         if not isinstance(process, SDE):
-            raise InputError(f"The process must be an SDE, got {process}.")
+            raise InputError(f"process must be an SDE, got {process}.")
         low, high = _levels(process)
         if not low <= self.sigma <= high:
             raise InputError(

@@ -87,8 +87,8 @@ class Paired(Loss):
     def __post_init__(self) -> None:
         if not isinstance(self.weighting, PairWeighting) or not isinstance(self.times, Times):
             raise InputError(
-                "weighting and times must be a PairWeighting and a Times, got "
-                f"{self.weighting} and {self.times}; use DataWeighting() and ClosedTimes()."
+                "weighting and times must be a PairWeighting such as DataWeighting() and a Times "
+                f"such as ClosedTimes(), got {self.weighting} and {self.times}."
             )
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
@@ -114,15 +114,15 @@ class Paired(Loss):
         check_model(model, Model)
         if not isinstance(model.process, Bridge):
             raise InputError(
-                f"Paired must have a model of a Bridge, got {type(model.process).__name__}; use "
+                f"model must be of a Bridge for Paired(), got {type(model.process).__name__}; use "
                 "BridgeModel(network, InDI())."
             )
         eps = self.first_time(model.process)
         at = torch.tensor([eps, 1.0], dtype=torch.float64)
         if not bool(self.weighting(model.process, at).isfinite().all()):
             raise InputError(
-                f"eps must be positive for {type(self.weighting).__name__}, got {eps}: its weight "
-                "is infinite there; use 1e-3."
+                f"eps must be positive for {type(self.weighting).__name__}, whose weight is "
+                f"infinite at the end, got {eps}; use 1e-3."
             )
 
     def first_time(self, process: Interpolant) -> float:

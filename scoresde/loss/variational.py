@@ -123,7 +123,9 @@ class LeastVariance(ScheduleGradient):
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise InputError(f"weight must be positive and finite, got {self.weight}; use 1.")
+            raise InputError(
+                f"weight must be positive and finite, got {self.weight}; the default is 1."
+            )
 
     def applied(
         self, sde: SDE, value: Callable[[], Tensor]
@@ -134,13 +136,13 @@ class LeastVariance(ScheduleGradient):
     def check(self, sde: Interpolant, steps: int | None) -> None:
         if not isinstance(sde, LearnedSchedule):
             raise InputError(
-                f"schedule=LeastVariance() needs a LearnedSchedule, whose interior it trains, got "
-                f"{sde}; use sde=learned, or schedule=WholeBound()."
+                f"sde must be a LearnedSchedule for schedule=LeastVariance(), got {sde}; use "
+                "sde=learned, or schedule=WholeBound()."
             )
         if steps is not None:
             raise InputError(
-                f"steps must be None with schedule=LeastVariance(), got {steps}: the bound of a "
-                "chain depends on the interior; use schedule=WholeBound()."
+                f"steps must be None for schedule=LeastVariance(), got {steps}, and the bound of "
+                "a chain depends on the interior; use schedule=WholeBound()."
             )
 
 
@@ -194,8 +196,8 @@ class VariationalLoss(Loss):
         inner = self.times.times if isinstance(self.times, LowDiscrepancy) else self.times
         if not isinstance(inner, UniformTimes):
             raise InputError(
-                f"times must be uniform, got {self.times}: the schedule decides which noise "
-                "levels are drawn; use UniformTimes() or LowDiscrepancy()."
+                "times must be uniform, since the schedule determines the noise levels, got "
+                f"{self.times}; use UniformTimes() or LowDiscrepancy()."
             )
 
     def evaluate(self, model: Trainable, x: Tensor, given: Given, **cond: Tensor) -> LossTerms:
@@ -235,8 +237,8 @@ class VariationalLoss(Loss):
         self._of(model.process).check(model.process, self.steps)
         if self.steps is not None and model.process.zero_snr:  # type: ignore[attr-defined]
             raise InputError(
-                f"steps must be None for {model.process}, the first step of whose chain has an "
-                f"infinite weight, got {self.steps}; leave steps out."
+                f"steps must be None for {model.process}, whose chain has a first step of "
+                f"infinite weight, got {self.steps}."
             )
         self.first_time(model.process)
 

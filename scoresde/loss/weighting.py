@@ -85,8 +85,8 @@ class EDMWeighting(Weighting):
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
             raise InputError(
-                f"sigma_data={self.sigma_data} is not positive; give the standard deviation of "
-                "the data in model units (about 0.5 for images in [-1, 1])."
+                f"sigma_data must be positive, got {self.sigma_data}; use the standard deviation "
+                "of the data in model units (about 0.5 for images in [-1, 1])."
             )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class BoundWeighting(Weighting):
       at step 2; the term of step 1 is the decoder's, and its weight here is 0.
     * with the variance :math:`\tilde\beta_t = \beta_t (1 - \sqrt{\bar\alpha_{t-1}}) / (1 -
       \bar\alpha_t)`. The posterior has :math:`1 - \bar\alpha_{t-1}` without the root, which is
-      twice as much at small t.
+      twice as large at small t.
 
     Arguments:
         steps: The number T of steps, at least 2. If None, that of the chain is used.
@@ -213,7 +213,7 @@ class BoundWeighting(Weighting):
             return self.steps
         if not isinstance(sde, Chain):
             raise InputError(
-                f"steps must be a number for {sde}, which is not a chain, got None; use "
+                f"steps must be a positive integer for {sde}, which is not a chain, got None; use "
                 "BoundWeighting(steps=1000)."
             )
         return sde.steps
@@ -221,4 +221,4 @@ class BoundWeighting(Weighting):
 
 def _check_gamma(gamma: float) -> None:
     if not isinstance(gamma, int | float) or not 0 < gamma < math.inf:
-        raise InputError(f"gamma must be positive and finite, got {gamma}; 5 is usual.")
+        raise InputError(f"gamma must be positive and finite, got {gamma}; use 5.")

@@ -109,27 +109,32 @@ class Checkpoint:
         file = file / NAME if file.is_dir() else file
         if not file.is_file():
             raise InputError(
-                f"checkpoint={path}: there is no file {file}; give a run's folder or its {NAME}."
+                f"checkpoint must be a run's folder or its {NAME}, got {path}: {file} does not "
+                "exist."
             )
         content = _read(file)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise InputError(f"{file} is not a checkpoint of scoresde; give a run's {NAME}.")
+            raise InputError(
+                f"checkpoint must be a run's folder or its {NAME}, got {file}, which is not a "
+                "scoresde checkpoint."
+            )
         if content.get("version") != _VERSION:
             raise InputError(
-                f"{file} has format version {content.get('version')!r} and this is scoresde for "
-                f"version {_VERSION}; use the release that wrote it."
+                f"{file} must have format version {_VERSION}, got {content.get('version')!r}; use "
+                "the release of scoresde that wrote it."
             )
         names = [name for name in _PARTS if name in content]
         missing = {*_PARTS} - {*names, *_LATER}
         if missing:
-            raise InputError(f"{file} lacks {', '.join(sorted(missing))}; the file is damaged.")
+            raise InputError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}.")
         parts = {name: content[name] for name in names}
         kinds = dict.fromkeys(names, dict) | {"step": int, "seed": int}
         odd = [name for name in names if not isinstance(parts[name], kinds[name])]
         if odd:
-            raise InputError(f"{file}: {odd[0]} is no {kinds[odd[0]].__name__}; it is damaged.")
+            wanted, found = kinds[odd[0]].__name__, type(parts[odd[0]]).__name__
+            raise InputError(f"{file} is damaged: {odd[0]} must be of type {wanted}, got {found}.")
         if "digest" in content and content["digest"] != tree_digest(parts):
-            raise InputError(f"{file} is damaged: its numbers are not those that were written.")
+            raise InputError(f"{file} is damaged: its contents do not match its digest.")
         recipe = updated(parts["recipe"])
         return Checkpoint(**{**parts, "recipe": recipe, "source": parts["recipe"]})
 
@@ -148,7 +153,7 @@ class Checkpoint:
         found = next((f / BEST for f in folders if (f / BEST).is_file()), None)
         if found is None:
             raise InputError(
-                f"weights=best needs {BEST}, got {path} without one; train with "
+                f"weights=best requires {BEST}, got {path} without it; train with "
                 "train.keep_best=true and more than one validation (train.validate_every), or "
                 "use weights=average."
             )
@@ -171,11 +176,11 @@ class Checkpoint:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
-                f"The checkpoint's weights do not fit its model ({brief(error)}); the file is "
+                f"The checkpoint's weights do not match its model ({brief(error)}); the file is "
                 "damaged, or a class in it has changed since."
             ) from error
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise InputError("The checkpoint's weights are not finite; its training had diverged.")
+            raise InputError("The checkpoint's weights are not finite: its training run diverged.")
         return model.eval()
 
     def with_value(self, section: str, key: str, value: Any) -> "Checkpoint":
@@ -208,12 +213,12 @@ class Checkpoint:
 
     def _built(self, section: str, kind: type, allow: Iterable[str]) -> Any:
         if not isinstance(self.recipe, Mapping) or section not in self.recipe:
-            raise InputError(f"The checkpoint does not say its {section}; the file is damaged.")
+            raise InputError(f"The checkpoint is damaged: its recipe lacks {section}.")
         part = build(self.recipe[section], allow)
         if not isinstance(part, kind):
             raise InputError(
-                f"The checkpoint's {section} is a {type(part).__name__} and no {kind.__name__}; "
-                "the file is damaged."
+                f"The checkpoint is damaged: {section} must be a {kind.__name__}, got "
+                f"{type(part).__name__}."
             )
         return part
 
@@ -242,8 +247,8 @@ def _no_larger_than(count: int) -> Iterator[None]:
         built += 0 if parameter is None or later else parameter.numel()
         if built > count:
             raise InputError(
-                f"The checkpoint's model has more than the {count} weights that it holds; the "
-                "file is damaged."
+                f"The checkpoint is damaged: its model has more weights than the {count} in the "
+                "file."
             )
 
     handle = register_module_parameter_registration_hook(add)
@@ -258,7 +263,7 @@ def _load_shards(folder: Path, pattern: Mapping[str, Any] | None) -> Checkpoint:
 
     index = Checkpoint.load(folder / INDEX)
     if index.state.pop("files", None) != _files(folder):
-        raise InputError(f"{folder} is damaged: its files are not those that were written.")
+        raise InputError(f"{folder} is damaged: its files do not match their digests.")
     parts = read_shards(_shallow(index), folder, pattern)
     return Checkpoint(**parts, source=index.source)
 
@@ -278,9 +283,8 @@ def _read(file: Path) -> Any:
         return _copied(read_tensors(file))  # the file may be deleted while the numbers are in use
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
-            f"{file} cannot be read as a checkpoint of scoresde: it is damaged, of another "
-            "program, or holds objects that are not plain tensors and numbers (nothing was "
-            "executed)."
+            f"Cannot read {file} as a scoresde checkpoint: it is damaged, from another program, "
+            "or contains objects other than plain tensors and numbers (nothing was executed)."
         ) from error
 
 

@@ -73,15 +73,15 @@ def check_dropout(model: Trainable, data: Dataset, rate: float) -> None:
         return
     if isinstance(model.process, Bridge):
         raise InputError(
-            f"condition_dropout must be 0 for a model of a bridge, got {rate}: a path starts from "
-            "its source; leave it out."
+            "condition_dropout must be 0 for a model of a bridge, whose paths start from their "
+            f"source, got {rate}."
         )
     known = data.conditions_of("train", slice(1))
     taken = {name: known[name] for name in known if model.takes(name) and name != _KEPT}
     if not taken:
         raise InputError(
-            f"condition_dropout must be 0 for a model that takes no condition of {data.name}, got "
-            f"{rate}; build the network with classes=..., or leave it out."
+            "condition_dropout must be 0 for a model that accepts no condition of "
+            f"{data.name}, got {rate}; to use classes, build the network with classes=C."
         )
     for name, values in taken.items():
         if (
@@ -89,6 +89,7 @@ def check_dropout(model: Trainable, data: Dataset, rate: float) -> None:
             or values.dtype == torch.bool
         ):
             raise InputError(
-                f"{name} must be of floats, or of signed integers, to be left out, got "
-                f"{values.dtype}; convert it, or give condition_dropout=0."
+                f"{name} must have a floating-point or signed integer type for "
+                f"condition_dropout={rate}, got {values.dtype}; convert it, or use "
+                "condition_dropout=0."
             )

@@ -65,7 +65,7 @@ class EMA(Average):
     def __init__(self, model: Trainable, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise InputError(
-                f"ema={decay} is outside [0, 1); the published values are .999 to .9999."
+                f"decay must be in [0, 1), got {decay}; published values are 0.999 to 0.9999."
             )
         super().__init__(model)
         self.decay = decay
@@ -119,8 +119,8 @@ def power_of_length(length: float) -> float:
         or not 0 < length <= LONGEST
     ):
         raise InputError(
-            f"The length {length} of an average is outside (0, {LONGEST:.4f}]; it is a share of "
-            "the training, 0.05 to 0.1 is usual."
+            f"length must be a share of the training run in (0, {LONGEST:.4f}], got {length!r}; "
+            "use 0.05 to 0.1."
         )
     inverse = length**-2
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))

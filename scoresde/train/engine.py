@@ -50,7 +50,7 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """True for the process that writes."""
         return self.rank == 0
 
     def part(self, count: int) -> slice:

@@ -59,7 +59,7 @@ def fit(
 
     Arguments:
         model: The model; it is trained in place, and a copy is returned.
-        data: A data set; or examples in model units, floats with shape ``(N, *)``; or a pair of
+        data: A data set, or examples in model units, floats with shape ``(N, *)``, or a pair of
             examples and conditions, each with shape ``(N, *)``, such as
             ``(x, {"label": labels})``.
         steps: The number of updates, positive.
@@ -123,8 +123,8 @@ def fit(
     bar.close()
     if best is None:
         raise InputError(
-            f"The held-out loss must be finite, got {value}; lower the learning rate, or check "
-            "the data."
+            f"The held-out loss must be finite, got {value}; pass an optimizer with a lower "
+            "learning rate, or check the data."
         )
     average.load_state_dict(best)
     return cast(Kind, average)
@@ -137,8 +137,8 @@ def _source(data: Data, held_out: float, seed: int) -> Dataset:
     pair = data if isinstance(data, tuple) else (data, {})
     if len(pair) != 2 or not isinstance(pair[1], Mapping):
         raise InputError(
-            "data must be floats and a mapping of conditions, got a tuple of "
-            f"{', '.join(type(part).__name__ for part in pair)}; use (x, {{'label': labels}})."
+            "data must be a pair of floats and a mapping of conditions, got a tuple of "
+            f"{', '.join(type(part).__name__ for part in pair)}; pass (x, {{'label': labels}})."
         )
     x, cond = pair
     if not isinstance(x, Tensor):
@@ -177,14 +177,16 @@ def _keeper(
     if folder is None:
         return lambda weights, averages, done: None
     if not isinstance(folder, str | Path) or not str(folder):
-        raise InputError(f"folder must be the path of a folder, got {folder!r}; use 'runs/mine'.")
+        raise InputError(
+            f"folder must be the path of a folder, such as 'runs/mine', got {folder!r}."
+        )
     place = Path(folder).expanduser()
     if (place / NAME).exists():
         raise InputError(
-            f"folder must hold no checkpoint, got {place}, which has {NAME}; choose another one."
+            f"folder must not contain a checkpoint, got {place} with {NAME}; use another folder."
         )
     recipe = {"name": data.name, "model": describe(model), "units": data.codec.describe()}
-    if training.condition_dropout:  # loading needs to know whether "none" was trained
+    if training.condition_dropout:  # for loading: whether "none" was trained
         recipe["train"] = describe(training)
     cautions = loss.cautions(model, data.conditions_of("train", slice(1)))
     recipe |= {"cautions": cautions} if cautions else {}
@@ -194,8 +196,7 @@ def _keeper(
             pass
     except OSError as error:
         raise InputError(
-            f"folder must be one that can be written, got {place} ({error.strerror}); give "
-            "another."
+            f"folder must be writable, got {place} ({error.strerror}); use another folder."
         ) from error
 
     def keep(weights: dict[str, Any], averages: dict[str, Any], done: int) -> None:

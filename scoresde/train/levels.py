@@ -34,18 +34,18 @@ def check_levels(loss: Loss, data: Dataset) -> None:
         away = torch.maximum(low - x, x - high)
         if float(away.max()) > _OFF * step:
             raise InputError(
-                f"decoder must suit the data, got {asked}, but {data.name} is real-valued with "
-                f"{float(x.flatten()[away.argmax()]):.4g} in model units; use decoder=None, or a "
-                "data set with levels."
+                f"decoder must cover the data, got {asked}, but {data.name} is real-valued and "
+                f"contains {float(x.flatten()[away.argmax()]):.4g} in model units; use "
+                "decoder=None, or a data set with levels."
             )
         return
     ends = data.codec.range
     off = max(abs(low - ends[0]), abs(high - ends[1]))
     if decoder.levels != data.levels or off > _OFF * step:
         raise InputError(
-            f"decoder must suit the data, got {asked}, but {data.name} has {data.levels} levels "
-            f"in [{ends[0]:.4g}, {ends[1]:.4g}]; give levels, low and high as there (auto on the "
-            "command line)."
+            f"decoder must have the levels of {data.name}, {data.levels} levels in "
+            f"[{ends[0]:.4g}, {ends[1]:.4g}], got {asked}; set its levels, low and high to these "
+            "(auto on the command line)."
         )
 
 

@@ -42,8 +42,8 @@ def load(
 
     Arguments:
         path: The run's folder, or its checkpoint.
-        weights: ``average``; ``raw``; or ``best``, the averaged weights with the lowest held-out
-            loss.
+        weights: ``average``, ``raw`` or ``best`` (the averaged weights with the lowest held-out
+            loss).
         device: The device of the model; by default the CPU.
         allow: Packages besides ``scoresde`` whose classes the checkpoint may name.
 

@@ -126,10 +126,10 @@ def train(
         TrainingStopped: If a signal was received.
     """
     group, size = ProcessGroup.here(), min(training.batch_size, len(data.train))
-    _check_shares(size, training.accumulate, group)
+    _check_shares(size, training, group)
     if training.augment is not None and not model.takes("augment"):
         raise InputError(
-            f"train.augment must be null for a network that is not told of it, got "
+            f"train.augment must be null for a network without the condition augment, got "
             f"{training.augment}; build the network with conditions={{augment: "
             f"{training.augment.width}}}."
         )
@@ -193,25 +193,28 @@ def _check_images(model: Trainable, data: Dataset, training: Training) -> None:
     for name, values in known.items():
         if values.ndim > 2 and values.shape[2:] == data.shape[1:] and model.takes(name):
             raise InputError(
-                f"train.augment must be null for data with the image condition {name}, got "
-                f"{training.augment}: it moves the example alone; use data.flip=true, which "
-                "mirrors both."
+                f"train.augment must be null for data with the image condition {name}, which it "
+                f"does not transform, got {training.augment}; use data.flip=true, which mirrors "
+                "both."
             )
 
 
-def _check_shares(size: int, passes: int, group: ProcessGroup) -> None:
-    if size < passes * group.size:
+def _check_shares(size: int, training: Training, group: ProcessGroup) -> None:
+    least = training.accumulate * group.size
+    if size < least:
+        few = size < training.batch_size
+        name = "The number of training examples" if few else "train.batch_size"
         raise InputError(
-            f"train.batch_size={size} leaves nothing for some of {group.size} processes with "
-            f"train.accumulate={passes}; give at least {passes * group.size}."
+            f"{name} must be at least {least}, the product of train.accumulate="
+            f"{training.accumulate} and the number of processes, {group.size}, got {size}."
         )
 
 
 def _agreed(start: int, group: ProcessGroup) -> int:
     if len(set(group.all(start))) > 1:
         raise InputError(
-            f"The processes do not see the same checkpoints ({group.all(start)} updates); the "
-            "folder hydra.run.dir must be one that all machines share."
+            "All processes must read the same checkpoint, got checkpoints of "
+            f"{group.all(start)} updates; set hydra.run.dir to a folder that all machines share."
         )
     return start
 
@@ -226,12 +229,12 @@ def _stop(
         batch = next(source).to("cpu")
         content = {"step": bad.step + 1, "x": batch.x, "cond": batch.cond}
         torch.save(content, folder / BAD_BATCH)
-    saved = "no checkpoint had been written yet"
+    saved = "no checkpoint has been written"
     if (folder / NAME).exists():
         saved = f"the last good checkpoint is {folder / NAME}"
     raise InputError(
-        f"Training stopped at step {bad.step + 1}: the loss is {bad.loss:.4g} and its gradient's "
-        f"norm {bad.norm:.4g}, and {training.max_skipped} updates may be left out; {saved}, the "
-        f"batch is {folder / BAD_BATCH}. Lower the learning rate (optimizer.lr), clip the "
-        "gradient (train.clip), or check the data."
+        f"Training stopped at step {bad.step + 1}: the loss is {bad.loss:.4g} and the gradient "
+        f"norm {bad.norm:.4g}. At most train.max_skipped={training.max_skipped} updates may fail, "
+        f"and the last must succeed. The batch is {folder / BAD_BATCH}; {saved}. Lower the "
+        "learning rate (optimizer.lr), clip the gradient (train.clip), or check the data."
     )

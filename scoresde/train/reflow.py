@@ -104,19 +104,21 @@ class Reflow:
     def _held_out(self, count: int) -> int:
         check_count("count", count)
         if count * _HELD_OUT < 1:
-            raise InputError(f"count must be at least 10, for all splits, got {count}.")
+            raise InputError(f"count must be at least 10, to fill all splits, got {count}.")
         return int(count * _HELD_OUT)
 
     def _shape(self, shape: Sequence[int] | None) -> tuple[int, ...]:
         found = self.flow.shape if shape is None else shape
         if found is None:
-            raise InputError("shape must be given for a model that does not know it; use (2,).")
+            raise InputError(
+                "shape must be a tuple such as (2,) for a model without one, got None."
+            )
         return tuple(found)
 
     def _check_deterministic(self, shape: tuple[int, ...], cond: dict[str, Tensor]) -> None:
         if not is_deterministic(self.sampler, self.flow, shape, cond):
             raise InputError(
-                f"sampler must be deterministic, got {self.sampler}, which leads from one latent "
+                f"sampler must be deterministic, got {self.sampler}, which maps one latent "
                 "to different examples; use ProbabilityFlow()."
             )
 

@@ -63,7 +63,7 @@ class CheckpointManager:
             usable.save(self.folder / NAME)
         for old in (*self._kept()[self.keep :], *path.parent.glob("*.part")):
             _remove(old)
-        self.check_room(_size(path), f"the checkpoint of step {checkpoint.step} is safe")
+        self.check_room(_size(path), f"the checkpoint of step {checkpoint.step} is saved")
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Writes the checkpoint with the lowest validation loss, for use but not for resuming.
@@ -74,7 +74,7 @@ class CheckpointManager:
         if ProcessGroup.here().first:
             usable.save(self.folder / BEST)
 
-    def check_room(self, size: int, outcome: str = "nothing has been done yet") -> None:
+    def check_room(self, size: int, outcome: str = "nothing has been written") -> None:
         """Checks that a file of ``size`` bytes can be written.
 
         Raises:
@@ -83,9 +83,9 @@ class CheckpointManager:
         free = shutil.disk_usage(self.folder).free
         if free < _MARGIN * size:
             raise InputError(
-                f"{self.folder} has {free / 2**20:.0f} MiB left and a checkpoint needs "
-                f"{_MARGIN * size / 2**20:.0f}; {outcome}. Free space and start again, or choose "
-                "another folder by hydra.run.dir=FOLDER."
+                f"{self.folder} must have {_MARGIN * size / 2**20:.0f} MiB free for a checkpoint, "
+                f"got {free / 2**20:.0f} MiB; {outcome}. Free space and run the command again, or "
+                "set hydra.run.dir to another folder."
             )
 
     def newest(self, pattern: Mapping[str, Any] | None = None) -> Checkpoint | None:
@@ -102,11 +102,11 @@ class CheckpointManager:
             try:
                 return Checkpoint.load(path, pattern)
             except InputError as error:
-                log.warning("%s The one before it is tried.", error)
+                log.warning("%s Trying the previous checkpoint.", error)
         if paths:
             raise InputError(
-                f"No checkpoint in {self.folder} can be read; choose another folder by "
-                "hydra.run.dir=FOLDER to begin anew."
+                f"All checkpoints in {self.folder} are damaged; to start a new run, set "
+                "hydra.run.dir to another folder."
             )
         return None
 

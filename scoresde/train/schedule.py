@@ -19,7 +19,7 @@ class Rate(ABC):
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
-            raise InputError(f"warmup={self.warmup} is negative; give 0 for none.")
+            raise InputError(f"warmup must be at least 0, got {self.warmup}.")
 
     def __call__(self, step: int, steps: int) -> float:
         """Returns the factor, in [0, 1], at a step counted from 0, out of ``steps``."""

@@ -71,7 +71,7 @@ def read_shards(tree: Any, folder: Path, pattern: Any = None) -> Any:
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
     except (*_DAMAGES, dcp.api.CheckpointException) as error:
         raise InputError(
-            f"{folder} is damaged: its parts cannot be read (nothing was executed)."
+            f"{folder} is damaged: its shards cannot be read (nothing was executed)."
         ) from error
     return tree
 
@@ -87,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"{module}.{name} is no description of a tensor.")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in tensor metadata.")
         return _KNOWN[module, name]
 
 
@@ -96,7 +96,7 @@ class _Reader(dcp.FileSystemReader):
         with (Path(self.path) / ".metadata").open("rb") as file:
             found = _Unpickler(file).load()
         if not isinstance(found, descriptions.Metadata):
-            raise pickle.UnpicklingError("There is no description of tensors.")
+            raise pickle.UnpicklingError(f"Metadata expected, got {type(found).__name__}.")
         if found.storage_meta is None:
             found.storage_meta = descriptions.StorageMeta()
         found.storage_meta.load_id = self.load_id
@@ -129,6 +129,6 @@ def _prepared(tree: Any, pattern: Any, tensors: dict[str, Tensor]) -> Any:
             below = pattern if isinstance(pattern, Mapping) else {}
             return {k: _prepared(v, below.get(k), tensors) for k, v in tree.items()}
         case list():
-            beside = pattern if isinstance(pattern, list) else [None] * len(tree)
-            return [_prepared(v, p, tensors) for v, p in zip(tree, beside, strict=True)]
+            patterns = pattern if isinstance(pattern, list) else [None] * len(tree)
+            return [_prepared(v, p, tensors) for v, p in zip(tree, patterns, strict=True)]
     return tree

@@ -96,8 +96,8 @@ class Snapshots:
                 found[Profile(int(name[1]), float(name[2]))] = path
         if not found:
             raise InputError(
-                f"{run} holds no stored averages; train with train.snapshots=32, say, to choose "
-                "their length afterwards."
+                f"{run} contains no stored averages; to choose their length after training, set "
+                "train.snapshots=32 for the training run."
             )
         return Snapshots(found)
 
@@ -119,12 +119,18 @@ class Snapshots:
         wanted = Profile(self.last if step is None else step, length)
         stored = [profile for profile in self.paths if profile.step <= wanted.step]
         if not stored:
-            raise InputError(f"step={step} is before the first stored average; give a later one.")
+            first = min(profile.step for profile in self.paths)
+            raise InputError(
+                f"step must be at least {first}, the step of the first stored average, got {step}."
+            )
         total: dict[str, Tensor] = {}
         for weight, profile in zip(weights_of(stored, wanted), stored, strict=True):
             part = Checkpoint.load(self.paths[profile])
             if total and part.ema.keys() != total.keys():
-                raise InputError(f"{self.paths[profile]} is of another training than the others.")
+                raise InputError(
+                    f"{self.paths[profile]} belongs to a different training run than the other "
+                    "averages."
+                )
             for name, value in part.ema.items():
                 total[name] = total.get(name, 0) + weight * value.double()
         # Counts are not averaged; the last ones are used.

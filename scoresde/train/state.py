@@ -72,7 +72,7 @@ class State:
         bad = sum((~own(p).isfinite()).any().float() for p in self.terms.parameters())
         if bool(group.total(torch.as_tensor(bad)) > 0):
             raise InputError(
-                f"Training stopped at step {step}: a weight is not finite any more. Lower the "
+                f"Training stopped at step {step}: a weight is not finite. Lower the "
                 "learning rate (optimizer.lr), or clip the gradient (train.clip)."
             )
         generators = {"cpu": torch.get_rng_state()}
@@ -108,8 +108,8 @@ class State:
         self._compare(checkpoint)
         if not {"averages", "generators"} <= checkpoint.state.keys():
             raise OtherRunError(
-                "The checkpoint in this folder is of an older release and does not say how to go "
-                "on; choose another folder by hydra.run.dir=FOLDER."
+                "The checkpoint in this folder is from an older release and lacks the state to "
+                "resume from; set hydra.run.dir to another folder."
             )
         pattern, state = self.pattern(), checkpoint.state
         self.model.load_state_dict(like(checkpoint.model, pattern["model"]))
@@ -144,8 +144,8 @@ class State:
             self.terms.load_loss_state(state)
         except RuntimeError as error:
             raise OtherRunError(
-                f"The checkpoint in this folder does not hold the weights of the loss "
-                f"({brief(error)}); choose another folder by hydra.run.dir=FOLDER."
+                "The checkpoint in this folder does not match the weights of the loss "
+                f"({brief(error)}); set hydra.run.dir to another folder."
             ) from error
 
     def _continue(self, generators: list[dict[str, Tensor]]) -> None:
@@ -169,13 +169,13 @@ class State:
                 _flat(complete(updated(recipe))) for recipe in (checkpoint.recipe, self.recipe)
             )
         except RecursionError as error:
-            raise InputError("The recipe is nested too deeply; it cannot be compared.") from error
+            raise InputError("The recipe is nested too deeply to be compared.") from error
         there["seed"], here["seed"] = checkpoint.seed, self.seed
         for key in sorted({*there, *here}):
             if there.get(key) != here.get(key):
                 raise OtherRunError(
-                    f"This folder holds a training with {key}={there.get(key)}, and this one has "
-                    f"{here.get(key)}; choose another folder by hydra.run.dir=FOLDER."
+                    f"{key} must be {there.get(key)} to resume the training run in this folder, "
+                    f"got {here.get(key)}; for a new run, set hydra.run.dir to another folder."
                 )
 
 

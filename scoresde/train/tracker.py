@@ -236,7 +236,7 @@ class Trackers:
             except Exception as error:  # networks, disks, servers
                 self.others.remove(tracker)
                 name = type(tracker).__name__
-                log.warning("%s failed, and the training goes on without it: %s", name, error)
+                log.warning("%s failed; training continues without it: %s", name, error)
 
 
 def _library(name: str) -> Any:
@@ -244,7 +244,7 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f'The tracker {name} is not installed; pip install "scoresde[{name}]".'
+            f'The tracker {name} is not installed; run pip install "scoresde[{name}]".'
         ) from error
 
 

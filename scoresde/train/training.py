@@ -81,33 +81,43 @@ class Training:
         for name in ("max_skipped", "snapshots"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"train.{name}={value} is no number of updates.")
+                raise InputError(f"train.{name} must be an integer >= 0, got {value}.")
         if not isinstance(self.rate, Rate):
-            raise InputError(f"train.rate={self.rate} is no Rate; give one, such as CosineRate().")
+            raise InputError(f"train.rate must be a Rate such as CosineRate(), got {self.rate}.")
         if not isinstance(self.ema, int | float) or not 0 <= self.ema < 1:
-            raise InputError(f"train.ema={self.ema} is no number in [0, 1); 0.999 is usual.")
+            raise InputError(
+                f"train.ema must be a number in [0, 1), got {self.ema}; the default is 0.999."
+            )
         rate = self.condition_dropout
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
             raise InputError(
-                f"train.condition_dropout must be a number in [0, 1), got {rate!r}; 0.1 is usual."
+                f"train.condition_dropout must be a number in [0, 1), got {rate!r}; use 0.1."
             )
         profiles = {power_of_length(length) for length in self.lengths}
         if self.snapshots and len(profiles) < 2:
-            raise InputError(f"train.lengths={self.lengths} are too few; give two that differ.")
+            raise InputError(
+                f"train.lengths must contain two different lengths with train.snapshots="
+                f"{self.snapshots}, got {self.lengths}; set train.lengths=[0.05,0.1]."
+            )
         if self.clip is not None and not self.clip > 0:
-            raise InputError(f"train.clip={self.clip} is not positive; give null for none.")
+            raise InputError(
+                f"train.clip must be positive, got {self.clip}; set train.clip=null to disable "
+                "clipping."
+            )
         if self.precision is not None and self.precision not in PRECISIONS:
             names = ", ".join(PRECISIONS)
-            raise InputError(f"train.precision={self.precision} is none of {names}, or null.")
+            raise InputError(f"train.precision must be {names} or null, got {self.precision}.")
         if not isinstance(self.keep_best, bool):
-            raise InputError(f"train.keep_best={self.keep_best} is neither true nor false.")
+            raise InputError(f"train.keep_best must be true or false, got {self.keep_best}.")
         if not isinstance(self.compile, bool | None) and self.compile not in MODES:
             modes = ", ".join(MODES)
-            raise InputError(f"train.compile={self.compile} is no true, false, null or {modes}.")
+            raise InputError(
+                f"train.compile must be true, false, null or one of {modes}, got {self.compile}."
+            )
         if not isinstance(self.augment, Augmentation | None):
             raise InputError(
-                f"train.augment={self.augment} is no Augmentation; give one, such as "
-                "GeometricAugmentation(), or null."
+                "train.augment must be an Augmentation such as GeometricAugmentation(), or null, "
+                f"got {self.augment}."
             )
 
     def precision_on(self, device: torch.device) -> str:
@@ -120,16 +130,19 @@ class Training:
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def prepare(self, model: Trainable) -> None:
-        """Has the kernels of its networks made, if they are to be; weights keep their names."""
+        """Compiles the networks of a model, if requested; weights keep their names."""
         on = model.device.type == "cuda" if self.compile is None else self.compile
         found = networks(model)
         if self.compile and not found:
-            raise InputError("train.compile=true needs a network that is a torch.nn.Module.")
+            raise InputError(
+                "train.compile must be false or null for a model whose network is not a "
+                f"torch.nn.Module, got {self.compile}."
+            )
         for network in found if on and can_compile(model.device) else ():
             network.compile(mode="default" if on is True else on)
 
     def averages(self, model: Trainable) -> list[Average]:
-        """Returns the averages of a model: the one that counts, and those that are stored."""
+        """Returns the averages of a model: the one in use, then those that are stored."""
         powers = [PowerEMA(model, length) for length in self.lengths] if self.snapshots else []
         return [EMA(model, self.ema), *powers]
 

@@ -51,8 +51,8 @@ class Update:
     ) -> None:
         if not any(p.requires_grad for p in model.parameters()):
             raise InputError(
-                f"model must have weights to train, got a {type(model).__name__} without any; "
-                "give it a network that is a torch.nn.Module."
+                f"model must have trainable weights, got a {type(model).__name__} without any; "
+                "use a network that is a torch.nn.Module."
             )
         self.model, self.training, self.seed = model, training, seed
         self.averages = training.averages(model)
@@ -153,7 +153,7 @@ def _optimiser(
     try:
         return make(both if inside and outside else terms.parameters())
     except (ValueError, TypeError) as error:
-        raise InputError(f"The optimiser refuses its settings, {make}: {error}.") from error
+        raise InputError(f"Cannot build the optimiser {make}: {error}.") from error
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
