@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -394,10 +395,10 @@ def test_tensors_that_are_missing_left_over_or_misshapen(saved):
     name = "down_blocks.1.attentions.0.to_k.weight"
     kept = {}
     change_weights(saved, lambda weights: kept.update({name: weights.pop(name)}))
-    with pytest.raises(InputError, match=f"lacks {name}"):
+    with pytest.raises(InputError, match=f"lacks.* {name};"):
         load_checkpoint(saved)
     change_weights(saved, lambda weights: weights.update({name: kept[name][:, :-1]}))
-    with pytest.raises(InputError, match=rf"{name}.*\(64, 63\).*\(64, 64\)"):
+    with pytest.raises(InputError, match=rf"{name}.*\(64, 64\).*\(64, 63\)"):
         load_checkpoint(saved)
     change_weights(
         saved, lambda weights: weights.update(kept | {"class_embedding.weight": 0 * kept[name]})
@@ -425,7 +426,7 @@ class Hostile:
 
 def test_pickles_are_not_executed(saved):
     torch.save({"conv_in.weight": Hostile(saved / "trap")}, saved / f"{WEIGHTS}.bin")
-    with pytest.raises(InputError, match="without executing code"):
+    with pytest.raises(InputError, match=rf"{WEIGHTS}\.bin.*execut"):
         load_checkpoint(saved)
     assert not (saved / "trap").exists()
 
@@ -474,7 +475,7 @@ def test_missing_files(saved):
         load_checkpoint(saved)
     (saved / "config.json").unlink()
     for folder in (saved, saved / "nowhere"):
-        with pytest.raises(InputError, match=r"no config\.json"):
+        with pytest.raises(InputError, match=rf"{folder}.*config\.json"):
             load_checkpoint(folder)
 
 
@@ -529,7 +530,9 @@ def test_safetensors_that_is_not_installed(networks, tmp_path, monkeypatch):
 )
 def test_networks_of_other_families(key, value, saved):
     edit(saved / "config.json", **{key: value})
-    with pytest.raises(InputError, match=rf"config\.json: {key}=.* is not supported: "):
+    with pytest.raises(
+        InputError, match=rf"/config\.json: {key} .*{re.escape(json.dumps(value)[:190])}"
+    ):
         load_checkpoint(saved)
 
 
@@ -550,7 +553,9 @@ def test_networks_of_other_families(key, value, saved):
 )
 def test_processes_of_other_families(key, value, saved):
     edit(saved / "scheduler_config.json", **{key: value})
-    with pytest.raises(InputError, match=rf"scheduler_config\.json: {key}=.* is not supported: "):
+    with pytest.raises(
+        InputError, match=rf"scheduler_config\.json: {key} .*{re.escape(json.dumps(value))}"
+    ):
         load_checkpoint(saved)
 
 

@@ -247,7 +247,7 @@ def test_the_error_of_the_area_is_truthful():
 
 @pytest.mark.parametrize("values", [torch.ones(0), torch.tensor([1.0, math.nan])])
 def test_numbers_that_cannot_be_ranked_are_refused(values):
-    with pytest.raises(InputError, match="cannot be ranked"):
+    with pytest.raises(InputError, match=rf"larger.*\({len(values)},\)"):
         auroc(values, torch.ones(2))
 
 

@@ -410,7 +410,7 @@ X = normal(4, 4)
         (lambda: ClassifierGuidance(mixture(), None, 2.0), "classifier.*NoneType"),
         (
             lambda: ClassifierGuidance(mixture(), mixture().class_log_prob, 2.0).noise(X, at(0.3)),
-            "label.*none",
+            "label.*None",
         ),
         (
             lambda: ClassifierGuidance(mixture(), mixture().class_log_prob, 2.0).noise(

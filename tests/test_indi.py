@@ -393,7 +393,7 @@ def test_an_example_is_the_same_alone_and_in_a_batch():
         (lambda m, y: Restore(4)(flow_model(), (5, 2), source=y), "RectifiedFlow"),
         (lambda m, y: UniPC(4)(m, (5, 2), source=y), "ScoreFunction"),
         (lambda m, y: BridgeModel(m.network, VPSDE()), "process.*VPSDE"),
-        (lambda m, y: Paired()(m, y), "source.*none"),
+        (lambda m, y: Paired()(m, y), "source.*None"),
         (lambda m, y: Paired()(flow_model(), y, source=y), "RectifiedFlow"),
         (lambda m, y: Paired(BridgeVelocityWeighting(), eps=0.0)(m, y, source=y), "eps.*0.0"),
         (lambda m, y: Paired(weighting=1.0), "weighting.*1.0"),

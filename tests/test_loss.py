@@ -288,13 +288,13 @@ def test_losses_are_values():
 @pytest.mark.parametrize("eps", [-1e-3, 1.0, math.nan])
 @each_sde
 def test_an_eps_outside_the_interval_is_refused(sde, eps):
-    with pytest.raises(InputError, match="eps="):
+    with pytest.raises(InputError, match=f"eps.*got {eps}"):
         DenoisingScoreMatching(eps=eps)(mixture(sde), normal(4, 2))
 
 
 @pytest.mark.parametrize("sde", SDES[:2], ids=repr)
 def test_an_eps_without_noise_is_refused(sde):
-    with pytest.raises(InputError, match="eps=0"):
+    with pytest.raises(InputError, match=r"eps.*got 0"):
         DenoisingScoreMatching(eps=0.0)(mixture(sde), normal(4, 2))
 
 

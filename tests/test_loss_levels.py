@@ -92,5 +92,5 @@ def test_samples_of_an_exact_model_have_no_graph() -> None:
 
 
 def test_ends_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(InputError, match="log_snr_max must be"):
+    with pytest.raises(InputError, match=r"log_snr_max.*13"):
         LearnedSchedule("13")  # type: ignore[arg-type]

@@ -75,9 +75,9 @@ def test_units_keep_the_data_type_and_shape_and_refuse_nonsense(unit):
     assert unit(torch.zeros(2, 3), (), 0.5).shape == (2, 3)
     assert isinstance(unit(0.0, torch.Size([3, 32, 32]), 2 / 256), float)
     for scale in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(InputError, match=f"scale={scale}"):
+        with pytest.raises(InputError, match=f"scale.*got {scale}"):
             unit(0.0, (1,), scale)
-    with pytest.raises(InputError, match=r"shape=\(3, 0\)"):
+    with pytest.raises(InputError, match=r"shape.*\(3, 0\)"):
         unit(0.0, (3, 0), 1.0)
 
 
@@ -86,7 +86,7 @@ def test_estimates_have_the_error_of_a_mean():
     assert estimate == Estimate(4.0, pytest.approx(math.sqrt(8 / 3) / 2), 4)
     assert math.isnan(Estimate.of(torch.ones(1)).standard_error)
     for values in (torch.ones(0), torch.ones(2, 2), torch.ones(())):
-        with pytest.raises(InputError, match="one per example"):
+        with pytest.raises(InputError, match=rf"values.*{re.escape(str(tuple(values.shape)))}"):
             Estimate.of(values)
 
 
@@ -140,15 +140,15 @@ def test_no_baseline_beats_the_exact_density_of_the_moons():
 def test_baselines_refuse_what_they_cannot_fit():
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     for call, message in [
-        (lambda: gaussian_baseline(x, x[:, :2]), "cannot be compared"),
-        (lambda: gaussian_baseline(x[:0], x), "cannot be compared"),
-        (lambda: gaussian_baseline(x * math.nan, x), "NaN or infinite"),
-        (lambda: gaussian_baseline(torch.ones(20, 3), x), "cannot be fitted"),
-        (lambda: gaussian_baseline(x[:1], x), "cannot be fitted to 1"),
-        (lambda: mixture_baseline(x, x, x, largest=0), "largest=0"),
+        (lambda: gaussian_baseline(x, x[:, :2]), r"\(20, 3\), \(20, 2\)"),
+        (lambda: gaussian_baseline(x[:0], x), r"\(0, 3\), \(20, 3\)"),
+        (lambda: gaussian_baseline(x * math.nan, x), "finite.* 60 "),
+        (lambda: gaussian_baseline(torch.ones(20, 3), x), "full.* 20 examples"),
+        (lambda: gaussian_baseline(x[:1], x), "full.* 1 examples"),
+        (lambda: mixture_baseline(x, x, x, largest=0), "largest.*0"),
         (lambda: mixture_baseline(x, x, x, families=[]), "families.*CovarianceFamily"),
-        (lambda: CovarianceFamily("round", 0.1), "covariance='round'"),
-        (lambda: CovarianceFamily("full", -1.0), "regularisation=-1.0"),
+        (lambda: CovarianceFamily("round", 0.1), "covariance.*'round'"),
+        (lambda: CovarianceFamily("full", -1.0), "regularisation.*-1.0"),
     ]:
         with pytest.raises(InputError, match=message):
             call()
@@ -195,7 +195,7 @@ def test_samples_that_cannot_be_compared_are_refused():
     for other, projections in ((torch.zeros(3, 1), 8), (x[:0], 8), (x, 0)):
         with pytest.raises(InputError):
             sliced_wasserstein(x, other, projections)
-    with pytest.raises(InputError, match="cannot be compared"):
+    with pytest.raises(InputError, match=r"\(3,\) and \(3,\)"):
         sliced_wasserstein(torch.zeros(3), torch.zeros(3))
 
 

@@ -23,7 +23,7 @@ MIXTURE = GaussianMixtureModel([0.5, 0.5], torch.zeros(2, 2), [1.0, 2.0], VPSDE(
     "detach", [lambda x, c: 2 * x.detach(), torch.no_grad()(lambda x, c: 2 * x)]
 )
 def test_a_network_without_gradients_has_no_likelihood(detach: object) -> None:
-    with pytest.raises(InputError, match="no gradient"):
+    with pytest.raises(InputError, match=r"network.*without a gradient"):
         Likelihood(probes="exact")(ScoreModel(detach, VPSDE()), torch.zeros(2, 2))
 
 
@@ -38,7 +38,7 @@ def test_integers_are_no_data() -> None:
 @pytest.mark.parametrize("model", [GAUSSIAN, MIXTURE], ids=["Gaussian", "mixture"])
 @pytest.mark.parametrize("shape", [(4, 1), (4, 3), (4, 2, 1)], ids=str)
 def test_exact_models_do_not_broadcast_data(model: GaussianModel, shape: tuple) -> None:
-    with pytest.raises(InputError, match=r"\(2,\)"):
+    with pytest.raises(InputError, match=r"\(B, 2\)"):
         model.log_prob(torch.ones(shape))
 
 

@@ -489,7 +489,7 @@ def test_training_mode_is_restored_after_an_error():
 
 
 def test_a_network_that_changes_the_shape_is_refused():
-    with pytest.raises(InputError, match=r"\(4, 3\) into \(4, 2\)"):
+    with pytest.raises(InputError, match=r"\(4, 3\).*\(4, 2\)"):
         ScoreModel(lambda x, c: x[:, :2], VPSDE()).noise(normal(4, 3), 0.5)
 
 
@@ -510,12 +510,12 @@ def test_times_that_do_not_fit_are_refused_by_an_exact_model(batch, name, view):
 @pytest.mark.parametrize("std", [0.0, -0.5])
 @pytest.mark.parametrize("make", [NoiseParametrisation, Preconditioned])
 def test_an_unusable_std_of_the_data_is_refused(make, std):
-    with pytest.raises(InputError, match="sigma_data="):
+    with pytest.raises(InputError, match=f"sigma_data.*{std}"):
         make(std)
 
 
 def test_preconditioning_needs_the_std_of_the_data():
-    with pytest.raises(InputError, match="sigma_data"):
+    with pytest.raises(InputError, match=r"sigma_data.*None"):
         Preconditioned(None)
 
 

@@ -107,7 +107,7 @@ def test_a_file_without_averages(saved):
     values = content(options)
     del values["ema"], values["optimizer"], values["step"]
     path = saved(values)
-    refused(lambda: load_checkpoint(path, options), str(path), "no moving average", "raw")
+    refused(lambda: load_checkpoint(path, options), str(path), "ema=False")
     assert_score(load_checkpoint(path, options, ema=False), options, tensors(options, 0))
     imported = load_recipe(path, options)
     assert imported.ema is None
@@ -176,29 +176,29 @@ def test_processes(changes, sde):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"nonlinearity": "gelu"}, ["model.nonlinearity='gelu'", "swish"]),
-        ({"name": "ncsnv2_64"}, ["model.name='ncsnv2_64'", "ncsnpp"]),
-        ({"sde": "cosine"}, ["training.sde='cosine'", "vesde"]),
-        ({"resblock_type": None}, ["model.resblock_type=None", "biggan"]),
-        ({"progressive": "input_skip"}, ["model.progressive='input_skip'", "output_skip"]),
-        ({"progressive_input": 3}, ["model.progressive_input=3"]),
+        ({"nonlinearity": "gelu"}, ["model.nonlinearity", "got 'gelu'", "swish"]),
+        ({"name": "ncsnv2_64"}, ["model.name", "got 'ncsnv2_64'", "ncsnpp"]),
+        ({"sde": "cosine"}, ["training.sde", "got 'cosine'", "vesde"]),
+        ({"resblock_type": None}, ["model.resblock_type", "got None", "biggan"]),
+        ({"progressive": "input_skip"}, ["model.progressive", "got 'input_skip'", "output_skip"]),
+        ({"progressive_input": 3}, ["model.progressive_input", "got 3"]),
         ({"progressive_input": "input_skip", "progressive_combine": "mul"}, ["'mul'", "cat"]),
-        ({"embedding_type": "none"}, ["model.embedding_type='none'", "fourier"]),
+        ({"embedding_type": "none"}, ["model.embedding_type", "got 'none'", "fourier"]),
         ({"embedding_type": "fourier", "continuous": False}, ["fourier", "continuous"]),
-        ({"fir": "yes"}, ["model.fir='yes'", "true or false"]),
+        ({"fir": "yes"}, ["model.fir", "got 'yes'"]),
         ({"fir": True, "fir_kernel": [1, -1]}, ["kernel", "[1, 3, 3, 1]"]),
-        ({"centered": 1}, ["data.centered=1"]),
-        ({"nf": 8.0}, ["model.nf=8.0", "whole number"]),
-        ({"nf": 7}, ["model.nf=7", "odd"]),
-        ({"num_channels": True}, ["data.num_channels=True"]),
-        ({"ch_mult": "12"}, ["model.ch_mult='12'", "list"]),
-        ({"ch_mult": [1, 0]}, ["model.ch_mult=0"]),
-        ({"ch_mult": [1, 1, 1, 1, 1]}, ["data.image_size=8", "divisible by 16"]),
-        ({"num_scales": 1, "continuous": False}, ["model.num_scales=1"]),
-        ({"num_scales": 10, "continuous": False}, ["beta_max=20.0", "10"]),
-        ({"num_scales": 500, "scale_by_sigma": True}, ["model.num_scales=500", "999"]),
-        ({"sde": "vesde", "sigma_max": "50"}, ["model.sigma_max='50'", "number"]),
-        ({"sde": "vesde", "sigma_min": 0}, ["sigma_min=0"]),
+        ({"centered": 1}, ["data.centered", "got 1"]),
+        ({"nf": 8.0}, ["model.nf", "got 8.0"]),
+        ({"nf": 7}, ["model.nf", "got 7"]),
+        ({"num_channels": True}, ["data.num_channels", "got True"]),
+        ({"ch_mult": "12"}, ["model.ch_mult", "got '12'"]),
+        ({"ch_mult": [1, 0]}, ["model.ch_mult", "got [1, 0]"]),
+        ({"ch_mult": [1, 1, 1, 1, 1]}, ["data.image_size", "got 8", "16"]),
+        ({"num_scales": 1, "continuous": False}, ["model.num_scales", "got 1"]),
+        ({"num_scales": 10, "continuous": False}, ["beta_max", "20.0 and 10"]),
+        ({"num_scales": 500, "scale_by_sigma": True}, ["model.num_scales", "got 500", "999"]),
+        ({"sde": "vesde", "sigma_max": "50"}, ["model.sigma_max", "got '50'"]),
+        ({"sde": "vesde", "sigma_min": 0}, ["sigma_min", "0.0"]),
     ],
 )
 def test_configurations_refused(changes, words):
@@ -210,7 +210,7 @@ def test_configurations_that_lack_a_value(key):
     options = config()
     section, name = key.split(".")
     del options[section][name]
-    refused(lambda: describe(options), f"lacks {key}")
+    refused(lambda: describe(options), key)
     del options[section]
     refused(lambda: describe(options), section)
 
@@ -221,12 +221,12 @@ def test_configurations_that_are_none(tmp_path):
     (tmp_path / "list.yaml").write_text("[1, 2]")
     refused(lambda: describe(tmp_path / "bad.json"), "bad.json")
     refused(lambda: describe(tmp_path / "bad.yaml"), "bad.yaml")
-    refused(lambda: describe(tmp_path / "list.yaml"), "no section model")
-    refused(lambda: describe(tmp_path / "absent.json"), "absent.json", "neither")
+    refused(lambda: describe(tmp_path / "list.yaml"), "section model", "[1, 2]")
+    refused(lambda: describe(tmp_path / "absent.json"), "absent.json")
     refused(lambda: describe("vp/cifar10_ddpmpp_cont"), "vp/cifar10_ddpmpp_continuous")
-    refused(lambda: describe("ve/ncsnv2/cifar10"), "neither a file nor")
-    refused(lambda: describe({}), "no section model")
-    refused(lambda: describe(None), "no section model")
+    refused(lambda: describe("ve/ncsnv2/cifar10"), "ve/ncsnv2/cifar10")
+    refused(lambda: describe({}), "section model", "{}")
+    refused(lambda: describe(None), "section model", "None")
 
 
 # --- What does not fit ---------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(saved):
         refused(lambda path=path: load_checkpoint(path, options), KEY, word, ".pth")
     values = content(options)
     values["model"]["module.all_modules.99.weight"] = torch.ones(1)
-    refused(lambda: load_checkpoint(saved(values), options), "all_modules.99.weight", "besides")
+    refused(lambda: load_checkpoint(saved(values), options), "all_modules.99.weight", "unexpected")
 
 
 def test_averages_that_do_not_fit(saved):
@@ -256,7 +256,8 @@ def test_averages_that_do_not_fit(saved):
     values["ema"]["shadow_params"][0] = torch.ones(3)
     refused(lambda: load_checkpoint(saved(values), options), "all_modules.0.weight", "(3,)")
     values["ema"]["shadow_params"] = values["ema"]["shadow_params"][1:]
-    refused(lambda: load_checkpoint(saved(values), options), "shadow_params", "the configuration")
+    count = len(values["ema"]["shadow_params"])
+    refused(lambda: load_checkpoint(saved(values), options), "shadow_params", f"got {count};")
     values["ema"]["shadow_params"][0] = "text"
     refused(lambda: load_checkpoint(saved(values), options), "ema.shadow_params[0]")
     values["ema"] = {"decay": 1}
@@ -293,7 +294,7 @@ def test_nothing_is_executed(saved, tmp_path):
     values["model"]["module.extra"] = Bomb(exploded)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(values))
     for path in (saved(values), tmp_path / "plain.pth"):
-        refused(lambda path=path: load_checkpoint(path, options), str(path), "without executing")
+        refused(lambda path=path: load_checkpoint(path, options), str(path), "execut")
     assert not exploded.exists()
     pickle.loads((tmp_path / "plain.pth").read_bytes())  # it would have
     assert exploded.exists()
@@ -307,10 +308,10 @@ def test_files_that_are_no_checkpoints(saved, tmp_path):
         path = tmp_path / f"{i}.pth"
         path.write_bytes(what)
         refused(lambda path=path: load_checkpoint(path, options), path.name, "damaged")
-    for what in ([1], {"weights": 1}, {"model": 1}):
-        refused(lambda what=what: load_checkpoint(saved(what), options), "no checkpoint")
+    for what, found in (([1], "list"), ({"weights": 1}, "the keys"), ({"model": 1}, "int")):
+        refused(lambda what=what: load_checkpoint(saved(what), options), "model", f"got {found}")
     values = {"model": {"module.all_modules.0.weight": 1.0}}
-    refused(lambda: load_checkpoint(saved(values), options), "all_modules.0.weight", "no tensor")
+    refused(lambda: load_checkpoint(saved(values), options), "all_modules.0.weight", "float")
 
 
 def test_damaged_files(saved, tmp_path):

@@ -358,13 +358,13 @@ def test_unusable_noise_levels_are_refused(low, high):
 @each_sde
 @pytest.mark.parametrize("eps", [-0.1, 1.0, 2.0, math.nan])
 def test_an_eps_outside_the_interval_is_refused(eps, sde):
-    with pytest.raises(InputError, match="eps="):
+    with pytest.raises(InputError, match=f"eps.*got {eps}"):
         sde.check_eps(eps)
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), Cosine()])
 def test_an_eps_without_noise_is_refused(sde):
-    with pytest.raises(InputError, match="eps=0"):
+    with pytest.raises(InputError, match=r"eps.*got 0"):
         sde.check_eps(0)
 
 

@@ -128,7 +128,7 @@ def test_the_loss_at_the_ends_has_a_bounded_variance():
         (lambda: InterpolantSDE(0), "steps.*0"),
         (lambda: InterpolantModel(None, None, VPSDE()), "process.*VPSDE"),
         (lambda: InterpolantSDE()(GaussianBridge(ZERO, JOINT, InDI()), (2, 1)), "InDI"),
-        (lambda: InterpolantSDE()(pairs(), (2, 1), seed=0), "source.*none"),
+        (lambda: InterpolantSDE()(pairs(), (2, 1), seed=0), "source.*None"),
         (lambda: InterpolantMatching()(pairs(), torch.zeros(2, 1), seed=0), "InterpolantModel"),
     ],
 )

@@ -104,7 +104,7 @@ def test_nearest_agrees_with_the_table_of_all_distances():
     np.testing.assert_allclose(distance, table.min(1).values)
     assert which.tolist() == table.argmin(1).tolist()
     assert nearest(train[3:5], train.split(7))[0].tolist() == [0, 0]
-    with pytest.raises(InputError, match="train must hold an example"):
+    with pytest.raises(InputError, match=r"train.*none"):
         nearest(x, [])
 
 

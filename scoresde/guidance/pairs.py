@@ -3,9 +3,9 @@ r"""Guidance by two models of one process, which extrapolates from the weak to t
 .. math:: F_g = F_u + w (F_c - F_u)
 
 for each view F: score, noise, denoised estimate and velocity. The scale w is 0 for the weak model
-alone and 1 for the strong one alone; each of these takes one pass. With an interval of the
-relative noise level :math:`\sigma / \alpha`, guidance applies inside the interval and the strong
-model alone outside.
+alone and 1 for the strong model alone, and each of these costs one network evaluation. With an
+interval of the relative noise level :math:`\sigma / \alpha`, guidance applies inside the interval
+and the strong model alone outside.
 
 **The sampled law** is not the tilted density :math:`p_u^{1 - w} p_c^w`, whose noised versions have
 a different score from :math:`F_g`. It also depends on the sampler. For the Gaussians

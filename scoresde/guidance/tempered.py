@@ -11,7 +11,7 @@ different model: the results in the noise and in D differ by more than half of t
 The laws that these models sample are not known.
 
 CFG++ is not included. Its step equals a step of plain guidance with a scale that grows with the
-number of steps, so that with more and more steps all samples become one point.
+number of steps. In the limit of many steps all samples become one point.
 
 References:
     Lin et al., *Common diffusion noise schedules and sample steps are flawed*, 2023,

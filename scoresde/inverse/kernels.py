@@ -73,7 +73,8 @@ class Kernel(ABC):
         """Returns what a step needs of Cov[x_0 | x_t], stored under ``name``, or an empty dict.
 
         Arguments:
-            name: The name. data: Denoised estimate, with shape ``(B, *)``.
+            name: The name.
+            data: Denoised estimate, with shape ``(B, *)``.
             covariance: Function for products with the covariance.
         """
 
@@ -82,7 +83,8 @@ class Kernel(ABC):
         """Returns the noise of a step.
 
         Arguments:
-            covariance: Result of :meth:`moments`. gain: Factor c of the denoised estimate.
+            covariance: Result of :meth:`moments`.
+            gain: Factor c of the denoised estimate.
             std: Standard deviation of q(x_s | x_t, x_0).
         """
 

@@ -68,8 +68,8 @@ class Particles:
     """Weighted samples: K particles of each of B populations; a single one has no axis B.
 
     Arguments:
-        seed: Seed of the random streams. x: Particles in model units, with shape ``(K, *)`` or
-        ``(B, K, *)``.
+        seed: Seed of the random streams.
+        x: Particles in model units, with shape ``(K, *)`` or ``(B, K, *)``.
         log_weights: Logarithms of their normalised weights, ``(K,)`` or ``(B, K)``.
         ess: Effective sample size at each node of the grid, before resampling, and at the end:
             ``(steps + 2,)`` or ``(B, steps + 2)``.
@@ -134,17 +134,18 @@ class Target(ABC):
     def step(
         self, local: Rows, base: Tensor, gain: Tensor, std: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""Takes a step of the proposal.
+        r"""Takes a step of the proposal from a time t to an earlier time s.
 
         Arguments:
             local: Result of :meth:`at`.
-            base: Part of the mean that is linear in the state, with shape ``(B, *)``.
-            gain: Factor of the denoised estimate in the mean.
+            base: The term of the state in the mean of :math:`q(x_s \mid x_t, x_0)`, ``(B, *)``.
+            gain: Factor of :math:`x_0` in this mean.
             std: Standard deviation of :math:`q(x_s \mid x_t, x_0)`.
             z: Standard normal noise, with shape ``(B, *)``.
 
         Returns:
-            The new states, and the log-weight of the step without the twists, ``(B,)``.
+            The new states ``(B, *)``, and the logarithm of the factor by which the step multiplies
+            the weights, apart from the twists, ``(B,)``.
         """
 
     @abstractmethod

@@ -110,7 +110,9 @@ class Posterior(Around):
     def at(self, x: Tensor, t: Tensor, **cond: Tensor) -> Local:
         """Evaluates the model at states ``(B, *)`` and linearises the observation there.
 
-        The graph reaches beyond this evaluation only if x requires a gradient.
+        The result can be differentiated in ``x`` only if ``x`` requires a gradient and gradients
+        are enabled. Otherwise the graph of this evaluation serves only the products with the
+        covariance.
         """
         graph = torch.is_grad_enabled() and x.requires_grad
         x, t = with_signal(self.sde, x, as_time(t))

@@ -78,7 +78,8 @@ class Baseline:
     Arguments:
         name: Name of the density.
         log_prob: Log-densities of the test examples in nats and model units, ``(N,)``, float64.
-        shape: Shape of one example. note: Remark on the fit, if any.
+        shape: Shape of one example.
+        note: Remark on the fit, if any.
     """
 
     name: str
@@ -163,7 +164,7 @@ def mixture_baseline(
     a, b, c = _rows(train, validation, test)
     if largest < 1:
         raise InputError(f"largest must be at least 1, got {largest}.")
-    # Full covariances of few examples are unreliable, so simpler families go first.
+    # Full covariances of few examples are unreliable, so the diagonal families are fitted first.
     few = len(a) < 2 * a.shape[1]
     ordered = sorted(families, key=lambda one: few and one.covariance != "diag")
     growths = [_Growth(family, a, b, seed) for family in ordered]

@@ -86,7 +86,7 @@ class ScoreFunction(Model):
         r"""Returns the predicted noise :math:`E[z \mid x_t = x]`."""
 
     def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the velocity of the probability flow, from one network pass.
+        r"""Returns the velocity of the probability flow, from one network evaluation.
 
         .. math:: u = f x - \tfrac12 g^2 \nabla_x \log p_t(x)
 

@@ -104,7 +104,7 @@ class BridgeModel(Model):
 
     @property
     def sees_source(self) -> bool:
-        """Whether the network is given the source."""
+        """True if the network takes the condition ``source``."""
         return takes(self.network, "source")
 
     def takes(self, name: str) -> bool:
@@ -131,7 +131,7 @@ class BridgeModel(Model):
         return expand(a, x) * x + expand(b, x) * output.to(x.dtype)
 
     def velocity(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        r"""Returns the velocity, from one network pass; see :func:`bridge_velocity`."""
+        r"""Returns the velocity, from one network evaluation; see :func:`bridge_velocity`."""
         source = cond["source"] if self.sees_source and "source" in cond else None
         return bridge_velocity(self._process, x, t, self.denoise(x, t, **cond), source)
 

@@ -72,8 +72,8 @@ class Mixture(ScoreFunction):
     def _log_weights(self, label: Tensor) -> Tensor:
         """Returns the logarithms of the weights within each example's class, ``(B, K)``."""
         members = self._members(label.to(self.log_weights.device))
-        # Not checked on a GPU, where the host would wait at every pass: there a class without
-        # components gives values that are not finite.
+        # Not checked on a GPU, where the check would synchronise at every evaluation. A class
+        # without components then gives values that are not finite.
         if label.device.type == "cpu" and not bool(members.any(1).all()):
             raise InputError(
                 f"label must be -1 or a class from 0 to {self.classes - 1}, got "

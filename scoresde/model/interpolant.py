@@ -28,7 +28,7 @@ _TURNS = 4.0
 class InterpolantModel(Model):
     """Two networks plus a stochastic interpolant.
 
-    Each state counts as two network passes. The networks' time label is 4 t.
+    Each state counts as two network evaluations. The networks' time label is 4 t.
 
     Arguments:
         velocity: The network for the difference of the ends, ``network(x, c, **cond)``.

@@ -78,7 +78,7 @@ class ScoreModel(ScoreFunction):
         return super().velocity(x, t, **cond)
 
     def predict(self, x: Tensor, t: Tensor, **cond: Tensor) -> "Prediction":
-        """Returns all outputs of one network pass; arguments as for :meth:`noise`."""
+        """Returns all outputs of one network evaluation; arguments as for :meth:`noise`."""
         t = as_time(t)
         scales = self.sde.alpha(t), self.sde.sigma(t)
         output, head = self._run(x, t, scales, cond)
@@ -144,7 +144,7 @@ class ScoreModel(ScoreFunction):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Outputs of one network pass on states ``(B, *)``.
+    """Outputs of one network evaluation at states ``(B, *)``.
 
     Arguments:
         noise: The predicted noise, with the shape of the states.

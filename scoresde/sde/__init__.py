@@ -16,7 +16,7 @@ and the pair :math:`(\alpha, \sigma)` is equivalent to the pair :math:`(f, g)`:
           g^2 = \frac{d \sigma^2}{dt} - 2 f \sigma^2 = -\sigma^2 \frac{d \lambda}{dt},
 
 where :math:`\lambda = 2 \log (\alpha / \sigma)` is the logarithm of the signal-to-noise ratio.
-Backwards in time, it turns noise into data: with the score :math:`\nabla_x \log p_t(x)`, the
+In reverse time it turns noise into data: with the score :math:`\nabla_x \log p_t(x)`, the
 reverse SDE and the probability-flow ODE
 
 .. math:: dx = (f x - g^2 \nabla_x \log p_t(x)) \, dt + g \, d\bar w, \qquad

@@ -328,7 +328,8 @@ class I2SB(Bridge):
 
     Arguments:
         beta_min: The rate :math:`\beta` at both ends, positive.
-        beta_max: The rate that :math:`\beta` would reach at t = 1 if it never fell, positive.
+        beta_max: The rate :math:`\beta` to which the rising half would extend at t = 1, positive.
+            The rate at t = 1/2 is :math:`(\sqrt{\beta_{min}} + \sqrt{\beta_{max}})^2 / 4`.
 
     Raises:
         InputError: If an argument is not positive.

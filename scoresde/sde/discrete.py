@@ -172,7 +172,7 @@ class Chain(SDE):
         return Cutoffs(training=first, sampling=first, likelihood=first)
 
     def index(self, t: Tensor) -> Tensor:
-        """Returns the index of the level at a time, t N - 1; a whole number at each level."""
+        """Returns the index of the level at a time, t N - 1; an integer at each level."""
         return as_time(t) * self.steps - 1
 
     def time_of_index(self, i: Tensor) -> Tensor:

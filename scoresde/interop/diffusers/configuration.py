@@ -191,7 +191,7 @@ def _classes(config: Values) -> Recipe:
 
 
 def _size(config: Values, divisor: int) -> list[int]:
-    """Returns the size of the images; its levels must halve evenly."""
+    """Returns the height and width of the images, which must be multiples of ``divisor``."""
     size = config.get("sample_size")
     if size is None:
         raise config.error("sample_size", "must be the size of the images")

@@ -15,9 +15,9 @@ With ``scale_by_sigma`` the network's output is divided by sigma: by the label i
 embedded by Fourier features, otherwise by the noise level of SMLD with this index. Data are in [0,
 1] if ``data.centered`` is false, and in [-1, 1] if it is true.
 
-A discrete model equals the reference's at the times :math:`(i + 1) / N`. Between them the
-reference is piecewise constant, and this one is a smooth curve. Its sub-VP models are continuous,
-regardless of their configuration.
+A discrete model equals the reference's at the times :math:`(i + 1) / N`. Between these times the
+reference keeps the noise level constant, whereas ours changes smoothly. The reference's sub-VP
+models are continuous, regardless of their configuration.
 
 References:
     Song et al., https://arxiv.org/abs/2011.13456, https://github.com/yang-song/score_sde_pytorch.

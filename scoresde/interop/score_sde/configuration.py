@@ -182,7 +182,7 @@ def _network(values: "_Values") -> Recipe:
 
 
 def _size(values: "_Values", divisor: int) -> int:
-    """Returns the size of the images, which the reference cannot pad."""
+    """Returns the size of the images; the reference does not pad them to a multiple."""
     size = values.count("data.image_size")
     if size % divisor:
         raise InputError(
@@ -227,7 +227,7 @@ def _positional(values: "_Values") -> Recipe:
     width = values.count("model.nf")
     if width % 2:
         raise InputError(
-            f"model.nf must be even, as half of the embedding are sines, got {width}."
+            f"model.nf must be even, because half of the embedding is sines, got {width}."
         )
     return {"_target_": "scoresde.nn.PositionalEmbedding", "width": width}
 

@@ -53,11 +53,15 @@ def read_checkpoint(path: str | Path) -> Content:
         reason = "is a folder" if file.is_dir() else "does not exist"
         raise InputError(f"{file} {reason}; pass a .pth file of score_sde_pytorch.")
     content = _load(file)
-    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
-        keys = brief(list(content)) if isinstance(content, Mapping) else type(content).__name__
+    parts = content if isinstance(content, Mapping) else {}
+    if not isinstance(parts.get("model"), Mapping):
+        if "model" in parts:
+            found = kind_of(parts["model"])
+        else:
+            found = f"the keys {brief(list(parts))}" if parts else kind_of(content)
         raise InputError(
             f"{file} must be a checkpoint of score_sde_pytorch with a dictionary 'model', got "
-            f"{keys}."
+            f"{found}."
         )
     weights = {str(name).removeprefix(_PREFIX): value for name, value in content["model"].items()}
     weights.pop("sigmas", None)  # follows from the configuration
