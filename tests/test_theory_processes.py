@@ -85,7 +85,7 @@ def test_a_chain_of_many_steps_is_the_continuous_sde():
 
 @each_sde
 @pytest.mark.parametrize("h", [0.0, 0.5, 1.0, 2.0])
-def test_the_density_solves_the_equations_of_all_reverse_processes(h, sde):
+def test_the_density_solves_all_reverse_equations(h, sde):
     r"""dp/dt = -(b p)' - h^2 g^2 p'' / 2 with b = f x - (1 + h^2) g^2 score / 2.
 
     That is the Fokker-Planck equation from t = 1 to 0 with the noise h g: h = 0 is the probability
@@ -141,7 +141,7 @@ def test_the_velocity_and_the_reverse_drift_have_four_forms(sde):
 
 
 @each_sde
-def test_the_flow_has_the_slope_of_the_noise_in_the_relative_level(sde):
+def test_the_slope_of_the_flow_is_the_noise(sde):
     r"""d(x / alpha) / d(sigma / alpha) is the noise, along the exact flow of a Gaussian."""
     exact = GaussianModel(at(0.5, -1.0), at(0.3, 1.2), sde)
     x, t = exact.sample(5, 0.4, seed=0), at(0.4)
