@@ -178,7 +178,8 @@ def main() -> None:
         print(table(data.name, found[data.name]))
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "table.json").write_text(json.dumps(found, indent=1) + "\n")
-    (given.out / "table.md").write_text("\n".join(table(*item) for item in found.items()))
+    tables = "\n".join(table(*item) for item in found.items())
+    (given.out / "table.md").write_text(f"# Bridges on held-out digits\n\n{tables}")
     picture(found, given.out / "tradeoff.png")
 
 
