@@ -206,12 +206,13 @@ class Sampler(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise InputError(
-                f"temperature must be positive and finite, got {self.temperature}; use 1 to sample "
-                "the model itself."
+                f"temperature must be positive and finite, got {self.temperature}; use 1 to "
+                "sample the model itself."
             )
         if self.constraint is not None and not callable(self.constraint):
             raise InputError(
-                f"constraint must be a callable (x, t, noise) -> x, or None, got {self.constraint}."
+                "constraint must be a callable (x, t, noise) -> x, or None, got "
+                f"{self.constraint}."
             )
 
     @property

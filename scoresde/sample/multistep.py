@@ -310,9 +310,10 @@ class UniPC(Multistep):
 
     A step to :math:`s` is predicted by the polynomial through p outputs. The next step needs the
     output at :math:`s` anyway. This output first joins the polynomial, and the step is repeated
-    with p + 1 values, which adds an order without another evaluation. The last step is not corrected. Its
-    error of :math:`O(h^{p+1})` is consistent with the order :math:`p + 1`. The first steps also
-    gain one order over the predictor alone, so the order is at most 3 if they have lower order.
+    with p + 1 values, which adds an order without another evaluation. The last step is not
+    corrected. Its error of :math:`O(h^{p+1})` is consistent with the order :math:`p + 1`. The
+    first steps also gain one order over the predictor alone, so the order is at most 3 if they
+    have lower order.
 
     In terms of differences of outputs, the weights solve a linear system that is exact for
     polynomials, so the function :math:`B(h)` of the paper cancels. The exception is a single
@@ -432,8 +433,8 @@ class DPMSolverPPSDE(Multistep):
         super().__post_init__()
         if not 0 <= self.tau < math.inf:
             raise InputError(
-                f"tau must be non-negative and finite, got {self.tau}; 1 is the reverse SDE, 0 the "
-                "flow."
+                f"tau must be non-negative and finite, got {self.tau}; 1 is the reverse SDE, 0 "
+                "the flow."
             )
         if self.single_steps:
             raise InputError(

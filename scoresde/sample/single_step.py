@@ -192,8 +192,8 @@ class SEEDS(PlannedSampler):
         super().__post_init__()
         if not 0 <= self.tau < math.inf:
             raise InputError(
-                f"tau must be non-negative and finite, got {self.tau}; 1 is the reverse SDE, 0 the "
-                "flow."
+                f"tau must be non-negative and finite, got {self.tau}; 1 is the reverse SDE, 0 "
+                "the flow."
             )
 
     @property

@@ -134,9 +134,9 @@ class StochasticHeun:
 def _notch(h: Tensor) -> Tensor:
     """Rounds to the nearest of a few step sizes in every octave.
 
-    A path moves by the square root of the time. Without rounding, a difference of 1e-7 in the
-    drift, as from a different batch, would change the times of the steps by about 1e-7 and the
-    noise by about 1e-4.
+    A path moves by the square root of the time. Without these fixed sizes, a rounding difference
+    of 1e-7 in the drift, as from a different batch, would change the times of the steps by about
+    1e-7 and the noise by about 1e-4.
     """
     return torch.exp2((_NOTCHES * h.log2()).round() / _NOTCHES)
 
