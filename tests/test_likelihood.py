@@ -517,7 +517,7 @@ class Ignoring(nn.Module):
 
 
 def test_what_cannot_be_differentiated_is_refused():
-    with pytest.raises(InputError, match="method.*dopri8"):
+    with pytest.raises(InputError, match=r"method.*dopri8"):
         Likelihood(method="dopri8", differentiable=True)
     with pytest.raises(InputError, match="exclude each other"):
         Likelihood(2, target_error=0.1, differentiable=True)

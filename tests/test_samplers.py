@@ -417,7 +417,7 @@ def test_unusable_correctors_are_refused(arguments, make):
 
 
 def test_unusable_pseudo_dimensions_are_refused():
-    with pytest.raises(InputError, match="pseudo_dimensions.* 0;"):
+    with pytest.raises(InputError, match=r"pseudo_dimensions.* 0;"):
         ShrunkNorm(0)
 
 
@@ -768,7 +768,7 @@ def test_samplers_that_measure_no_density_say_so():
 
 
 def test_a_denoised_sample_has_no_density():
-    with pytest.raises(InputError, match="probes.*final_denoise=True"):
+    with pytest.raises(InputError, match=r"probes.*final_denoise=True"):
         ProbabilityFlow(probes=1, final_denoise=True)
 
 

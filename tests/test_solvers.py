@@ -181,7 +181,7 @@ def test_unusable_tolerances_are_refused(arguments):
 
 
 def test_an_unknown_method_is_refused_and_the_known_ones_named():
-    with pytest.raises(InputError, match="method.*dopri5.*'rk4'"):
+    with pytest.raises(InputError, match=r"method.*dopri5.*'rk4'"):
         AdaptiveODE(method="rk4")
 
 
@@ -286,5 +286,5 @@ def test_unusable_steps_are_refused(steps):
 
 
 def test_an_unknown_stochastic_method_is_refused():
-    with pytest.raises(InputError, match="method.*euler.*'rk4'"):
+    with pytest.raises(InputError, match=r"method.*euler.*'rk4'"):
         SDESolver(10, "rk4")

@@ -160,7 +160,7 @@ def test_low_discrepancy_covers_any_distribution():
 
 
 def test_an_unusable_log_normal_is_refused():
-    with pytest.raises(InputError, match="std.* 0;"):
+    with pytest.raises(InputError, match=r"std.* 0;"):
         LogNormalTimes(std=0)
 
 
@@ -262,5 +262,5 @@ def test_level_times_of_a_ve_sde_are_the_geometric_levels():
 
 
 def test_one_level_is_refused():
-    with pytest.raises(InputError, match="levels.* 1[.]"):
+    with pytest.raises(InputError, match=r"levels.* 1[.]"):
         LevelTimes(1)

@@ -66,7 +66,7 @@ def test_the_points_are_even_over_the_steps(steps, points):
 
 
 def test_a_way_of_one_point_is_refused():
-    with pytest.raises(InputError, match="points.*1"):
+    with pytest.raises(InputError, match=r"points.*1"):
         sample_trajectory(mixture(VPSDE()), DDIM(3), torch.zeros(1, 2), points=1)
 
 
