@@ -110,7 +110,7 @@ def test_tasks_lay_out_networks_of_any_number_of_axes(shape):
 def test_a_square_filter_is_for_images():
     layer = FilteredDown([[1.0, 2.0], [3.0, 1.0]])
     assert layer(torch.ones(1, 1, 4, 4)).shape == (1, 1, 2, 2)
-    with pytest.raises(InputError, match="kernel"):
+    with pytest.raises(InputError, match=r"kernel.*1 axes"):
         layer(torch.ones(1, 1, 4))
 
 
@@ -200,7 +200,7 @@ def test_labels_out_of_place_are_refused(make):
             network(x, c, label=label)
     with pytest.raises(InputError, match="classes="):
         make()(x, c, label=torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(InputError, match="label"):
+    with pytest.raises(InputError, match=r"label.*classes=2"):
         make(classes=2, conditions={"label": 3})
-    with pytest.raises(InputError, match="classes"):
+    with pytest.raises(InputError, match=r"classes.*-1"):
         make(classes=-1)

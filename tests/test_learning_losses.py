@@ -168,7 +168,7 @@ def test_shares_follow_the_root_of_the_mean_squares():
     ("make", "words"),
     [
         (lambda: UncertaintyWeighted(HybridLoss()), "loss .*DenoisingScoreMatching.*HybridLoss"),
-        (lambda: UncertaintyWeighted(width=3), "width=3"),
+        (lambda: UncertaintyWeighted(width=3), "width.*3"),
         (lambda: sampled(floor=0.0), r"floor .*got 0\.0"),
         (lambda: sampled(history=0), r"history.*\b0\b"),
         (lambda: ImportanceSampled(UncertaintyWeighted()), "loss .*UncertaintyWeighted"),

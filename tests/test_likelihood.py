@@ -517,7 +517,7 @@ class Ignoring(nn.Module):
 
 
 def test_what_cannot_be_differentiated_is_refused():
-    with pytest.raises(InputError, match="cannot be differentiated"):
+    with pytest.raises(InputError, match=r"method.*dopri8"):
         Likelihood(method="dopri8", differentiable=True)
     with pytest.raises(InputError, match=r"target_error .*differentiable.*0\.1"):
         Likelihood(2, target_error=0.1, differentiable=True)
@@ -562,7 +562,8 @@ def test_unusable_probes_are_refused(probes):
 
 @pytest.mark.parametrize("arguments", [{"rtol": 0.0}, {"atol": -1.0}, {"method": "rk4"}])
 def test_an_unusable_solver_is_refused(arguments):
-    with pytest.raises(InputError, match=r"rtol=|method="):
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
         Likelihood(**arguments)
 
 

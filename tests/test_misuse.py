@@ -59,7 +59,7 @@ def test_a_module_is_no_sde() -> None:
 
 
 def test_parts_are_objects_and_not_classes() -> None:
-    with pytest.raises(InputError, match="corrector="):
+    with pytest.raises(InputError, match=r"corrector.*Langevin"):
         PredictorCorrector(corrector=Langevin)
     with pytest.raises(InputError, match="weighting"):
         DenoisingScoreMatching(weighting=NoiseWeighting)

@@ -194,7 +194,7 @@ def test_volumes_and_sizes_that_are_padded_take_images_too():
         (lambda: MLP(2, conditions={"image": (3, 6, 6)}), r"conditions.image .*\(3, 6, 6\).*108"),
         (
             lambda: shown(conditions={"image": (3, 6, 6)})(PICTURES, TIMES, image=PICTURES),
-            r"image .*\(4, 1, 6, 6\).*\(4, 3, 6, 6\)",
+            r"image .*\(4, 3, 6, 6\).*\(4, 1, 6, 6\)",
         ),
     ],
 )

@@ -369,10 +369,10 @@ def test_ve_may_run_to_time_zero():
     ("arguments", "message"),
     [
         ({}, "shape"),
-        ({"shape": (2, 2), "latent": torch.zeros(2, 2)}, "not both"),
-        ({"shape": (2,)}, "no batch"),
-        ({"shape": (0, 2)}, "no batch"),
-        ({"latent": torch.zeros(2)}, "no batch"),
+        ({"shape": (2, 2), "latent": torch.zeros(2, 2)}, "latent.*both"),
+        ({"shape": (2,)}, r"shape.*\(2,\)"),
+        ({"shape": (0, 2)}, r"shape.*\(0, 2\)"),
+        ({"latent": torch.zeros(2)}, r"latent.*\(2,\)"),
         ({"latent": torch.zeros(2, 2, dtype=torch.int64)}, "float"),
         ({"shape": (2, 2), "seed": -1}, "seed=-1"),
         ({"shape": (2, 2), "seeds": [0, 1, 2]}, "seeds"),
@@ -404,31 +404,33 @@ def test_a_bare_network_is_refused(sampler):
 @pytest.mark.parametrize("make", [EulerMaruyama, PredictorCorrector, TorchSDE])
 @pytest.mark.parametrize("steps", [0, -5, 2.5, math.nan])
 def test_unusable_steps_are_refused(steps, make):
-    with pytest.raises(InputError, match="steps="):
+    with pytest.raises(InputError, match=f"steps.*{steps}"):
         make(steps=steps)
 
 
 @pytest.mark.parametrize("make", [Langevin, AnnealedLangevin])
 @pytest.mark.parametrize("arguments", [{"snr": 0.0}, {"snr": -1.0}, {"steps": 0}])
 def test_unusable_correctors_are_refused(arguments, make):
-    with pytest.raises(InputError, match=r"snr=|steps="):
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
         make(**arguments)
 
 
 def test_unusable_pseudo_dimensions_are_refused():
-    with pytest.raises(InputError, match="pseudo_dimensions=0"):
+    with pytest.raises(InputError, match=r"pseudo_dimensions.* 0;"):
         ShrunkNorm(0)
 
 
 @pytest.mark.parametrize("arguments", [{"rtol": 0.0}, {"method": "rk4"}])
 def test_an_unusable_solver_is_refused(arguments):
-    with pytest.raises(InputError, match=r"rtol=|method="):
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
         ProbabilityFlow(**arguments)
 
 
 @pytest.mark.parametrize("make", [EulerMaruyama, PredictorCorrector])
 def test_a_process_that_adds_no_noise_is_refused(make):
-    with pytest.raises(InputError, match="does not rise"):
+    with pytest.raises(InputError, match=f"{make.__name__}.*signal-to-noise.*steps=5"):
         make(5)(mixture(Flat()), shape=(2, 2))
 
 
@@ -640,38 +642,38 @@ def test_the_temperature_scales_all_noise(sampler):
 
 @pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan])
 def test_an_unusable_temperature_is_refused(temperature):
-    with pytest.raises(InputError, match="temperature"):
+    with pytest.raises(InputError, match=f"temperature.*{temperature}"):
         DDIM(8, temperature=temperature)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DDIM(8, eta=2), "eta=2"),
-        (lambda: DPMSolver(8, order=4), "order=4"),
-        (lambda: DPMSolverPP(8, order=0), "order=0"),
-        (lambda: UniPC(8, bh=3), "bh=3"),
-        (lambda: UniPC(8, lower_order_below=-1), "lower_order_below=-1"),
-        (lambda: DEIS(8, variable="t"), "variable=t"),
-        (lambda: DPMSolverPPSDE(8, tau=-1), "tau=-1"),
-        (lambda: DPMSolverPPSDE(8, single_steps=True), "single_steps"),
-        (lambda: SEEDS(8, tau=math.inf), "tau=inf"),
-        (lambda: Heun(8, churn=-1), "churn=-1"),
-        (lambda: Heun(8, churn_low=2, churn_high=1), "churn_low=2"),
-        (lambda: Heun(8, churn_noise=0), "churn_noise=0"),
-        (lambda: RestartInterval(0.5, 0.2), "low=0.5"),
-        (lambda: RestartInterval(steps=0), "interval.steps=0"),
-        (lambda: Restart(EulerMaruyama), "has no plan"),
+        (lambda: DDIM(8, eta=2), "eta.*2"),
+        (lambda: DPMSolver(8, order=4), "order.*4"),
+        (lambda: DPMSolverPP(8, order=0), "order.*0"),
+        (lambda: UniPC(8, bh=3), "bh.*3"),
+        (lambda: UniPC(8, lower_order_below=-1), "lower_order_below.*-1"),
+        (lambda: DEIS(8, variable="t"), "variable.* t"),
+        (lambda: DPMSolverPPSDE(8, tau=-1), "tau.*-1"),
+        (lambda: DPMSolverPPSDE(8, single_steps=True), "single_steps.*True"),
+        (lambda: SEEDS(8, tau=math.inf), "tau.*inf"),
+        (lambda: Heun(8, churn=-1), "churn.*-1"),
+        (lambda: Heun(8, churn_low=2, churn_high=1), "churn_low.*2 and 1"),
+        (lambda: Heun(8, churn_noise=0), "churn_noise.* 0;"),
+        (lambda: RestartInterval(0.5, 0.2), r"low.*0\.5 and 0\.2"),
+        (lambda: RestartInterval(steps=0), "interval.steps.*0"),
+        (lambda: Restart(EulerMaruyama), "sampler.*EulerMaruyama"),
         (
             lambda: Restart(intervals=(RestartInterval(0.1, 1), RestartInterval(0.2, 1))),
             r"intervals.*0\.1, 0\.2",
         ),
-        (lambda: DDIM(8, "uniform"), "grid=uniform"),
-        (lambda: AnnealedLangevinDynamics(langevin=3), "langevin=3"),
-        (lambda: GottaGoFast(rtol=-1), "rtol=-1"),
-        (lambda: GottaGoFast(first_step=0), "first_step=0"),
-        (lambda: GottaGoFast(power=2), "power=2"),
-        (lambda: GottaGoFast(max_steps=0), "max_steps=0"),
+        (lambda: DDIM(8, "uniform"), "grid.*uniform"),
+        (lambda: AnnealedLangevinDynamics(langevin=3), "langevin.*3"),
+        (lambda: GottaGoFast(rtol=-1), "rtol.*-1"),
+        (lambda: GottaGoFast(first_step=0), "first_step.* 0[.]"),
+        (lambda: GottaGoFast(power=2), "power.*2"),
+        (lambda: GottaGoFast(max_steps=0), "max_steps.*0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -681,7 +683,7 @@ def test_unusable_settings_are_refused(make, message):
 
 
 def test_a_loop_that_no_time_of_the_grid_is_in_is_refused():
-    with pytest.raises(InputError, match="no time between"):
+    with pytest.raises(InputError, match=r"grid .*low=100\.0"):
         Restart(DDIM(2), (RestartInterval(100.0, 120.0),))(mixture(VPSDE()), (2, 2))
 
 
@@ -766,7 +768,7 @@ def test_samplers_that_measure_no_density_say_so():
 
 
 def test_a_denoised_sample_has_no_density():
-    with pytest.raises(InputError, match="final_denoise=True"):
+    with pytest.raises(InputError, match=r"probes.*final_denoise=True"):
         ProbabilityFlow(probes=1, final_denoise=True)
 
 

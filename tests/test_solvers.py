@@ -175,12 +175,13 @@ def test_too_many_steps_are_reported():
 
 @pytest.mark.parametrize("arguments", [{"rtol": 0.0}, {"atol": -1e-5}, {"rtol": math.nan}])
 def test_unusable_tolerances_are_refused(arguments):
-    with pytest.raises(InputError, match="rtol="):
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
         AdaptiveODE(**arguments)
 
 
 def test_an_unknown_method_is_refused_and_the_known_ones_named():
-    with pytest.raises(InputError, match="'rk4' is not one of dopri5"):
+    with pytest.raises(InputError, match=r"method.*dopri5.*'rk4'"):
         AdaptiveODE(method="rk4")
 
 
@@ -280,10 +281,10 @@ def test_images_are_solved_as_vectors():
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, math.nan])
 def test_unusable_steps_are_refused(steps):
-    with pytest.raises(InputError, match="steps="):
+    with pytest.raises(InputError, match=f"steps.*{steps}"):
         SDESolver(steps)
 
 
 def test_an_unknown_stochastic_method_is_refused():
-    with pytest.raises(InputError, match="'rk4' is not one of euler"):
+    with pytest.raises(InputError, match=r"method.*euler.*'rk4'"):
         SDESolver(10, "rk4")

@@ -109,7 +109,9 @@ def test_where_nothing_can_be_compiled_one_line_says_so(caplog):
     assert accelerated(network, mode="default")(torch.zeros(2, 2), torch.zeros(2)).shape == (2, 2)
     (record,) = caplog.records
     said = record.getMessage()
-    assert "runs uncompiled: torch.compile does not work here (no compiler); install" in said
+    assert "not compiled" in said
+    assert "torch.compile" in said
+    assert "(no compiler)" in said
     with pytest.raises(InputError, match="shape"):  # an error of the network stays its own
         network(torch.zeros(2, 3), torch.zeros(2))
 
@@ -132,14 +134,14 @@ def test_a_training_without_a_compiler_goes_on(tmp_path):
     said = run.stdout + run.stderr
     assert run.returncode == 0, said
     assert "Traceback" not in said
-    assert said.count("runs uncompiled: torch.compile does not work here (") == 1
+    assert said.count("The network is not compiled") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int8"}, "precision=int8 is unknown; give one of float32, bf16, fp16"),
-        ({"mode": "fastest"}, "compile=fastest is unknown"),
+        ({"precision": "int8"}, "precision .*float32, bf16, fp16.* int8"),
+        ({"mode": "fastest"}, "compile .*fastest"),
     ],
     ids=["precision", "mode"],
 )

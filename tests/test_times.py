@@ -1,6 +1,7 @@
 """Times: densities against their weights and against quadrature, and the ends of every grid."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_low_discrepancy_covers_any_distribution():
 
 
 def test_an_unusable_log_normal_is_refused():
-    with pytest.raises(InputError, match="std=0"):
+    with pytest.raises(InputError, match=r"std.* 0;"):
         LogNormalTimes(std=0)
 
 
@@ -214,15 +215,15 @@ def test_the_quadratic_grid_is_uniform_in_the_root_of_time(sde):
 def test_an_explicit_grid_is_what_it_is():
     grid = ExplicitGrid([1, 0.5, 0.1])
     assert grid(2, VPSDE(), 0.1).tolist() == [1.0, 0.5, 0.1]
-    with pytest.raises(InputError, match=r"give steps=2 and eps=0\.1"):
+    with pytest.raises(InputError, match=r"steps=2 and eps=0\.1"):
         grid(3, VPSDE(), 0.1)
-    with pytest.raises(InputError, match=r"give steps=2 and eps=0\.1"):
+    with pytest.raises(InputError, match=r"steps=2 and eps=0\.1"):
         grid(2, VPSDE(), 0.2)
 
 
 @pytest.mark.parametrize("times", [(1,), (1, 0.1, 0.5), (0.9, 0.1), (1, -0.1), (1, 1)])
 def test_times_that_do_not_fall_are_refused(times):
-    with pytest.raises(InputError, match="do not fall"):
+    with pytest.raises(InputError, match=f"times.*{re.escape(str(tuple(map(float, times))))}"):
         ExplicitGrid(times)
 
 
@@ -230,20 +231,20 @@ def test_times_that_do_not_fall_are_refused(times):
     "make", [lambda: KarrasGrid(0.5), lambda: PowerGrid(0), lambda: CosineGrid(-1)]
 )
 def test_grids_refuse_what_makes_no_grid(make):
-    with pytest.raises(InputError, match=r"rho=0\.5|power=0|sigma_data=-1"):
+    with pytest.raises(InputError, match=r"rho.*0\.5|power.* 0;|sigma_data.*-1"):
         make()
 
 
 @each_grid
 @pytest.mark.parametrize("steps", [0, -1, 2.5, math.nan])
 def test_unusable_steps_are_refused(steps, grid):
-    with pytest.raises(InputError, match="steps="):
+    with pytest.raises(InputError, match=f"steps.*{steps}"):
         grid(steps, VPSDE(), EPS)
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE()], ids=repr)
 def test_the_log_snr_grid_needs_noise_at_its_end(sde):
-    with pytest.raises(InputError, match="eps=0"):
+    with pytest.raises(InputError, match=r"eps.*0\.0"):
         LogSNRGrid()(10, sde, 0.0)
 
 
@@ -261,5 +262,5 @@ def test_level_times_of_a_ve_sde_are_the_geometric_levels():
 
 
 def test_one_level_is_refused():
-    with pytest.raises(InputError, match="levels=1"):
+    with pytest.raises(InputError, match=r"levels.* 1[.]"):
         LevelTimes(1)

@@ -66,7 +66,7 @@ def test_the_points_are_even_over_the_steps(steps, points):
 
 
 def test_a_way_of_one_point_is_refused():
-    with pytest.raises(InputError, match="points=1"):
+    with pytest.raises(InputError, match=r"points.*1"):
         sample_trajectory(mixture(VPSDE()), DDIM(3), torch.zeros(1, 2), points=1)
 
 
@@ -88,5 +88,5 @@ def test_an_arc_of_parallel_latents_is_the_line():
 
 
 def test_latents_that_do_not_pair_are_refused():
-    with pytest.raises(InputError, match="do not pair"):
+    with pytest.raises(InputError, match=r"\(2, 3\) and \(3, 3\)"):
         slerp(torch.zeros(2, 3), torch.zeros(3, 3), torch.tensor([0.5]))

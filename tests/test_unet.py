@@ -164,7 +164,7 @@ def test_box_convolution_pads_the_end():
     "kernel", [(), "1331", 3, (1, -1), (1, "a"), [[1, 2]], [[1], 2], (np.nan,)]
 )
 def test_kernels_refused(kernel):
-    refused(lambda: FIRResampling(kernel), "kernel=", "[1, 3, 3, 1]")
+    refused(lambda: FIRResampling(kernel), "kernel", "[1, 3, 3, 1]")
 
 
 def test_constants_follow_the_network():
@@ -342,16 +342,16 @@ def test_conditions(build_network):
 def test_conditions_refused():
     x, c = inputs()
     network = unet(conditions={"labels": 4})
-    refused(lambda: network(x, c, classes=x), "no condition 'classes'", "labels", "conditions=")
-    refused(lambda: unet()(x, c, labels=x), "no condition 'labels'", "none")
+    refused(lambda: network(x, c, classes=x), "'classes'", "(labels)", "conditions=")
+    refused(lambda: unet()(x, c, labels=x), "'labels'", "(none)")
     refused(lambda: network(x, c, labels=torch.ones(2, 3)), "(2, 3)", "(2, 4)")
     refused(lambda: network(x, c, labels=torch.ones(4)), "(4,)", "(2, 4)")
     refused(lambda: of(conditional=False)(x, c, labels=x), "labels", "conditional=False")
     untold = Architecture(conditional=False)
     refused(lambda: unet(architecture=untold, conditions={"a": 1}), "conditional=False", "'a'")
-    refused(lambda: unet(conditions={"labels": 0}), "conditions.labels=0")
+    refused(lambda: unet(conditions={"labels": 0}), "conditions.labels", "got 0")
     for name in ("x", "c", "class", "a b", "keys", 3):
-        refused(lambda name=name: unet(conditions={name: 1}), repr(name), "name")
+        refused(lambda name=name: unet(conditions={name: 1}), repr(name), "identifiers")
 
 
 # --- Scaling by sigma ----------------------------------------------------------------------------
@@ -367,8 +367,8 @@ def test_scaled_by_the_label_or_by_a_table():
     torch.testing.assert_close(
         scaled(x, c), expected / torch.tensor([4.0, 2.0])[:, None, None, None]
     )
-    refused(lambda: ScaledBySigma(network, [1.0, 0.0]), "positive")
-    refused(lambda: ScaledBySigma(network, []), "positive")
+    refused(lambda: ScaledBySigma(network, [1.0, 0.0]), "sigmas", "[1.0, 0.0]")
+    refused(lambda: ScaledBySigma(network, []), "sigmas", "[]")
 
 
 def test_geometric_sigmas():
@@ -378,8 +378,8 @@ def test_geometric_sigmas():
     assert len(sigmas) == 232
     assert sigmas[-1] == 0.01
     assert sigmas[1:3] == [sigmas[1], sigmas[2]]
-    refused(lambda: GeometricSigmas(1.0, 0.5), "sigma_min=1.0")
-    refused(lambda: GeometricSigmas(scales=1), "scales=1")
+    refused(lambda: GeometricSigmas(1.0, 0.5), "sigma_min", "1.0 and 0.5")
+    refused(lambda: GeometricSigmas(scales=1), "scales", "got 1")
 
 
 def test_fourier_embedding_of_the_logarithm():
@@ -426,10 +426,10 @@ def test_recipes_build_every_option():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"attention": {"head_width": 0}}, ["attention.head_width=0", "at least 1"]),
-        ({"attention": {"head_width": 3}}, ["16 channels", "divisor"]),
-        ({"architecture": None}, ["architecture must be", "None"]),
-        ({"centre": "yes"}, ["centre must be true or false", "'yes'"]),
+        ({"attention": {"head_width": 0}}, ["attention.head_width", "positive", "got 0"]),
+        ({"attention": {"head_width": 3}}, ["heads", "16 channels", "got 5"]),
+        ({"architecture": None}, ["architecture", "got None"]),
+        ({"centre": "yes"}, ["centre", "'yes'"]),
     ],
 )
 def test_refusals(arguments, words):
@@ -437,11 +437,11 @@ def test_refusals(arguments, words):
 
 
 def test_groups_refused():
-    refused(lambda: Groups(most=0), "norm.most=0")
-    refused(lambda: Groups(least=0), "norm.least=0")
-    refused(lambda: Groups(eps=-1), "norm.eps=-1")
-    refused(lambda: Groups(exceptions=[3]), "norm.exceptions must be a mapping", "[3]")
-    refused(lambda: Groups(exceptions={"norm_out": 0}), "norm.exceptions['norm_out']=0")
+    refused(lambda: Groups(most=0), "norm.most", "got 0")
+    refused(lambda: Groups(least=0), "norm.least", "got 0")
+    refused(lambda: Groups(eps=-1), "norm.eps", "got -1")
+    refused(lambda: Groups(exceptions=[3]), "norm.exceptions", "[3]")
+    refused(lambda: Groups(exceptions={"norm_out": 0}), "norm.exceptions['norm_out']", "got 0")
 
 
 @pytest.mark.parametrize(
@@ -449,21 +449,21 @@ def test_groups_refused():
     ["transition", "resampling", "norm", "activation", "input_pyramid", "output_pyramid"],
 )
 def test_architectures_refused(field):
-    refused(lambda: Architecture(**{field: 3}), f"architecture.{field} must be", "got 3")
+    refused(lambda: Architecture(**{field: 3}), f"architecture.{field}", "got 3")
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, "small"])
 def test_initial_scales_refused(value):
-    refused(lambda: Architecture(init_scale=value), "architecture.init_scale must", repr(value))
+    refused(lambda: Architecture(init_scale=value), "architecture.init_scale", repr(value))
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"levels": 1}, ["attention=1", "list"]),
-        ({"heads": 0}, ["attention.heads=0"]),
-        ({"head_width": 1.5}, ["attention.head_width=1.5"]),
-        ({"after_each": 1}, ["attention.after_each must be true or false", "got 1"]),
+        ({"levels": 1}, ["attention", "list", "got 1"]),
+        ({"heads": 0}, ["attention.heads", "got 0"]),
+        ({"head_width": 1.5}, ["attention.head_width", "got 1.5"]),
+        ({"after_each": 1}, ["attention.after_each", "got 1"]),
     ],
 )
 def test_attention_layouts_refused(fields, words):

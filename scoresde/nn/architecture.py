@@ -55,13 +55,15 @@ class Architecture:
     output_heads: int = 1
 
     def __post_init__(self) -> None:
-        self._check("transition", Transition, "DDPMTransition()")
-        self._check("resampling", Resampling, "FIRResampling()")
-        self._check("norm", Groups, "Groups()")
-        self._check("activation", nn.Module | None, "torch.nn.SiLU()")
-        self._check("input_pyramid", InputPyramid | None, "InputSkip()")
-        self._check("output_pyramid", OutputPyramid | None, "OutputSkip()")
-        self._check("features", FourierFeatures | None, "FourierFeatures(256)")
+        self._check("transition", Transition, "a Transition such as DDPMTransition()")
+        self._check("resampling", Resampling, "a Resampling such as FIRResampling()")
+        self._check("norm", Groups, "a Groups such as Groups()")
+        self._check("activation", nn.Module | None, "a Module such as torch.nn.SiLU()")
+        self._check("input_pyramid", InputPyramid | None, "an InputPyramid such as InputSkip()")
+        self._check(
+            "output_pyramid", OutputPyramid | None, "an OutputPyramid such as OutputSkip()"
+        )
+        self._check("features", FourierFeatures | None, "features such as FourierFeatures(256)")
         check_flag("architecture.rescale", self.rescale)
         check_flag("architecture.conditional", self.conditional)
         heads = check_whole("architecture.output_heads", self.output_heads)
@@ -72,12 +74,11 @@ class Architecture:
         if not isinstance(self.init_scale, int | float) or not 0 <= self.init_scale < math.inf:
             raise InputError(
                 "architecture.init_scale must be non-negative and finite, got "
-                f"{self.init_scale!r}; 0 and 1 are usual."
+                f"{self.init_scale!r}; typical values are 0 and 1."
             )
 
-    def _check(self, name: str, kind: Any, example: str) -> None:
+    def _check(self, name: str, kind: Any, expected: str) -> None:
         value = getattr(self, name)
         if not isinstance(value, kind):
-            raise InputError(
-                f"architecture.{name} must be an object such as {example}, got {value!r}."
-            )
+            none = ", or None" if isinstance(None, kind) else ""
+            raise InputError(f"architecture.{name} must be {expected}{none}, got {value!r}.")

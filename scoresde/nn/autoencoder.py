@@ -42,8 +42,8 @@ class _Convolutional(nn.Module):
         dims = len(self.shape) - 1
         if dims not in (1, 2, 3):
             raise InputError(
-                f"shape must be channels and one to three axes, got {self.shape}; use Dense for "
-                "vectors."
+                f"shape must be (C, L), (C, H, W) or (C, D, H, W), got {self.shape}; use Dense "
+                "for vectors."
             )
         check_whole("blocks", blocks)
         self.parts = Parts(
@@ -73,8 +73,8 @@ class _Convolutional(nn.Module):
         """Checks the shape of an input."""
         if tuple(x.shape[1:]) != tuple(shape):
             raise InputError(
-                f"The examples must have the shape {tuple(shape)}, for which the network was "
-                f"built, got {tuple(x.shape[1:])}."
+                f"Examples must have shape {tuple(shape)} for this network, got "
+                f"{tuple(x.shape[1:])}."
             )
 
 

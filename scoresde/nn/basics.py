@@ -60,7 +60,8 @@ def check_whole(name: str, value: int, least: int = 1) -> int:
         InputError: If it is not.
     """
     if not isinstance(value, Integral) or value < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
+        kind = "a positive integer" if least == 1 else f"an integer >= {least}"
+        raise InputError(f"{name} must be {kind}, got {value!r}.")
     return int(value)
 
 
@@ -71,7 +72,8 @@ def check_wholes(name: str, values: Sequence[int], least: int = 1) -> tuple[int,
         InputError: If ``values`` is not such a sequence.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise InputError(f"{name}={values!r} must be a list of whole numbers.")
+        kind = "positive integers" if least == 1 else f"integers >= {least}"
+        raise InputError(f"{name} must be a list of {kind}, got {values!r}.")
     return tuple(check_whole(f"{name}[{i}]", n, least) for i, n in enumerate(values))
 
 
@@ -93,8 +95,8 @@ def check_dropout(dropout: float) -> float:
     """
     if not 0 <= dropout < 1:
         raise InputError(
-            f"dropout={dropout!r} is outside [0, 1); give the fraction to drop, such as 0.1, "
-            "or 0 for none."
+            f"dropout must be a fraction in [0, 1), got {dropout!r}; a typical value is 0.1, and "
+            "0 disables dropout."
         )
     return float(dropout)
 
@@ -133,10 +135,13 @@ class Groups:
         check_whole("norm.most", self.most)
         check_whole("norm.least", self.least)
         if not 0 <= self.eps < math.inf:
-            raise InputError(f"norm.eps={self.eps!r} must be non-negative; 1e-6 is usual.")
+            raise InputError(
+                f"norm.eps must be non-negative and finite, got {self.eps!r}; a typical value is "
+                "1e-6."
+            )
         if not isinstance(self.exceptions, Mapping):
             raise InputError(
-                "norm.exceptions must be a mapping from names to numbers of groups, got "
+                "norm.exceptions must be a mapping from module names to numbers of groups, got "
                 f"{self.exceptions!r}."
             )
         for name, n in self.exceptions.items():
@@ -160,8 +165,8 @@ class Groups:
             norm = modules.get(name)
             if not isinstance(norm, nn.GroupNorm) or norm.num_channels % n:
                 raise InputError(
-                    "norm.exceptions must name normalisations of the network, and numbers that "
-                    f"divide their channels, got {name!r}: {n}; remove it."
+                    "norm.exceptions must map names of the network's normalisations to divisors "
+                    f"of their channels, got {name!r}: {n}; remove it."
                 )
             norm.num_groups = n
 

@@ -114,8 +114,8 @@ class Attention(nn.Module):
         self.heads = check_whole("heads", heads)
         if channels % heads:
             raise InputError(
-                f"heads={heads} does not divide the {channels} channels of an attention; give a "
-                "divisor, such as 1."
+                f"heads must divide the {channels} channels of an attention layer, got {heads}; "
+                "use heads=1, or a head_width that divides the channels."
             )
         self.rescale = rescale
         self.norm = (norm or Groups())(channels)

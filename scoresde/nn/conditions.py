@@ -120,8 +120,8 @@ class ImageConditions(Conditions):
             values = x.new_full((), torch.nan).expand(shape)
         if values.shape != shape:
             raise InputError(
-                f"{name} has the shape {tuple(values.shape)}; give {shape}, an image of the size "
-                "of each example."
+                f"{name} must have shape {shape}, one image of the size of each example, got "
+                f"{tuple(values.shape)}."
             )
         none = absent(values).reshape(-1, *(1,) * (x.ndim - 1))
         flag = none.to(x.dtype).expand(-1, 1, *x.shape[2:])
@@ -138,8 +138,9 @@ def check_shapes(conditions: Mapping[str, Any] | None) -> dict[str, tuple[int, .
         taken = name in ("x", "c", "t", "self", "model") or name in dir(nn.ModuleDict)
         if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or taken:
             raise InputError(
-                f"conditions={dict(conditions or {})!r}: {name!r} cannot be the name of a "
-                "condition; give a free name that Python takes as a keyword, such as labels."
+                "Names of conditions must be Python identifiers other than keywords, x, c, t, "
+                f"self, model and attributes of torch.nn.ModuleDict, got {name!r} in "
+                f"{dict(conditions or {})!r}; use labels, for example."
             )
     return {name: _shape(f"conditions.{name}", n) for name, n in (conditions or {}).items()}
 
@@ -160,7 +161,7 @@ def check_vectors(conditions: Mapping[str, Any] | None) -> dict[str, int]:
         if len(shape) > 1:
             raise InputError(
                 f"conditions.{name} must be a number of entries for this network, got {shape}; "
-                f"flatten it and give {math.prod(shape)}, or use a UNet, which takes images of "
+                f"flatten it and set {math.prod(shape)}, or use a UNet, which accepts images of "
                 "the size of its input."
             )
     return {name: shape[0] for name, shape in shapes.items()}
@@ -182,11 +183,15 @@ def check_images(
     shapes = check_shapes(conditions)
     images = {name: own for name, own in shapes.items() if len(own) > 1}
     for name, own in images.items():
-        if own[1:] != tuple(shape[1:]) or name in ("label", "augment"):
+        if name in ("label", "augment"):
+            raise InputError(
+                f"conditions.{name} must be a number of entries, got {own}; use another name for "
+                "an image."
+            )
+        if own[1:] != tuple(shape[1:]):
             sizes = ", ".join(map(str, shape[1:]))
             raise InputError(
                 f"conditions.{name} must be a number of entries, or the shape (C', {sizes}) of an "
-                f"image of the size of the data, got {own}; resize it, or choose another name if "
-                "it is label or augment."
+                f"image of the size of the data, got {own}; resize the images."
             )
     return {name: own[0] for name, own in shapes.items() if len(own) == 1}, images

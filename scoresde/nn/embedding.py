@@ -53,8 +53,8 @@ class Embedding(nn.Module, ABC):
         self.width = check_whole("width", width, least)
         if width % 2:
             raise InputError(
-                f"An embedding of width={width} cannot be half sines and half cosines; "
-                f"give an even width, such as {width + 1}."
+                f"width must be even for an embedding of sines and cosines, got {width}; use "
+                f"{width + 1}."
             )
 
     @abstractmethod
@@ -89,7 +89,9 @@ class PositionalEmbedding(Embedding):
         super().__init__(width, least=4)
         self.scale = _check_scale(scale)
         if not 1 < max_period < math.inf:
-            raise InputError(f"max_period={max_period!r} must be above 1; DDPM has 10000.")
+            raise InputError(
+                f"max_period must be above 1 and finite, got {max_period!r}; DDPM uses 10000."
+            )
         self.max_period = max_period
 
     def forward(self, c: Tensor) -> Tensor:
@@ -177,7 +179,10 @@ class Conditioning(Conditions):
         self.classes = None
         if check_whole("classes", classes, least=0):
             if "label" in widths:
-                raise InputError("conditions must not name label, which classes= serves.")
+                raise InputError(
+                    f"conditions.label and classes={classes} cannot be combined: both define the "
+                    "condition label."
+                )
             # No random draw, so the other weights start the same as without classes.
             table = torch.zeros(classes + 1, features)
             self.classes = nn.Embedding.from_pretrained(table, freeze=False)
@@ -202,8 +207,8 @@ class Conditioning(Conditions):
         """
         if c.shape != x.shape[:1]:
             raise InputError(
-                f"The noise label has the shape {tuple(c.shape)} for {x.shape[0]} examples; "
-                "give one label per example."
+                f"c must have shape ({x.shape[0]},), one noise label per example, got "
+                f"{tuple(c.shape)}."
             )
         # Embedded before the cast: a label of 999 t in bfloat16 is too coarse.
         h = self.activation(self.hidden(self.embedding(c).to(x.dtype)))
@@ -225,18 +230,18 @@ class Conditioning(Conditions):
             return table.weight[none].to(x.dtype).expand(len(x), -1)
         if not isinstance(label, Tensor):
             raise InputError(
-                f"label must be a tensor of whole numbers of shape ({len(x)},), got {label!r}; "
-                f"use torch.full(({len(x)},), CLASS)."
+                f"label must be an integer tensor of shape ({len(x)},), got {label!r}; use "
+                f"torch.full(({len(x)},), CLASS)."
             )
         whole = not label.is_floating_point() and label.dtype != torch.bool
         if label.shape != x.shape[:1] or not whole:
             raise InputError(
-                f"label must have whole numbers of shape ({len(x)},), got {tuple(label.shape)} of "
-                f"{label.dtype}."
+                f"label must be an integer tensor of shape ({len(x)},), got {label.dtype} of "
+                f"shape {tuple(label.shape)}."
             )
         label = label.long()
-        # On a GPU this check would synchronise at every pass and break the graph of a compiled
-        # network; there, an invalid row is an error of the lookup.
+        # On a GPU this check would synchronise at every evaluation and break the graph of a
+        # compiled network; there, an invalid row is an error of the lookup.
         checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
         if checked and not bool(((label >= -1) & (label < none)).all()):
             raise InputError(
@@ -251,16 +256,16 @@ class Conditioning(Conditions):
         """Returns the layer of a condition ``(B, n)``."""
         if name not in self.conditions:
             raise InputError(
-                f"The network knows no condition {name!r} (it knows: "
-                f"{', '.join(self.names) or 'none'}); name it when the network is built: "
+                f"Conditions must be among those of the network "
+                f"({', '.join(self.names) or 'none'}), got {name!r}; build the network with "
                 f"{'classes=...' if name == 'label' else f'conditions={{{name!r}: ...}}'}."
             )
         layer = self.conditions[name]
         assert isinstance(layer, nn.Linear)
         if values.shape != (len(x), layer.in_features):
             raise InputError(
-                f"{name} has the shape {tuple(values.shape)} for {len(x)} examples; give "
-                f"({len(x)}, {layer.in_features})."
+                f"{name} must have shape ({len(x)}, {layer.in_features}), one row per example, "
+                f"got {tuple(values.shape)}."
             )
         return layer
 
@@ -331,8 +336,8 @@ def _layer(name: str, width: int, features: int) -> nn.Linear:
 def _check_scale(scale: float) -> float:
     if not 0 < scale < math.inf:
         raise InputError(
-            f"scale={scale!r} must be positive and finite; it multiplies the noise label, see "
-            "scoresde.nn.embedding for the scales that fit."
+            f"scale must be positive and finite, got {scale!r}; see scoresde.nn.embedding for "
+            "the scale that suits each noise label."
         )
     return scale
 

@@ -58,7 +58,7 @@ class Encoder(ConditionalNetwork):
         style, activation, dims = Architecture(), nn.SiLU(), len(self.shape) - 1
         if dims not in (1, 2, 3):
             raise InputError(
-                f"shape must be channels and one to three axes, got {self.shape}; use "
+                f"shape must be (C, L), (C, H, W) or (C, D, H, W), got {self.shape}; use "
                 "MLP(outputs=...) for vectors."
             )
         parts = Parts(
@@ -90,8 +90,8 @@ class Encoder(ConditionalNetwork):
         """Returns outputs ``(B, outputs)`` for states ``(B, C, *)`` and noise labels ``(B,)``."""
         if x.shape[1:] != self.shape:
             raise InputError(
-                f"The examples must have the shape {self.shape}, for which the network was built, "
-                f"got {tuple(x.shape[1:])}."
+                f"Examples must have shape {self.shape} for this network, got "
+                f"{tuple(x.shape[1:])}."
             )
         features = self.conditioning(c, x, conditions)
         h = self.stem(padded(x, len(self.down)))

@@ -63,13 +63,13 @@ class FourierFeatures:
         check_whole("levels", self.levels, least=2)
         if not -math.inf < self.low < self.high < math.inf:
             raise InputError(
-                f"low and high must be finite and in order, got {self.low} and {self.high}; "
-                "levels of images usually fill [-1, 1]."
+                f"low and high must be finite, with low < high, got {self.low} and {self.high}; "
+                "typical values for images are -1 and 1."
             )
         if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data must be positive, got {self.sigma_data}; give that of the "
-                "parametrisation, or None."
+                f"sigma_data must be positive and finite, or None, got {self.sigma_data}; use the "
+                "sigma_data of the parametrisation."
             )
 
     @property
@@ -96,5 +96,8 @@ def check_features(features: object) -> FourierFeatures | None:
         InputError: If ``features`` is anything else.
     """
     if not isinstance(features, FourierFeatures | None):
-        raise InputError(f"features must be FourierFeatures(LEVELS) or None, got {features!r}.")
+        raise InputError(
+            f"features must be a FourierFeatures such as FourierFeatures(256), or None, got "
+            f"{features!r}."
+        )
     return features

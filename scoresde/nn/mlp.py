@@ -100,8 +100,8 @@ class MLP(ConditionalNetwork):
         """
         if x.shape[1:] != self.shape:
             raise InputError(
-                f"The examples have the shape {tuple(x.shape[1:])}, and the network was built for "
-                f"{self.shape}; give it data of its shape."
+                f"Examples must have shape {self.shape} for this network, got "
+                f"{tuple(x.shape[1:])}."
             )
         told = self.conditioning(c, x, conditions)
         seen = x if self.features is None else self.features(x)

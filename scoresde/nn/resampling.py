@@ -154,7 +154,7 @@ class Filter(Constants):
     """Base class for filters that act on each channel separately, ``(B, C, *)``.
 
     The filter of an image is square. For signals and volumes the filter is the product of one
-    filter along each axis, so it must be given along an axis.
+    filter along each axis, so a square filter must be such a product too.
 
     Arguments:
         kernel: The filter, float64 ``(n, n)``, with n even and at least 4.
@@ -182,8 +182,8 @@ class Filter(Constants):
         product = torch.outer(one, one) * self.kernel.sum() / one.sum() ** 2
         if not torch.allclose(product, self.kernel, rtol=1e-4, atol=1e-6):
             raise InputError(
-                f"kernel must be given along one axis for data of {axes} axes, got a square one; "
-                "use a list of numbers, such as [1, 3, 3, 1]."
+                "kernel must be a list, or the outer product of one list with itself, for data of "
+                f"{axes} axes, got another square kernel; use a list such as [1, 3, 3, 1]."
             )
         return functools.reduce(lambda a, b: a[..., None] * b, [one] * axes)
 
@@ -267,8 +267,8 @@ def _check_kernel(kernel: Sequence) -> tuple:
         square = False
     if not square or not 0 < abs(float(values.sum())) < math.inf:
         raise InputError(
-            f"kernel={kernel!r} is no filter; give a list of numbers that do not sum to zero, "
-            "such as [1, 3, 3, 1]."
+            "kernel must be a list or a square matrix of numbers with a finite non-zero sum, got "
+            f"{kernel!r}; for example [1, 3, 3, 1]."
         )
     rows = values.tolist()
     return tuple(tuple(row) if isinstance(row, list) else row for row in rows)

@@ -46,8 +46,8 @@ class GeometricSigmas(Sequence[float]):
         check_whole("scales", self.scales, 2)
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
-                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: they need "
-                "0 < sigma_min < sigma_max; the published values are 0.01 and 50."
+                "sigma_min and sigma_max must be finite, with 0 < sigma_min < sigma_max, got "
+                f"{self.sigma_min} and {self.sigma_max}; the published values are 0.01 and 50."
             )
 
     def __len__(self) -> int:
@@ -89,7 +89,8 @@ class ScaledBySigma(Constants):
             table = torch.tensor(list(sigmas), dtype=torch.float64, device="cpu")
             if table.ndim != 1 or not len(table) or not bool((table > 0).all()):
                 raise InputError(
-                    "sigmas must be a list of positive numbers, such as GeometricSigmas()."
+                    "sigmas must be a non-empty list of positive numbers such as "
+                    f"GeometricSigmas(), got {list(sigmas)}."
                 )
             self.constant("sigmas", table)
 

@@ -23,7 +23,7 @@ class HalfPrecision(nn.Module):
     """A network that computes products in 16 bits, and norms and embeddings in 32 bits.
 
     It uses autocast. The weights of products are stored in 16 bits, so they are not converted in
-    every pass. It is meant for sampling; training keeps weights in 32 bits.
+    every evaluation. It is meant for sampling; training keeps weights in 32 bits.
 
     Arguments:
         network: The network; its weights are changed.
@@ -58,9 +58,9 @@ def can_compile(device: torch.device) -> bool:
     obstacle = _obstacle(device)
     if obstacle is not None:
         log.warning(
-            "The network runs uncompiled: torch.compile does not work here (%s); install a C and "
-            "C++ compiler such as gcc and g++, or set compile=false (of a training "
-            "train.compile=false).",
+            "The network is not compiled, since torch.compile failed (%s); install a C and C++ "
+            "compiler such as gcc and g++, or set compile=false (train.compile=false in "
+            "training).",
             obstacle,
         )
     return obstacle is None
@@ -98,14 +98,14 @@ def accelerated(
         InputError: If a name is unknown.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision={precision} is unknown; give one of {', '.join(PRECISIONS)}.")
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}.")
     if mode not in (None, *MODES):
-        raise InputError(f"compile={mode} is unknown; give false, true, or {', '.join(MODES)}.")
+        raise InputError(f"compile must be false, true or one of {', '.join(MODES)}, got {mode}.")
     dtype = PRECISIONS[precision]
     fast = network if dtype is None else HalfPrecision(network, dtype)
     if mode is not None and can_compile(_device_of(network)):
-        # Traces and posteriors differentiate one pass several times, so its compiled backward pass
-        # must keep its buffers. Torch has no public option for this.
+        # Traces and posteriors differentiate one evaluation several times, so its compiled
+        # backward pass must keep its buffers. Torch has no public option for this.
         torch._functorch.config.donated_buffer = False
         fast.compile(mode=mode)
     return fast

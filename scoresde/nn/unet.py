@@ -122,16 +122,21 @@ class UNet(ConditionalNetwork):
         check_whole("blocks", blocks)
         check_flag("centre", centre)
         if not isinstance(architecture, Architecture):
-            raise InputError(f"architecture must be an Architecture(), got {architecture!r}.")
+            raise InputError(
+                "architecture must be an Architecture such as Architecture(), got "
+                f"{architecture!r}."
+            )
         widths = [width * m for m in check_wholes("multipliers", multipliers)]
-        self.levels = check_whole("the number of multipliers", len(widths))
+        if not widths:
+            raise InputError("multipliers must not be empty; the default is (1, 2).")
+        self.levels = len(widths)
         layout = AttentionLayout.of(attention)
         self._check_levels(layout.levels)
         vectors, images = check_images(conditions, self.shape)
         if (vectors or classes) and not architecture.conditional:
             raise InputError(
-                f"conditional=False takes no condition, got conditions={vectors!r} "
-                f"and classes={classes}; remove one of the two."
+                f"conditional=False accepts only image conditions, got conditions={vectors!r} and "
+                f"classes={classes}; remove them, or set conditional=True."
             )
         features = 4 * width if architecture.conditional else None
         self.centre = centre
@@ -210,24 +215,24 @@ class UNet(ConditionalNetwork):
             return self.conditioning(c, x, conditions)
         if conditions:
             raise InputError(
-                f"The network is told nothing (conditional=False) and was given "
-                f"{', '.join(conditions)}; leave that out."
+                "conditional=False accepts no conditions except the images in conditions, got "
+                f"{', '.join(conditions)}."
             )
         return None
 
     def _check_levels(self, levels: Sequence[int]) -> None:
         if levels and max(levels) >= self.levels:
             raise InputError(
-                f"attention={levels} names a level that is not there; with {self.levels} "
-                f"multipliers the levels are 0 (full resolution) to {self.levels - 1}."
+                f"attention levels must be 0 (full resolution) to {self.levels - 1} with "
+                f"{self.levels} multipliers, got {levels}."
             )
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
             axes = ", ".join("DHW"[-n:] if (n := len(self.shape) - 1) > 1 else "L")
             raise InputError(
-                f"The input has the shape {tuple(x.shape)}, and the network was built for "
-                f"(B, {self.shape[0]}, {axes}); pass data of {self.shape[0]} channels."
+                f"x must have shape (B, {self.shape[0]}, {axes}) for this network, got "
+                f"{tuple(x.shape)}."
             )
 
 
@@ -430,7 +435,7 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     found = check_wholes("shape", shape)
     if len(found) not in (2, 3, 4):
         raise InputError(
-            f"shape must be (channels, length), (channels, height, width) or (channels, depth, "
-            f"height, width), got {found}; use MLP for data of another shape."
+            f"shape must be (C, L), (C, H, W) or (C, D, H, W), got {found}; use MLP for data of "
+            "another shape."
         )
     return found

@@ -56,7 +56,7 @@ class AnnealedLangevinDynamics(GridSampler):
         super().__post_init__()
         if not isinstance(self.langevin, Corrector):
             raise InputError(
-                f"langevin={self.langevin} is no Corrector; give one, such as AnnealedLangevin()."
+                f"langevin must be a Corrector such as AnnealedLangevin(), got {self.langevin}."
             )
 
     def integrate(

@@ -150,7 +150,7 @@ class ProgressReporter:
 
     @property
     def watched(self) -> bool:
-        """Whether a callback or a progress bar receives the steps."""
+        """True if a callback or a progress bar receives the steps."""
         return self.progress or self.callback is not None
 
     def tell(self, t: Tensor, x: Tensor, n: int | None = None) -> None:
@@ -206,12 +206,13 @@ class Sampler(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise InputError(
-                f"temperature must be positive and finite, got {self.temperature}; 1 samples the "
-                "model as it is."
+                f"temperature must be positive and finite, got {self.temperature}; use 1 to "
+                "sample the model itself."
             )
         if self.constraint is not None and not callable(self.constraint):
             raise InputError(
-                f"constraint must be a callable (x, t, noise) -> x, got {self.constraint}."
+                "constraint must be a callable (x, t, noise) -> x, or None, got "
+                f"{self.constraint}."
             )
 
     @property
@@ -258,7 +259,10 @@ class Sampler(ABC):
         """
         eps = self.check(model)
         if (shape is None) == (latent is None):
-            raise InputError("Give a sampler either shape=(B, ...) or latent=, and not both.")
+            raise InputError(
+                "A sampler requires either shape=(B, ...) or latent=, got "
+                f"{'neither' if shape is None else 'both'}."
+            )
         streams = Streams.of(seed, seeds, _batch(shape, latent), model.device)
         if latent is None:
             assert shape is not None
@@ -344,7 +348,7 @@ class GridSampler(Sampler):
         super().__post_init__()
         check_count("steps", self.steps)
         if not isinstance(self.grid, Grid):
-            raise InputError(f"grid={self.grid} is no Grid; give one, such as UniformGrid().")
+            raise InputError(f"grid must be a Grid such as UniformGrid(), got {self.grid}.")
 
     @abstractmethod
     def integrate(
@@ -369,9 +373,9 @@ class GridSampler(Sampler):
         times = self.grid(self.steps, sde, eps)
         if not bool((sde.log_snr(times).diff() > 0).all()):
             raise InputError(
-                f"The signal-to-noise ratio of {sde} does not rise along the grid from t = 1 to "
-                f"{eps}, so {type(self).__name__} cannot sample it; use fewer steps, or an SDE "
-                "whose alpha / sigma falls with t."
+                f"{type(self).__name__} requires a signal-to-noise ratio that increases along the "
+                f"grid from t = 1 to {eps}, got {sde} with steps={self.steps}; use fewer steps, "
+                "or an SDE whose alpha / sigma decreases with t."
             )
         return times
 
@@ -384,7 +388,8 @@ class GridSampler(Sampler):
 
 
 def _batch(shape: Sequence[int] | None, latent: Tensor | None) -> int:
+    name = "shape" if latent is None else "latent.shape"
     shape = tuple(latent.shape if latent is not None else shape or ())
     if len(shape) < 2 or min(shape) < 1:
-        raise InputError(f"The samples' shape {shape} is no batch of examples; give (B, ...).")
+        raise InputError(f"{name} must have two or more positive sizes (B, ...), got {shape}.")
     return shape[0]

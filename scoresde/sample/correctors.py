@@ -76,8 +76,8 @@ class ShrunkNorm(StepRule):
     def __post_init__(self) -> None:
         if not self.pseudo_dimensions > 0:
             raise InputError(
-                f"pseudo_dimensions={self.pseudo_dimensions} is not positive: the step would "
-                "explode where a score vanishes; the default is 256."
+                "pseudo_dimensions must be positive, which bounds the step where a score "
+                f"vanishes, got {self.pseudo_dimensions}; the default is 256."
             )
 
     def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class Corrector(ABC):
 
     def __post_init__(self) -> None:
         if not self.snr > 0:
-            raise InputError(f"snr={self.snr} is not positive; the published value is 0.16.")
-        check_count("corrector.steps", self.steps, "for no correction use corrector=null")
+            raise InputError(f"snr must be positive, got {self.snr}; the published value is 0.16.")
+        check_count("corrector.steps", self.steps, "use corrector=null for no correction")
 
     @abstractmethod
     def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:

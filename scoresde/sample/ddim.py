@@ -39,7 +39,7 @@ class DDIM(PlannedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
-            raise InputError(f"eta={self.eta} is outside [0, 1]; 0 is deterministic.")
+            raise InputError(f"eta must be in [0, 1], got {self.eta}; 0 is deterministic.")
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         return [Stage(a, b, self._row(sde, a, b)) for a, b in pairwise(nodes)]

@@ -47,7 +47,7 @@ class LangevinDynamics(Sampler):
         check_count("steps", self.steps)
         if not 0 < self.delta < math.inf:
             raise InputError(
-                f"delta must be positive and finite, got {self.delta}; 5e-4 is usual."
+                f"delta must be positive and finite, got {self.delta}; a typical value is 5e-4."
             )
 
     def _run(

@@ -73,12 +73,12 @@ class Multistep(PlannedSampler):
         super().__post_init__()
         if self.order not in self.ORDERS:
             raise InputError(
-                f"order={self.order} is not one of {', '.join(map(str, self.ORDERS))}."
+                f"order must be one of {', '.join(map(str, self.ORDERS))}, got {self.order}."
             )
         if not isinstance(self.lower_order_below, int) or self.lower_order_below < 0:
             raise InputError(
-                f"lower_order_below={self.lower_order_below} is no number of steps; 0 lowers no "
-                "order."
+                f"lower_order_below must be an integer >= 0, got {self.lower_order_below}; 0 "
+                "lowers no order."
             )
 
     @property
@@ -119,10 +119,10 @@ class Multistep(PlannedSampler):
 class DPMSolverPP(Multistep):
     r"""DPM-Solver++ (multistep): a polynomial of the denoised estimate in the log-SNR.
 
-    Order 2 (2M) has the weights of the paper (see :func:`halved`). Their error is about half that
-    of the exact integral of the line, on networks and on mixtures. Order 3 (3M) integrates
-    Newton's parabola. The form that is commonly coded (``as_coded``) lacks a factor 2 in its
-    second difference and has order 2.
+    Order 2 (2M) has the weights of the paper (see :func:`halved`). On networks and on mixtures,
+    their error is about half the error of the exact integral of the line. Order 3 (3M) integrates
+    Newton's parabola. Common implementations of order 3 (``as_coded=True``) omit a factor 2 in the
+    second difference (see :func:`coded`), which reduces the order to 2.
 
     References:
         Lu et al. 2022, https://arxiv.org/abs/2211.01095 (section 4, algorithm 2).
@@ -133,7 +133,8 @@ class DPMSolverPP(Multistep):
         order: Number of values in the polynomial: 1 (DDIM), 2 (2M) or 3 (3M).
         single_steps: Whether to start with single steps (see :mod:`scoresde.sample.multistep`).
         lower_order_below: Number of steps below which the order falls in the last steps.
-        as_coded: Whether to use order 3 as it is commonly coded, which has order 2.
+        as_coded: Whether order 3 uses the weights of common implementations, which reduce the
+            order to 2. No effect for other orders.
         eps: Time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the denoised estimate at ``eps``.
     """
@@ -154,7 +155,7 @@ class DPMSolverPP(Multistep):
 
     @property
     def convergence(self) -> int:
-        """The order on any grid: ``order``, at most 2 as coded or with rising orders."""
+        """The order on any grid: ``order``, at most 2 if ``as_coded`` or without single steps."""
         return min(self.order, 2) if self.as_coded else super().convergence
 
 
@@ -176,9 +177,11 @@ def halved(ell: Sequence[float], end: float) -> list[float]:
     .. math:: (1 - e^{-h}) \left( D_0 + \frac{1}{2 r} (D_0 - D_1) \right), \qquad
               r = \frac{\ell_0 - \ell_1}{h},
 
-    the value of the line in the middle of the step, in place of its weighted mean, which lies at
-    :math:`1 / (1 - e^{-h}) - 1 / h` of it: for short steps at :math:`\tfrac12 + \tfrac{h}{12}`, so
-    the order is 2. For long steps the mean lies at the end, where extrapolation is least accurate.
+    The exact integral of the line is its weighted mean, which is the value of the line at the
+    fraction :math:`1 / (1 - e^{-h}) - 1 / h` of the step. These weights use the middle of the step
+    instead. For short steps the exact fraction is :math:`\tfrac12 + \tfrac{h}{12}`, so the order
+    is 2. For long steps it approaches 1, the end of the step, where extrapolation is least
+    accurate.
 
     Arguments:
         ell: Half the log-SNR at the known values, :math:`\ell_0` at the start of the step.
@@ -190,15 +193,16 @@ def halved(ell: Sequence[float], end: float) -> list[float]:
 
 
 def coded(ell: Sequence[float], end: float) -> list[float]:
-    r"""Returns the weights of three values as DPM-Solver++ 3M is commonly coded.
+    r"""Returns the weights of three values in common implementations of DPM-Solver++ 3M.
 
     With Newton's differences :math:`\delta_1` (at the start) and :math:`\delta_2` of the values,
-    in units of :math:`h`, it takes
+    in units of :math:`h`, the step is
 
     .. math:: (1 - e^{-h}) D_0 + \left( 1 - \tfrac{1 - e^{-h}}{h} \right) \delta_1
               - \left( \tfrac{h - 1 + e^{-h}}{h^2} - \tfrac12 \right) \delta_2 ,
 
-    where the integral of the parabola has :math:`2 \delta_2`. Arguments as for :func:`halved`.
+    while the integral of the parabola contains :math:`2 \delta_2` in place of :math:`\delta_2`.
+    Arguments as for :func:`halved`.
     """
     h = end - ell[0]
     base, r0, r1 = -math.expm1(-h), (ell[0] - ell[1]) / h, (ell[1] - ell[2]) / h
@@ -235,7 +239,7 @@ class DEIS(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.variable, Variable):
-            raise InputError(f"variable={self.variable} is no Variable; give one, such as Time().")
+            raise InputError(f"variable must be a Variable such as Time(), got {self.variable}.")
 
     @property
     def integral(self) -> Integral:
@@ -253,10 +257,10 @@ class IPNDM(Multistep):
     The :math:`c_j` are the coefficients for equal steps in :math:`\tilde\sigma`, regardless of the
     actual steps. This lowers the order but helps with few steps. On ``KarrasGrid(rho=1)``, where
     the steps are equal, the order is that of any multistep method. On any other smooth grid it is
-    at most 2: the exact weights of two values, :math:`1 + r/2` and :math:`-r/2` with the ratio
-    :math:`r = 1 + O(h)` of neighbouring steps, differ from :math:`3/2` and :math:`-1/2` by
-    :math:`O(h)`, on values that differ by :math:`O(h)`, so the error of a step is :math:`O(h^3)`
-    and no smaller.
+    at most 2. For two values, the exact weights are :math:`1 + r/2` and :math:`-r/2`, where
+    :math:`r = 1 + O(h)` is the ratio of neighbouring steps, and the weights used are :math:`3/2`
+    and :math:`-1/2`. The weights differ by :math:`O(h)`, the two values differ by :math:`O(h)`,
+    and the step has the length :math:`O(h)`, so its error is :math:`O(h^3)` and no smaller.
 
     References:
         Zhang and Chen 2023, https://arxiv.org/abs/2204.13902 (appendix B.3).
@@ -305,15 +309,16 @@ class UniPC(Multistep):
     r"""UniPC: a multistep predictor, corrected with the model output at its result.
 
     A step to :math:`s` is predicted by the polynomial through p outputs. The next step needs the
-    output at :math:`s` anyway. First it joins the polynomial, and the step is repeated with p + 1
-    values, which adds an order without another evaluation. The last step is not corrected; its
-    error of :math:`O(h^{p+1})` is consistent with the order :math:`p + 1`. The first steps also
-    gain one order over the predictor alone, so the order is at most 3 if they have lower order.
+    output at :math:`s` anyway. This output first joins the polynomial, and the step is repeated
+    with p + 1 values, which adds an order without another evaluation. The last step is not
+    corrected. Its error of :math:`O(h^{p+1})` is consistent with the order :math:`p + 1`. The
+    first steps also gain one order over the predictor alone, so the order is at most 3 if they
+    have lower order.
 
-    Written with differences of outputs, the weights solve a linear system that is exact for
-    polynomials, and the function :math:`B(h)` of the paper cancels, except where one difference is
-    left and its published weight is :math:`B(h) / 2`; both choices agree with the exact weight to
-    the required order.
+    In terms of differences of outputs, the weights solve a linear system that is exact for
+    polynomials, so the function :math:`B(h)` of the paper cancels. The exception is a single
+    difference, whose published weight is :math:`B(h) / 2`. Both choices of :math:`B(h)` agree with
+    the exact weight to the required order.
 
     References:
         Zhao et al., *UniPC*, 2023, https://arxiv.org/abs/2302.04867 (equation 3, theorem 3.1).
@@ -321,7 +326,8 @@ class UniPC(Multistep):
     Arguments:
         steps: Number of steps, positive; one network evaluation each.
         grid: Spacing of the times; uniform in the log-SNR by default. With a grid uniform in time
-            the last step is long, and 20 steps leave two thirds of the spread of the data.
+            the last step is long, and samples from 20 steps have two thirds of the spread of the
+            data.
         order: Number p of values in the predictor, 1 to 3.
         single_steps: Whether to start with single steps, the first of order p (see
             :mod:`scoresde.sample.multistep`).
@@ -344,7 +350,7 @@ class UniPC(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bh not in (1, 2):
-            raise InputError(f"bh={self.bh} is neither 1 nor 2; the published default is 2.")
+            raise InputError(f"bh must be 1 or 2, got {self.bh}; the published default is 2.")
 
     @property
     def integral(self) -> Integral:
@@ -393,7 +399,7 @@ class DPMSolverPPSDE(Multistep):
     The integral is over the denoised estimate with the noise scale :math:`\tau`, and the
     polynomial goes through past values. This is also the predictor of SA-Solver. Order 2 has the
     weights of the paper (see :func:`halved`), which more than halve the error of the variance of
-    Gaussian data. With ``as_coded`` order 3 has the commonly coded weights.
+    Gaussian data.
 
     **The weak order** is 2 with two or more values. Write :math:`b` for the drift and :math:`W_n`
     for the noise of step n. The exact step contains the response :math:`\tfrac h2 b' W_n` to its
@@ -411,7 +417,8 @@ class DPMSolverPPSDE(Multistep):
         grid: Spacing of the times; uniform in t by default.
         order: Number of values in the polynomial: 1, 2 (2M-SDE) or 3 (3M-SDE).
         tau: Noise scale :math:`\tau`, non-negative; 1 is the reverse SDE, 0 the flow.
-        as_coded: Whether to use order 3 as it is commonly coded, without a factor 2.
+        as_coded: Whether order 3 uses the weights of common implementations, which omit a factor
+            2 (see :class:`DPMSolverPP`). No effect for other orders.
         eps: Time to stop at (see :class:`Sampler`).
         final_denoise: Whether to return the denoised estimate at ``eps``.
     """
@@ -425,9 +432,15 @@ class DPMSolverPPSDE(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.tau < math.inf:
-            raise InputError(f"tau={self.tau} is negative; 1 is the reverse SDE, 0 the flow.")
+            raise InputError(
+                f"tau must be non-negative and finite, got {self.tau}; 1 is the reverse SDE, 0 "
+                "the flow."
+            )
         if self.single_steps:
-            raise InputError("single_steps=True raises no weak order above 2; leave it out.")
+            raise InputError(
+                "single_steps must be False for the reverse SDE, got True: it does not raise the "
+                "weak order above 2."
+            )
 
     @property
     def integral(self) -> DataIntegral:

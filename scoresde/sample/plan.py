@@ -1,4 +1,4 @@
-r"""Samplers as lists of linear stages, computed before the first network pass.
+r"""Samplers as lists of linear stages, computed before the first evaluation.
 
 Every update of a fixed-step sampler is linear in the state, in the model's outputs and in the
 noise, with coefficients that depend only on the times,
@@ -7,7 +7,8 @@ noise, with coefficients that depend only on the times,
 
 where :math:`h_j` are outputs of the model and :math:`z_j` independent standard normal noises of
 the same step, both with the newest first. All coefficients are computed once, on the host and in
-float64. Each :class:`Stage` is then a network pass and a few additions, without a synchronisation.
+float64. Each :class:`Stage` is then a network evaluation and a few additions, without a
+synchronisation.
 """
 
 import math

@@ -45,13 +45,12 @@ class PredictorCorrector(GridSampler):
         super().__post_init__()
         if not isinstance(self.predictor, Predictor):
             raise InputError(
-                f"predictor={self.predictor} is no Predictor; give one, such as "
-                "ReverseDiffusionPredictor()."
+                "predictor must be a Predictor such as ReverseDiffusionPredictor(), got "
+                f"{self.predictor}."
             )
         if not isinstance(self.corrector, Corrector | None):
             raise InputError(
-                f"corrector={self.corrector} is no Corrector; give one, such as Langevin(), or "
-                "None."
+                f"corrector must be a Corrector such as Langevin(), or None, got {self.corrector}."
             )
 
     @property

@@ -145,8 +145,8 @@ class AncestralPredictor(Predictor):
     def __post_init__(self) -> None:
         if not 0 <= self.variance <= 1:
             raise InputError(
-                f"variance={self.variance} is outside [0, 1]; give 0 for the posterior's "
-                "variance, 1 for that of the forward step."
+                f"variance must be in [0, 1], got {self.variance}; use 0 for the variance of the "
+                "posterior, 1 for the variance of the forward step."
             )
 
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:
@@ -178,8 +178,8 @@ class ChainPredictor(Predictor):
     def __post_init__(self) -> None:
         if not isinstance(self.variance, Variance):
             raise InputError(
-                f"variance must be a Variance, such as LearnedRange(), got {self.variance}; for "
-                "a number use AncestralPredictor."
+                f"variance must be a Variance such as LearnedRange(), got {self.variance}; use "
+                "AncestralPredictor for a number."
             )
 
     def row(self, sde: SDE, step: Interval) -> LinearUpdate:

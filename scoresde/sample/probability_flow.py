@@ -68,13 +68,13 @@ class ProbabilityFlow(Sampler):
         self._trace()
         if self.probes is not None and self.constraint is not None:
             raise InputError(
-                "probes and constraint cannot be combined: a constrained state has left the flow "
-                "whose density probes measure."
+                "probes and constraint cannot be combined: log_prob is the density of the flow, "
+                "which a constrained state leaves."
             )
         if self.probes is not None and self.final_denoise:
             raise InputError(
-                "final_denoise=True leaves the state whose density probes measures; give one of "
-                "the two."
+                "probes and final_denoise=True cannot be combined: log_prob belongs to the state "
+                "before denoising."
             )
 
     def _check_process(self, process: Any, eps: float) -> float:

@@ -66,7 +66,7 @@ class ReferencePredictorCorrector(Sampler):
         super().__post_init__()
         check_count("steps", self.steps)
         if self.steps < 2:
-            raise InputError(f"steps={self.steps} is no chain; give at least 2.")
+            raise InputError(f"steps must be at least 2, got {self.steps}.")
         self._sampler()
 
     def _sampler(self) -> PredictorCorrector:
@@ -111,9 +111,14 @@ def step_of(sde: SDE, t: Tensor, steps: int) -> Interval:
             tau = math.sqrt(now**2 - before**2)
             # SMLD's noise is tau sigma_s / sigma_i of the chain; sigma_t belongs to the score.
             return Interval(t, h, 1.0, tau, sigma, before / now * sigma)
+    if isinstance(sde, DiscreteVP):
+        raise InputError(
+            f"steps must be {sde.steps}, the number of steps of {sde}, got {steps}; or use "
+            "PredictorCorrector."
+        )
     raise InputError(
-        f"The reference has no chain of {steps} steps for {sde}; use PredictorCorrector, or as "
-        "many steps as the chain has."
+        "ReferencePredictorCorrector requires a VPSDE, VESDE, SubVPSDE or DiscreteVP, got "
+        f"{sde}; use PredictorCorrector."
     )
 
 

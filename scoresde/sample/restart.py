@@ -35,7 +35,10 @@ class RestartInterval:
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
-            raise InputError(f"low={self.low}, high={self.high}: they need 0 < low < high.")
+            raise InputError(
+                "low and high must be positive and finite, with low < high, got "
+                f"{self.low} and {self.high}."
+            )
         check_count("interval.steps", self.steps)
         check_count("interval.repeats", self.repeats)
 
@@ -73,7 +76,9 @@ class Restart(Sampler):
         super().__post_init__()
         object.__setattr__(self, "intervals", tuple(self.intervals))
         if not isinstance(self.sampler, PlannedSampler):
-            raise InputError(f"sampler={self.sampler} has no plan; give one, such as Heun().")
+            raise InputError(
+                f"sampler must be a PlannedSampler such as Heun(), got {self.sampler}."
+            )
         if any(a.low <= b.low for a, b in pairwise(self.intervals)):
             lows = [interval.low for interval in self.intervals]
             raise InputError(f"intervals must be sorted by decreasing low, got {lows}.")
@@ -95,8 +100,8 @@ class Restart(Sampler):
             high = min(interval.high, nodes[0].ratio) if not stages else interval.high
             if here == 0 or nodes[here].ratio >= high:
                 raise InputError(
-                    f"The grid has no time between the levels of {interval}; use more steps, or "
-                    f"levels below {nodes[0].ratio:.4g}."
+                    f"The grid must have a time near the low level of {interval} and below its "
+                    f"high level; use more steps, or levels below {nodes[0].ratio:.4g}."
                 )
             stages += self.sampler.plan(sde, nodes[: here + 1])
             nodes = nodes[here:]

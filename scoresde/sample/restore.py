@@ -66,11 +66,11 @@ class Restore(Sampler):
         number = isinstance(self.noise, int | float) and not isinstance(self.noise, bool)
         if not number or not 0 <= self.noise <= 1:
             raise InputError(
-                f"noise must be a factor in [0, 1], got {self.noise}; 1 adds the noise of the "
-                "process, 0 none."
+                f"noise must be a factor in [0, 1], got {self.noise}; use 1 for the noise of the "
+                "process, 0 for none."
             )
         if not isinstance(self.grid, Grid):
-            raise InputError(f"grid must be a Grid, got {self.grid}; use UniformGrid().")
+            raise InputError(f"grid must be a Grid such as UniformGrid(), got {self.grid}.")
 
     def __call__(
         self,
@@ -103,14 +103,16 @@ class Restore(Sampler):
             shape = cond["source"].shape
         self.check(model)
         if shape is None and latent is None:
-            raise InputError("source must be given for a bridge, got none; pass source=y, (B, *).")
+            raise InputError(
+                "source is required to sample a bridge; pass source=y, with shape (B, *)."
+            )
         given: dict[str, Any] = {"latent": latent, "seed": seed, "seeds": seeds, **cond}
         return super().__call__(model, shape, callback=callback, progress=progress, **given)
 
     def _check_process(self, process: Any, eps: float) -> float:
         if not isinstance(process, Bridge):
             raise InputError(
-                f"Restore must have a model of a Bridge, got {type(process).__name__}; use "
+                f"Restore requires a model of a Bridge, got {type(process).__name__}; use "
                 "BridgeModel(network, InDI())."
             )
         return eps
@@ -168,7 +170,7 @@ class InterpolantSDE(Sampler):
         check_count("steps", self.steps)
         if not isinstance(self.diffusion, int | float) or not 0 <= self.diffusion < math.inf:
             raise InputError(
-                f"diffusion must be finite and at least 0, got {self.diffusion}; 0 is the ODE."
+                f"diffusion must be non-negative and finite, got {self.diffusion}; 0 is the ODE."
             )
 
     def _run(
@@ -188,7 +190,7 @@ class InterpolantSDE(Sampler):
     def _check_process(self, process: Any, eps: float) -> float:
         if not isinstance(process, StochasticInterpolant):
             raise InputError(
-                f"InterpolantSDE must have a model of a StochasticInterpolant, got "
+                f"InterpolantSDE requires a model of a StochasticInterpolant, got "
                 f"{type(process).__name__}; use InterpolantModel(velocity, score, "
                 "StochasticInterpolant())."
             )

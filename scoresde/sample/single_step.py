@@ -48,7 +48,7 @@ class DPMSolver(PlannedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order not in (1, 2, 3):
-            raise InputError(f"order={self.order} is not one of 1, 2, 3.")
+            raise InputError(f"order must be one of 1, 2, 3, got {self.order}.")
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner = Planner(sde, NoiseIntegral(HalfLogSNR()))
@@ -100,14 +100,18 @@ class Heun(PlannedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.churn < math.inf:
-            raise InputError(f"churn={self.churn} is negative; 0 adds no noise.")
+            raise InputError(
+                f"churn must be non-negative and finite, got {self.churn}; 0 adds no noise."
+            )
         if not 0 <= self.churn_low <= self.churn_high:
             raise InputError(
-                f"churn_low={self.churn_low}, churn_high={self.churn_high}: they need "
-                "0 <= churn_low <= churn_high."
+                "churn_low and churn_high must be non-negative, with churn_low <= churn_high, got "
+                f"{self.churn_low} and {self.churn_high}."
             )
         if not 0 < self.churn_noise < math.inf:
-            raise InputError(f"churn_noise={self.churn_noise} is not positive; 1 is exact.")
+            raise InputError(
+                f"churn_noise must be positive and finite, got {self.churn_noise}; 1 is exact."
+            )
 
     def plan(self, sde: SDE, nodes: Sequence[Node]) -> list[Stage]:
         planner = Planner(sde, NoiseIntegral(RelativeNoise()))
@@ -160,14 +164,14 @@ class SEEDS(PlannedSampler):
     step is that of the exact solution along *one* Brownian motion.
 
     **The weak order.** With additive noise write :math:`b` for the drift and :math:`W` for the
-    noise since the start of the step. An error per step of mean :math:`O(h^3)`, and correlated
-    with the noise by
-    :math:`O(h^3)`, makes weak order 2. The terms of lower order are :math:`b' \int_0^h W_u du`,
-    which the middle gives as :math:`b' h W_{h/2}`: both have the covariance :math:`h^2 / 2` with
-    :math:`W_h`; and :math:`\tfrac12 b'' \int W_u^2 du`, with the mean :math:`h^2 / 2`, as
-    :math:`h W_{h/2}^2` has. The variance of the first differs by :math:`O(h^3)`. The order is that
-    of :class:`DPMSolverPPSDE` with two values; here no response is late, so the constant is about
-    a sixth, for two evaluations instead of one.
+    noise since the start of the step. Weak order 2 requires an error per step whose mean and whose
+    covariance with the noise are :math:`O(h^3)`. Two terms of lower order must agree. The first is
+    :math:`b' \int_0^h W_u du`, which the middle approximates by :math:`b' h W_{h/2}`. Without
+    :math:`b'`, both have the covariance :math:`h^2 / 2` with :math:`W_h`, and their variances
+    differ by :math:`O(h^3)`. The second is :math:`\tfrac12 b'' \int W_u^2 du`, where the integral
+    and :math:`h W_{h/2}^2` both have the mean :math:`h^2 / 2`. The order is the same as for
+    :class:`DPMSolverPPSDE` with two values. Here no response is late, so the constant is about a
+    sixth, for two evaluations instead of one.
 
     References:
         Gonzalez et al., *SEEDS: exponential SDE solvers for fast high-quality sampling from
@@ -187,7 +191,10 @@ class SEEDS(PlannedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.tau < math.inf:
-            raise InputError(f"tau={self.tau} is negative; 1 is the reverse SDE, 0 the flow.")
+            raise InputError(
+                f"tau must be non-negative and finite, got {self.tau}; 1 is the reverse SDE, 0 "
+                "the flow."
+            )
 
     @property
     def integral(self) -> DataIntegral:

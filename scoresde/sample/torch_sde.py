@@ -25,8 +25,8 @@ class TorchSDE(Sampler):
             number.
         method: One of ``euler``, ``milstein``, ``srk``, ``euler_heun``, ``heun``, ``midpoint``,
             ``log_ode``, ``reversible_heun`` (see :class:`~scoresde.solvers.SDESolver`).
-        motion: Brownian motion: ``Increments()``, the cheapest; ``Path()``, the same path for any
-            number of steps; or torchsde's ``BrownianInterval()``, which has no seeds per sample.
+        motion: Brownian motion: ``Increments()`` is the cheapest. ``Path()`` is the same path for
+            any number of steps. torchsde's ``BrownianInterval()`` has no seeds per sample.
         adaptive: Whether to adapt the step size; requires a motion that is a path.
         rtol: Relative tolerance of an adaptive step, positive.
         atol: Absolute tolerance of an adaptive step, positive.
@@ -45,8 +45,8 @@ class TorchSDE(Sampler):
         super().__post_init__()
         if self.constraint is not None:
             raise InputError(
-                "TorchSDE cannot take a constraint, as torchsde keeps its states; use "
-                "EulerMaruyama or GottaGoFast."
+                "constraint must be None for TorchSDE, since torchsde does not expose its states, "
+                f"got {self.constraint}; use EulerMaruyama or GottaGoFast."
             )
         self._solver()
 

@@ -89,7 +89,7 @@ class _Memory:
 
     def __init__(self, points: int) -> None:
         if check_count("points", points) < 2:
-            raise InputError("points=1 are no way; give at least 2.")
+            raise InputError("points must be at least 2, got 1.")
         self.points = points
         self.stride, self.seen = 1, 0
         self.kept: list[tuple[Tensor, Tensor]] = []
@@ -141,7 +141,9 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         tensor([[[0.7071, 0.7071]]])
     """
     if a.shape != b.shape:
-        raise InputError(f"Latents of shapes {tuple(a.shape)} and {tuple(b.shape)} do not pair.")
+        raise InputError(
+            f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
     flat_a, flat_b = a.double().flatten(1), b.double().flatten(1)
     one, other = (nn.functional.normalize(v) for v in (flat_a, flat_b))
     # The half-angle form: exact for nearly parallel vectors too.

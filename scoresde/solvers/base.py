@@ -83,7 +83,7 @@ class Solution:
 def failure(cause: str, where: str, control: Control) -> SolverError:
     """Returns the error for a failed solver."""
     return SolverError(
-        f"The solver {cause} {where}. The field is too rough there or not finite; check the "
+        f"The solver {cause} {where}. The field is not finite or too rough there; check the "
         f"model, or use a larger eps or tolerance (rtol={control.rtol}, atol={control.atol})."
     )
 

@@ -214,8 +214,8 @@ class BatchedSolve(ABC):
         row = rows[0]
         cause = {
             RUNNING: f"took more than {self.control.max_steps} steps",
-            UNDERFLOW: "met a step size of zero",
-            NOT_FINITE: "met a field that is not finite",
+            UNDERFLOW: "reached a step size of zero",
+            NOT_FINITE: "evaluated a field that is not finite",
         }[int(self.result["status"][row])]
         others = f" ({len(rows) - 1} more failed)" if len(rows) > 1 else ""
         where = self.problem.describe(self.result["t"][row])

@@ -122,7 +122,7 @@ class BrownianPath:
         self, streams: Streams, size: int, dtype: torch.dtype = torch.float32, depth: int = 20
     ) -> None:
         if not 1 <= depth <= 30:
-            raise InputError(f"depth={depth} is outside [1, 30]; 20 resolves a millionth.")
+            raise InputError(f"depth must be in [1, 30], got {depth}; 20 resolves 1e-6.")
         self.streams = streams
         self.size = size
         self.dtype = dtype
@@ -163,7 +163,7 @@ class BrownianPath:
     def _shared(self, t: float) -> tuple[Tensor, Tensor]:
         """Returns W and its integral at one time for all examples."""
         if not 0 <= t <= 1:
-            raise InputError(f"t={t} is outside [0, 1], where the Brownian path is known.")
+            raise InputError(f"t must be in [0, 1], the interval of the Brownian path, got {t}.")
         place = t * 2**self.depth
         leaf = min(int(place), 2**self.depth - 1)
         known = self.depth - (leaf ^ self._leaf).bit_length()

@@ -54,7 +54,7 @@ class AdaptiveODE:
 
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
-            raise InputError(f"rtol={self.rtol}, atol={self.atol}: both must be positive.")
+            raise InputError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}.")
         check_count("max_steps", self.max_steps)
         self._method()
 
@@ -62,7 +62,9 @@ class AdaptiveODE:
         if isinstance(self.method, Method):
             return self.method
         if self.method not in METHODS:
-            raise InputError(f"method={self.method!r} is not one of {', '.join(METHODS)}.")
+            raise InputError(
+                f"method must be a Method or one of {', '.join(METHODS)}, got {self.method!r}."
+            )
         return METHODS[self.method]
 
     def __call__(
@@ -113,7 +115,7 @@ class AdaptiveODE:
         method = self._method()
         if not isinstance(method, RungeKutta):
             raise InputError(
-                f"method={self.method!r} cannot be differentiated; use 'dopri5', 'tsit5' or "
-                "'bosh3'."
+                "method must be 'dopri5', 'tsit5', 'bosh3' or another RungeKutta for a "
+                f"differentiable solution, got {self.method!r}."
             )
         return method

@@ -99,7 +99,7 @@ class RungeKutta(Method):
         """Takes one step from times ``start`` to times ``end``, float64 with shape ``(B,)``."""
         layout = Layout(state)
         h, y = end - start, layout.pack(state)
-        # A zero step means that the example has reached its end; its passes are not counted.
+        # A zero step means that the example has reached its end; its evaluations are not counted.
         rows = torch.where(h != 0, torch.arange(len(h), device=h.device), -1)
         with owned_by(rows):
             at, slopes = y, [layout.pack(field(start, state))]

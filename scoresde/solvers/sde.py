@@ -225,19 +225,19 @@ class SDESolver:
         check_count("steps", self.steps)
         if self.method not in _ITO + _STRATONOVICH:
             raise InputError(
-                f"method={self.method!r} is not one of {', '.join(_ITO + _STRATONOVICH)}."
+                f"method must be one of {', '.join(_ITO + _STRATONOVICH)}, got {self.method!r}."
             )
         if not isinstance(self.motion, Motion):
-            raise InputError(f"motion={self.motion} is no Motion; give one, such as Path().")
+            raise InputError(f"motion must be a Motion such as Path(), got {self.motion}.")
         if self.adaptive and isinstance(self.motion, Increments):
             raise InputError(
-                "adaptive=True asks for the same time twice, which Increments() cannot answer; "
-                "give motion=Path()."
+                "adaptive=True and motion=Increments() cannot be combined: adaptive steps request "
+                "the same times repeatedly; use motion=Path()."
             )
         if not (self.rtol > 0 and self.atol > 0):
-            raise InputError(f"rtol={self.rtol}, atol={self.atol}: both must be positive.")
+            raise InputError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}.")
         if not self.dt_min > 0:
-            raise InputError(f"dt_min={self.dt_min} is not positive; the default is 1e-6.")
+            raise InputError(f"dt_min must be positive, got {self.dt_min}; the default is 1e-6.")
 
     def __call__(
         self,

@@ -37,19 +37,19 @@ class TorchDiffEq(Method):
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise InputError(f"name={self.name!r} is not one of {', '.join(NAMES)}.")
+            raise InputError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}.")
 
     def solve(self, problem: Problem, control: Control) -> Solution:
         """Integrates a batch; a failed example always raises, since the step size is shared."""
         if control.record:
             raise InputError(
-                f"{self} does not keep its steps, which a differentiable solution needs; use "
+                f"method must record its steps for a differentiable solution, got {self}; use "
                 "method='dopri5'."
             )
         if problem.constrain is not None:
             raise InputError(
-                f"method must have steps for each example to take a constraint, got {self}; use "
-                "method='dopri5'."
+                "method must have a step size per example to support a constraint, got "
+                f"{self}; use method='dopri5'."
             )
         state, size, device = problem.state, len(problem.state[0]), problem.state[0].device
         system = _System(problem)
@@ -86,7 +86,7 @@ class TorchDiffEq(Method):
             cause = (
                 f"took more than {control.max_steps} steps"
                 if "max_num_steps" in str(error)
-                else "met a step size of zero or a state that is not finite"
+                else "reached a step size of zero or a state that is not finite"
             )
             raise failure(cause, f"near {problem.describe(system.time)}", control) from error
         return tuple(array[-1] for array in solution)

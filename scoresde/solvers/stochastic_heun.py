@@ -79,12 +79,11 @@ class StochasticHeun:
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol > 0):
             raise InputError(
-                f"rtol={self.rtol}, atol={self.atol}: the first must not be negative, the second "
-                "must be positive."
+                f"rtol must be non-negative and atol positive, got {self.rtol} and {self.atol}."
             )
         for name in ("first_step", "safety", "power"):
             if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)} is outside (0, 1].")
+                raise InputError(f"{name} must be in (0, 1], got {getattr(self, name)}.")
         check_count("max_steps", self.max_steps)
 
     def __call__(
@@ -135,9 +134,9 @@ class StochasticHeun:
 def _notch(h: Tensor) -> Tensor:
     """Rounds to the nearest of a few step sizes in every octave.
 
-    A path moves by the square root of the time. So a rounding difference of 1e-7 in the drift, as
-    from a different batch, would change the times of the steps by as much and the noise by about
-    1e-4.
+    A path moves by the square root of the time. Without these fixed sizes, a rounding difference
+    of 1e-7 in the drift, as from a different batch, would change the times of the steps by about
+    1e-7 and the noise by about 1e-4.
     """
     return torch.exp2((_NOTCHES * h.log2()).round() / _NOTCHES)
 

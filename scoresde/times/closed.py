@@ -35,7 +35,7 @@ class ClosedTimes(Times):
 
     def __post_init__(self) -> None:
         if not isinstance(self.share, int | float) or not 0 <= self.share < 1:
-            raise InputError(f"share must be in [0, 1), got {self.share}; 0.1 is usual.")
+            raise InputError(f"share must be in [0, 1), got {self.share}; a typical value is 0.1.")
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return eps + (1 - eps) * (u / (1 - self.share)).clamp(max=1.0)

@@ -75,7 +75,9 @@ class LogitNormalTimes(CurvedTimes):
 
     def __post_init__(self) -> None:
         if not 0 < self.std < math.inf:
-            raise InputError(f"std must be positive, got {self.std}; the published value is 1.")
+            raise InputError(
+                f"std must be positive and finite, got {self.std}; the published value is 1."
+            )
 
     def curve(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
@@ -100,8 +102,8 @@ class ModeTimes(CurvedTimes):
     def __post_init__(self) -> None:
         if not -1 <= self.scale <= 2 / (math.pi - 2):
             raise InputError(
-                f"scale must be in [-1, {2 / (math.pi - 2):.4g}], got {self.scale}; outside, the "
-                "curve does not rise. The published value is 1.29."
+                f"scale must be in [-1, {2 / (math.pi - 2):.4g}], where the curve increases, got "
+                f"{self.scale}; the published value is 1.29."
             )
 
     def curve(self, u: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ class UShapedTimes(CurvedTimes):
         Lee, Lin and Fanti 2024, https://arxiv.org/abs/2405.20320 (section 4.1).
 
     Arguments:
-        rate: The rate :math:`a`, positive.
+        rate: The rate :math:`a`, in (0, 100).
     """
 
     rate: float = 4.0
@@ -165,9 +167,7 @@ class Corrected(Times):
 
     def __post_init__(self) -> None:
         if not isinstance(self.times, CurvedTimes):
-            raise InputError(
-                f"times must be a CurvedTimes, got {self.times}; use ModeTimes() or CosMapTimes()."
-            )
+            raise InputError(f"times must be a CurvedTimes such as ModeTimes(), got {self.times}.")
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return self.times.quantile(u, sde, eps)

@@ -116,9 +116,9 @@ class LogNormalTimes(Times):
 
     def __post_init__(self) -> None:
         if not self.std > 0:
-            raise InputError(f"std={self.std} is not positive; the published value is 1.2.")
+            raise InputError(f"std must be positive, got {self.std}; the published value is 1.2.")
         if not 0 <= self.tail < 1:
-            raise InputError(f"tail must be in [0, 1), got {self.tail}; 0.1 is usual.")
+            raise InputError(f"tail must be in [0, 1), got {self.tail}; a typical value is 0.1.")
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         first, last = _log_snr_range(sde, eps, u)
@@ -150,7 +150,7 @@ class ChainTimes(Times):
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         if not isinstance(sde, Chain):
             raise InputError(
-                f"ChainTimes needs a discrete chain, such as DiscreteVP(), not {sde}."
+                f"ChainTimes requires a discrete chain such as DiscreteVP(), got {sde}."
             )
         return sde.time_of_index((u * sde.steps).floor().clamp(max=sde.steps - 1)).to(u)
 
@@ -177,7 +177,7 @@ class LevelTimes(Times):
     def __post_init__(self) -> None:
         check_count("levels", self.levels)
         if self.levels < 2:
-            raise InputError(f"levels={self.levels} leaves no two noise levels; give at least 2.")
+            raise InputError(f"levels must be at least 2, got {self.levels}.")
 
     def quantile(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return (u * self.levels).floor().clamp(max=self.levels - 1) / (self.levels - 1)

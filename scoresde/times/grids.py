@@ -54,7 +54,10 @@ class LogSNRGrid(Grid):
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         first, last = _log_snr_range(sde, eps)
         if math.isinf(first):
-            raise InputError(f"eps={eps} leaves no noise with {sde}; give a positive eps.")
+            raise InputError(
+                f"eps must be a time with noise for LogSNRGrid(), got {eps} with {sde}; use a "
+                "positive eps."
+            )
         if sde.zero_snr:
             return sde.time_of_bounded(u * float(sde.bounded(torch.tensor(eps).double())))
         return sde.time(last + u * (first - last))
@@ -81,13 +84,13 @@ class KarrasGrid(Grid):
 
     def __post_init__(self) -> None:
         if not 1 <= self.rho < math.inf:
-            raise InputError(f"rho={self.rho} is not in [1, inf); the published value is 7.")
+            raise InputError(f"rho must be in [1, inf), got {self.rho}; the published value is 7.")
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         if sde.zero_snr:
             raise InputError(
-                f"grid must be one of a finite range, got {self} for {sde}, whose noise level "
-                "sigma / alpha is infinite at t = 1; use LogSNRGrid()."
+                f"{self} requires a finite noise level sigma / alpha at t = 1, got infinity for "
+                f"{sde}; use LogSNRGrid()."
             )
         low, high = (math.exp(-0.5 * snr / self.rho) for snr in _log_snr_range(sde, eps))
         return sde.time(-2 * self.rho * torch.log(high + u * (low - high)))
@@ -111,7 +114,10 @@ class PowerGrid(Grid):
 
     def __post_init__(self) -> None:
         if not 0 < self.power < math.inf:
-            raise InputError(f"power={self.power} is not positive; 2 gives the quadratic grid.")
+            raise InputError(
+                f"power must be positive and finite, got {self.power}; use 2 for the quadratic "
+                "grid."
+            )
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         return (1 + u * (eps ** (1 / self.power) - 1)) ** self.power
@@ -139,8 +145,8 @@ class CosineGrid(Grid):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data={self.sigma_data} is not positive; give the standard deviation of "
-                "the data in model units (about 0.5 for images in [-1, 1])."
+                f"sigma_data must be positive and finite, got {self.sigma_data}; use the standard "
+                "deviation of the data in model units (about 0.5 for images in [-1, 1])."
             )
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
@@ -166,14 +172,14 @@ class ExplicitGrid(Grid):
         object.__setattr__(self, "times", times)
         falling = all(a > b for a, b in itertools.pairwise(times))
         if len(times) < 2 or not falling or times[0] != 1 or times[-1] < 0:
-            raise InputError(f"times={times} do not fall from 1 to a time in [0, 1); sort them.")
+            raise InputError(f"times must decrease from 1 to a time in [0, 1), got {times}.")
 
     def interior(self, u: Tensor, sde: SDE, eps: float) -> Tensor:
         steps = len(self.times) - 1
         if len(u) != steps + 1 or self.times[-1] != eps:
             raise InputError(
-                f"A sampler of steps={len(u) - 1} with eps={eps} does not fit the {steps + 1} "
-                f"times of its grid; give steps={steps} and eps={self.times[-1]}."
+                f"A grid of {steps + 1} explicit times requires steps={steps} and "
+                f"eps={self.times[-1]}, got steps={len(u) - 1} and eps={eps}."
             )
         return torch.tensor(self.times, dtype=torch.float64)
 
