@@ -8,7 +8,8 @@ that of the model plus :math:`\nabla_x \log p(y \mid x)`. Every method here repl
           \mathrm{Cov} = \mathrm{Cov}[x_0 \mid x_t] = \frac{\sigma^2}{\alpha} J^T, \qquad
           \hat z_g = \frac{x - \alpha D_g}{\sigma} = \hat z - \sigma J^T A^T u,
 
-with the Jacobian :math:`J` of the denoised estimate :math:`D`. An evaluation costs one network
+with the Jacobian :math:`J` of the denoised estimate :math:`D`, which is symmetric for an exact
+model, and only nearly so for a network. An evaluation costs one network
 evaluation, one product with :math:`J^T`, and the products that the weights require.
 
 **No signal.** At t = 1 of a process with zero SNR, :math:`J = 0` and the covariance is 0/0. Its

@@ -21,6 +21,7 @@ References:
     Song et al. 2021, https://arxiv.org/abs/2011.13456 (section D.2).
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -134,9 +135,10 @@ class Likelihood(LogProb):
             _ = solver.replays  # raises if the method cannot be differentiated
         check_count("max_sets", self.max_sets)
         target = self.target_error
-        if target is not None and not target > 0:
+        if target is not None and not 0 < target < math.inf:
             raise InputError(
-                f"target_error must be positive, got {target}; use a number of nats, such as 1.0."
+                f"target_error must be positive and finite, got {target}; use a number of nats, such "
+                "as 1.0."
             )
         if target is not None and self.differentiable and not isinstance(trace, ExactTrace):
             raise InputError(

@@ -12,7 +12,7 @@ is by the exact score.
 weighting               w(t)                                       equals
 ======================  =========================================  ================================
 noise                   1                                          "simple" loss of DDPM
-likelihood              :math:`g^2 / \sigma^2`                     the bound on the log-likelihood
+likelihood              :math:`g^2 / \sigma^2`                     twice the integrand of the bound
 EDM                     :math:`1 + \sigma^2/(\alpha\sigma_d)^2`    unit variance of the target
 min-SNR                 :math:`\min(1, \gamma / \mathrm{SNR})`     data error up to :math:`\gamma`
 soft min-SNR            :math:`\gamma / (\mathrm{SNR} + \gamma)`   the same, smooth

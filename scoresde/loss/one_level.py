@@ -20,7 +20,7 @@ from scoresde.times import FirstTime
 class OneLevel(Loss):
     r"""Denoising score matching at one noise level :math:`\sigma / \alpha`.
 
-    .. math:: \tfrac1D \lVert \hat z(x + \sigma z) - z \rVert^2
+    .. math:: \tfrac1D \lVert \hat z(\alpha x + \sigma z) - z \rVert^2
 
     It learns the score of :math:`p * N(0, \sigma^2 I)`, not that of the data: on :math:`N(0, c)`
     the learned variance is :math:`c + \sigma^2`. A smaller :math:`\sigma` has less bias, but needs

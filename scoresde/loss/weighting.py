@@ -83,9 +83,9 @@ class EDMWeighting(Weighting):
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
+        if not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data must be positive, got {self.sigma_data}; use the standard deviation "
+                f"sigma_data must be positive and finite, got {self.sigma_data}; use the standard deviation "
                 "of the data in model units (about 0.5 for images in [-1, 1])."
             )
 

@@ -144,7 +144,8 @@ def bridge_velocity(
     .. math:: u = w' \frac{x - D}{w} \quad (\nu / w \text{ constant}), \qquad
               u = w' (y - D) + \frac{\nu \nu'}{\nu^2} \bigl(x - (1 - w) D - w y\bigr)
 
-    where the second form requires a D that is conditioned on the source y.
+    where a prime is a derivative in time, and the second form requires a D that is conditioned
+    on the source y.
 
     Arguments:
         process: The bridge.

@@ -196,8 +196,10 @@ def _spectrum(
                 f"std must be a number or have the shape of the mean, {tuple(mean.shape)}, got "
                 f"shape {tuple(std.shape)}."
             )
-        if not bool((std > 0).all()):
-            raise InputError(f"std must be positive, got a minimum of {std.min():.4g}.")
+        if not bool(((std > 0) & std.isfinite()).all()):
+            raise InputError(
+                f"std must be positive and finite, got {std.min():.4g} to {std.max():.4g}."
+            )
         return std.expand(mean.shape).flatten() ** 2, None
     covariance = floats(covariance, mean)
     if covariance.shape != (mean.numel(), mean.numel()):

@@ -8,6 +8,7 @@ References:
     https://arxiv.org/abs/2210.02747 (the velocity).
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -48,9 +49,9 @@ class Parametrisation(ABC):
             compare_by_identity(cls)
 
     def __post_init__(self) -> None:
-        if self.sigma_data is not None and not self.sigma_data > 0:
+        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data must be positive, got {self.sigma_data}; pass the standard deviation "
+                f"sigma_data must be positive and finite, got {self.sigma_data}; pass the standard deviation "
                 "of the data in model units (about 0.5 for images in [-1, 1])."
             )
 

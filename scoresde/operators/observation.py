@@ -126,7 +126,8 @@ class Observation:
 
     def variance(self, like: Tensor) -> Tensor:
         """Returns the variance of the noise, which broadcasts to measurements ``(B, ...)``."""
-        std = torch.as_tensor(self.std).to(like)
+        # A number is rounded once, to the type of the measurements.
+        std = torch.as_tensor(self.std, dtype=like.dtype, device=like.device)
         return select(std, self.rows, like.ndim) ** 2
 
     def log_prob(self, x: Tensor) -> Tensor:

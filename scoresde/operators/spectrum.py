@@ -1,5 +1,6 @@
 """Operators that act on the Fourier transform of an example: blurs and partial spectra."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -47,8 +48,8 @@ class Blur(LinearOperator):
                 "Blur requires exactly one of kernel and std, got "
                 f"{'neither' if self.kernel is None else 'both'}."
             )
-        if self.std is not None and not self.std > 0:
-            raise InputError(f"std must be positive, got {self.std}.")
+        if self.std is not None and not 0 < self.std < math.inf:
+            raise InputError(f"std must be positive and finite, got {self.std}.")
 
     def forward(self, x: Tensor) -> Tensor:
         return self._filter(x, lambda h: h)

@@ -36,6 +36,7 @@ References:
     (annealed Langevin dynamics).
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -74,10 +75,10 @@ class ShrunkNorm(StepRule):
     pseudo_dimensions: float = 256.0
 
     def __post_init__(self) -> None:
-        if not self.pseudo_dimensions > 0:
+        if not 0 < self.pseudo_dimensions < math.inf:
             raise InputError(
-                "pseudo_dimensions must be positive, which bounds the step where a score "
-                f"vanishes, got {self.pseudo_dimensions}; the default is 256."
+                "pseudo_dimensions must be positive and finite, which bounds the step where a "
+                f"score vanishes, got {self.pseudo_dimensions}; the default is 256."
             )
 
     def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
@@ -113,8 +114,10 @@ class Corrector(ABC):
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if not self.snr > 0:
-            raise InputError(f"snr must be positive, got {self.snr}; the published value is 0.16.")
+        if not 0 < self.snr < math.inf:
+            raise InputError(
+                f"snr must be positive and finite, got {self.snr}; the published value is 0.16."
+            )
         check_count("corrector.steps", self.steps, "use corrector=null for no correction")
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """Adaptive solver for ordinary differential equations."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -53,8 +54,10 @@ class AdaptiveODE:
     strict: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0 and self.atol > 0):
-            raise InputError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}.")
+        if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
+            raise InputError(
+                f"rtol and atol must be positive and finite, got {self.rtol} and {self.atol}."
+            )
         check_count("max_steps", self.max_steps)
         self._method()
 

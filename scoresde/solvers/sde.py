@@ -234,10 +234,12 @@ class SDESolver:
                 "adaptive=True and motion=Increments() cannot be combined: adaptive steps request "
                 "the same times repeatedly; use motion=Path()."
             )
-        if not (self.rtol > 0 and self.atol > 0):
-            raise InputError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}.")
-        if not self.dt_min > 0:
-            raise InputError(f"dt_min must be positive, got {self.dt_min}; the default is 1e-6.")
+        if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
+            raise InputError(
+                f"rtol and atol must be positive and finite, got {self.rtol} and {self.atol}."
+            )
+        if not 0 < self.dt_min < math.inf:
+            raise InputError(f"dt_min must be positive and finite, got {self.dt_min}; the default is 1e-6.")
 
     def __call__(
         self,

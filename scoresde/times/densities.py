@@ -26,6 +26,7 @@ References:
     Karras et al. 2022, https://arxiv.org/abs/2206.00364 (table 1).
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -115,8 +116,10 @@ class LogNormalTimes(Times):
     tail: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise InputError(f"std must be positive, got {self.std}; the published value is 1.2.")
+        if not 0 < self.std < math.inf:
+            raise InputError(
+                f"std must be positive and finite, got {self.std}; the published value is 1.2."
+            )
         if not 0 <= self.tail < 1:
             raise InputError(f"tail must be in [0, 1), got {self.tail}; a typical value is 0.1.")
 
