@@ -65,7 +65,7 @@ def compare_averages(
     """
     lengths = sorted(LENGTHS if lengths is None else lengths)
     if not lengths:
-        raise InputError("lengths=[] is none; give some, such as [0.05,0.1].")
+        raise InputError("lengths must not be empty; for example [0.05,0.1].")
     checkpoints = {length: stored.average(length) for length in lengths}
 
     def evaluate() -> Any:
