@@ -639,8 +639,8 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
         data = merged(checkpoint, "data", Dataset, config)
     if (data.raw_shape, data.levels) != (tuple(codec.raw_shape), codec.levels):
         raise InputError(
-            f"data must have the model's shape {tuple(codec.raw_shape)} and levels={codec.levels}, "
-            f"got {data.raw_shape} and levels={data.levels}."
+            f"data must have the model's shape {tuple(codec.raw_shape)} and "
+            f"levels={codec.levels}, got {data.raw_shape} and levels={data.levels}."
         )
     return replace(data, codec=codec).renamed(checkpoint.recipe.get("class_names", ()))
 

@@ -80,7 +80,7 @@ def check_output(output: Any) -> Tensor:
         case object(sample=Tensor()):
             remedy = "return its .sample"
         case _:
-            remedy = "return only this tensor"
+            remedy = "return only a tensor"
     raise InputError(
         f"network must return a tensor of the shape of its input, got {type(output).__name__}; "
         f"{remedy}, or wrap the network in a torch.nn.Module whose forward(x, c) does."

@@ -201,7 +201,7 @@ EXACT = Likelihood("exact")
     ("make", "message"),
     [
         (lambda: GenerativeClassifier(EXACT, 1), "classes .*1"),
-        (lambda: GenerativeClassifier(EXACT, 2.5), r"classes=2\.5"),
+        (lambda: GenerativeClassifier(EXACT, 2.5), r"classes.*2\.5"),
         (lambda: GenerativeClassifier("exact", 3), "likelihood .*str"),
         (lambda: GenerativeClassifier(Likelihood(target_error=0.5), 3), r"target_error .*0\.5"),
         (lambda: GenerativeClassifier(Likelihood(differentiable=True), 3), "differentiable"),

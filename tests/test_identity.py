@@ -260,7 +260,7 @@ def test_a_constraint_in_a_function_and_a_new_field():
 def test_what_holds_itself_is_a_sentence(tmp_path):
     painted = Painted(None)
     painted.mask = painted
-    with pytest.raises(scoresde.InputError, match="DDIM that holds itself"):
+    with pytest.raises(scoresde.InputError, match="identity.*DDIM"):
         Parts(tmp_path).claim({"sampler": DDIM(constraint=painted)})
 
 

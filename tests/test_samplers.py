@@ -374,7 +374,7 @@ def test_ve_may_run_to_time_zero():
         ({"shape": (0, 2)}, "no batch"),
         ({"latent": torch.zeros(2)}, "no batch"),
         ({"latent": torch.zeros(2, 2, dtype=torch.int64)}, "float"),
-        ({"shape": (2, 2), "seed": -1}, "seed=-1"),
+        ({"shape": (2, 2), "seed": -1}, r"seed.*-1\b"),
         ({"shape": (2, 2), "seeds": [0, 1, 2]}, "seeds"),
         ({"shape": (2, 2), "seeds": [0, -1]}, "seeds"),
     ],
@@ -404,14 +404,14 @@ def test_a_bare_network_is_refused(sampler):
 @pytest.mark.parametrize("make", [EulerMaruyama, PredictorCorrector, TorchSDE])
 @pytest.mark.parametrize("steps", [0, -5, 2.5, math.nan])
 def test_unusable_steps_are_refused(steps, make):
-    with pytest.raises(InputError, match="steps="):
+    with pytest.raises(InputError, match=rf"steps.*{steps}"):
         make(steps=steps)
 
 
 @pytest.mark.parametrize("make", [Langevin, AnnealedLangevin])
 @pytest.mark.parametrize("arguments", [{"snr": 0.0}, {"snr": -1.0}, {"steps": 0}])
 def test_unusable_correctors_are_refused(arguments, make):
-    with pytest.raises(InputError, match=r"snr=|steps="):
+    with pytest.raises(InputError, match=r"snr=|corrector\.steps.*\b0\b"):
         make(**arguments)
 
 
@@ -660,7 +660,7 @@ def test_an_unusable_temperature_is_refused(temperature):
         (lambda: Heun(8, churn_low=2, churn_high=1), "churn_low=2"),
         (lambda: Heun(8, churn_noise=0), "churn_noise=0"),
         (lambda: RestartInterval(0.5, 0.2), "low=0.5"),
-        (lambda: RestartInterval(steps=0), "interval.steps=0"),
+        (lambda: RestartInterval(steps=0), r"interval\.steps.*\b0\b"),
         (lambda: Restart(EulerMaruyama), "has no plan"),
         (
             lambda: Restart(intervals=(RestartInterval(0.1, 1), RestartInterval(0.2, 1))),
@@ -671,7 +671,7 @@ def test_an_unusable_temperature_is_refused(temperature):
         (lambda: GottaGoFast(rtol=-1), "rtol=-1"),
         (lambda: GottaGoFast(first_step=0), "first_step=0"),
         (lambda: GottaGoFast(power=2), "power=2"),
-        (lambda: GottaGoFast(max_steps=0), "max_steps=0"),
+        (lambda: GottaGoFast(max_steps=0), r"max_steps.*\b0\b"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -399,7 +399,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "log_every", "validate_every"])
 def test_training_refuses_counts_that_are_not_positive(field: str) -> None:
-    with pytest.raises(InputError, match=f"train.{field}=0"):
+    with pytest.raises(InputError, match=rf"train\.{field} .*\b0\b"):
         Training(**{field: 0})
 
 
@@ -585,7 +585,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     ],
 )
 def test_what_a_checkpoint_may_not_build(name: object) -> None:
-    with pytest.raises(InputError, match="wants to"):
+    with pytest.raises(InputError, match="The checkpoint names"):
         build({"_target_": name})
 
 
@@ -612,7 +612,7 @@ def test_a_checkpoint_cannot_reach_a_call_through_our_own_builder(tmp_path: Path
     }
     for section in ("model", "units", "data", "likelihood"):
         file = Checkpoint({**RECIPE, section: hostile}, {}, {}, step=0, seed=0)
-        with pytest.raises(InputError, match="wants to"):
+        with pytest.raises(InputError, match="The checkpoint names"):
             file.build(section, object)
     assert not made.exists()
 

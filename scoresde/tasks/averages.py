@@ -108,7 +108,7 @@ def compare_averages(
     )
     log.info("%s", format_table(rows))
     best = min(rows, key=lambda row: row[own.unit])
-    log.info("The training's own average: %.4f %s", own.mean, own.unit)
+    log.info("The training run's own average: %.4f %s", own.mean, own.unit)
     log.info("Figure: %s", folder / FIGURE)
     return {"best_length": best["length"], own.unit.replace("/", "_per_"): best[own.unit]}
 

@@ -66,19 +66,19 @@ class Classified:
 
     @property
     def known(self) -> Tensor:
-        """Whether the true class of each example is known, bool ``(N,)``."""
+        """True for each example whose true class is known, bool ``(N,)``."""
         if self.truth is None:
             return torch.zeros(len(self.label), dtype=torch.bool)
         return self.truth >= 0
 
     @property
     def right(self) -> Tensor:
-        """Whether each example's predicted class is its true one, bool ``(N,)``."""
+        """True for each example whose predicted class is its true class, bool ``(N,)``."""
         return self.known if self.truth is None else (self.label == self.truth) & self.known
 
     @property
     def failed(self) -> Tensor:
-        """Whether the solver failed for an example under some class, bool ``(N,)``."""
+        """True for each example whose solver failed under some class, bool ``(N,)``."""
         return self.label < 0
 
     @property

@@ -183,7 +183,7 @@ def _in_words(one: Evaluated, other: Evaluated, results: dict[str, Any]) -> str:
     area, typical = (_area(results, name) for name in ("auroc", "auroc_typicality"))
     words = (
         f"AUROC {area}: how often an example of {one.title} is more likely than one of "
-        f"{other.title}; 0.5 is no better than chance."
+        f"{other.title}; 0.5 is chance level."
     )
     if results["auroc"] + 2 * results["auroc_standard_error"] < 0.5:
         words += (

@@ -87,12 +87,12 @@ class Trained:
 
     @property
     def conditional(self) -> bool:
-        """Whether the model accepts conditions of the data."""
+        """True if the model accepts conditions of the data."""
         return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
 
     @property
     def evaluable(self) -> bool:
-        """Whether examples have a likelihood: the codec has a density, the model all times."""
+        """True if examples have a likelihood: the codec has a density, the model all times."""
         return has_density(self.data) and only_time(self.loss, self.model.process) is None
 
     @property
@@ -386,7 +386,7 @@ def _baselines(trained: Trained) -> list[Score]:
         try:
             scores.append(_baseline_score(fit(), trained, log_det))
         except InputError as error:
-            log.info("A baseline is left out: %s", error)
+            log.info("Skipped a baseline: %s", error)
     return scores
 
 
