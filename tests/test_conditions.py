@@ -396,9 +396,9 @@ def test_a_likelihood_of_data_without_the_labels_is_refused(trained, tmp_path):
     np.save(tmp_path / "x.npy", digits().test.numpy())
     words = ("task=likelihood", f"checkpoint={trained}", "progress=false", "device=cpu")
     given = ("data=array", "data.path=x.npy", "data.levels=17")
-    assert "label must be set" in refused(*words, *given, cwd=tmp_path)
+    assert "label must be given" in refused(*words, *given, cwd=tmp_path)
     ood = ("data@ood=array", "ood.path=x.npy", "ood.levels=17")
-    assert "label must be set" in refused(*words, *ood, "examples=4", cwd=tmp_path)
+    assert "label must be given" in refused(*words, *ood, "examples=4", cwd=tmp_path)
 
 
 def test_labels_of_the_training_split_alone_are_not_enough():

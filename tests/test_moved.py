@@ -378,7 +378,7 @@ def test_old_arguments_are_taken_with_a_warning():
 def test_unknown_and_doubled_arguments_are_type_errors():
     with pytest.raises(TypeError, match="nothing"):
         Restart(nothing=1)
-    with pytest.raises(TypeError, match="intervals.*loops"):
+    with pytest.raises(TypeError, match=r"intervals.*loops"):
         Restart(loops=[], intervals=[])
     with pytest.raises(TypeError, match="nothing"):
         ScoreModel(MLP(2, width=4, depth=1), VPSDE(), nothing=1)

@@ -186,7 +186,7 @@ def test_data_are_encoded_and_decoded_level_by_level(tmp_path):
 
 def test_a_sampler_without_a_way_back_cannot_encode(tmp_path):
     parts = Parts(tmp_path / "parts").claim({})
-    with pytest.raises(InputError, match="sampler.*EulerMaruyama"):
+    with pytest.raises(InputError, match=r"sampler.*EulerMaruyama"):
         encode_data(drawing().model, EulerMaruyama(), data(), "test", tmp_path, parts)
 
 

@@ -110,7 +110,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trial(stop, tmp_path):
 
 
 def test_an_unknown_metric_names_what_there_is(tmp_path):
-    with pytest.raises(InputError, match="search.metric.*nats, nfe.*fid"):
+    with pytest.raises(InputError, match=r"search.metric.*nats, nfe.*fid"):
         Search({"x": Interval(-1.0, 1.0)}, 1, tmp_path, metric="fid").run(bowl)
 
 
