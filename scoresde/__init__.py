@@ -1,10 +1,14 @@
 """Score-based generative modelling with stochastic and ordinary differential equations.
 
-The library in six nouns: a **process** (:class:`Interpolant`, :class:`SDE`) says how an example is
-turned into something else; a **model** (:class:`ScoreModel`) is a network plus a process; a
-**loss** evaluates it on a batch; a **sampler** or a **likelihood** (:class:`Likelihood`) is a
-value that is applied to it; a **codec** stands between the user's data and the model; a **task**
-wires them together.
+The library has six concepts:
+
+- A **process** (:class:`Interpolant`, :class:`SDE`) defines how an example is turned into noise
+  or another example.
+- A **model** (:class:`ScoreModel`) is a network plus a process.
+- A **loss** evaluates a model on a batch.
+- A **sampler** or a **likelihood** (:class:`Likelihood`) is an object that is applied to a model.
+- A **codec** converts between the user's data and the values that a model uses.
+- A **task** connects them.
 
 The names below are imported when they are first used, so ``import scoresde`` is quick.
 """

@@ -74,6 +74,7 @@ SERVES = {
     "channels_last": (True, _EVERY),
 }
 
+_NAMED = ("samplers.", "trackers.")  # sections of any number of named objects
 _STEPS = 1000  # of the chain that discretises a continuous process
 
 
@@ -128,44 +129,45 @@ def check(config: DictConfig) -> None:
     """
     missing = [group for group in GROUPS if group not in config]
     if missing:
-        raise InputError(f"{missing[0]} was removed and leaves nothing; leave ~{missing[0]} out.")
+        raise InputError(
+            f"{missing[0]} must not be removed from the configuration; remove ~{missing[0]}."
+        )
     optional = ("threads", "examples", "trajectory")
     numbers = [name for name in optional if config[name] is not None]
     for name in ("count", "batch_size", "draws", "points", *numbers):
         value = config[name]
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{name}={value} is not a positive integer; give at least 1.")
+            raise InputError(f"{name} must be a positive integer, got {value}.")
         check_count(name, value)
     for name in ("count", "examples"):
         check_count(f"inspect.{name}", config.inspect[name])
     if config.trajectory == 1:
-        raise InputError("trajectory=1 is no way; give at least 2.")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
-        raise InputError(f"seed={config.seed} is no integer in [0, 2^63); give a number.")
-    if config.seed >= 2**63:
-        raise InputError(f"seed={config.seed} is not below 2^63; give a smaller number.")
+        raise InputError("trajectory must be at least 2, got 1.")
+    whole = isinstance(config.seed, int) and not isinstance(config.seed, bool)
+    if not whole or not 0 <= config.seed < 2**63:
+        raise InputError(f"seed must be an integer in [0, 2^63), got {config.seed}.")
     for name in ("progress", "baselines", "resident", "weighted", "images", "channels_last"):
         if not isinstance(config[name], bool):
-            raise InputError(f"{name}={config[name]} is neither true nor false.")
+            raise InputError(f"{name} must be true or false, got {config[name]}.")
     for name, (plain, tasks) in SERVES.items():
         if config.get(name) != plain and config.task not in tasks:
-            raise InputError(f"{name} has no effect on task={config.task}; leave it out.")
+            raise InputError(f"task={config.task} has no option {name}; remove it.")
     for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
         if not isinstance(config[name], str):
-            raise InputError(f"{name}={config[name]} is no word; give text.")
+            raise InputError(f"{name} must be a string, got {config[name]}.")
     if not isinstance(config.allow, str | ListConfig):
-        raise InputError(f"allow={config.allow} is no list of packages; give allow=[NAME].")
+        raise InputError(
+            f"allow must be a list of package names, got {config.allow}; use allow=[NAME]."
+        )
     if config.task in USED:
         idle = [g for g in (*GROUPS, "samplers") if g not in USED[config.task] and given(g)]
         if idle:
             why = (
-                "it takes data alone"
+                "which uses only data"
                 if config.task == "design"
-                else "the checkpoint holds its own"
+                else "whose checkpoint contains its own"
             )
-            raise InputError(
-                f"{idle[0]} has no effect on task={config.task}: {why}; leave it out."
-            )
+            raise InputError(f"{idle[0]} has no effect on task={config.task}, {why}; remove it.")
 
 
 def given(section: str) -> list[str]:
@@ -251,13 +253,15 @@ def instantiate(section: Any, name: str) -> Any:
         InputError: If the section is empty, or a value in it is missing.
     """
     if section is None:
-        raise InputError(f"{name} is empty; give it a value, or remove it by ~{name}.")
+        optional = name.startswith(_NAMED)
+        remedy = f"set it, or remove it with ~{name}" if optional else "set it"
+        raise InputError(f"{name} must not be null; {remedy}.")
     try:
         return hydra.utils.instantiate(section, _convert_="all")
     except MissingMandatoryValue as error:  # its key omits the section
         key = str(error.full_key)
         key = key if key.startswith(f"{name}.") else f"{name}.{key}"
-        raise InputError(f"{key} has no value; give {key}=...") from error
+        raise InputError(f"{key} is required; set {key}=VALUE.") from error
 
 
 def build_data(section: Any) -> Any:
@@ -271,8 +275,8 @@ def build_data(section: Any) -> Any:
     data = instantiate(section, "data")
     if not isinstance(data, Dataset):
         raise InputError(
-            f"data._target_ gave a {type(data).__name__}; it must return a scoresde.data.Dataset "
-            "(see Dataset.of)."
+            f"data._target_ must return a scoresde.data.Dataset, got {type(data).__name__}; build "
+            "one with Dataset.of."
         )
     return data
 
@@ -290,18 +294,18 @@ def with_codec(data: Any, config: DictConfig) -> Any:
         return data
     if not isinstance(config.codec, str) or not config.codec:
         raise InputError(
-            f"codec must be the folder of a run of an autoencoder, got {config.codec!r}; use "
-            "codec=RUN, such as one of +experiment=digits_vae."
+            f"codec must be the run folder of an autoencoder, got {config.codec!r}; use "
+            "codec=RUN, such as a run of +experiment=digits_vae."
         )
     if not Path(config.codec).expanduser().exists():
         raise InputError(
-            f"codec must be the folder of a run, got {config.codec}, which does not exist; where "
-            "that run was moved, give its new folder."
+            f"codec must be an existing run folder, got {config.codec}; if the run was moved, set "
+            "codec to its new folder."
         )
     run = load_run(config.codec, allow=allowed(config))
     if not isinstance(run.model, NeuralCodec):
         raise InputError(
-            f"codec must be a run of an autoencoder, got {config.codec}, which holds a "
+            f"codec must be the run folder of an autoencoder, got {config.codec} with a "
             f"{type(run.model).__name__}; train one, such as +experiment=digits_vae."
         )
     if (data.raw_shape, data.levels) != (tuple(run.codec.raw_shape), run.codec.levels):
@@ -326,7 +330,7 @@ def load(config: DictConfig) -> tuple[Any, Any]:
     from scoresde.train import Checkpoint
 
     if config.checkpoint is None:
-        raise InputError(f"task={config.task} needs checkpoint=RUN_FOLDER_OR_FILE.")
+        raise InputError(f"task={config.task} requires checkpoint=RUN_FOLDER_OR_FILE.")
     weights = config.weights
     if isinstance(weights, float):
         checkpoint = stored_averages(config).average(weights)
@@ -337,7 +341,7 @@ def load(config: DictConfig) -> tuple[Any, Any]:
     else:
         raise InputError(
             f"weights must be average, raw, best, or the length of an average such as 0.1 (for a "
-            f"training with train.snapshots), got {weights}."
+            f"run with train.snapshots), got {weights}."
         )
     model = checkpoint.build_model(allowed(config), average=weights != "raw")
     _check_start(model, config)
@@ -351,8 +355,8 @@ def _check_start(model: Any, config: DictConfig) -> None:
     if isinstance(model, BridgeModel) and config.task != "restore":
         raise InputError(
             f"checkpoint must be of a model that starts from noise for task={config.task}, got "
-            f"{config.checkpoint}, a bridge, which starts from a source; use task=restore "
-            f"checkpoint={config.checkpoint}, perhaps with source=PATH."
+            f"the bridge {config.checkpoint}, which starts from a source; use task=restore "
+            f"checkpoint={config.checkpoint}, optionally with source=PATH."
         )
 
 
@@ -369,8 +373,8 @@ def _prepared(model: Any, config: DictConfig) -> Any:
         model.network = accelerated(model.network, config.precision, mode)
     elif config.precision != "float32" or config.compile:
         raise InputError(
-            "precision and compile are for networks, and the checkpoint holds none; leave them "
-            "out."
+            "precision and compile must be float32 and false for a checkpoint without a network, "
+            f"got {config.precision} and {config.compile}; remove them."
         )
     return model
 
@@ -411,14 +415,16 @@ def guided(model: Any, config: DictConfig, codec: Any) -> tuple[Any, Any]:
                 plan[name] = codec.range[i]
         guidance = instantiate(plan, "guidance")
         if not callable(guidance):
-            raise InputError(f"guidance must map a model to one, got a {type(guidance).__name__}.")
+            raise InputError(
+                f"guidance must be a callable from model to model, got {type(guidance).__name__}."
+            )
         model = guidance(model, **others)
     return model, (told[0] if len(told) == 1 else told or None)
 
 
 # Options of a guidance that are other models, and their values other than a run.
 _OTHERS = {
-    "weak": "; or the length of an average, such as 0.02, of a training with train.snapshots",
+    "weak": ", or the length of an average such as 0.02 (for a run with train.snapshots)",
     "classifier": "",
 }
 
@@ -433,8 +439,8 @@ def _other(key: str, value: Any, config: DictConfig) -> Any:
         checkpoint = Checkpoint.load(value)
     else:
         raise InputError(
-            f"guidance.{key} must be the folder of a run or its checkpoint, got {value}; use "
-            f"guidance.{key}=RUN{_OTHERS[key]}."
+            f"guidance.{key} must be a run folder or a checkpoint{_OTHERS[key]}, got {value}; use "
+            f"guidance.{key}=RUN."
         )
     return _prepared(checkpoint.build_model(allowed(config)), config)
 
@@ -469,19 +475,19 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= -1 for c in labels)
     if not labels or not whole:
         raise InputError(
-            f"label must be a class from 0, -1 for none, or a list of them, got {config.label}; "
-            "the number by which a network is told the time is noise_label=NAME."
+            "label must be an integer class from 0, -1 for none, or a list of these, got "
+            f"{config.label}; for the noise label of a network use noise_label=NAME."
         )
     if not model.takes("label"):
         raise InputError(
-            f"label must be left out, got {config.label}: the model was trained without classes "
-            "(network.classes)."
+            "label must be null for a model trained without classes (network.classes), got "
+            f"{config.label}; remove it."
         )
     check_classes(model, max(labels))
     if -1 in labels and isinstance(model, ScoreModel) and not learned_none(model.network, "label"):
         raise InputError(
-            "label must be a class, got -1: the model was trained on examples with a class alone, "
-            "and does not know what none is; train with train.condition_dropout=0.1 for that."
+            "label must be a class for a model trained only on labelled examples, got -1; to "
+            "support -1, train with train.condition_dropout=0.1."
         )
     return {"label": torch.tensor(labels)}
 
@@ -494,8 +500,8 @@ def log_prior_of(config: DictConfig, classes: int) -> list[float] | None:
     numbers = all(isinstance(p, int | float) and not isinstance(p, bool) for p in shares)
     if len(shares) != classes or not numbers or not min(shares) > 0 or abs(sum(shares) - 1) > 1e-6:
         raise InputError(
-            f"prior must be the {classes} probabilities of the classes, positive and adding up to "
-            f"1, got {config.prior}; for equal ones use prior=null."
+            f"prior must be {classes} positive class probabilities that sum to 1, got "
+            f"{config.prior}; for equal probabilities use prior=null."
         )
     return [math.log(p) for p in shares]
 
@@ -531,13 +537,14 @@ def check_given(model: Any, cond: Mapping[str, Any], recipe: Mapping[str, Any]) 
         return
     if "label" in missing:
         raise InputError(
-            "label must be given for a model with classes, got none; use label=3, several in "
-            "turn such as label=[0,1,2], or label=-1 if it was trained on examples without one "
-            "(train.condition_dropout=0.1 trains that)."
+            "label must be set for a model with classes, got null; use label=3, or label=[0,1,2] "
+            "for several in turn. If the model was also trained on examples without a label, as "
+            "with train.condition_dropout=0.1, label=-1 is supported."
         )
     raise InputError(
-        f"{missing[0]} must be given for samples of this model, got none; use "
-        f"conditions=FILE.npz with an array {missing[0]}, whose rows are taken in turn."
+        f"conditions must include {missing[0]} for samples of this model, got "
+        f"{', '.join(cond) or 'none'}; use conditions=FILE.npz with an array {missing[0]}, whose "
+        "rows are used in turn."
     )
 
 
@@ -619,8 +626,8 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
         text.startswith("data=") for text in given("data")
     ):
         raise InputError(
-            "The checkpoint does not say its data; give some, such as data=folder "
-            "data.path=FOLDER."
+            "data is required for a checkpoint that does not record its data; for example "
+            "data=folder data.path=FOLDER."
         )
     codec = checkpoint.build("units", Codec, allowed(config))
     if given("data") and not given("split"):
@@ -632,8 +639,8 @@ def evaluated_data(checkpoint: Any, config: DictConfig) -> Any:
         data = merged(checkpoint, "data", Dataset, config)
     if (data.raw_shape, data.levels) != (tuple(codec.raw_shape), codec.levels):
         raise InputError(
-            f"The data have the shape {data.raw_shape} and levels={data.levels}, the model's "
-            f"{tuple(codec.raw_shape)} and levels={codec.levels}; use data of the same kind."
+            f"data must have the model's shape {tuple(codec.raw_shape)} and "
+            f"levels={codec.levels}, got {data.raw_shape} and levels={data.levels}."
         )
     return replace(data, codec=codec).renamed(checkpoint.recipe.get("class_names", ()))
 
@@ -661,8 +668,8 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device={name} cannot be used on this machine ({str(error).splitlines()[0]}); give "
-            "auto or cpu."
+            f"device must be available on this machine, got {name} "
+            f"({str(error).splitlines()[0]}); use device=auto or device=cpu."
         ) from error
     return device
 
@@ -688,6 +695,6 @@ def try_model(model: Any, data: Any, labels: int = 0) -> None:
             ask(x, t, **cond)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
-            f"The network cannot take data of shape {tuple(data.shape)}: "
-            f"{' '.join(str(error).split())}; choose another network, or give it that shape."
+            f"Cannot evaluate the network on data of shape {tuple(data.shape)}: "
+            f"{' '.join(str(error).split())}; choose another network, or set its shape."
         ) from error

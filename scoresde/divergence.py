@@ -53,7 +53,7 @@ Field = Callable[[Tensor], Tensor]
 
 __getattr__ = renamed(__name__)
 
-# Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are no faster than
+# Measured on a CPU: more numbers in one batched pass, or fewer unit vectors, are not faster than
 # unit vectors one by one.
 _MOST_NUMBERS, _LEAST_VECTORS = 2**15, 8
 
@@ -212,7 +212,7 @@ def _sampled_error(estimates: Tensor) -> Tensor:
     return estimates.std(1) / n**0.5
 
 
-def _set_count(value: Any, name: str, number: int, remedy: str = "give at least 1") -> None:
+def _set_count(value: Any, name: str, number: int, remedy: str = "") -> None:
     """Checks a count in a frozen dataclass and stores it as an integer."""
     object.__setattr__(value, name, check_count(name, number, remedy))
 
@@ -250,7 +250,7 @@ class ExactTrace(Trace):
 
     def __post_init__(self) -> None:
         if self.chunk is not None:
-            _set_count(self, "chunk", self.chunk, "give at least 1, or None")
+            _set_count(self, "chunk", self.chunk, "pass None to choose it automatically")
 
     def probes(self, streams: Streams, x: Tensor, draw: int = 0) -> Tensor:
         dimension = x.shape[1:].numel()
@@ -285,8 +285,8 @@ class ExactTrace(Trace):
             if self.chunk is None:
                 return _sum_quadratics(product, probes)[:, None]
             raise InputError(
-                f"The network cannot be differentiated for chunk={chunk} unit vectors at once "
-                f"({_first_line(error)}); give ExactTrace(chunk=1)."
+                f"The backward pass of the network failed for chunk={chunk} unit vectors at once "
+                f"({_first_line(error)}); use ExactTrace(chunk=1)."
             ) from error
 
     def _chunk(self, x: Tensor) -> int:
@@ -313,7 +313,7 @@ class ExactTrace(Trace):
                     parts.append(_diagonal(products, units))
         except RuntimeError as error:
             raise InputError(
-                f"The network cannot be differentiated forwards ({_first_line(error)}); give "
+                f"The forward-mode derivative of the network failed ({_first_line(error)}); use "
                 "ExactTrace(chunk=1)."
             ) from error
         return values[0], torch.stack(parts, 1).sum(1, keepdim=True)
@@ -406,8 +406,8 @@ class Orthogonal(Distribution):
         shape, k = x.shape[1:], len(draws)
         if k > shape.numel():
             raise InputError(
-                f"probes={k}: there are only {shape.numel()} orthogonal directions in data of "
-                f"shape {tuple(shape)}; give no more."
+                f"probes must be at most {shape.numel()} for orthogonal directions in data of "
+                f"shape {tuple(shape)}, got {k}."
             )
         z = [streams.normal(shape, Purpose.PROBE, draw, torch.float64) for draw in draws]
         # The signs of the columns are arbitrary and cancel in a quadratic form.
@@ -450,11 +450,13 @@ class Hutchinson(Trace):
     distribution: Distribution = Rademacher()
 
     def __post_init__(self) -> None:
-        count = check_count("probes", self.count, "give a positive integer, or 'exact'")
+        remedy = "a likelihood also accepts probes='exact'"
+        count = check_count("probes", self.count, remedy)
         object.__setattr__(self, "count", count)
         if not isinstance(self.distribution, Distribution):
             raise InputError(
-                f"distribution={self.distribution!r} is none; give one such as Rademacher()."
+                "distribution must be a Distribution such as Rademacher(), got "
+                f"{type(self.distribution).__name__}."
             )
 
     def probes(self, streams: Streams, x: Tensor, draw: int = 0) -> Tensor:

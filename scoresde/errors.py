@@ -19,8 +19,16 @@ class SolverError(RuntimeError):
     """A solver failed; the message states the time, the cause and the remedy."""
 
 
-def check_count(name: str, value: Any, remedy: str = "give at least 1") -> int:
+def check_count(name: str, value: Any, remedy: str = "") -> int:
     """Returns a positive whole number as an integer (2.0 passes, 2.5 does not).
+
+    The message has the form of every message of the library, ``NAME must be CONSTRAINT, got VALUE;
+    REMEDY.``
+
+    Arguments:
+        name: Name of the argument or option, as the user writes it.
+        value: Value to check.
+        remedy: Text after the semicolon, if the constraint does not imply the remedy.
 
     Raises:
         InputError: If the value is not a positive whole number.
@@ -31,4 +39,5 @@ def check_count(name: str, value: Any, remedy: str = "give at least 1") -> int:
             return count
     except (TypeError, ValueError, OverflowError):
         pass
-    raise InputError(f"{name}={value} is not a positive integer; {remedy}.")
+    advice = f"; {remedy}" if remedy else ""
+    raise InputError(f"{name} must be a positive integer, got {value}{advice}.")

@@ -62,8 +62,8 @@ class Passes:
         size = self._counts.shape[1] if self._owners is None else len(self._owners)
         if rows % size:
             raise InputError(
-                f"A model ran on {rows} rows of a batch of {size}; say whose rows they are with "
-                "scoresde.passes.owned_by."
+                f"The rows of a model call must be a multiple of the batch size {size}, got "
+                f"{rows}; declare their owners with scoresde.passes.owned_by."
             )
         self._pending[kind] += times * (rows // size)  # rows repeated as a whole have one owner
 

@@ -171,7 +171,8 @@ def renamed(module: str) -> Callable[[str], Any]:
         value = getattr(importlib.import_module(home), attribute, None) if moved else None
         if value is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(f"{old} is now {new}; the old name will go.", FutureWarning, stacklevel=2)
+        text = f"{old} is deprecated and will be removed; use {new}."
+        warnings.warn(text, FutureWarning, stacklevel=2)
         return value
 
     return find
@@ -191,10 +192,11 @@ def accepts_moved(kind: type[Kind]) -> type[Kind]:
             new, *path = moved[name].split(".")
             if new in named and not path:
                 raise TypeError(
-                    f"{kind.__name__} was given {name} and {new}, which are the same; pass "
-                    f"{new} alone."
+                    f"{kind.__name__} accepts either {new} or {name}, its old name, got both; "
+                    f"pass only {new}."
                 )
-            text = f"The argument {name} of {kind.__name__} is now {_form(owner, new, path)}."
+            form = _form(owner, new, path)
+            text = f"The argument {name} of {kind.__name__} is deprecated; use {form}."
             warnings.warn(text, FutureWarning, stacklevel=2)
             named[new] = _with_field(f"{owner}.{new}", named.get(new), path, value)
         original(self, *values, **named)
@@ -274,7 +276,7 @@ def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
         raise
     except Exception as error:  # any error that such arguments cause
         raise InputError(
-            f"{name} does not take the arguments {brief(arguments)}: {brief(error)}."
+            f"Cannot build {name} from the arguments {brief(arguments)}: {brief(error)}."
         ) from error
 
 
@@ -283,8 +285,8 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
     packages = (*_BUILTIN, *allowed)
     if isinstance(name, str) and len(name) > _LONGEST_NAME:  # importing it would take memory
         raise InputError(
-            f"The checkpoint wants to build a name of {len(name)} characters, {brief(name)!r}; "
-            "the file is not to be trusted."
+            f"The checkpoint names {brief(name)!r}, which has {len(name)} characters, more than "
+            f"{_LONGEST_NAME}; do not trust this file."
         )
     if not isinstance(name, str) or not _within(name, packages) or "._" in f".{name}":
         package = str(name).partition(".")[0]
@@ -293,13 +295,15 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
             "scoresde",
             "torch",
         )
-        advice = (
-            f"If it is yours and you trust it, name its package: allow={package}."
-            if yours
-            else "The file is not to be trusted."
-        )
+        advice = "Do not trust this file."
+        if yours and _within(name, allowed):
+            advice = "No part of its path may start with an underscore."
+        elif yours:
+            advice = (
+                f"If you trust its package, use allow={package} (in Python, allow=[{package!r}])."
+            )
         raise InputError(
-            f"The checkpoint wants to build {name!r}, which lies outside of what may be built "
+            f"The checkpoint names {name!r}, which is not a public name in an allowed package "
             f"({', '.join(packages)}). {advice}"
         )
     module_name, _, attribute = name.rpartition(".")
@@ -307,7 +311,7 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"The checkpoint wants to build {name!r}, which is not to be found: {error}."
+            f"The checkpoint names {name!r}, which was not found: {error}."
         ) from error
     home = getattr(target, "__module__", None) or ""
     ours = _within(home, ROOMS[-2:]) or (
@@ -315,8 +319,8 @@ def _locate(name: Any, allowed: tuple[str, ...]) -> Any:
     )
     if not callable(target) or not (ours or _within(home, allowed)):
         raise InputError(
-            f"The checkpoint wants to call {name!r}, which is none of the parts that a model or a "
-            "data set is built of; the file is not to be trusted."
+            f"The checkpoint names {name!r}, from which no part of a model or data set is built; "
+            "do not trust this file."
         )
     return target
 
@@ -352,9 +356,9 @@ def describe(thing: Any) -> Any:
         name = f"{kind.__module__}.{kind.__qualname__}"
     if name is None or "<" in name or name.startswith("__main__."):
         raise InputError(
-            "What a recipe describes must be plain values, frozen dataclasses of scoresde and "
-            f"objects of describable classes of a module, got {brief(thing)}; write its recipe by "
-            "hand, or put @scoresde.recipe.describable over its class."
+            "A recipe supports plain values, frozen dataclasses of scoresde and objects of "
+            f"describable classes defined in a module, got {brief(thing)}; write its recipe by "
+            "hand, or decorate its class with @scoresde.recipe.describable."
         )
     return {"_target_": name, **{key: describe(value) for key, value in changed(thing).items()}}
 

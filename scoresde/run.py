@@ -5,6 +5,7 @@ is invalid, for the printed reason; 75, SIGTERM stopped the training with a chec
 be resumed; 130, interrupted.
 """
 
+import errno
 import logging
 import os
 import re
@@ -57,7 +58,8 @@ def main() -> None:
     sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
-        fail(f"{empty[0]} leaves nothing; choose one of its options (see scoresde --help).")
+        group = empty[0].removesuffix("=null")
+        fail(f"{group} must not be null; choose one of its options (see scoresde --help).")
     for text in sys.argv[1:]:
         _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:
@@ -117,7 +119,7 @@ def _advice(text: str) -> str:
         return f"scoresde: network.{key} is now network.{now}; use ++network.{now}={value}.\n"
     if key.startswith("attention."):
         return (
-            "scoresde: where network.attention is a list of levels, use ~network.attention "
+            "scoresde: if network.attention is a list of levels, use ~network.attention "
             "'+network.attention={levels:[1],heads:4}'.\n"
         )
     return ""
@@ -127,7 +129,7 @@ def _list(arguments: list[str]) -> None:
     """Lists runs: ``scoresde runs [FOLDER] [--json]``."""
     places = [text for text in arguments if text != "--json"]
     if len(places) > 1 or any(text.startswith("-") for text in places):
-        fail(f"runs takes a folder and --json, not {' '.join(arguments)}.")
+        fail(f"scoresde runs accepts one folder and --json, got {' '.join(arguments)}.")
     try:
         print(describe_runs(Path(*places or ["runs"]), as_json="--json" in arguments))
     except (InputError, OSError) as error:
@@ -162,7 +164,7 @@ def _main(config: DictConfig) -> None:
     except TrainingStopped as stop:
         save_result(folder, {**result, "status": "stopped", "step": stop.step}, rank.index)
         again = _override("hydra.run.dir", folder)
-        print(f"{stop}; go on by the same command with {again}.", file=sys.stderr)
+        print(f"{stop}; to resume, repeat the command with {again}.", file=sys.stderr)
         sys.exit(INTERRUPTED if stop.signal == signal.SIGINT else STOPPED)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -218,15 +220,15 @@ def explain(error: BaseException) -> str | None:
             if isinstance(inner, InputError):
                 return str(inner)
             given = ", ".join(HydraConfig.get().overrides.task) or "nothing"
-            return f"{_one_line(error)} Check the values given: {given}."
+            return f"{_one_line(error)} Check these overrides: {given}."
         case MissingMandatoryValue():
-            return f"{error.full_key} has no value; give {error.full_key}=..."
+            return f"{error.full_key} is required; set {error.full_key}=VALUE."
         case OmegaConfBaseException():
             return _one_line(error)
         case torch.OutOfMemoryError():
-            return "The device has too little memory; lower train.batch_size or batch_size."
+            return "The device is out of memory; set a smaller train.batch_size or batch_size."
         case OSError() if error.filename is not None:
-            return f"{error.filename}: {error.strerror}; choose another folder or free space."
+            return f"{error.filename}: {error.strerror}{_remedy(error)}."
     return None
 
 
@@ -235,15 +237,30 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).replace(hint, "").split())
 
 
+def _remedy(error: OSError) -> str:
+    """Returns the remedy for an error of the file system, after a semicolon, or an empty text."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; free space, or choose another folder"
+    return "; choose another folder" if error.errno in (errno.EACCES, errno.EROFS) else ""
+
+
 def _check_rank(config: DictConfig, rank: Rank) -> None:
     if rank.size == 1:
         return
     if config.task == "train" and ProcessGroup.here().size != rank.size:
-        raise InputError("Several processes that train are started by torchrun, no other way.")
+        raise InputError(
+            f"Multi-process training must be launched with torchrun, got {rank.size} processes "
+            "from another launcher."
+        )
     if config.task not in (*RESUMED, "train"):
-        raise InputError(f"task={config.task} runs in one process; start it without torchrun.")
+        raise InputError(
+            f"task={config.task} must run in one process, got {rank.size}; run it without "
+            "torchrun."
+        )
     if not any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra):
-        raise InputError(f"{rank.size} processes must share a folder; give hydra.run.dir=FOLDER.")
+        raise InputError(
+            f"{rank.size} processes must share one run folder; set hydra.run.dir=FOLDER."
+        )
 
 
 def _refuse_second_run(task: str | None, folder: Path) -> None:
@@ -254,12 +271,12 @@ def _refuse_second_run(task: str | None, folder: Path) -> None:
     # of a training run, identify it.
     unfinished = task == "train" and before.get("status") != "ok"
     if before.get("task") != task or not (task in RESUMED or unfinished):
-        fail(f"The folder {folder} holds a run already; choose another by hydra.run.dir=FOLDER.")
+        fail(f"The folder {folder} already holds a run; choose another with hydra.run.dir=FOLDER.")
 
 
 def _run(config: DictConfig, folder: Path) -> dict[str, Any]:
     if config.task not in TASKS:
-        raise InputError(f"task={config.task} is unknown; give one of {', '.join(TASKS)}.")
+        raise InputError(f"task must be one of {', '.join(TASKS)}, got {config.task}.")
     return TASKS[config.task](config, folder)
 
 
@@ -280,7 +297,7 @@ class Callbacks(Callback):
         """Called before a sweep."""
         if list(Path(config.hydra.sweep.dir).glob("*/result.json")):
             fail(
-                f"The folder {config.hydra.sweep.dir} holds a sweep already; choose another by "
+                f"The folder {config.hydra.sweep.dir} already holds a sweep; choose another with "
                 "hydra.sweep.dir=FOLDER."
             )
         _make_folder(config.hydra.sweep.dir)
@@ -306,7 +323,7 @@ def _make_folder(folder: str) -> None:
         probe.unlink(missing_ok=True)  # another process may have removed it
     except OSError as error:
         fail(
-            f"The output folder {folder} cannot be written ({error.strerror}); choose another by "
+            f"The output folder {folder} is not writable ({error.strerror}); choose another with "
             "hydra.run.dir=FOLDER (for a sweep hydra.sweep.dir=FOLDER)."
         )
 

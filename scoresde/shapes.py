@@ -28,8 +28,8 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """
     if not x.is_floating_point():
         raise InputError(
-            f"Data of type {x.dtype} are no floats; bring them to model units first "
-            "(Dataset.encode)."
+            f"x must be floating-point, got {x.dtype}; convert it to model units with "
+            "Dataset.encode."
         )
     if coefficient.ndim == 0:
         return coefficient.to(x.dtype)
@@ -44,8 +44,8 @@ def one_or_each(coefficient: Tensor, x: Tensor) -> Tensor:
     """
     if coefficient.ndim > 0 and coefficient.shape != x.shape[:1]:
         raise InputError(
-            f"Times of shape {tuple(coefficient.shape)} do not fit {len(x)} examples; give one "
-            "time, or one per example."
+            f"t must have shape () or ({len(x)},), one time or one per example, got "
+            f"{tuple(coefficient.shape)}."
         )
     return coefficient.reshape(-1, 1).to(x.device)
 
@@ -80,10 +80,10 @@ def check_output(output: Any) -> Tensor:
         case object(sample=Tensor()):
             remedy = "return its .sample"
         case _:
-            remedy = "return that alone"
+            remedy = "return only a tensor"
     raise InputError(
         f"network must return a tensor of the shape of its input, got {type(output).__name__}; "
-        f"{remedy}, from the forward(x, c) of a torch.nn.Module around it if it is not yours."
+        f"{remedy}, or wrap the network in a torch.nn.Module whose forward(x, c) does."
     )
 
 
@@ -115,8 +115,8 @@ def check_batch(x: Tensor) -> None:
     """
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise InputError(
-            f"Data of shape {tuple(x.shape)} and type {x.dtype} are no batch of examples; give "
-            "floats (B, ...), with integers dequantised."
+            "x must be a floating-point batch (B, ...) of two or more axes, not empty, got shape "
+            f"{tuple(x.shape)} and type {x.dtype}; dequantise integers first."
         )
 
 
@@ -128,4 +128,8 @@ def check_data(x: Tensor) -> None:
     """
     check_batch(x)
     if not bool(torch.isfinite(x).all()):
-        raise InputError("The data have values that are not finite; remove or replace them.")
+        count = int((~torch.isfinite(x)).sum())
+        raise InputError(
+            f"x must be finite, got {count} values that are NaN or infinite; remove or replace "
+            "them."
+        )

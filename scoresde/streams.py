@@ -99,15 +99,16 @@ def _indices(seeds: Iterable[int], device: torch.device | str | None) -> Tensor:
         return torch.arange(seeds.start, seeds.stop, seeds.step, device=device)
     indices = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds))
     if indices.is_floating_point() and len(indices):
-        raise InputError("seeds has fractions; give non-negative integers.")
+        raise InputError(f"seeds must be integers in [0, 2^56), got type {indices.dtype}.")
     if indices.numel():
         _check_ends(int(indices.min()), int(indices.max()))
     return indices.to(device, torch.int64)
 
 
 def _check_ends(first: int, last: int) -> None:
-    if not 0 <= min(first, last) <= max(first, last) < 2**56:
-        raise InputError("seeds has an index outside [0, 2^56); give non-negative integers.")
+    for index in (first, last):
+        if not 0 <= index < 2**56:
+            raise InputError(f"seeds must be integers in [0, 2^56), got {index}.")
 
 
 def _column(draw: int | Tensor, index: Tensor) -> Tensor:
@@ -171,17 +172,17 @@ class Streams:
         if seed is None:
             seed = fresh_seed()
         if not (isinstance(seed, SupportsIndex) and 0 <= int(seed) < 2**64):
-            raise InputError(f"seed={seed} is no integer in [0, 2^64); give a non-negative one.")
+            raise InputError(f"seed must be an integer in [0, 2^64), got {seed}.")
         seed = int(seed)
         if seeds is None:
             if batch is None:
-                raise InputError("Neither seeds nor a batch size is given; give one of them.")
+                raise InputError("seeds or batch must be set, got None for both; pass one.")
             return Streams(seed, torch.arange(batch, device=device))
         indices = _indices(seeds, device)
         if indices.ndim != 1 or (batch is not None and len(indices) != batch):
             raise InputError(
-                f"seeds has shape {tuple(indices.shape)} for a batch of {batch}; "
-                "give one index per sample."
+                f"seeds must have shape ({'B' if batch is None else batch},), one index per "
+                f"sample, got {tuple(indices.shape)}."
             )
         return Streams(seed, indices)
 
@@ -194,7 +195,7 @@ class Streams:
     def _words(self, shape: Sequence[int], purpose: Purpose, draw: int | Tensor) -> Tensor:
         """Returns random words of 32 bits, with shape ``(4, B, blocks)``."""
         if not isinstance(draw, Tensor) and not 0 <= draw <= _WORD:
-            raise InputError(f"draw={draw} is outside [0, 2^32); use another seed.")
+            raise InputError(f"draw must be in [0, 2^32), got {draw}; use another seed.")
         blocks = -(-math.prod(shape) // 4)
         index = self.indices[:, None].expand(-1, blocks)
         block = torch.arange(blocks, device=index.device).expand_as(index)

@@ -37,10 +37,10 @@ def read_tensors(file: Path, safe: Sequence[Any] = ()) -> Any:
 def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
     """Rejects an archive that is damaged or compressed (torch does not compress)."""
     if sum(member.file_size for member in archive.infolist()) > size:
-        raise ValueError("it declares more than it holds")
+        raise ValueError("it declares more bytes than it contains")
     damaged = archive.testzip()
     if damaged:
-        raise ValueError(f"{damaged} in it is not what was written")
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _check_tree(content: Any, most: int) -> None:
@@ -59,4 +59,4 @@ def _check_tree(content: Any, most: int) -> None:
                 raise ValueError("a tensor is larger than its storage")
             size += needed
         if count + len(waiting) > _MOST_VALUES or size > most:
-            raise ValueError("it has more values than a file of weights has")
+            raise ValueError("it has more values than any file of weights")

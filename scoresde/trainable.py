@@ -27,8 +27,8 @@ class Trainable(nn.Module, ABC):
             InputError: If the input is examples without noise.
         """
         raise InputError(
-            f"model must be one of noised examples, got {type(self).__name__}; use its own loss, "
-            "such as ELBO(), or train a diffusion of its latents (codec=RUN)."
+            f"model must be a model of noised examples, got {type(self).__name__}; use its own "
+            "loss, such as ELBO(), or train a diffusion model of its latents (codec=RUN)."
         )
 
     @property

@@ -77,7 +77,7 @@ def test_logistic_regression_finds_the_linear_rule():
         (lambda: accuracy(torch.ones(2), torch.ones(3)), r"\(2,\) and \(3,\)"),
         (lambda: accuracy(torch.ones(0), torch.ones(0)), r"\(0,\)"),
         (lambda: reliability(torch.tensor([1.5]), torch.tensor([True])), r"1\.5"),
-        (lambda: reliability(torch.tensor([0.5]), torch.tensor([True]), 0), "bins=0"),
+        (lambda: reliability(torch.tensor([0.5]), torch.tensor([True]), 0), r"bins.*\b0\b"),
         (
             lambda: logistic_regression(
                 torch.ones(3, 2), torch.ones(3).long(), torch.ones(1, 2), 2
@@ -273,7 +273,7 @@ def test_rows_without_classes_from_another_folder(folder, tmp_path):
             "run3",
             "label must be below classes=3 .*4",
         ),
-        (("examples=0",), "run3", "examples=0"),
+        (("examples=0",), "run3", r"examples.*\b0\b"),
         (("prior=[0.5,0.5]",), "run3", r"prior .*\[0\.5, 0\.5\]"),
         (("prior=[0.5,0.6,-0.1]",), "run3", r"prior .*-0\.1"),
         (("prior=some",), "run3", "prior .*some"),
@@ -290,4 +290,4 @@ def test_what_the_task_cannot_use_is_a_sentence(words, run, message, folder):
 
 def test_prior_serves_no_other_task(folder):
     words = ("task=likelihood", f"checkpoint={folder / 'run3'}", "prior=[1.0]")
-    assert "prior has no effect" in refused(*words, cwd=folder)
+    assert "task=likelihood has no option prior" in refused(*words, cwd=folder)

@@ -252,7 +252,7 @@ def test_labels_of_an_imported_network_must_be_given(library, tmp_path):
     program("task=import", "checkpoint=theirs", "hydra.run.dir=ours", cwd=tmp_path)
     words = ("task=sample", "checkpoint=ours", "count=2", "progress=false", "device=cpu")
     quick = ("sampler=unipc", "sampler.steps=2")
-    assert "label must be given" in refused(*words, *quick, "hydra.run.dir=a", cwd=tmp_path)
+    assert "label must be set" in refused(*words, *quick, "hydra.run.dir=a", cwd=tmp_path)
     assert "label" in refused(*words, *quick, "label=-1", "hydra.run.dir=a", cwd=tmp_path)
     program(*words, *quick, "label=[4,0]", "hydra.run.dir=a", cwd=tmp_path)
 

@@ -323,11 +323,11 @@ def test_an_unusable_number_of_probes_is_refused(count):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ExactTrace(0), "chunk=0"),
-        (lambda: ExactTrace(2.5), "chunk=2.5"),
-        (lambda: ColourProbing(0), "spacing=0"),
-        (lambda: ColourProbing(4, repeats=-1), "repeats=-1"),
-        (lambda: Hutchinson(1, "gauss"), "distribution='gauss'"),
+        (lambda: ExactTrace(0), r"chunk.*\b0\b"),
+        (lambda: ExactTrace(2.5), r"chunk.*\b2\.5"),
+        (lambda: ColourProbing(0), r"spacing.*\b0\b"),
+        (lambda: ColourProbing(4, repeats=-1), r"repeats.*-1"),
+        (lambda: Hutchinson(1, "gauss"), r"distribution.*\bstr\b"),
     ],
 )
 def test_an_unusable_argument_is_refused_by_its_value(build, message):
@@ -337,7 +337,7 @@ def test_an_unusable_argument_is_refused_by_its_value(build, message):
 
 def test_more_orthogonal_probes_than_dimensions_are_refused():
     trace = Hutchinson(6, Orthogonal())
-    with pytest.raises(InputError, match="=6"):
+    with pytest.raises(InputError, match=r"probes.*\b6\b"):
         trace.probes(Streams.of(0, batch=1), torch.zeros(1, 5))
 
 
@@ -416,7 +416,7 @@ class Stubborn(torch.autograd.Function):
 
 
 def test_a_network_that_cannot_be_batched_is_a_sentence():
-    with pytest.raises(InputError, match=r"chunk=4 unit vectors at once .* ExactTrace\(chunk=1\)"):
+    with pytest.raises(InputError, match=r"chunk=4 .* ExactTrace\(chunk=1\)"):
         estimate(ExactTrace(chunk=4), Stubborn.apply, normal(2, 1, 4, 4))
 
 
@@ -430,7 +430,7 @@ def test_the_forward_mode_takes_a_network_with_attention():
 
 def test_a_network_that_has_no_forward_mode_is_a_sentence():
     x = normal(2, 1, 4, 4)
-    with pytest.raises(InputError, match=r"forwards .*ExactTrace\(chunk=1\)"):
+    with pytest.raises(InputError, match=r"forward-mode.*ExactTrace\(chunk=1\)"):
         estimate(ExactTrace(forward=True), Stubborn.apply, x)
 
 

@@ -97,7 +97,7 @@ def test_a_damaged_piece_is_computed_again(damage, tmp_path):
 def test_pieces_of_another_evaluation_are_refused_by_what_differs(tmp_path):
     Parts(tmp_path).claim({"split": "test", "seed": "0"})
     Parts(tmp_path).claim({"split": "test", "seed": "0"})
-    with pytest.raises(InputError, match=r"with seed = 0, and this one has 1"):
+    with pytest.raises(InputError, match=r"seed = 0.*\b1\b"):
         Parts(tmp_path).claim({"split": "test", "seed": "1"})
 
 
@@ -254,7 +254,7 @@ def test_numbers_that_cannot_be_ranked_are_refused(values):
 @pytest.mark.parametrize("other", [normal(3).train[:, :1], integers().train])
 def test_data_of_another_kind_are_refused(other):
     levels = 4 if other.dtype == torch.uint8 else None
-    with pytest.raises(InputError, match="of the same kind"):
+    with pytest.raises(InputError, match=r"ood.*levels=None.*got other"):
         check_comparable(normal(), Dataset.of("other", [other] * 3, levels=levels))
 
 
@@ -355,7 +355,7 @@ def test_killed_and_started_again_it_equals_the_uninterrupted(run, whole, tmp_pa
         assert column(tmp_path / "killed", name) == column(whole, name)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     said = refused(*task(run, "seed=1"), "hydra.run.dir=killed", cwd=tmp_path)
-    assert "seed = 0, and this one has 1" in said
+    assert "seed = 0, got 1" in said
     # The refusal leaves the finished evaluation as it was.
     assert json.loads((tmp_path / "killed/result.json").read_text())["status"] == "ok"
 
@@ -382,7 +382,7 @@ def test_two_processes_equal_one_and_tell_data_apart(run, whole, tmp_path):
 def test_processes_without_a_common_folder_are_refused(run, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "give hydra.run.dir=FOLDER" in refused(*task(run), cwd=tmp_path)
+    assert "hydra.run.dir=FOLDER" in refused(*task(run), cwd=tmp_path)
 
 
 def test_the_program_refuses_draws_of_real_numbers(run, tmp_path):

@@ -396,5 +396,5 @@ def test_a_recipe_cannot_choose_where_the_images_are_kept(many, tmp_path):
 
 @pytest.mark.parametrize("name", ["_write", "_build", "_arrange", "_Decode"])
 def test_a_recipe_cannot_call_what_writes(name):
-    with pytest.raises(InputError, match="lies outside of what may be built"):
+    with pytest.raises(InputError, match="The checkpoint names"):
         build({"_target_": f"scoresde.data.images.{name}"})

@@ -548,7 +548,7 @@ WRONG = {
     ),
     "tolerance": (lambda: MMPS(MIXTURE, SEEN, tolerance=0.0), "tolerance.*0.0"),
     "no tolerance": (lambda: PiGDM(MIXTURE, SEEN, tolerance=1.0), "tolerance.*1.0"),
-    "iterations": (lambda: MMPS(MIXTURE, SEEN, iterations=0), "iterations=0"),
+    "iterations": (lambda: MMPS(MIXTURE, SEEN, iterations=0), r"iterations.*\b0\b"),
     "data_std": (lambda: PiGDM(MIXTURE, SEEN, data_std=-1.0), "data_std.*-1"),
     "codec": (
         lambda: MMPS(TWO, Observation(SEEN.operator, SEEN.y, 0.7, CODEC)),

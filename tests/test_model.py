@@ -426,9 +426,9 @@ class Wrapping(nn.Module):
         (lambda y: (y, None), "got tuple; return its first item"),
         (lambda y: [y], "got list; return its first item"),
         (lambda y: SimpleNamespace(sample=y), "got SimpleNamespace; return its .sample"),
-        (lambda y: {"sample": y}, "got dict; return that alone"),
-        (lambda y: y.detach().numpy(), "got ndarray; return that alone"),
-        (lambda y: None, "got NoneType; return that alone"),
+        (lambda y: {"sample": y}, "got dict"),
+        (lambda y: y.detach().numpy(), "got ndarray"),
+        (lambda y: None, "got NoneType"),
     ],
     ids=["tuple", "list", "object", "dict", "array", "nothing"],
 )
@@ -495,7 +495,7 @@ def test_a_network_that_changes_the_shape_is_refused():
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_times_that_do_not_fit_are_refused_by_a_network(view):
-    with pytest.raises(InputError, match=r"\(3,\) do not fit 4"):
+    with pytest.raises(InputError, match=r"\bt\b.*\(4,\).*\(3,\)"):
         getattr(ScoreModel(lambda x, c: x, VPSDE()), view)(normal(4, 3), torch.rand(3))
 
 
@@ -503,7 +503,7 @@ def test_times_that_do_not_fit_are_refused_by_a_network(view):
 @pytest.mark.parametrize("name", ["full covariance", "mixture"])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_times_that_do_not_fit_are_refused_by_an_exact_model(batch, name, view):
-    with pytest.raises(InputError, match=r"\(3,\) do not fit"):
+    with pytest.raises(InputError, match=r"\bt\b.*\(3,\)"):
         getattr(EXACT[name](VPSDE()), view)(normal(batch, 3), torch.rand(3))
 
 

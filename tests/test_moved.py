@@ -267,7 +267,7 @@ def test_an_old_field_in_a_recipe(name):
 @each_field
 def test_an_old_field_in_python(name):
     (argument, thing), *_ = written(name).items()
-    form = rf"{name} of UNet is now {argument}={type(thing).__name__}\(.*=\.\.\."
+    form = rf"{name} of UNet .*{argument}={type(thing).__name__}\(.*=\.\.\."
     with pytest.warns(FutureWarning, match=form):
         assert_same(
             lambda: UNet(**SMALL, **{name: FIELDS[name][1]}),
@@ -341,7 +341,7 @@ def test_recipes_of_two_networks_differ():
 
 @pytest.mark.parametrize("old", NAMES)
 def test_an_old_name_is_found_with_a_warning(old):
-    with pytest.warns(FutureWarning, match=f"{old} is now {current(old)}"):
+    with pytest.warns(FutureWarning, match=f"{old} .*{current(old)}"):
         assert found(old) is found(current(old))
 
 
@@ -359,17 +359,17 @@ def test_an_old_module_has_the_names_that_it_had(module):
         "scoresde.cutoff": "PlainCutoff",
         "scoresde.flow": "TimeClock",
     }[module]
-    with pytest.warns(FutureWarning, match=f"{module}.{kind} is now scoresde.likelihood.{kind}"):
+    with pytest.warns(FutureWarning, match=f"{module}.{kind} .*scoresde.likelihood.{kind}"):
         assert found(f"{module}.{kind}") is found(f"scoresde.likelihood.{kind}")
     with pytest.raises(AttributeError):
         found(f"{module}.nothing")
 
 
 def test_old_arguments_are_taken_with_a_warning():
-    with pytest.warns(FutureWarning, match="loops of Restart is now intervals"):
+    with pytest.warns(FutureWarning, match="loops of Restart .*intervals"):
         assert Restart(loops=[RestartInterval(0.1)]) == Restart(intervals=(RestartInterval(0.1),))
     label = scoresde.ScaledTime(3.0)
-    with pytest.warns(FutureWarning, match="label of ScoreModel is now noise_label"):
+    with pytest.warns(FutureWarning, match="label of ScoreModel .*noise_label"):
         model = ScoreModel(MLP(2, width=4, depth=1), VPSDE(), label=label)
     assert model.noise_label is label
 
@@ -378,7 +378,7 @@ def test_old_arguments_are_taken_with_a_warning():
 def test_unknown_and_doubled_arguments_are_type_errors():
     with pytest.raises(TypeError, match="nothing"):
         Restart(nothing=1)
-    with pytest.raises(TypeError, match="intervals alone"):
+    with pytest.raises(TypeError, match=r"intervals.*loops"):
         Restart(loops=[], intervals=[])
     with pytest.raises(TypeError, match="nothing"):
         ScoreModel(MLP(2, width=4, depth=1), VPSDE(), nothing=1)

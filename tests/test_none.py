@@ -453,7 +453,7 @@ def test_samples_of_no_class_need_a_model_that_has_learned_it(tmp_path):
         )
     words = (*SAMPLE, "count=3", "hydra.run.dir=out")
     said = refused(*words, "checkpoint=without", cwd=tmp_path)
-    assert "label must be given" in said
+    assert "label must be set" in said
     assert "train.condition_dropout" in said
     said = refused(*words, "checkpoint=without", "label=[0,-1]", cwd=tmp_path)
     assert re.search(r"label .*-1.*condition_dropout=0\.1", said.replace("\n", " "))

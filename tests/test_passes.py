@@ -116,7 +116,7 @@ def test_rows_that_are_not_wanted_count_for_nobody():
 
 
 def test_rows_of_unknown_owners_are_refused():
-    with counting(3), pytest.raises(InputError, match=r"5 rows .* 3"):
+    with counting(3), pytest.raises(InputError, match=r"rows.*\b3\b.*\b5\b"):
         count_pass(5)
 
 

@@ -53,17 +53,17 @@ def test_grid_clips_and_marks_what_is_no_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "options"),
+    ("images", "options", "message"),
     [
-        (torch.zeros(4, 8, 8), {}),
-        (torch.zeros(0, 1, 8, 8), {}),
-        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), {}),
-        (torch.zeros(4, 1, 8, 8), {"columns": 0}),
-        (torch.zeros(4, 1, 8, 8), {"zoom": 0}),
+        (torch.zeros(4, 8, 8), {}, r"images.*\(4, 8, 8\)"),
+        (torch.zeros(0, 1, 8, 8), {}, r"images.*\(0, 1, 8, 8\)"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), {}, "images.*uint8"),
+        (torch.zeros(4, 1, 8, 8), {"columns": 0}, r"columns.*\b0\b"),
+        (torch.zeros(4, 1, 8, 8), {"zoom": 0}, r"zoom.*\b0\b"),
     ],
 )
-def test_grid_refuses_what_it_cannot_draw(tmp_path, images, options):
-    with pytest.raises(InputError, match="give"):
+def test_grid_refuses_what_it_cannot_draw(tmp_path, images, options, message):
+    with pytest.raises(InputError, match=message):
         plots.image_grid(images, tmp_path / "a.png", **options)
 
 
@@ -82,9 +82,9 @@ def test_comparison_holds_the_grids_unscaled(tmp_path):
 
 def test_pictures_need_something_to_draw(tmp_path):
     for draw in (plots.comparison, plots.scatter_comparison):
-        with pytest.raises(InputError, match="nothing to draw"):
+        with pytest.raises(InputError, match=r"tensor.*none"):
             draw({}, tmp_path / "a.png")
-    with pytest.raises(InputError, match="nothing to draw"):
+    with pytest.raises(InputError, match=r"tensor.*none"):
         plots.histogram({}, tmp_path / "a.png", "nats")
 
 
@@ -158,7 +158,7 @@ def test_density_takes_a_panel_for_each(tmp_path):
     )
     assert size(three)[0] > 2 * size(one)[0]
     assert (pixels(one) == plots.RED).all(-1).sum() > 500
-    with pytest.raises(InputError, match="one grid"):
+    with pytest.raises(InputError, match=r"\(29, 30\) and \(30, 30\)"):
         plots.density(log_density, extent, tmp_path / "a.png", exact=log_density[1:])
 
 
@@ -166,7 +166,7 @@ def test_trajectories(tmp_path):
     times = torch.linspace(1, 1e-3, 900)
     paths = times[:, None, None] * torch.randn(7, 2)
     assert min(size(plots.trajectories(times, paths, tmp_path / "a.png"))) > 400
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match=r"times and paths.*\(899,\)"):
         plots.trajectories(times[1:], paths, tmp_path / "a.png")
 
 
@@ -185,9 +185,9 @@ def test_labelled_grid_needs_a_text_for_each_image(tmp_path):
     images = torch.rand(5, 3, 6, 9)
     path = plots.labelled_grid(images, ["-3071", *"abcd"], tmp_path / "labels.png", columns=2)
     assert path.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="1 labels for 5 images"):
+    with pytest.raises(InputError, match=r"labels.*\b5\b.*\b1\b"):
         plots.labelled_grid(images, ["a"], path)
-    with pytest.raises(InputError, match="columns=0"):
+    with pytest.raises(InputError, match=r"columns.*\b0\b"):
         plots.labelled_grid(images, ["a"] * 5, path, columns=0)
-    with pytest.raises(InputError, match=r"shape \(0, 3"):
+    with pytest.raises(InputError, match=r"images.*\(0, 3"):
         plots.labelled_grid(images[:0], [], path)

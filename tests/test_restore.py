@@ -239,7 +239,7 @@ def test_missing_values_and_small_pictures_are_sources_too(digits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "operator must"),
+        ((), "operator.*operator=hole"),
         (("operator=hole", "operator.size=8"), "size.*8"),
         (("operator=hole", "source=nowhere.npy"), "nowhere.npy"),
         (("operator=hole", "truth=x.npy"), "truth.*source"),

@@ -490,7 +490,7 @@ def test_killed_and_started_again_the_program_ends_with_the_same_weights(tmp_pat
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     assert process.returncode == 75, said
-    assert "go on by the same command" in said.decode()
+    assert "repeat the command with" in said.decode()
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "stopped"
     assert Checkpoint.load(tmp_path / "run").step < STEPS
 
@@ -514,6 +514,6 @@ def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
             check=False,
         )
     assert run.returncode == 2
-    assert "Another process is at work" in run.stderr
+    assert "Another process is using" in run.stderr
     assert not (tmp_path / "run/result.json").exists()
     assert (tmp_path / "run/.hydra/overrides.yaml").read_text() == "[of the other]"

@@ -728,29 +728,29 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["task=paint"], 2, ["paint", "likelihood"]),
         (["device=gameboy"], 2, ["gameboy", "auto"]),
         (["task=sample"], 2, ["checkpoint="]),
-        (["precision=bf16"], 2, ["precision has no effect on task=train"]),
-        (["guidance=clip"], 2, ["guidance has no effect on task=train"]),
-        (["task=likelihood", "checkpoint=x", "images=true"], 2, ["images has no effect"]),
-        (["points=0"], 2, ["points=0"]),
-        (["task=sample", "checkpoint=x", "trajectory=1"], 2, ["trajectory=1"]),
+        (["precision=bf16"], 2, ["task=train", "precision"]),
+        (["guidance=clip"], 2, ["task=train", "guidance"]),
+        (["task=likelihood", "checkpoint=x", "images=true"], 2, ["task=likelihood", "images"]),
+        (["points=0"], 2, ["points", "got 0"]),
+        (["task=sample", "checkpoint=x", "trajectory=1"], 2, ["trajectory", "got 1"]),
         (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),
-        (["train.steps=0"], 2, ["train.steps=0"]),
-        (["threads=0"], 2, ["threads=0"]),
-        (["seed=abc"], 2, ["seed=abc"]),
-        (["seed=-1"], 2, ["seed=-1"]),
-        (["count=0"], 2, ["count=0"]),
-        (["batch_size=1.5"], 2, ["batch_size=1.5"]),
-        (["progress=abc"], 2, ["progress=abc"]),
-        (["device=null"], 2, ["device=None"]),
-        (["sde=null"], 2, ["sde=null"]),
+        (["train.steps=0"], 2, ["train.steps", "got 0"]),
+        (["threads=0"], 2, ["threads", "got 0"]),
+        (["seed=abc"], 2, ["seed", "got abc"]),
+        (["seed=-1"], 2, ["seed", "got -1"]),
+        (["count=0"], 2, ["count", "got 0"]),
+        (["batch_size=1.5"], 2, ["batch_size", "got 1.5"]),
+        (["progress=abc"], 2, ["progress", "got abc"]),
+        (["device=null"], 2, ["device", "got None"]),
+        (["sde=null"], 2, ["sde", "null"]),
         (["loss.weighting=3"], 2, ["weighting", "got 3"]),
         (["loss.eps=abc"], 2, ["eps=abc"]),
         (["train.rate=null"], 2, ["train.rate must", "None"]),
         (["samplers.predictor_corrector.predictor=null"], 2, ["predictor=None"]),
         (["optimizer.lr=abc"], 2, ["abc", "optimiser"]),
         (["sde=custom", "sde._target_=torch.nn.Identity"], 2, ["SDE"]),
-        (["train.batch_size=-1"], 2, ["train.batch_size=-1"]),
-        (["samplers.euler_maruyama.steps=0"], 2, ["steps=0"]),
+        (["train.batch_size=-1"], 2, ["train.batch_size", "got -1"]),
+        (["samplers.euler_maruyama.steps=0"], 2, ["steps", "got 0"]),
         (["samplers.probability_flow.eps=1"], 2, ["eps=1"]),
         (["samplers.probability_flow.eps=0"], 2, ["eps=0"]),
         (["likelihood.eps=-0.1"], 2, ["eps=-0.1"]),
@@ -766,7 +766,7 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["optimizer.lr=nan"], 2, ["nan"]),
         (["optimizer.lr=1e30", "train.clip=null"], 2, ["step 2", "no checkpoint"]),
         (["data=two_moons"], 2, ["(2,)"]),
-        (["data=array"], 2, ["data.path has no value"]),
+        (["data=array"], 2, ["data.path", "required"]),
         (["data=array", "data.path=nowhere.npy"], 2, ["nowhere.npy"]),
         (["data=custom", "data._target_=no_such_module.f"], 2, ["no_such_module"]),
         (["data=custom", "data._target_=builtins.dict"], 2, ["Dataset"]),
@@ -799,7 +799,7 @@ def test_the_quotes_that_a_value_needs_are_shown_and_work(name: str, tmp_path: P
     assert said.count("\n") == 1
     shown = shlex.split(said[said.index("; use ") + 6 : said.index(", with both")])
     assert len(shown) == 1
-    assert "task=paint" in refused(*broken, *shown, cwd=tmp_path)
+    assert "got paint" in refused(*broken, *shown, cwd=tmp_path)
     (file,) = tmp_path.rglob("config.yaml")
     assert OmegaConf.load(file).data.path == f"{name}.npy"
 
@@ -881,7 +881,7 @@ def test_a_likelihood_leaves_the_folder_of_a_training_alone(
     for size in ("1", "2"):
         monkeypatch.setenv("WORLD_SIZE", size)
         given = ("task=likelihood", f"checkpoint={run}", f"hydra.run.dir={run}")
-        assert "holds a run already" in refused(*given, cwd=run.parent)
+        assert "already holds a run" in refused(*given, cwd=run.parent)
         assert [(run / name).read_bytes() for name in names] == before
 
 

@@ -186,19 +186,19 @@ def test_data_are_encoded_and_decoded_level_by_level(tmp_path):
 
 def test_a_sampler_without_a_way_back_cannot_encode(tmp_path):
     parts = Parts(tmp_path / "parts").claim({})
-    with pytest.raises(InputError, match="EulerMaruyama is no map"):
+    with pytest.raises(InputError, match=r"sampler.*EulerMaruyama"):
         encode_data(drawing().model, EulerMaruyama(), data(), "test", tmp_path, parts)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no array x"),
-        ({"y": np.zeros((2, 3, 4, 4))}, "holds no array x"),
-        ({"x": np.zeros((2, 3, 4, 5))}, "have the shape"),
-        ({"x": np.zeros((0, 3, 4, 4))}, "have the shape"),
-        ({"x": np.full((2, 3, 4, 4), np.nan)}, "no finite floats"),
-        ({"x": np.zeros((2, 3, 4, 4), dtype=np.uint8)}, "no finite floats"),
+        (None, r"latents.*\bx\b"),
+        ({"y": np.zeros((2, 3, 4, 4))}, r"latents.*\bx\b"),
+        ({"x": np.zeros((2, 3, 4, 5))}, r"latents.*\(2, 3, 4, 5\)"),
+        ({"x": np.zeros((0, 3, 4, 4))}, r"latents.*\(0, 3, 4, 4\)"),
+        ({"x": np.full((2, 3, 4, 4), np.nan)}, "latents.*float64"),
+        ({"x": np.zeros((2, 3, 4, 4), dtype=np.uint8)}, "latents.*uint8"),
     ],
     ids=str,
 )
@@ -224,5 +224,5 @@ def test_the_ends_between_are_the_samples_themselves(tmp_path):
 
 
 def test_a_range_without_a_between_is_refused(tmp_path):
-    with pytest.raises(InputError, match="points=1"):
+    with pytest.raises(InputError, match=r"points.*\b1\b"):
         interpolate_latents(drawing(), 3, 1, tmp_path, batch_size=4, progress=False)

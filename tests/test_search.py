@@ -110,7 +110,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trial(stop, tmp_path):
 
 
 def test_an_unknown_metric_names_what_there_is(tmp_path):
-    with pytest.raises(InputError, match=r"search.metric=fid is no result; there are nats, nfe"):
+    with pytest.raises(InputError, match=r"search.metric.*nats, nfe.*fid"):
         Search({"x": Interval(-1.0, 1.0)}, 1, tmp_path, metric="fid").run(bowl)
 
 
@@ -141,7 +141,7 @@ def test_the_program_searches_and_its_best_recipe_can_be_trained(tmp_path):
 
 @pytest.mark.parametrize(
     ("space", "said"),
-    [("+search.space.sde=[vp,ve]", "is a whole group"), ("seed=0", "is empty")],
+    [("+search.space.sde=[vp,ve]", "search.space.sde"), ("seed=0", "search.space")],
 )
 def test_what_cannot_be_searched_is_a_sentence(space, said, tmp_path):
     assert said in refused("task=search", space, "hydra.run.dir=search", cwd=tmp_path)

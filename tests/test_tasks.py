@@ -71,7 +71,7 @@ def test_drawing_covers_the_count_with_its_own_seeds() -> None:
     ]
     assert draw[0].x.shape == (7, 3)
     torch.testing.assert_close(draw[0].x, draw[1].x)
-    with pytest.raises(InputError, match="count=0"):
+    with pytest.raises(InputError, match=r"count.*\b0\b"):
         draw_samples(model, EulerMaruyama(5), data.codec, 0)
 
 

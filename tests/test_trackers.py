@@ -212,7 +212,7 @@ def test_whoever_holds_a_folder_is_seen_until_it_ends(shared, tmp_path):
     first = Hold(run, shared)
     if shared:
         Hold(run, shared).close()
-    with pytest.raises(OtherRunError, match="Another process is at work"):
+    with pytest.raises(OtherRunError, match=r"Another process.*run"):
         Hold(run)
     assert list_runs(tmp_path)[0]["state"] == "running"
     first.close()
@@ -274,5 +274,5 @@ def test_its_losses_and_steps_are_those_recorded(tmp_path):
 
 def test_no_runs_and_no_folder(tmp_path):
     assert describe_runs(tmp_path) == f"{tmp_path} holds no runs."
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match=r"folder.*nowhere"):
         list_runs(tmp_path / "nowhere")

@@ -116,7 +116,7 @@ def test_panels_refuse_other_shapes(tmp_path):
     for draw in (drawings.curves, drawings.pairs):
         with pytest.raises(InputError, match=r"must have shape .*got \(5, 3, 2, 2\)"):
             draw({"x": noise(5, 3, 2, 2)}, tmp_path / "a.png", [0], ["a"], [(0, 1)])
-        with pytest.raises(InputError, match="nothing to draw"):
+        with pytest.raises(InputError, match=r"tensor.*none"):
             draw({}, tmp_path / "a.png", [0], ["a"], [(0, 1)])
 
 

@@ -97,9 +97,9 @@ def _untrained_for(exact: Any, checkpoint: Any, data: Any) -> list[str]:
     if exact.levels is None or not data.dequantise or loss.get("decoder") is not None:
         return []
     text = (
-        "The model was trained on dequantised integers, whose density is flat within a level; a "
-        "bound with a decoder over levels is for a model of integers at the centres, and is loose "
-        "for this one. likelihood=default evaluates what it was trained for."
+        "The model was trained on dequantised integers, whose density is flat within a level. A "
+        "bound with a decoder over levels is meant for a model of integers at the centres, and is "
+        "loose for this model. likelihood=default evaluates what it was trained for."
     )
     log.warning("%s", text)
     return [text]
@@ -158,13 +158,13 @@ def _classifier(model: Any, exact: Any, config: DictConfig) -> Any:
     classes = classes_of(model)
     if not model.takes("label"):
         raise InputError(
-            "checkpoint must hold a model with classes for task=classify, got one without; train "
-            "it with network.classes=C on data with labels."
+            "checkpoint must contain a model with classes for task=classify, got a model without; "
+            "train one with network.classes=C on data with labels."
         )
     if classes is None:
         raise InputError(
-            "The number of classes must be known from a Conditioning(classes=C) in the network, "
-            "got a network without; from Python: "
+            "network must contain a Conditioning(classes=C) for task=classify, got a network "
+            "without; from Python use "
             "scoresde.likelihood.GenerativeClassifier(Likelihood(), C)(load(RUN).model, x)."
         )
     return GenerativeClassifier(exact, classes, log_prior_of(config, classes))

@@ -109,7 +109,7 @@ def _bridge_job(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, A
     for name in ("operator", "method", "sampler", "guidance", "std"):
         if given(name):
             raise InputError(
-                f"{name} has no effect on a bridge, which was trained on pairs; leave it out, and "
+                f"{name} has no effect on a bridge, which was trained on pairs; remove it, and "
                 "use steps=20 and noise=1."
             )
     codec = checkpoint.build("units", Codec, allowed(config))
@@ -147,10 +147,13 @@ def _truth(config: DictConfig, codec: Any, own: Any, count: int | None) -> Any:
     if config.truth is None:
         return own
     if count is None:
-        raise InputError("truth must come with source, the observed examples; use source=PATH.")
+        raise InputError(
+            f"truth requires the observed examples, got {config.truth} without source; set "
+            "source=PATH."
+        )
     truth = read_source(config.truth, codec.raw_shape, codec)
     if len(truth) != count:
-        raise InputError(f"truth must have {count} examples as source, got {len(truth)}.")
+        raise InputError(f"truth must have {count} examples like source, got {len(truth)}.")
     return truth
 
 
@@ -166,7 +169,10 @@ def _restoration(config: DictConfig, checkpoint: Any, model: Any) -> tuple[Any, 
     method, sampler = _method(config)
     std = config.std
     if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
-        raise InputError(f"std must be the noise of the observation in raw units, got {std}.")
+        raise InputError(
+            "std must be finite and at least 0, the noise of the observation in raw units, got "
+            f"{std}."
+        )
     cond, truth = requested(config, model), None
     if config.source is None:
         data = evaluated_data(checkpoint, config)
@@ -209,7 +215,7 @@ def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
 
     if config.get("operator") is None:
         raise InputError(
-            "operator must say what was observed; use operator=hole, random_mask, masking "
+            "operator is required for task=restore; use operator=hole, random_mask, masking "
             "operator.mask=FILE, missing, downsampling, blur or grey."
         )
     plan: Any = OmegaConf.to_container(config.operator, resolve=True)
@@ -228,7 +234,7 @@ def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
     operator = instantiate(plan, "operator")
     if not isinstance(operator, Operator):
         raise InputError(
-            f"operator must be an Operator, got {type(operator).__name__}; see scoresde.operators."
+            f"operator must be an Operator of scoresde.operators, got {type(operator).__name__}."
         )
     return operator
 
@@ -243,12 +249,16 @@ def _method(config: DictConfig) -> tuple[Any, Any]:
     if rule and given("sampler"):
         raise InputError(
             f"sampler has no effect on method={type(method).__name__}, which is a sampler itself; "
-            "remove it, and set its steps by method.steps."
+            "remove it, and set method.steps instead."
         )
     if not rule and not callable(method):
-        raise InputError(f"method must be a posterior or a step rule, got {method}.")
+        raise InputError(
+            f"method must be a posterior or a step rule, got {type(method).__name__}."
+        )
     chosen = config.sampler if given("sampler") else config.restore.sampler
     sampler = instantiate(chosen, "sampler")
     if not isinstance(sampler, Sampler):
-        raise InputError(f"sampler must be a Sampler, got {type(sampler).__name__}.")
+        raise InputError(
+            f"sampler must be a Sampler such as UniPC(), got {type(sampler).__name__}."
+        )
     return method, sampler

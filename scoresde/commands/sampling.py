@@ -150,7 +150,9 @@ def _drawing(config: DictConfig) -> tuple[Any, Any, Any]:
     codec = checkpoint.build("units", Codec, allowed(config)).placed(model.device)
     sampler = instantiate(config.sampler, "sampler")
     if not isinstance(sampler, Sampler):
-        raise InputError(f"sampler is a {type(sampler).__name__}; give one of the samplers.")
+        raise InputError(
+            f"sampler must be a Sampler such as UniPC(), got {type(sampler).__name__}."
+        )
     only = only_time_of(checkpoint, model, config)
     if only is not None:
         sampler = at_time(sampler, only)
@@ -179,7 +181,9 @@ def _count(config: DictConfig, there: int) -> int:
     if not given("count"):
         return there
     if config.count > there:
-        raise InputError(f"count={config.count}, and latents={config.latents} are for {there}.")
+        raise InputError(
+            f"count must be at most {there} for latents={config.latents}, got {config.count}."
+        )
     return config.count
 
 

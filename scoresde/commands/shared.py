@@ -63,7 +63,7 @@ def built_draws(config: DictConfig, likelihood: Any) -> Any:
         if not config.weighted:
             return None
         if likelihood.levels is None:
-            raise InputError("weighted=true has no effect on a single draw; give draws=16, say.")
+            raise InputError("weighted=true requires draws of at least 2, got 1.")
     return Draws(
         config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
     )
@@ -140,7 +140,7 @@ def refuse_one_level(checkpoint: Any, model: Any, config: DictConfig) -> None:
     """Raises if a model was trained at a single time: at other times it is undefined."""
     if only_time_of(checkpoint, model, config) is not None:
         raise InputError(
-            f"task={config.task} must have a model of all noise levels, got one that was trained "
-            f"at one level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); "
-            "train with times over all levels."
+            f"task={config.task} requires a model of all noise levels, got a model trained at one "
+            f"level (loss={checkpoint.recipe['loss']['_target_'].rpartition('.')[2]}); train with "
+            "times over all levels."
         )

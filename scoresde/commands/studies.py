@@ -78,7 +78,9 @@ def reflow(config: DictConfig, folder: Path) -> dict[str, Any]:
         section, name = config.sampler, "sampler"
     sampler = instantiate(section, name)
     if not isinstance(sampler, Sampler):
-        raise InputError(f"{name} must be a Sampler, got {type(sampler).__name__}.")
+        raise InputError(
+            f"{name} must be a Sampler such as UniPC(), got {type(sampler).__name__}."
+        )
     plan: Any = OmegaConf.to_container(config.train, resolve=True)
     results = run(
         checkpoint.recipe | {"name": config.name, "train": plan},
@@ -135,14 +137,17 @@ def search(config: DictConfig, folder: Path) -> dict[str, Any]:
     space = space_of(options["space"] or {})
     if not space:
         raise InputError(
-            "search.space is empty; say what to search, such as "
+            "search.space must not be empty; for example set "
             "+search.space.optimizer.lr={low:1e-4,high:1e-2,log:true}."
         )
     for name in space:
         present = OmegaConf.select(config, name, default=_NOTHING)
         if present is _NOTHING or isinstance(present, DictConfig):
-            kind = "is no value of this recipe" if present is _NOTHING else "is a whole group"
-            raise InputError(f"search.space.{name} {kind}; see --cfg job for its values.")
+            kind = "a missing option" if present is _NOTHING else "a whole group"
+            raise InputError(
+                f"search.space.{name} must be an option of this recipe, got {kind}; list its "
+                "options with --cfg job."
+            )
 
     def objective(values: dict[str, Any], place: Path) -> dict[str, Any]:
         trial = copy.deepcopy(config)
@@ -170,7 +175,7 @@ def design(config: DictConfig, folder: Path) -> dict[str, Any]:
     data, options = build_data(config.data), config.design
     if not isinstance(options, DictConfig):
         raise InputError(
-            f"design must be a mapping, got {options}; set design.sigma_min=0.01, say."
+            f"design must be a mapping, got {options}; for example set design.sigma_min=0.01."
         )
     made = NoiseDesign.of(data, **OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]
     values: Any = OmegaConf.to_container(config.data, resolve=True)
@@ -193,7 +198,9 @@ def import_(config: DictConfig, folder: Path) -> dict[str, Any]:
     from scoresde.tasks.importing import import_checkpoint, read_foreign
 
     if config.checkpoint is None:
-        raise InputError("task=import needs checkpoint=FILE.pth, or a folder of diffusers.")
+        raise InputError(
+            "task=import requires checkpoint=FILE.pth, or checkpoint=FOLDER of diffusers."
+        )
     reference = config.reference
     if isinstance(reference, DictConfig):
         reference = OmegaConf.to_container(reference, resolve=True)

@@ -78,8 +78,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         )
     if not drawn and training.inspect_every is not None:
         raise InputError(
-            f"train.inspect_every must be null for a {type(model).__name__}, which no sampler "
-            f"draws from noise, got {training.inspect_every}."
+            f"train.inspect_every must be null for a {type(model).__name__}, from which samplers "
+            f"do not draw, got {training.inspect_every}."
         )
     path = path_of(config) if restoring else None
     if not restoring:
@@ -152,8 +152,8 @@ def _say_misfits(model: Any, data: Any, loss: Any, cautions: list[str]) -> None:
     if len(data.shape) == 2 and isinstance(model, ScoreModel) and isinstance(model.network, UNet):
         channels, length = data.shape
         log.warning(
-            "Examples of shape %s are taken as signals of %d channels and length %d; "
-            "store pictures as (N, 1, H, W).",
+            "Examples of shape %s are treated as signals of %d channels and length %d; "
+            "store images as (N, 1, H, W).",
             (channels, length),
             channels,
             length,
@@ -265,8 +265,8 @@ def check_no_path(config: DictConfig) -> None:
     for name, plain in (("steps", None), ("noise", 1.0)):
         if config[name] != plain:
             raise InputError(
-                f"{name} is an option of a bridge, got {config[name]} for another model; leave it "
-                "out, and use sampler.steps=20 for the steps of a sampler."
+                f"{name} is an option of a bridge, got {config[name]} for another model; remove "
+                "it, and use sampler.steps=20 for the steps of a sampler."
             )
 
 
@@ -274,8 +274,8 @@ def _check_pairs(data: Any) -> None:
     """Raises if the data have no sources."""
     if "source" not in data.conditions_of("train", slice(1)):
         raise InputError(
-            f"data must have a source for each example of a bridge, got {data.name} without; use "
-            "data=pairs or data=folder_pairs."
+            f"data must have a source for each example of a bridge, got {data.name} without "
+            "sources; use data=pairs or data=folder_pairs."
         )
 
 

@@ -38,7 +38,7 @@ SEPARATOR = (150, 150, 150)
 MARGIN = 24  # pixels around the panels of a comparison
 LABEL = 26  # pixels for a line of text below an image
 _DEPTH = 8.0  # nats of a log-density that are drawn
-TITLE = 150  # pixels for a text beside a row of images
+TITLE = 150  # pixels for a text next to a row of images
 
 
 def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Path:
@@ -53,16 +53,16 @@ def loss_curve(records: Sequence[Mapping[str, float | None]], path: Path) -> Pat
         path: Output file.
     """
     steps, losses = _series(records, "loss")
-    marks, grades = _series(records, "validation_loss")
+    marks, held_out = _series(records, "validation_loss")
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
     smooth = _smooth(losses)
     if len(losses):
         axes.plot(steps, losses, color=SKY, alpha=0.45, lw=0.8, label="training, as recorded")
         axes.plot(steps, smooth, color=BLUE, lw=1.8, label="training, running mean")
-    if len(grades):
-        dots = "o" if len(grades) <= 40 else ""
-        axes.plot(marks, grades, color=ORANGE, lw=1.6, marker=dots, ms=4, label="validation")
-    _scale(axes, losses, np.concatenate([smooth, grades]))
+    if len(held_out):
+        dots = "o" if len(held_out) <= 40 else ""
+        axes.plot(marks, held_out, color=ORANGE, lw=1.6, marker=dots, ms=4, label="validation")
+    _scale(axes, losses, np.concatenate([smooth, held_out]))
     axes.set(xlabel="optimisation step", ylabel="loss (mean per example)")
     if axes.lines:
         _legend(axes)
@@ -272,10 +272,12 @@ def labelled_grid(images: Tensor, labels: Sequence[str], path: Path, columns: in
     from matplotlib.figure import Figure
 
     if len(labels) != len(images):
-        raise InputError(f"{len(labels)} labels for {len(images)} images; give one for each.")
+        raise InputError(
+            f"labels must have one text for each of the {len(images)} images, got {len(labels)}."
+        )
     tiles = [_tiles(one, 1) for one in images.split(1)]
     if columns < 1:
-        raise InputError(f"columns={columns} is no grid; give at least 1.")
+        raise InputError(f"columns must be a positive integer, got {columns}.")
     rows = math.ceil(len(tiles) / columns)
     cell_y, cell_x = tiles[0].shape[0] + LABEL, tiles[0].shape[1] + LABEL // 2
     height, width = rows * cell_y, min(columns, len(tiles)) * cell_x
@@ -358,7 +360,7 @@ def scatter_comparison(
             around the first set, usually real data.
 
     Raises:
-        InputError: If a set has another shape, or if there is none.
+        InputError: If a set has another shape, or no set is given.
     """
     points = {title: _plane(x, title) for title, x in _some(panels).items()}
     view = extent or square(next(iter(panels.values())))
@@ -472,7 +474,8 @@ def score_field(
     if score.ndim != 3 or score.shape[0] != score.shape[1] or score.shape[2] != 2:
         raise InputError(f"score must have shape (n, n, 2), got {tuple(score.shape)}.")
     if (log_density is None) == (samples is None):
-        raise InputError("score_field must have either log_density or samples, got both or none.")
+        given = "none" if samples is None else "both"
+        raise InputError(f"score_field requires either log_density or samples, got {given}.")
     figure, (axes,) = _figure(1, width=5.2, height=4.4)
     if log_density is not None:
         image, label = _relief(axes, log_density, extent)
@@ -549,8 +552,8 @@ def trajectories(times: Tensor, paths: Tensor, path: Path) -> Path:
     t, x = _array(times), _array(paths)
     if x.ndim != 3 or x.shape[2] != 2 or t.shape not in (x.shape[:1], x.shape[:2]) or len(t) < 2:
         raise InputError(
-            f"times {t.shape} and paths {x.shape} do not fit; give (T,) or (T, B), and (T, B, 2), "
-            "T >= 2."
+            "times and paths must have shapes (T,) or (T, B), and (T, B, 2), T >= 2, got "
+            f"{t.shape} and {x.shape}."
         )
     t = np.broadcast_to(t.reshape(len(t), -1), x.shape[:2])
     figure, (axes,) = _figure(1, width=5.2, height=4.4)
@@ -627,7 +630,7 @@ def ranks(values: Tensor, draws: int, path: Path) -> Path:
         InputError: If there are no values.
     """
     if not values.numel():
-        raise InputError("ranks must have a value, got none.")
+        raise InputError(f"values must not be empty, got shape {tuple(values.shape)}.")
     counts = np.bincount(_array(values).ravel().astype(int), minlength=draws + 1)
     figure, (axes,) = _figure(1, width=6.4, height=3.0)
     axes.set(xlabel="rank of the truth among the draws", ylabel="share (%)")
@@ -692,7 +695,7 @@ def tradeoff(
 def _tiles(images: Tensor, columns: int, zoom: int | None = None) -> np.ndarray:
     """Lays images out in a grid, uint8 ``(height, width, 3)``."""
     if columns < 1 or (zoom is not None and zoom < 1):
-        raise InputError(f"columns={columns}, zoom={zoom}: give positive integers.")
+        raise InputError(f"columns and zoom must be positive integers, got {columns} and {zoom}.")
     pixels = _pixels(images)
     zoom = zoom or math.ceil(SMALLEST / min(pixels.shape[1:3]))
     pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -711,8 +714,8 @@ def _pixels(images: Tensor) -> np.ndarray:
     """Turns images into colours, uint8 ``(N, H, W, 3)``."""
     if images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
         raise InputError(
-            f"Images of shape {tuple(images.shape)} and type {images.dtype} cannot be drawn; "
-            "give floats in [0, 1] with shape (N, C, H, W)."
+            "images must be floating-point in [0, 1] with shape (N, C, H, W), not empty, got "
+            f"shape {tuple(images.shape)} and type {images.dtype}."
         )
     x = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
     x = x.detach().cpu().float().permute(0, 2, 3, 1)
@@ -739,13 +742,13 @@ def _array(x: Tensor) -> np.ndarray:
 
 def _some(panels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if not panels:
-        raise InputError("There is nothing to draw; give one tensor at least under its title.")
+        raise InputError("A plot requires at least one tensor under its title, got none.")
     return panels
 
 
 def _plane(x: Tensor, title: str) -> np.ndarray:
     if x.ndim != 2 or x.shape[1] != 2:
-        raise InputError(f"{title!r} has shape {tuple(x.shape)}; give points (N, 2).")
+        raise InputError(f"{title!r} must be points of shape (N, 2), got {tuple(x.shape)}.")
     return _array(x)
 
 
@@ -753,8 +756,8 @@ def _exp(x: Tensor, shape: Sequence[int]) -> np.ndarray:
     """Turns a log-density into a density, infinite where it overflows."""
     if x.ndim != 2 or x.shape != shape:
         raise InputError(
-            f"Log-densities of shapes {tuple(x.shape)} and {tuple(shape)} cannot be drawn; give "
-            "values on one grid, (n, n)."
+            "Log-densities must have the same shape (n, n), got "
+            f"{tuple(x.shape)} and {tuple(shape)}."
         )
     return x.detach().cpu().double().exp().numpy()
 

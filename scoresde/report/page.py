@@ -354,7 +354,7 @@ def _without_folders(text: str, path: Path) -> str:
 
 
 _ABOUT_SAMPLES = [
-    "Drawn from pure noise by the same network; the samplers differ in how they walk from"
+    "Drawn from pure noise by the same network; the samplers differ in how they integrate from"
     " noise to data.",
     "<abbr>NFE</abbr>, the number of function evaluations, counts the network passes that a"
     " sample took: what sampling costs on any machine. Seconds are wall-clock time for the whole"

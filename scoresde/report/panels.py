@@ -61,7 +61,7 @@ def curves(
         views: The plotted range of each, for example from :func:`span`.
 
     Raises:
-        InputError: If a set has another shape, or if there is none.
+        InputError: If a set has another shape, or no set is given.
     """
     sets = {title: _checked(x, title, 3) for title, x in base._some(panels).items()}
     size = (max(4.0, 2.6 * len(sets)), 0.5 + 1.5 * len(channels))
@@ -98,7 +98,7 @@ def pairs(
         views: The plotted range of each, for example from :func:`span`.
 
     Raises:
-        InputError: If a set has another shape, or if there is none.
+        InputError: If a set has another shape, or no set is given.
     """
     sets = {title: _checked(x, title, 2) for title, x in base._some(panels).items()}
     side = max(3.6, 1.4 * len(columns))

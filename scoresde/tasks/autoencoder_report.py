@@ -44,9 +44,10 @@ def evaluate_vae(
         seed: Seed of the latents.
 
     Returns:
-        ``index``; ``value`` in bits/dim of integers, or in nats (the negative bound of the
-        log-density in raw units); ``reconstruction`` and ``kl`` in nats of model units, each
-        ``(N,)``; and ``kls``, the mean divergence of each latent, in nats.
+        ``index``, ``value``, ``reconstruction`` and ``kl``, each ``(N,)``, and ``kls``. ``value``
+        is in bits/dim of integers, or in nats (the negative bound of the log-density in raw
+        units). ``reconstruction`` and ``kl`` are in nats of model units, and ``kls`` is the mean
+        divergence of each latent, in nats.
     """
     rows = random_rows(len(data.split(split)), examples)
     parts: list[dict[str, Tensor]] = []

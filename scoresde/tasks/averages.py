@@ -65,7 +65,7 @@ def compare_averages(
     """
     lengths = sorted(LENGTHS if lengths is None else lengths)
     if not lengths:
-        raise InputError("lengths=[] is none; give some, such as [0.05,0.1].")
+        raise InputError("lengths must not be empty; for example [0.05,0.1].")
     checkpoints = {length: stored.average(length) for length in lengths}
 
     def evaluate() -> Any:
@@ -108,7 +108,7 @@ def compare_averages(
     )
     log.info("%s", format_table(rows))
     best = min(rows, key=lambda row: row[own.unit])
-    log.info("The training's own average: %.4f %s", own.mean, own.unit)
+    log.info("The training run's own average: %.4f %s", own.mean, own.unit)
     log.info("Figure: %s", folder / FIGURE)
     return {"best_length": best["length"], own.unit.replace("/", "_per_"): best[own.unit]}
 

@@ -136,8 +136,8 @@ def loop_overhead(bench: Bench, size: int, variant: Variant) -> dict[str, float]
     two alternate, on the same model. The data loading is measured separately.
 
     Returns:
-        The minimum seconds of both, which other load affects least; the ``overhead`` (their ratio
-        minus one); and the share of the ``data`` in a step.
+        The minimum seconds of both, which other load affects least, their ratio minus one
+        (``overhead``), and the share of the ``data`` in a step.
     """
     training = replace(bench.training, precision=variant.precision, compile=variant.compile)
     model = _prepared(bench, variant)

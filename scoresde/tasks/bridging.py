@@ -111,9 +111,9 @@ def tradeoff(
         batch_size: The number of examples restored together.
 
     Returns:
-        A row for the source, with 0 steps, and one for each number of steps: ``steps``; ``psnr``
-        in dB and ``ssim`` if examples are images; ``rmse`` in model units; and ``distance``, the
-        sliced Wasserstein distance to the true examples in model units.
+        A row for the source, with 0 steps, and one for each number of steps. It has ``steps``,
+        ``rmse`` in model units, and ``distance``, the sliced Wasserstein distance to the true
+        examples in model units. For images it also has ``psnr`` in dB and ``ssim``.
     """
     rows = [_row(0, job.codec.decode(job.source).cpu(), truth, job.codec)]
     for steps in counts:

@@ -66,19 +66,19 @@ class Classified:
 
     @property
     def known(self) -> Tensor:
-        """Whether the true class of each example is known, bool ``(N,)``."""
+        """True for each example whose true class is known, bool ``(N,)``."""
         if self.truth is None:
             return torch.zeros(len(self.label), dtype=torch.bool)
         return self.truth >= 0
 
     @property
     def right(self) -> Tensor:
-        """Whether each example's predicted class is its true one, bool ``(N,)``."""
+        """True for each example whose predicted class is its true class, bool ``(N,)``."""
         return self.known if self.truth is None else (self.label == self.truth) & self.known
 
     @property
     def failed(self) -> Tensor:
-        """Whether the solver failed for an example under some class, bool ``(N,)``."""
+        """True for each example whose solver failed under some class, bool ``(N,)``."""
         return self.label < 0
 
     @property
@@ -194,7 +194,10 @@ def classify_examples(
     table = [found[start] for start in sorted(found)]
     columns = {name: torch.cat([part[name] for part in table]) for name in table[0]}
     if bool((columns["label"] < 0).all()):
-        raise InputError("No example could be classified; check the model, or use a larger eps.")
+        raise InputError(
+            f"All {len(rows)} examples failed to be classified; check the model, or use a larger "
+            "eps."
+        )
     given, unlabelled, unit = _in_units(columns, truth, data)
     return Classified(
         split="all" if data.undivided else split,
@@ -240,8 +243,8 @@ def _truth(data: Dataset, split: str, rows: Tensor, classes: int) -> Tensor | No
         return None
     if int(label.max()) >= classes:
         raise InputError(
-            f"label must be below classes={classes} of the model, got {int(label.max())}; remove "
-            "such examples, or give them the class -1 (unknown)."
+            f"label must be below the model's classes={classes}, got {int(label.max())}; remove "
+            "these examples, or set their label to -1 (unknown)."
         )
     return label.cpu()
 

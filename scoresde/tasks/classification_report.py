@@ -155,8 +155,8 @@ def _classifiers(results: dict[str, Any]) -> Table:
         "The share of examples whose most probable class is the true one, and the mean of "
         "−log p(c | x) in nats. The calibration error (ECE) is the mean distance between "
         f"confidence and accuracy in {results['calibration_bins']} bins of equal width; its floor "
-        "is what a perfectly calibrated classifier of these confidences would show on as many "
-        "examples."
+        "is the calibration error of a perfectly calibrated classifier with these confidences and "
+        "this number of examples."
     )
     head = ("classifier", "by", "accuracy", "−log p(c | x)", "ECE", "its floor")
     return Table("Accuracy and calibration", about, head, rows)

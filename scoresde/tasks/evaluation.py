@@ -241,7 +241,10 @@ def evaluate_likelihood(
     values, unit, width = in_units(log_prob, data, _joined(table, "log_det"))
     finite = values[~values.isnan()]
     if len(finite) == 0:
-        raise InputError("No example could be evaluated; check the model, or give a larger eps.")
+        raise InputError(
+            f"All {len(values)} examples failed to be evaluated; check the model, or use a larger "
+            "eps."
+        )
     estimate = Estimate.of(finite)
     return Evaluation(
         split="all" if data.undivided else split,
@@ -373,9 +376,9 @@ def _affine(data: Dataset) -> Affine:
     """Returns the codec of data that support several dequantisations."""
     if not isinstance(data.codec, Affine):
         raise InputError(
-            f"The codec of {data.name} must be an Affine one for draws of its own or a decoder "
-            f"over levels, got {type(data.codec).__name__}; leave draws, weighted and "
-            "dequantisation out, and use likelihood.decoder=null."
+            f"The codec of {data.name} must be Affine for draws or a decoder over levels, got "
+            f"{type(data.codec).__name__}; remove draws, weighted and dequantisation, and use "
+            "likelihood.decoder=null."
         )
     return data.codec
 
@@ -415,14 +418,14 @@ def check_levels(data: Dataset, likelihood: LogProb, draws: Draws | None = None)
     if likelihood.levels != data.levels:
         kind = "is real-valued" if data.levels is None else f"has {data.levels} levels"
         raise InputError(
-            f"likelihood.decoder must suit the data, got {likelihood.levels} levels, but "
-            f"{data.name} {kind}; use likelihood.decoder.levels=auto."
+            f"likelihood.decoder must have the levels of the data, got {likelihood.levels} "
+            f"levels, but {data.name} {kind}; use likelihood.decoder.levels=auto."
         )
     _affine(data)
     if draws is not None:
         raise InputError(
             f"draws={draws.count} has no effect on a decoder over levels, for which nothing is "
-            "dequantised; leave draws, weighted and dequantisation out, or use "
+            "dequantised; remove draws, weighted and dequantisation, or use "
             "likelihood.decoder=null."
         )
 
@@ -438,14 +441,14 @@ def check_draws(data: Dataset, draws: Draws | None) -> None:
     if data.codec.stochastic:
         if draws.dequantisation != UniformDequantisation():
             raise InputError(
-                f"dequantisation must be left out for a {type(data.codec).__name__}, which draws "
-                f"latents of integers as they are, got {draws.dequantisation}."
+                f"dequantisation must be uniform for a {type(data.codec).__name__}, which draws "
+                f"latents of integers as they are, got {draws.dequantisation}; remove it."
             )
         return
     if data.levels is None:
         raise InputError(
-            f"draws={draws.count} has no effect: {data.name} is real-valued, and only integers "
-            "are dequantised; leave draws, weighted and dequantisation out."
+            f"draws={draws.count} has no effect on {data.name}, which is real-valued: only "
+            "integers are dequantised; remove draws, weighted and dequantisation."
         )
     _affine(data)
     draws.dequantisation.check(data.levels)
@@ -465,9 +468,9 @@ def check_density(data: Dataset) -> None:
     """
     if not has_density(data):
         raise InputError(
-            f"The codec of {data.name} must have a density for a likelihood of the raw data, and "
-            f"{type(data.codec).__name__}.log_det is None; use one whose decoder has a density, "
-            "for which the bound of the module scoresde.codec holds."
+            f"The codec of {data.name} must have a density for a likelihood of the raw data, got "
+            f"{type(data.codec).__name__} with log_det None. Use a codec whose decoder has a "
+            "density, for which the bound of the module scoresde.codec holds."
         )
 
 

@@ -65,8 +65,8 @@ def _locked(folder: Path, shared: bool) -> IO[bytes]:
     except BlockingIOError:
         file.close()
         raise OtherRunError(
-            f"Another process is at work in {folder}; wait for it, or choose another folder by "
-            "hydra.run.dir=FOLDER."
+            f"Another process is using {folder}; wait until it ends, or choose another folder "
+            "with hydra.run.dir=FOLDER."
         ) from None
     except (ImportError, OSError):  # a system, or a file system, without locks
         pass
@@ -107,7 +107,7 @@ def _age(path: Path) -> float:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Returns the result of a run in the folder; empty if there is none, or it is damaged."""
+    """Returns the result of a run in the folder; empty if missing or damaged."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -30,8 +30,8 @@ def text_of(value: Any) -> str:
         return _text(value)
     except RecursionError as error:
         raise InputError(
-            "What kept work belongs to must be written down, got a "
-            f"{type(value).__name__} that holds itself; use plain values."
+            "The identity of stored results must not contain itself, got a "
+            f"{type(value).__name__} that does; use plain values."
         ) from error
 
 

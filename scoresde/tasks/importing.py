@@ -29,14 +29,14 @@ def read_foreign(path: str | Path, reference: Mapping[str, Any] | str | None) ->
     if Path(path).is_dir():
         if reference is not None:
             raise InputError(
-                f"{path} is a folder of diffusers, which brings its configuration; leave out "
-                "reference=."
+                f"reference has no effect on {path}, a folder of diffusers with its own "
+                "configuration; remove it."
             )
         return diffusers.load_recipe(path)
     if reference is None:
         names = ", ".join(score_sde.names()[:2])
         raise InputError(
-            f"task=import needs the configuration of {path}: give reference=NAME (such as "
+            f"task=import requires the configuration of {path}; use reference=NAME (such as "
             f"{names}) or reference=FILE.json."
         )
     return score_sde.load_recipe(path, reference)

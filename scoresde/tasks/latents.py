@@ -55,8 +55,8 @@ def encode_data(
     """
     if not isinstance(sampler, ProbabilityFlow):
         raise InputError(
-            f"{type(sampler).__name__} is no map that can be inverted; give "
-            "sampler=probability_flow."
+            f"sampler must be a ProbabilityFlow, which can be inverted, got "
+            f"{type(sampler).__name__}; use sampler=probability_flow."
         )
     values = data.split(split)
     rows = rows_of(len(values), examples, parts)
@@ -91,15 +91,19 @@ def read_latents(path: Path, codec: Codec) -> Batch:
             cond = {name: torch.from_numpy(file[name]) for name in names}
     except Exception as error:  # a damaged file can fail in any parser
         raise InputError(
-            f"latents={path} holds no array x ({error}); give latents.npz of task=encode."
+            f"latents must contain an array x, got {path} ({error}); use latents.npz of "
+            "task=encode."
         ) from error
     if latents.ndim == 0 or tuple(latents.shape[1:]) != tuple(codec.shape) or len(latents) == 0:
         raise InputError(
-            f"latents={path} have the shape {tuple(latents.shape)}, and an example has "
-            f"{tuple(codec.shape)}; pass latents of this model."
+            f"latents must have shape (N, {', '.join(map(str, codec.shape))}), N >= 1, got "
+            f"{tuple(latents.shape)} in {path}; use latents of this model."
         )
     if not latents.is_floating_point() or not bool(latents.isfinite().all()):
-        raise InputError(f"latents={path} are no finite floats; give latents.npz of task=encode.")
+        raise InputError(
+            f"latents must be finite and floating-point, got other values of {latents.dtype} in "
+            f"{path}; use latents.npz of task=encode."
+        )
     odd = [name for name, values in cond.items() if values.shape[:1] != latents.shape[:1]]
     if odd:
         raise InputError(
@@ -130,7 +134,7 @@ def interpolate_latents(
         The mean NFE.
     """
     if points < 2:
-        raise InputError(f"points={points} leave nothing between the ends; give at least 2.")
+        raise InputError(f"points must be at least 2, got {points}.")
     ends = drawing.start(range(2 * count))
     share = torch.linspace(0, 1, points, dtype=torch.float64, device=ends.device)
     between = slerp(ends[::2], ends[1::2], share).flatten(0, 1)

@@ -123,7 +123,7 @@ def _part_tables(sets: Sequence[Evaluated]) -> list[Table]:
     total = [f"{e.mean:.4f} ± {e.standard_error:.4f}" for _, e in columns]
     about = (
         f"In {sets[0].evaluation.unit}, each with its standard error over examples and noise. The "
-        "parts of an example vary together, so that their errors do not add up."
+        "parts of an example vary together, so their errors do not add up."
     )
     head = ["part", "of", *(e.title for e in sets)]
     return [Table("Parts of the bound", about, head, [*rows, ["sum", "", *total]])]
@@ -183,12 +183,11 @@ def _in_words(one: Evaluated, other: Evaluated, results: dict[str, Any]) -> str:
     area, typical = (_area(results, name) for name in ("auroc", "auroc_typicality"))
     words = (
         f"AUROC {area}: how often an example of {one.title} is more likely than one of "
-        f"{other.title}; 0.5 tells nothing apart."
+        f"{other.title}; 0.5 is chance level."
     )
     if results["auroc"] + 2 * results["auroc_standard_error"] < 0.5:
         words += (
-            f" Below it the two are told apart in the other direction: {other.title} is the more "
-            "likely."
+            f" Below 0.5 the two differ in the other direction: {other.title} is the more likely."
         )
     return f"{words} By typicality, the distance of log p from its mean, AUROC {typical}."
 
@@ -205,8 +204,8 @@ def check_comparable(data: Dataset, other: Dataset) -> None:
     """
     if (tuple(data.shape), data.levels) != (tuple(other.shape), other.levels):
         raise InputError(
-            f"ood={other.name} has the shape {tuple(other.shape)} and levels={other.levels}, the "
-            f"data {tuple(data.shape)} and levels={data.levels}; give data of the same kind."
+            f"ood must have the shape {tuple(data.shape)} and levels={data.levels} of the data, "
+            f"got {other.name} with shape {tuple(other.shape)} and levels={other.levels}."
         )
 
 

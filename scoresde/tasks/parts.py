@@ -151,8 +151,8 @@ def _identity(path: Path) -> dict[str, str]:
         identity = None
     if not isinstance(identity, dict) or not all(isinstance(v, str) for v in identity.values()):
         raise InputError(
-            f"{path} cannot be read; remove the folder {path.parent} to begin anew, or choose "
-            "another by hydra.run.dir=FOLDER."
+            f"{path} is damaged; remove the folder {path.parent} to start again, or choose "
+            "another run folder with hydra.run.dir=FOLDER."
         )
     return identity
 
@@ -163,8 +163,8 @@ def _compare(there: Mapping[str, str], here: Mapping[str, Any], folder: Path) ->
             continue
         own = here.get(key)
         raise OtherRunError(
-            f"The folder {folder} holds an evaluation with {key} = {there.get(key)}, and this one "
-            f"has {own if isinstance(own, str) else text_of(own)}; choose another folder by "
+            f"The folder {folder} holds an evaluation with {key} = {there.get(key)}, got "
+            f"{own if isinstance(own, str) else text_of(own)}; choose another folder with "
             "hydra.run.dir=FOLDER."
         )
 

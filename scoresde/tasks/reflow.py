@@ -57,8 +57,8 @@ def reflow(
     """
     if not isinstance(model.process, RectifiedFlow):
         raise InputError(
-            f"checkpoint must be of a model on a straight path, got one on {model.process}; train "
-            "one with sde=rectified, such as +experiment=moons_flow."
+            f"checkpoint must be of a model of RectifiedFlow(), got {model.process}; train one "
+            "with sde=rectified, such as +experiment=moons_flow."
         )
     clock = time.perf_counter()
     rows = torch.arange(count)

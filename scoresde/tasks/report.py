@@ -87,12 +87,12 @@ class Trained:
 
     @property
     def conditional(self) -> bool:
-        """Whether the model accepts conditions of the data."""
+        """True if the model accepts conditions of the data."""
         return bool(self.model.select(self.data.conditions_of(self.split, slice(1))))
 
     @property
     def evaluable(self) -> bool:
-        """Whether examples have a likelihood: the codec has a density, the model all times."""
+        """True if examples have a likelihood: the codec has a density, the model all times."""
         return has_density(self.data) and only_time(self.loss, self.model.process) is None
 
     @property
@@ -218,8 +218,8 @@ def suitable(samplers: Mapping[str, Sampler], trained: Trained) -> dict[str, Sam
     left = [n for n, sampler in samplers.items() if not isinstance(sampler, LangevinDynamics)]
     if left:
         log.warning(
-            "The loss trains the model at one noise level, where it has no likelihood; left out: "
-            "%s. Use samplers such as langevin, or times over all levels.",
+            "The loss trains the model at one noise level, where it has no likelihood. Skipped "
+            "samplers: %s. Use samplers such as langevin, or times over all levels.",
             ", ".join(left),
         )
     kept = {name: sampler for name, sampler in samplers.items() if name not in left}
@@ -237,7 +237,7 @@ def _compared(
     name, real = (trained.split, trained.held_out) if enough else ("training", reference)
     panels = {f"{name} data": subset(real, count), **raw}
     picture = view.compare(panels, folder / "comparison.png")
-    figures = [Figure(f"{name.title()} data beside the samples.", picture)]
+    figures = [Figure(f"{name.title()} data next to the samples.", picture)]
     sets = {"training data": reference, **{name.lower(): x for name, x in raw.items()}}
     tables = [compare(sets, view.feature, folder / "statistics.csv")]
     name, some = next((name, x[:_NEIGHBOURS]) for name, x in raw.items())
@@ -386,7 +386,7 @@ def _baselines(trained: Trained) -> list[Score]:
         try:
             scores.append(_baseline_score(fit(), trained, log_det))
         except InputError as error:
-            log.info("A baseline is left out: %s", error)
+            log.info("Skipped a baseline: %s", error)
     return scores
 
 
@@ -563,7 +563,7 @@ def _density_figure(
     exact = None if data.log_prob is None else data.log_prob(raw).reshape(_PIXELS, _PIXELS)
     path = plots.density(log_density, extent, folder / "density.png", exact=exact)
     return Figure(
-        "The model's density" + (" beside the exact one." if exact is not None else "."), path
+        "The model's density" + (" next to the exact one." if exact is not None else "."), path
     )
 
 

@@ -118,8 +118,8 @@ class Restoration(Job):
             x = observed.project(x)
         if not bool(x.isfinite().all()):
             raise InputError(
-                "A restored example is not finite: the method has diverged; use a larger std, "
-                "more steps, or another method."
+                "A restored example is not finite, because the method diverged; use a larger "
+                "std, more steps, or another method."
             )
         seconds = (time.perf_counter() - clock) / len(piece)
         vjps = torch.zeros_like(out.nfe) if out.vjps is None else out.vjps

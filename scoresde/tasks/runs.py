@@ -18,14 +18,18 @@ _RESULT, _CONFIG = "result.json", ".hydra/config.yaml"
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """Returns a row for each run below a folder, newest first.
 
-    ``state`` is ``ok``, ``failed``, ``stopped`` or ``running``, as in ``result.json``; or
-    ``killed``, if it is ``running`` but no process works in the folder; or ``damaged``.
+    ``state`` is ``ok``, ``failed``, ``stopped`` or ``running``, as in ``result.json``. If it is
+    ``running`` but no process works in the folder, ``state`` is ``killed``. It is ``damaged`` if
+    the file is.
 
     Raises:
         InputError: If there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give one that holds runs, such as runs.")
+        raise InputError(
+            f"The argument of scoresde runs must be a folder with runs, such as runs, got "
+            f"{folder}."
+        )
     paths = sorted(folder.rglob(_RESULT), key=lambda path: path.stat().st_mtime, reverse=True)
     return [_row(path.parent, folder) for path in paths]
 

@@ -311,6 +311,6 @@ def _check_finite(x: Tensor) -> None:
     bad = int((~x.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise InputError(
-            f"{bad} of {len(x)} samples are not finite: the model or the sampler has diverged; "
-            "check the training, or use more steps or a larger eps."
+            f"{bad} of {len(x)} samples are not finite, because the model or the sampler "
+            "diverged; check the training, or use more steps or a larger eps."
         )

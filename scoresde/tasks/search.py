@@ -79,16 +79,21 @@ def space_of(tree: Mapping[str, Any], path: str = "") -> dict[str, Interval | Ch
             case {"low": int() | float() as low, "high": int() | float() as high, **rest}:
                 logarithm = rest.pop("log", False)
                 if rest or not low < high or not isinstance(logarithm, bool):
-                    raise InputError(f"search.space.{name}={value} is no interval.")
+                    raise InputError(
+                        f"search.space.{name} must be an interval with low < high and log true "
+                        f"or false, such as {{low:1e-4,high:1e-2,log:true}}, got {value}."
+                    )
                 if logarithm and low <= 0:
-                    raise InputError(f"search.space.{name}: log needs a positive low, not {low}.")
+                    raise InputError(
+                        f"search.space.{name}.low must be positive for log=true, got {low}."
+                    )
                 space[name] = Interval(low, high, logarithm)
             case dict() if value and "low" not in value and "high" not in value:
                 space |= space_of(value, f"{name}.")
             case _:
                 raise InputError(
-                    f"search.space.{name}={value} is no list of values and no interval; give "
-                    "[a,b,c], or {low:1e-4,high:1e-2,log:true}."
+                    f"search.space.{name} must be a list of values such as [a,b,c], or an "
+                    f"interval such as {{low:1e-4,high:1e-2,log:true}}, got {value}."
                 )
     return space
 
@@ -132,7 +137,7 @@ class Search:
         done = [t for t in study.trials if t.value is not None]
         if not done:
             first = next(t.user_attrs[_ERROR] for t in study.trials if _ERROR in t.user_attrs)
-            raise InputError(f"All {len(study.trials)} trials failed, the first one so: {first}")
+            raise InputError(f"All {len(study.trials)} trials failed; the first error: {first}")
         best = study.best_trial
         return {"trials": len(done), "best_value": best.value, "best": _texts(best.params)}
 
@@ -141,14 +146,14 @@ class Search:
             import optuna
         except ImportError as error:
             raise InputError(
-                'task=search needs Optuna; pip install "scoresde[search]".'
+                'task=search requires Optuna; run pip install "scoresde[search]".'
             ) from error
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
         if self.direction not in ("minimize", "maximize"):
             raise InputError(
-                f"search.direction={self.direction} is unknown; give minimize or maximize."
+                f"search.direction must be minimize or maximize, got {self.direction}."
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.folder / STUDY)))
@@ -198,9 +203,9 @@ class Search:
         value = results.get(name) if name is not None else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             there = ", ".join(k for k, v in results.items() if isinstance(v, int | float))
-            raise InputError(f"search.metric={name} is no result; there are {there}.")
+            raise InputError(f"search.metric must be one of {there}, got {name}.")
         if not math.isfinite(value):
-            raise InputError(f"{name} is {value}.")
+            raise InputError(f"{name} must be finite, got {value}.")
         return float(value)
 
     def _save(self, study: Any) -> None:

@@ -51,7 +51,7 @@ def read_mask(path: str | Path, shape: Sequence[int]) -> Tensor:
     sizes = {tuple(shape), tuple(shape[1:]), (1, *shape[1:])}
     if tuple(values.shape) not in sizes:
         raise InputError(
-            f"mask must have the size {tuple(shape[1:]) or tuple(shape)} of the examples, got "
+            f"mask must have the shape {tuple(shape[1:]) or tuple(shape)} of the examples, got "
             f"{tuple(values.shape)} in {path}."
         )
     return values if values.dtype == torch.bool else values > values.max() / 2
@@ -79,12 +79,13 @@ def read_conditions(path: str | Path, model: Model) -> dict[str, Tensor]:
     for name, values in arrays.items():
         if not model.takes(name):
             raise InputError(
-                f"conditions must be those of the model, got {name} in {path}; remove that array."
+                f"conditions must be among those of the model, got {name} in {path}; remove this "
+                "array."
             )
         if values.dtype.kind not in "biuf" or not values.ndim or not len(values):
             raise InputError(
-                f"{name} must have numbers for at least one example, got {values.dtype} of shape "
-                f"{values.shape} in {path}."
+                f"{name} must contain numbers for at least one example, got {values.dtype} of "
+                f"shape {values.shape} in {path}."
             )
     return {
         name: torch.from_numpy(v.astype(np.float64 if v.dtype.kind == "f" else np.int64))
@@ -118,8 +119,8 @@ def _image(path: Path, shape: tuple[int, ...], codec: Codec) -> Tensor:
     values = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
     if tuple(values.shape) != shape:
         raise InputError(
-            f"source must have images (C, H, W) of {shape}, the size that the model was trained "
-            f"on as the operator sees it, got {tuple(values.shape)} in {path}; resize or crop it."
+            f"source must be an image (C, H, W) of shape {shape}, as the operator measures "
+            f"examples of the model, got {tuple(values.shape)} in {path}; resize or crop it."
         )
     return _in_levels(values, codec)
 
@@ -142,6 +143,6 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray:
             return np.asarray(upright if mode is None else upright.convert(mode))
     except Exception as error:  # a damaged file can fail in any parser
         raise InputError(
-            f"{path} must be an image, got {str(error) or type(error).__name__}; use a PNG or "
-            "JPEG file, a folder of them, or a .npy file."
+            f"{path} must be an image, got the error {str(error) or type(error).__name__}; use a "
+            "PNG or JPEG file, a folder of them, or a .npy file."
         ) from error
