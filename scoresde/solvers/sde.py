@@ -239,7 +239,9 @@ class SDESolver:
                 f"rtol and atol must be positive and finite, got {self.rtol} and {self.atol}."
             )
         if not 0 < self.dt_min < math.inf:
-            raise InputError(f"dt_min must be positive and finite, got {self.dt_min}; the default is 1e-6.")
+            raise InputError(
+                f"dt_min must be positive and finite, got {self.dt_min}; the default is 1e-6."
+            )
 
     def __call__(
         self,
