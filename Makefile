@@ -1,7 +1,7 @@
 # make demo   sets up a virtual environment, trains the default model, says where the report is
 # make test   the same set-up, then the whole test suite
 # make lint   style and types          make wheel   builds the wheel and tries it from another folder
-# make docs   builds the site in docs/_build, runs its notebooks and checks its links
+# make docs   builds the site in docs/_build/html, runs its notebooks and checks its links
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,8 +27,8 @@ wheel: $(VENV)/.installed-test
 	PYTHON=$(BIN)/python sh tests/check_wheel.sh
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -c docs . docs/_build
-	$(BIN)/python docs/links.py docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -c docs . docs/_build/html
+	$(BIN)/python docs/links.py docs/_build/html
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info

@@ -1,4 +1,4 @@
-"""Sphinx configuration of the site; ``make docs`` builds it in docs/_build.
+"""Sphinx configuration of the site; ``make docs`` builds it in docs/_build/html.
 
 The source folder is the repository's root, so links between pages are the same here and there.
 """

@@ -58,8 +58,8 @@ def main() -> None:
     sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
     empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
     if empty:
-        group = empty[0].removesuffix("=null")
-        fail(f"{group} must not be null; choose one of its options (see scoresde --help).")
+        name = empty[0].removesuffix("=null")
+        fail(f"{name} must not be null; choose one of its options (see scoresde --help).")
     for text in sys.argv[1:]:
         _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:

@@ -76,7 +76,7 @@ def array(
             not valid data.
     """
     path = Path(path).expanduser()
-    arrays, beside = _load(path, key, labels, conditions)
+    arrays, companions = _load(path, key, labels, conditions)
     mapped = arrays.get("")
     if isinstance(mapped, np.memmap):
         parts, kind = _mapped(mapped, _Convert(levels, channels_last), fractions, seed)
@@ -93,7 +93,7 @@ def array(
             "convert them to one type."
         )
     dealt = _split({name: raw for name, (raw, _) in raws.items()}, fractions, seed)
-    names, known = _told(path, arrays, beside, labels)
+    names, known = _told(path, arrays, companions, labels)
     data = Dataset.of(
         path.stem,
         [raws[name][0][rows] for name, rows in dealt],
@@ -118,12 +118,12 @@ def load_array(path: str | Path) -> np.ndarray:
     return next(iter(arrays.values()))
 
 
-_Beside = dict[str, dict[str, np.ndarray]]  # by condition, then by array of examples
+_Companions = dict[str, dict[str, np.ndarray]]  # by condition, then by array of examples
 
 
 def _load(
     path: Path, key: str | None, labels: str | None = None, conditions: Sequence[str] = ()
-) -> tuple[dict[str, np.ndarray], _Beside]:
+) -> tuple[dict[str, np.ndarray], _Companions]:
     """Reads the requested arrays; the array of a ``.npy`` file is called ''.
 
     Conditions are returned separately.
@@ -144,12 +144,12 @@ def _load(
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else loaded
             found = _Names(list(arrays), path, [*conditions, *([labels] if labels else [])])
             chosen = found.examples(key, [word for words in wanted.values() for word in words])
-            beside = {name: found.beside(chosen, words) for name, words in wanted.items()}
+            companions = {name: found.companions(chosen, words) for name, words in wanted.items()}
             return (
                 {name: np.asanyarray(arrays[own]) for name, own in chosen.items()},
                 {
                     name: {part: np.asanyarray(arrays[own]) for part, own in owns.items()}
-                    for name, owns in beside.items()
+                    for name, owns in companions.items()
                 },
             )
     except InputError:
@@ -202,7 +202,7 @@ class _Names:
             )
         return {rest[0]: rest[0]}
 
-    def beside(self, chosen: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
+    def companions(self, chosen: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
         """Returns the array that belongs to each array of examples, if all have one."""
         splits = chosen.keys() <= {*SPLITS}
         found = {
@@ -231,15 +231,15 @@ class _Names:
 
 
 def _told(
-    path: Path, arrays: Mapping[str, np.ndarray], beside: _Beside, labels: str | None
+    path: Path, arrays: Mapping[str, np.ndarray], companions: _Companions, labels: str | None
 ) -> tuple[Sequence[str], dict[str, dict[str, Tensor]]]:
     """Returns the names of the classes, if they are strings, and the conditions."""
     known = {
         name: {part: _continuous(path, name, v, len(arrays[part])) for part, v in parts.items()}
-        for name, parts in beside.items()
+        for name, parts in companions.items()
         if name != "label" and parts
     }
-    classes = beside.get("label") or {}
+    classes = companions.get("label") or {}
     fits = all(values.size == len(values) == len(arrays[part]) for part, values in classes.items())
     kinds = {values.dtype.kind for values in classes.values()}
     if not classes or (labels is None and not (fits and kinds <= {*"biuU"})):

@@ -137,8 +137,8 @@ class Likelihood(LogProb):
         target = self.target_error
         if target is not None and not 0 < target < math.inf:
             raise InputError(
-                f"target_error must be positive and finite, got {target}; use a number of nats, such "
-                "as 1.0."
+                f"target_error must be positive and finite, got {target}; use a number of nats, "
+                "such as 1.0."
             )
         if target is not None and self.differentiable and not isinstance(trace, ExactTrace):
             raise InputError(

@@ -85,8 +85,8 @@ class EDMWeighting(Weighting):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data must be positive and finite, got {self.sigma_data}; use the standard deviation "
-                "of the data in model units (about 0.5 for images in [-1, 1])."
+                f"sigma_data must be positive and finite, got {self.sigma_data}; use the standard "
+                "deviation of the data in model units (about 0.5 for images in [-1, 1])."
             )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Parametrisation(ABC):
     def __post_init__(self) -> None:
         if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
             raise InputError(
-                f"sigma_data must be positive and finite, got {self.sigma_data}; pass the standard deviation "
-                "of the data in model units (about 0.5 for images in [-1, 1])."
+                f"sigma_data must be positive and finite, got {self.sigma_data}; pass the "
+                "standard deviation of the data in model units (about 0.5 for images in [-1, 1])."
             )
 
     @abstractmethod
