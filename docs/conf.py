@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from docutils.nodes import Element
+from docutils.nodes import Element, Text, document, literal
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -33,6 +33,14 @@ def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] += "\n" + NAVIGATION[name].read_text(encoding="utf-8")
 
 
+def shorten_tests(app: Sphinx, tree: document) -> None:
+    """Shows the name of a test without its file, in a small font."""
+    for node in tree.findall(literal):
+        _, separator, name = node.astext().partition("::")
+        if separator and name.startswith("test_"):
+            node.children, node["classes"] = [Text(name)], ["test"]
+
+
 def find(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
 ) -> Element | None:
@@ -49,10 +57,12 @@ def find(
 def setup(app: Sphinx) -> None:
     """Connects the hooks."""
     app.connect("source-read", add_navigation)
+    app.connect("doctree-read", shorten_tests)
     app.connect("missing-reference", find)
 
 
 project = "scoresde"
+copyright = "the scoresde authors"
 html_title = "scoresde"
 root_doc = "README"
 include_patterns = [
