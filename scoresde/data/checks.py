@@ -1,6 +1,9 @@
 """Checks of raw data: real numbers in float32 or float64, or integers 0 to L-1."""
 
 import math
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +11,16 @@ from torch import Tensor
 
 from scoresde.codec.levels import check_levels, integer_type
 from scoresde.errors import InputError
+
+
+def as_path(path: Any) -> Path:
+    """Returns a path, with the home folder in place of ``~``."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"path must be the path of a file or a folder, got {type(path).__name__}; for values "
+            "in memory, use Dataset.of('mine', make_splits(x)) with a tensor x."
+        )
+    return Path(path).expanduser()
 
 
 def as_raw(

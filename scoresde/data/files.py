@@ -13,7 +13,7 @@ from torch import Tensor
 from scoresde.codec import Standardisation
 from scoresde.data import _arrays
 from scoresde.data.base import SPLITS, Dataset
-from scoresde.data.checks import as_raw, check_finite
+from scoresde.data.checks import as_path, as_raw, check_finite
 from scoresde.data.examples import MappedExamples
 from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
@@ -75,7 +75,7 @@ def array(
         InputError: If the file is missing, damaged, pickled or not a NumPy file, or its array is
             not valid data.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     arrays, companions = _load(path, key, labels, conditions)
     mapped = arrays.get("")
     if isinstance(mapped, np.memmap):
@@ -114,7 +114,7 @@ def load_array(path: str | Path) -> np.ndarray:
     Raises:
         InputError: As in :func:`array`.
     """
-    arrays, _ = _load(Path(path).expanduser(), None)
+    arrays, _ = _load(as_path(path), None)
     return next(iter(arrays.values()))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde.data import _cache
 from scoresde.data.base import Dataset
-from scoresde.data.checks import check_integer
+from scoresde.data.checks import as_path, check_integer
 from scoresde.data.splits import FRACTIONS, check_fractions, split_indices
 from scoresde.errors import InputError
 from scoresde.progress import Progress
@@ -90,7 +90,7 @@ def folder(
         InputError: If the folder is missing or has no image, an image is damaged, too large or too
             small, an argument is invalid, or the cache cannot be written.
     """
-    base = Path(path).expanduser().resolve()
+    base = as_path(path).resolve()
     decode = _Decode(_height_width(size), mode, crop)
     shares = None if fractions is None else check_fractions(fractions, parts=3)
     files = image_files(base)
