@@ -1,8 +1,6 @@
 """Posteriors: their laws on exact models, their solver, and what they ask of a model."""
 
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +35,8 @@ from scoresde.passes import counting
 from scoresde.sample import DDIM, DPMSolverPPSDE, ProbabilityFlow, UniPC
 from scoresde.times import LogSNRGrid
 from tests.test_devices import check, mixture, perceptron, points
+from tests.test_docs import blocks
+from tests.test_run import ROOT
 
 DRAWS = 20_000
 ODE = UniPC(steps=50, grid=LogSNRGrid())
@@ -480,9 +480,8 @@ def test_exact_guides_run_on_a_gpu():
 
 
 def test_the_programs_of_the_page_run():
-    page = (Path(__file__).parent.parent / "docs/inverse.md").read_text(encoding="utf-8")
-    space = {"torch": torch, "GaussianModel": GaussianModel, "VPSDE": VPSDE, "UniPC": UniPC}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+    space = {}
+    for block in blocks((ROOT / "docs/inverse.md").read_text(encoding="utf-8"), "python"):
         exec(block, space)
     check_moments(space["out"].x.double(), [0.8, 0.64], [[0.2, 0.16], [0.16, 0.488]])
     # The difference is N(0, 0.4) beforehand: with 0.5 measured it is N(0.4878, 0.00976).

@@ -499,7 +499,8 @@ def test_data_become_latents_and_data_again(run: Path, tmp_path: Path) -> None:
         assert file["x"].shape == (6, 3, 2)
         np.testing.assert_allclose(file["x"][:, 0], test[::2].numpy(), atol=1e-3)
     said = refused("task=sample", latents, "count=13", *tight, cwd=tmp_path)
-    assert "count=13" in said
+    assert "count" in said
+    assert "got 13" in said
 
 
 @pytest.mark.parametrize("guidance", ["clip", "threshold"])
@@ -744,20 +745,20 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["device=null"], 2, ["device", "got None"]),
         (["sde=null"], 2, ["sde", "null"]),
         (["loss.weighting=3"], 2, ["weighting", "got 3"]),
-        (["loss.eps=abc"], 2, ["eps=abc"]),
+        (["loss.eps=abc"], 2, ["eps", "got abc"]),
         (["train.rate=null"], 2, ["train.rate must", "None"]),
-        (["samplers.predictor_corrector.predictor=null"], 2, ["predictor=None"]),
+        (["samplers.predictor_corrector.predictor=null"], 2, ["predictor", "got None"]),
         (["optimizer.lr=abc"], 2, ["abc", "optimiser"]),
         (["sde=custom", "sde._target_=torch.nn.Identity"], 2, ["SDE"]),
         (["train.batch_size=-1"], 2, ["train.batch_size", "got -1"]),
         (["samplers.euler_maruyama.steps=0"], 2, ["steps", "got 0"]),
-        (["samplers.probability_flow.eps=1"], 2, ["eps=1"]),
-        (["samplers.probability_flow.eps=0"], 2, ["eps=0"]),
-        (["likelihood.eps=-0.1"], 2, ["eps=-0.1"]),
+        (["samplers.probability_flow.eps=1"], 2, ["eps", "got 1;"]),
+        (["samplers.probability_flow.eps=0"], 2, ["eps", "got 0.0"]),
+        (["likelihood.eps=-0.1"], 2, ["eps", "got -0.1"]),
         (["likelihood.probes=many"], 2, ["many", "exact"]),
         (["samplers.probability_flow.method=magic"], 2, ["magic", "dopri5"]),
-        (["samplers.predictor_corrector.corrector.snr=0"], 2, ["snr=0"]),
-        (["sde.beta_min=-1"], 2, ["beta_min=-1"]),
+        (["samplers.predictor_corrector.corrector.snr=0"], 2, ["snr", "got 0;"]),
+        (["sde.beta_min=-1"], 2, ["beta_min", "got -1"]),
         (
             ["sde=custom", "sde._target_=my_parts.PulsatingSDE"],
             2,
@@ -848,7 +849,8 @@ def test_split_and_sampler_of_a_checkpoint_are_checked(run: Path, tmp_path: Path
     message = refused("task=likelihood", f"checkpoint={run}", "split=holdout", cwd=tmp_path)
     assert "holdout" in message
     message = refused("task=sample", f"checkpoint={run}", "count=0", cwd=tmp_path)
-    assert "count=0" in message
+    assert "count" in message
+    assert "got 0" in message
 
 
 def test_second_run_in_a_folder_is_refused(run: Path) -> None:
@@ -920,5 +922,6 @@ def test_bad_input_leaves_with_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scoresde.run", "task=paint"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
-    assert result.stderr.startswith("scoresde: task=paint")
+    assert result.stderr.startswith("scoresde: task")
+    assert "paint" in result.stderr
     assert "Traceback" not in result.stderr
