@@ -50,6 +50,8 @@ USED = {
 _EVERY = ("sample", "restore", "likelihood", "classify", "encode", "interpolate", "ema")
 _SAMPLING = ("sample", "restore", "interpolate")
 SERVES = {
+    "checkpoint": (None, (*_EVERY, "reflow", "import")),
+    "split": ("test", ("train", "search", "restore", "likelihood", "classify", "encode", "ema")),
     "ood": (None, ("likelihood",)),
     "reference": (None, ("import",)),
     "guidance": (None, _SAMPLING),
@@ -151,7 +153,9 @@ def check(config: DictConfig) -> None:
             raise InputError(f"{name} must be true or false, got {config[name]}.")
     for name, (plain, tasks) in SERVES.items():
         if config.get(name) != plain and config.task not in tasks:
-            raise InputError(f"task={config.task} has no option {name}; remove it.")
+            raise InputError(
+                f"task={config.task} has no option {name}; remove it, or set task={tasks[0]}."
+            )
     for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
         if not isinstance(config[name], str):
             raise InputError(f"{name} must be a string, got {config[name]}.")
@@ -261,6 +265,8 @@ def instantiate(section: Any, name: str) -> Any:
     except MissingMandatoryValue as error:  # its key omits the section
         key = str(error.full_key)
         key = key if key.startswith(f"{name}.") else f"{name}.{key}"
+        if key.removeprefix(f"{name}.").partition(".")[0] in GROUPS:  # a model consists of groups
+            key = key.removeprefix(f"{name}.")
         raise InputError(f"{key} is required; set {key}=VALUE.") from error
 
 

@@ -248,18 +248,19 @@ def build(tree: Any, allow: Iterable[str] = ()) -> Any:
 
     Arguments:
         tree: Mappings with ``_target_`` become objects; other values stay.
-        allow: Packages besides ``scoresde`` whose classes and functions may be called.
+        allow: Packages besides ``scoresde`` whose classes and functions may be called: names, or
+            a single name.
 
     Raises:
         InputError: If a name is not allowed or not found, or does not accept its arguments.
     """
     try:
-        return _build(tree, allow)
+        return _build(tree, (allow,) if isinstance(allow, str) else tuple(allow))
     except RecursionError as error:
         raise InputError("The recipe is nested too deeply; the file is damaged.") from error
 
 
-def _build(tree: Any, allow: Iterable[str]) -> Any:
+def _build(tree: Any, allow: tuple[str, ...]) -> Any:
     if isinstance(tree, Mapping):
         values = {key: _build(value, allow) for key, value in tree.items() if key != "_target_"}
         return _call(tree["_target_"], values, allow) if "_target_" in tree else values
@@ -268,8 +269,8 @@ def _build(tree: Any, allow: Iterable[str]) -> Any:
     return tree
 
 
-def _call(name: Any, arguments: dict[str, Any], allow: Iterable[str]) -> Any:
-    target = _locate(name, tuple(allow))
+def _call(name: Any, arguments: dict[str, Any], allow: tuple[str, ...]) -> Any:
+    target = _locate(name, allow)
     try:
         return target(**arguments)
     except InputError:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from scoresde.commands import RESUMED, TASKS, rank_of
@@ -109,12 +110,12 @@ def _override(key: str, value: object) -> str:
 
 
 def _advice(text: str) -> str:
-    """Returns advice on an override of the network that Hydra rejects, or an empty text."""
+    """Returns advice on an override that Hydra rejects, or an empty text."""
     section, _, rest = text.lstrip("+").partition(".")
     key, _, value = rest.partition("=")
     now = current(f"scoresde.nn.UNet.{key}")
     if section != "network":
-        return ""
+        return _nearest(text.partition("=")[0])
     if not now.startswith("scoresde."):
         return f"scoresde: network.{key} is now network.{now}; use ++network.{now}={value}.\n"
     if key.startswith("attention."):
@@ -122,7 +123,38 @@ def _advice(text: str) -> str:
             "scoresde: if network.attention is a list of levels, use ~network.attention "
             "'+network.attention={levels:[1],heads:4}'.\n"
         )
-    return ""
+    return _nearest(text.partition("=")[0])
+
+
+def _nearest(name: str) -> str:
+    """Returns the nearest option to one that does not exist, or the choices that have it."""
+    section, _, key = name.rpartition(".")
+    options = _options(section)
+    choices = sorted(choice for choice, keys in options.items() if key in keys)
+    if name.startswith(("+", "~", "-", "hydra.")) or "" in choices:
+        return ""
+    if choices:
+        return (
+            f"scoresde: {name} is an option of other choices of {section}: {', '.join(choices)}.\n"
+        )
+    near = get_close_matches(key, sorted(set().union(*options.values())), 1)
+    prefix = f"{section}." if section else ""
+    return f"scoresde: {name} is not an option; use {prefix}{near[0]}.\n" if near else ""
+
+
+def _options(section: str) -> dict[str, set[str]]:
+    """Returns the keys of a section for each of its choices; those of the program under ''."""
+    spec = find_spec("scoresde.conf")
+    found = spec.submodule_search_locations if spec else None
+    folder = Path(found[0]) if found else Path(__file__).parent.parent / "conf"
+    trees = {path.stem: path for path in (folder / section).glob("*.yaml") if section}
+    loaded = {choice: OmegaConf.load(path) for choice, path in trees.items()}
+    whole = OmegaConf.load(folder / "config.yaml")
+    loaded[""] = OmegaConf.select(whole, section) if section else whole
+    keys = {
+        c: {str(k) for k in tree} for c, tree in loaded.items() if isinstance(tree, DictConfig)
+    }
+    return keys if section else {"": keys[""] | set(GROUPS)}
 
 
 def _list(arguments: list[str]) -> None:

@@ -10,7 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from scipy.integrate import quad
 
+from scoresde import VPSDE, DenoisingScoreMatching, ScoreModel
 from scoresde.codec import Whole
+from scoresde.commands.training import _say_misfits
 from scoresde.data import (
     SPLITS,
     Checkerboard,
@@ -33,6 +35,7 @@ from scoresde.data import (
 )
 from scoresde.data.checks import as_raw
 from scoresde.errors import InputError
+from scoresde.nn import MLP
 from scoresde.streams import Purpose, Streams
 
 DENSITIES = [
@@ -680,3 +683,26 @@ def test_values_in_memory_are_not_a_path_and_the_remedy_works(build):
         build(values)
     x = torch.as_tensor(values)
     assert Dataset.of("mine", make_splits(x)).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        (torch.zeros(30, 2), "splits .*one array.*make_splits"),
+        ([torch.zeros(30, 2)], r"splits .*\b1\b.*make_splits"),
+        ([np.zeros((30, 2))] * 3, r"tensor.*ndarray.*torch\.as_tensor"),
+    ],
+)
+def test_splits_that_are_not_three_tensors(splits, words):
+    with pytest.raises(InputError, match=words):
+        Dataset.of("mine", splits)
+
+
+def test_an_image_whose_channels_may_be_last_is_named(tmp_path, caplog):
+    """12 x 12 pixels of 3 channels, read as 12 channels of 12 x 3."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    model = ScoreModel(MLP((12, 12, 3)), VPSDE())
+    _say_misfits(model, array(tmp_path / "images.npy"), DenoisingScoreMatching(), [])
+    assert "(12, 12, 3)" in caplog.text
+    assert "data.channels_last=true" in caplog.text

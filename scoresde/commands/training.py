@@ -88,7 +88,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         tool.check(model)
     where = f"{device}" if group.size == 1 else f"{group.size} processes, {device.type}"
     if group.first:
-        log.info("Training %s: %d steps on %s.", config.name, training.steps, where)
+        words = config.name, training.steps, where, tuple(data.shape)
+        log.info("Training %s: %d steps on %s, examples of shape %s.", *words)
     clock = time.perf_counter()
     average = fit(
         model,
@@ -157,6 +158,13 @@ def _say_misfits(model: Any, data: Any, loss: Any, cautions: list[str]) -> None:
             (channels, length),
             channels,
             length,
+        )
+    if len(data.shape) == 3 and data.shape[2] in (1, 3, 4) and data.shape[0] == data.shape[1]:
+        log.warning(
+            "Examples of shape %s are treated as images of %d channels, %d x %d pixels; if the "
+            "channels are last, set data.channels_last=true.",
+            tuple(data.shape),
+            *data.shape,
         )
     for sentence in (*check_conditions(model, data), *cautions):
         log.warning("%s", sentence)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -201,6 +202,12 @@ class Dataset:
             centred: Whether quantised data fills [-1, 1] rather than [0, 1].
             labels: The condition ``label``.
         """
+        if isinstance(splits, Tensor | np.ndarray) or len(splits) != 3:
+            found = "one array" if isinstance(splits, Tensor | np.ndarray) else f"{len(splits)}"
+            raise InputError(
+                f"splits must be training, validation and test examples, got {found}; use "
+                "make_splits(x) for a tensor x."
+            )
         train, validation, test = map(as_examples, splits)
         if levels is not None:
             codec = Affine.of_levels(train.shape[1:], levels, centred)

@@ -80,8 +80,9 @@ def _default_levels(dtype: np.dtype) -> int:
     if dtype == np.uint8:
         return 256
     raise InputError(
-        f"levels must be set for data of type {dtype}, got None; pass levels=L for integers 0 to "
-        "L-1 (the brightest level may be absent from the data), or convert them to float32."
+        f"levels must be set for data of type {dtype}, got None; use levels=L (on the command "
+        "line data.levels=L) for integers 0 to L-1 (the brightest level may be absent from the "
+        "data), or convert them to float32."
     )
 
 

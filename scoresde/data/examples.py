@@ -268,7 +268,16 @@ def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
 
 
 def as_examples(values: Any) -> Any:
-    """Converts a torch data set to examples; returns other values unchanged."""
+    """Converts a torch data set to examples; returns tensors and examples unchanged.
+
+    Raises:
+        InputError: If the values are an array of NumPy.
+    """
+    if isinstance(values, np.ndarray):
+        raise InputError(
+            f"Examples must be a tensor or a data set of torch, got {type(values).__name__}; use "
+            "torch.as_tensor(x)."
+        )
     lazy = isinstance(values, torch.utils.data.Dataset) and not isinstance(values, Tensor)
     return DatasetExamples(values) if lazy else values
 

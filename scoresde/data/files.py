@@ -130,12 +130,13 @@ def _load(
     """
     if path.suffix not in _SUFFIXES:
         raise InputError(
-            f"The path of an array must end in {' or '.join(_SUFFIXES)}, got {path}; save the "
+            f"path must be a file that ends in {' or '.join(_SUFFIXES)}, got {path}; save the "
             "array with numpy.save."
         )
     if not path.is_file():
         raise InputError(
-            f"The path of an array must be an existing .npy or .npz file, got {path}."
+            f"path must be an existing .npy or .npz file, got {path} in {Path.cwd()}; set "
+            "data.path=FILE."
         )
     wanted = {"label": [labels] if labels else _LABELS} | {name: [name] for name in conditions}
     try:
@@ -198,7 +199,8 @@ class _Names:
         if len(rest) != 1:
             raise InputError(
                 f"{self.path} must contain one array of examples, or arrays named train and "
-                f"test, got {len(rest)} ({self}); set key=NAME, or rename the arrays."
+                f"test, got {len(rest)} ({self}); use key=NAME (on the command line "
+                "data.key=NAME), or rename the arrays."
             )
         return {rest[0]: rest[0]}
 

@@ -435,7 +435,7 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     found = check_wholes("shape", shape)
     if len(found) not in (2, 3, 4):
         raise InputError(
-            f"shape must be (C, L), (C, H, W) or (C, D, H, W), got {found}; use MLP for data of "
-            "another shape."
+            f"shape must be (C, L), (C, H, W) or (C, D, H, W), got {found}; use MLP (on the "
+            "command line network=mlp) for data of another shape."
         )
     return found
