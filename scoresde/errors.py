@@ -1,5 +1,6 @@
 """Exceptions of the library, and a check for counts."""
 
+import operator
 from typing import Any
 
 
@@ -20,7 +21,7 @@ class SolverError(RuntimeError):
 
 
 def check_count(name: str, value: Any, remedy: str = "") -> int:
-    """Returns a positive whole number as an integer (2.0 passes, 2.5 does not).
+    """Returns a positive integer, of any type of integers.
 
     The message has the form of every message of the library, ``NAME must be CONSTRAINT, got VALUE;
     REMEDY.``
@@ -31,13 +32,15 @@ def check_count(name: str, value: Any, remedy: str = "") -> int:
         remedy: Text after the semicolon, if the constraint does not imply the remedy.
 
     Raises:
-        InputError: If the value is not a positive whole number.
+        InputError: If the value is not a positive integer below 2^63.
     """
     try:
-        count = int(value)
-        if count > 0 and count == value:
-            return count
-    except (TypeError, ValueError, OverflowError):
-        pass
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if 0 < count < 2**63:
+        return count
+    if isinstance(value, float) and value.is_integer() and 0 < value < 2**63:
+        remedy = f"write {int(value)}"
     advice = f"; {remedy}" if remedy else ""
     raise InputError(f"{name} must be a positive integer, got {value}{advice}.")

@@ -134,9 +134,8 @@ def _nearest(name: str) -> str:
     if name.startswith(("+", "~", "-", "hydra.")) or "" in choices:
         return ""
     if choices:
-        return (
-            f"scoresde: {name} is an option of other choices of {section}: {', '.join(choices)}.\n"
-        )
+        others = ", ".join(choices)
+        return f"scoresde: {name} is an option of other choices of {section}: {others}.\n"
     near = get_close_matches(key, sorted(set().union(*options.values())), 1)
     prefix = f"{section}." if section else ""
     return f"scoresde: {name} is not an option; use {prefix}{near[0]}.\n" if near else ""

@@ -26,6 +26,8 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         InputError: If there is neither one coefficient nor one per example, or the data are not
             floating-point.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"x must be a tensor, got {type(x).__name__}; use torch.as_tensor(x).")
     if not x.is_floating_point():
         raise InputError(
             f"x must be floating-point, got {x.dtype}; convert it to model units with "
@@ -113,10 +115,13 @@ def check_batch(x: Tensor) -> None:
     Raises:
         InputError: If ``x`` is not a batch ``(B, *)`` of floats.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"x must be a tensor, got {type(x).__name__}; use torch.as_tensor(x).")
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise InputError(
             "x must be a floating-point batch (B, ...) of two or more axes, not empty, got shape "
-            f"{tuple(x.shape)} and type {x.dtype}; dequantise integers first."
+            f"{tuple(x.shape)} and type {x.dtype}; use x[None] for one example, and "
+            "Dataset.encode for integers."
         )
 
 

@@ -1,5 +1,7 @@
 """Misuse of the library that would give silent nonsense is an error that says so."""
 
+import re
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from scoresde import (
     NoiseWeighting,
     ScoreModel,
 )
+from scoresde.data import make_splits
+from scoresde.errors import check_count
 from scoresde.sample import Langevin, PredictorCorrector
 
 GAUSSIAN = GaussianModel(torch.zeros(2), 1.0, VPSDE())
@@ -63,3 +67,25 @@ def test_parts_are_objects_and_not_classes() -> None:
         PredictorCorrector(corrector=Langevin)
     with pytest.raises(InputError, match="weighting"):
         DenoisingScoreMatching(weighting=NoiseWeighting)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(10.0, "got 10.0; write 10"), (2.5, "got 2.5."), (0, "got 0."), (2**64, "got 18446744")],
+)
+def test_counts_are_integers(value, said):
+    with pytest.raises(InputError, match=f"^steps .*{re.escape(said)}"):
+        check_count("steps", value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: Likelihood()(GAUSSIAN, x),
+        lambda x: DenoisingScoreMatching()(GAUSSIAN, x, seed=0),
+        make_splits,
+    ],
+)
+def test_an_array_of_numpy_is_no_tensor(call):
+    with pytest.raises(InputError, match=r"tensor.*ndarray.*torch\.as_tensor"):
+        call(torch.zeros(30, 2).numpy())

@@ -155,7 +155,7 @@ class Dataset:
             raise InputError(
                 "conditions must map names to the tensors of the splits, got "
                 f"{type(self.conditions).__name__}; pass {{'context': [train, validation, "
-                "test]}}."
+                "test]}."
             )
         if self.degradation is not None and SOURCE in self.conditions:
             raise InputError(
@@ -238,7 +238,7 @@ class Dataset:
         if raw.shape[1:] != self.train.shape[1:] or raw.dtype != self.train.dtype:
             raise InputError(
                 f"The {split} split of {self.name} must have examples {self.raw_shape} of "
-                f"{self.train.dtype} as the train split, got {tuple(raw.shape[1:])} of "
+                f"{self.train.dtype} like the train split, got {tuple(raw.shape[1:])} of "
                 f"{raw.dtype}."
             )
         real = (torch.float32, torch.float64)
@@ -246,8 +246,8 @@ class Dataset:
         if raw.dtype not in needed:
             raise InputError(
                 f"{self.name} must have type {' or '.join(map(str, needed))} for "
-                f"levels={self.levels}, got {raw.dtype}; pass levels for integers, and None for "
-                "real-valued data."
+                f"levels={self.levels}, got {raw.dtype}; convert it with x.to({needed[0]}), or "
+                "pass levels for integers and None for real-valued data."
             )
         if isinstance(raw, Examples):  # checked when an array is mapped or items are read
             return

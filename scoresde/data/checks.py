@@ -18,7 +18,7 @@ def as_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise InputError(
             f"path must be the path of a file or a folder, got {type(path).__name__}; for values "
-            "in memory, use Dataset.of('mine', make_splits(x)) with a tensor x."
+            "in memory, use Dataset.of('mine', make_splits(torch.as_tensor(x)))."
         )
     return Path(path).expanduser()
 

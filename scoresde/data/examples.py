@@ -262,7 +262,7 @@ def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
         raise InputError(
             "The items of a dataset must be examples x, pairs (x, label) or mappings, got "
             f"tuples of {len(item)}; return a mapping such as {{'x': x, 'label': y, 'context': "
-            "z}}."
+            "z}."
         )
     return item, {}
 

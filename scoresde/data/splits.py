@@ -63,6 +63,10 @@ def make_splits(
         InputError: Also if there are not three fractions, or an example has a NaN.
     """
     check_fractions(fractions, parts=3)
+    if not isinstance(raw, Tensor):
+        raise InputError(
+            f"raw must be a tensor, got {type(raw).__name__}; use torch.as_tensor(x)."
+        )
     if raw.is_floating_point():
         check_finite(raw)
     return tuple(raw[indices.to(raw.device)] for indices in split_indices(raw, fractions, seed))

@@ -77,8 +77,8 @@ class ShrunkNorm(StepRule):
     def __post_init__(self) -> None:
         if not 0 < self.pseudo_dimensions < math.inf:
             raise InputError(
-                "pseudo_dimensions must be positive and finite, which bounds the step where a "
-                f"score vanishes, got {self.pseudo_dimensions}; the default is 256."
+                "pseudo_dimensions must be positive and finite, got "
+                f"{self.pseudo_dimensions}; the default is 256."
             )
 
     def __call__(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Corrector(ABC):
             raise InputError(
                 f"snr must be positive and finite, got {self.snr}; the published value is 0.16."
             )
-        check_count("corrector.steps", self.steps, "use corrector=null for no correction")
+        check_count("steps", self.steps)
 
     @abstractmethod
     def size(self, base: float, sigma: float, noise: Tensor, z: Tensor) -> Tensor:
