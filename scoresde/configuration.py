@@ -265,8 +265,9 @@ def instantiate(section: Any, name: str) -> Any:
     except MissingMandatoryValue as error:  # its key omits the section
         key = str(error.full_key)
         key = key if key.startswith(f"{name}.") else f"{name}.{key}"
-        if key.removeprefix(f"{name}.").partition(".")[0] in GROUPS:  # a model consists of groups
-            key = key.removeprefix(f"{name}.")
+        part = key.removeprefix(f"{name}.")
+        parts = ("sde.", "network.", "parametrisation.", "noise_label.")  # groups of their own
+        key = part if name == "model" and part.startswith(parts) else key
         raise InputError(f"{key} is required; set {key}=VALUE.") from error
 
 
