@@ -101,8 +101,8 @@ class ModeTimes(CurvedTimes):
 
     def __post_init__(self) -> None:
         if not -1 <= self.scale <= 2 / (math.pi - 2):
-            raise InputError(
-                f"scale must be in [-1, {2 / (math.pi - 2):.4g}], where the curve increases, got "
+            raise InputError(  # five digits round the bound down
+                f"scale must be in [-1, {2 / (math.pi - 2):.5g}], where the curve increases, got "
                 f"{self.scale}; the published value is 1.29."
             )
 
