@@ -35,6 +35,12 @@ def test_a_length_out_of_range_is_refused(length):
         power_of_length(length)
 
 
+def test_the_longest_length_of_the_message_is_accepted():
+    with pytest.raises(InputError, match=r"\(0, 0\.288675\], got 0\.2887"):
+        power_of_length(0.2887)
+    assert power_of_length(0.288675) >= 0
+
+
 def test_an_average_weighs_the_updates_by_its_profile():
     source = model()
     average, first = PowerEMA(source, 0.1), next(source.parameters())

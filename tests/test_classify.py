@@ -79,6 +79,14 @@ def test_logistic_regression_finds_the_linear_rule():
         (lambda: reliability(torch.tensor([1.5]), torch.tensor([True])), r"1\.5"),
         (lambda: reliability(torch.tensor([0.5]), torch.tensor([True]), 0), r"bins.*\b0\b"),
         (
+            lambda: confusion(torch.tensor([0, 2]), torch.tensor([0, 1]), 2),
+            r"label must be integers from 0 to 1, got \[0, 2\]",
+        ),
+        (
+            lambda: confusion(torch.tensor([0, 1]), torch.tensor([0, -1]), 2),
+            r"truth must be integers from 0 to 1, got \[-1, 0\]",
+        ),
+        (
             lambda: logistic_regression(
                 torch.ones(3, 2), torch.ones(3).long(), torch.ones(1, 2), 2
             ),

@@ -216,6 +216,7 @@ def test_items_are_evaluated_and_fitted():
     [
         ([], "dataset .*Odd.* 0"),
         (["text"], "tensors or arrays.*str"),
+        ([{"y": torch.zeros(2)}], "must contain the key x .*got y;"),
         ([object()], "object"),
         ([(torch.zeros(1), 0, 1.0)], "tuples of 3"),
         ([0.5], "axis.*numbers"),

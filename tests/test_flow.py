@@ -302,7 +302,10 @@ def test_emphasis_weighs_nothing_and_a_correction_keeps_the_mean(times):
     ("make", "match"),
     [
         (lambda: LogitNormalTimes(std=0.0), r"std.*0.0"),
+        (lambda: LogitNormalTimes(mean=math.nan), "mean must be finite, got nan"),
+        (lambda: LogNormalTimes(mean=math.nan), "mean must be finite, got nan"),
         (lambda: ModeTimes(1.8), "scale.*1.8"),
+        (lambda: ModeTimes(1.752), rf"scale must be in \[-1, {ModeTimes(1.7519).scale}\].*1\.752"),
         (lambda: ModeTimes(-1.1), "scale.*-1.1"),
         (lambda: UShapedTimes(0.0), "rate.*0.0"),
         (lambda: Corrected(LogNormalTimes()), "times.*LogNormalTimes"),

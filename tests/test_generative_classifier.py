@@ -207,6 +207,10 @@ EXACT = Likelihood("exact")
         (lambda: GenerativeClassifier(Likelihood(differentiable=True), 3), "differentiable"),
         (lambda: GenerativeClassifier(EXACT, 3, [-1.0, -1.0]), r"log_prior .*-1\.0"),
         (lambda: GenerativeClassifier(EXACT, 2, [-1.0, -1.0]), r"log_prior .*0\.735"),
+        (
+            lambda: GenerativeClassifier(EXACT, 3, [0.3, 0.3, 0.4]),
+            r"log_prior must be 3 log-prob.* whose .* to 1, got \(0\.3, 0\.3, 0\.4\), .*4\.19",
+        ),
         (lambda: GenerativeClassifier(EXACT, 2, [math.nan, 0.0]), "log_prior .*nan"),
         (lambda: GenerativeClassifier(EXACT, 4)(mixture(), X), "classes .*3.*got 4"),
         (

@@ -409,6 +409,10 @@ X = normal(4, 4)
         (lambda: ClassifierFreeGuidance(never_without(), 2.0), "scale.*2.0"),
         (lambda: ClassifierGuidance(mixture(), None, 2.0), "classifier.*NoneType"),
         (
+            lambda: ClassifierGuidance(mixture(), network(), 2.0),
+            "Classifier .*got ScoreModel; train",
+        ),
+        (
             lambda: ClassifierGuidance(mixture(), mixture().class_log_prob, 2.0).noise(X, at(0.3)),
             "label.*None",
         ),

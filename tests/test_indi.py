@@ -12,6 +12,7 @@ from scoresde.model import (
     DataOutput,
     DataParametrisation,
     GaussianBridge,
+    GaussianModel,
     ResidualOutput,
     ScaledTime,
 )
@@ -386,6 +387,8 @@ def test_an_example_is_the_same_alone_and_in_a_batch():
     ("act", "words"),
     [
         (lambda m, y: Restore(4)(m, seed=0), "source=y"),
+        (lambda m, y: Restore(4)(m, seed=0, source=[1.0]), "source must be a tensor.*list"),
+        (lambda m, y: Restore(4)(GaussianModel(ZERO, 1.0, VPSDE()), source=y), "Bridge.*VPSDE"),
         (lambda m, y: Restore(4)(m, (3, 2), seed=0, source=y[:, :1]), r"source.*\(5, 1\)"),
         (lambda m, y: Restore(4, noise=2.0), "noise.*2.0"),
         (lambda m, y: Restore(0), "steps.*0"),

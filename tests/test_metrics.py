@@ -11,6 +11,7 @@ from scoresde.errors import InputError
 from scoresde.metrics import (
     CovarianceFamily,
     Estimate,
+    Moments,
     baselines,
     bits_per_dim,
     gaussian_baseline,
@@ -143,8 +144,10 @@ def test_baselines_refuse_what_they_cannot_fit():
         (lambda: gaussian_baseline(x, x[:, :2]), r"\(20, 3\), \(20, 2\)"),
         (lambda: gaussian_baseline(x[:0], x), r"\(0, 3\), \(20, 3\)"),
         (lambda: gaussian_baseline(x * math.nan, x), "finite.* 60 "),
-        (lambda: gaussian_baseline(torch.ones(20, 3), x), "full.* 20 examples"),
-        (lambda: gaussian_baseline(x[:1], x), "full.* 1 examples"),
+        (lambda: gaussian_baseline(torch.ones(20, 3), x), "at least 3 .*got 20 .1 different"),
+        (lambda: gaussian_baseline(torch.ones(40, 3), x, 0.9), "at least 3 .*got 40 .1 different"),
+        (lambda: gaussian_baseline(x[:1], x), "at least 3 .*got 1 .1 different"),
+        (lambda: gaussian_baseline(x, x, regularisation=2), r"regularisation .*\[0, 1\], got 2"),
         (lambda: mixture_baseline(x, x, x, largest=0), "largest.*0"),
         (lambda: mixture_baseline(x, x, x, families=[]), "families.*CovarianceFamily"),
         (lambda: CovarianceFamily("round", 0.1), "covariance.*'round'"),
@@ -152,6 +155,12 @@ def test_baselines_refuse_what_they_cannot_fit():
     ]:
         with pytest.raises(InputError, match=message):
             call()
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (0, 3, 4, 4), ()])
+def test_moments_need_an_example(shape):
+    with pytest.raises(InputError, match=rf"raw .*{re.escape(str(shape))}"):
+        Moments.of(torch.zeros(shape))
 
 
 # Sliced Wasserstein distance

@@ -537,9 +537,18 @@ def test_an_unusable_gaussian_is_refused(arguments):
         GaussianModel(torch.zeros(3), sde=VPSDE(), **arguments)
 
 
-def test_a_gaussian_needs_an_sde():
-    with pytest.raises(InputError, match="sde"):
-        GaussianModel(torch.zeros(3), 1.0)
+@pytest.mark.parametrize(
+    ("sde", "message"),
+    [(None, "sde"), ("vp", "sde must be an SDE .*'vp'"), (VPSDE, "sde must be .*class VPSDE")],
+)
+def test_a_gaussian_needs_an_sde(sde, message):
+    with pytest.raises(InputError, match=message):
+        GaussianModel(torch.zeros(3), 1.0, sde)
+
+
+def test_a_gaussian_needs_a_finite_mean():
+    with pytest.raises(InputError, match="mean must be finite, got nan in 1 of 2"):
+        GaussianModel([0.0, math.nan], 1.0, VPSDE())
 
 
 @pytest.mark.parametrize(

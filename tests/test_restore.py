@@ -89,6 +89,12 @@ def test_simulated_observations_are_of_the_middle_of_levels():
     assert float(noisy.std()) == pytest.approx(2.0, rel=4 / 8000**0.5)
 
 
+@pytest.mark.parametrize("span", [0, -1.0, math.inf])
+def test_decibels_need_a_positive_span(span):
+    with pytest.raises(InputError, match=f"span must be positive and finite, got {span};"):
+        psnr(torch.ones(1, 4), torch.zeros(1, 4), span)
+
+
 def test_decibels_and_similarity_of_known_errors():
     truth = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))

@@ -683,8 +683,9 @@ def test_unusable_settings_are_refused(make, message):
 
 
 def test_a_loop_that_no_time_of_the_grid_is_in_is_refused():
-    with pytest.raises(InputError, match=r"grid .*low=100\.0"):
-        Restart(DDIM(2), (RestartInterval(100.0, 120.0),))(mixture(VPSDE()), (2, 2))
+    for low, high in [(100.0, 120.0), (1e-4, 2e-4)]:
+        with pytest.raises(InputError, match=rf"grid, \[\S+, \S+\], .*low={low}.*a smaller eps"):
+            Restart(DDIM(2), (RestartInterval(low, high),))(mixture(VPSDE()), (2, 2))
 
 
 # --- The probability flow ------------------------------------------------------------------------

@@ -354,6 +354,7 @@ def test_a_loss_of_one_time_says_so():
         (lambda: SlicedScoreMatching(distribution=ExactTrace()), "distribution"),
         (lambda: OneLevel(0), "sigma"),
         (lambda: OneLevel(60.0).first_time(SDE), "sigma"),
+        (lambda: OneLevel(200.0).first_time(VPSDE()), r"sigma must be in \(0, 15\d\], .*got 200"),
         (lambda: ExplicitScoreMatching(eps=0.0).first_time(VPSDE()), "eps"),
         (lambda: OneLevel(0.1).check(3), "model"),
     ],

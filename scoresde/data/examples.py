@@ -253,6 +253,11 @@ def _classes(label: Tensor) -> Tensor:
 def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
     """Returns the example and the conditions of an item."""
     if isinstance(item, Mapping):
+        if "x" not in item:
+            raise InputError(
+                "The items of a dataset must contain the key x if they are mappings, got "
+                f"{', '.join(map(str, item)) or 'no key'}; return the example as x."
+            )
         return item.get("x"), {name: value for name, value in item.items() if name != "x"}
     if isinstance(item, tuple) and len(item) == 2:
         return item[0], {"label": item[1]}

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.errors import InputError
 from scoresde.guidance.base import Guided, View, ask, surely_nowhere
@@ -79,10 +79,13 @@ class ClassifierGuidance(Guided):
         scale: float | Tensor,
     ) -> None:
         super().__init__(model, scale)
-        if not callable(classifier):
+        # A module without forward, such as a ScoreModel, is callable, but fails when called.
+        idle = isinstance(classifier, nn.Module) and type(classifier).forward is nn.Module.forward
+        if idle or not callable(classifier):
             raise InputError(
-                "classifier must be a callable (x, t) -> log p(c | x_t) of shape (B, C), got "
-                f"{type(classifier).__name__}."
+                "classifier must be a Classifier or a callable (x, t) -> log p(c | x_t) of shape "
+                f"(B, C), got {type(classifier).__name__}; train one with "
+                "+experiment=digits_classifier."
             )
         self.classifier = classifier
 

@@ -229,8 +229,9 @@ def _check_prior(log_prior: Sequence[float], classes: int) -> tuple[float, ...]:
     total = sum(math.exp(value) for value in values)
     if len(values) != classes or not abs(total - 1) < 1e-6:
         raise InputError(
-            f"log_prior must be {classes} log-probabilities that add up to 1, got {values}, which "
-            f"add up to {total:.6g}; use logarithms of probabilities."
+            f"log_prior must be {classes} log-probabilities whose exponentials add up to 1, got "
+            f"{values}, whose exponentials add up to {total:.6g}; pass the logarithms of the "
+            "probabilities."
         )
     return values
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
 import torch
 from torch import Tensor
@@ -74,8 +75,8 @@ class OneLevel(Loss):
         low, high = _levels(process)
         if not low <= self.sigma <= high:
             raise InputError(
-                f"sigma must be in [{low:.3g}, {high:.3g}], the levels sigma / alpha of "
-                f"{process}, got {self.sigma}."
+                f"sigma must be in {_interval(low, high)}, the levels sigma / alpha of {process}, "
+                f"got {self.sigma}; use a level in this range."
             )
         time = process.time(torch.tensor(-2 * math.log(self.sigma), dtype=torch.float64))
         return float(time.detach().clamp(0, 1))
@@ -92,6 +93,19 @@ def _levels(sde: SDE) -> tuple[float, float]:
     low, high = (sde.sigma(ends) / sde.alpha(ends)).tolist()
     # Rounding must not exclude a level equal to an end of the process.
     return low * (1 - 1e-9), high * (1 + 1e-9)
+
+
+def _interval(low: float, high: float) -> str:
+    """Returns the valid levels, with ends of three digits rounded inwards.
+
+    Example:
+        >>> _interval(0.0, 152.17), _interval(0.0123456, math.inf)
+        ('(0, 152]', '[0.0124, inf)')
+    """
+    least = float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(low))
+    most = float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(high))
+    left, right = "[" if low > 0 else "(", "]" if high < math.inf else ")"
+    return f"{left}{least:g}, {most:g}{right}"
 
 
 def only_time(loss: Loss | None, process: Interpolant) -> float | None:

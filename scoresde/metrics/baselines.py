@@ -121,10 +121,11 @@ def gaussian_baseline(train: Tensor, test: Tensor, regularisation: float = 1e-6)
         InputError: If the examples are invalid or have too many features, or the covariance is
             singular.
     """
+    family = CovarianceFamily("full", regularisation)
     a, c = _rows(train, test)
     shape = tuple(test.shape[1:])
     if len(a) >= _PLENTY * a.shape[1]:
-        fitted = _fit(a, CovarianceFamily("full", regularisation), components=1, seed=0)
+        fitted = _fit(a, family, components=1, seed=0)
         return Baseline("Gaussian", torch.from_numpy(fitted.score_samples(c)), shape)
     log_prob, share = _shrunk(a, c, regularisation)
     note = f"covariance shrunk by {share:.2g}: {len(a)} examples of {a.shape[1]} features"
@@ -290,13 +291,22 @@ def _shrunk(rows: np.ndarray, test: np.ndarray, regularisation: float) -> tuple[
     """Returns the log-densities of test examples under a shrunk covariance, and its weight."""
     held_out = np.arange(len(rows)) % 5 == 0
     if len(rows) < 3 or not np.ptp(rows[~held_out], axis=0).any():
-        raise _unfit("1 Gaussian (full)", rows, CovarianceFamily("full", regularisation))
+        raise _too_few(rows)
     part, whole = (_Spectrum(r, regularisation) for r in (rows[~held_out], rows))
     share = max(_SHARES, key=lambda s: part.log_prob(rows[held_out], s).mean())
     return whole.log_prob(test, share), share
 
 
+def _too_few(rows: np.ndarray) -> InputError:
+    return InputError(
+        "The training examples must be at least 3 that differ (without every fifth one), got "
+        f"{len(rows)} ({len(np.unique(rows, axis=0))} different); use more examples."
+    )
+
+
 def _unfit(what: str, rows: np.ndarray, family: CovarianceFamily) -> InputError:
+    if not np.ptp(rows, axis=0).any():
+        return _too_few(rows)
     return InputError(
         f"Cannot fit {what} to {len(rows)} examples of {rows.shape[1]} features with "
         f"regularisation={family.regularisation}; use a larger one, such as 1e-3, or more "

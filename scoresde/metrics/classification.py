@@ -68,7 +68,7 @@ def confusion(label: Tensor, truth: Tensor, classes: int) -> Tensor:
         classes: Number C of classes.
 
     Raises:
-        InputError: If there are no examples, or the lengths differ.
+        InputError: If there are no examples, the lengths differ, or a class is out of range.
 
     Example:
         >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
@@ -76,7 +76,15 @@ def confusion(label: Tensor, truth: Tensor, classes: int) -> Tensor:
                 [0, 1]])
     """
     _check_pair(label, truth)
+    check_count("classes", classes)
     kept = label >= 0
+    for name, values in (("label", label[kept]), ("truth", truth[kept])):
+        whole = not values.is_floating_point()
+        if not whole or bool(((values < 0) | (values >= classes)).any()):
+            raise InputError(
+                f"{name} must be integers from 0 to {classes - 1}, got "
+                f"{values.unique().tolist()}; use another number of classes."
+            )
     places = truth[kept] * classes + label[kept]
     return torch.bincount(places, minlength=classes**2).reshape(classes, classes)
 

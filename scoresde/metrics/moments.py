@@ -39,11 +39,11 @@ class Moments:
         Raises:
             InputError: If there is no example.
         """
-        x = features(raw)
-        if not len(x):
+        if raw.ndim < 1 or not raw.numel():
             raise InputError(
-                f"raw must contain at least one example, got shape {tuple(raw.shape)}."
+                f"raw must contain at least one example, (N, *), got shape {tuple(raw.shape)}."
             )
+        x = features(raw)
         centred = x - x.mean(0)
         covariance = centred.T @ centred / len(x)
         std = covariance.diagonal().sqrt()

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.errors import InputError
 from scoresde.shapes import sum_features
 from scoresde.streams import Purpose, Streams
 
@@ -19,10 +20,18 @@ def psnr(x: Tensor, truth: Tensor, span: float) -> Tensor:
         truth: True examples, with the same shape.
         span: Difference of the largest and the smallest value, in the same units, positive.
 
+    Raises:
+        InputError: If the span is not positive and finite.
+
     Example:
         >>> round(float(psnr(torch.full((1, 4), 0.1), torch.zeros(1, 4), span=1.0)), 3)
         20.0
     """
+    if not 0 < span < math.inf:
+        raise InputError(
+            f"span must be positive and finite, got {span}; use the difference of the largest and "
+            "the smallest value."
+        )
     error = sum_features((x.double() - truth.double()) ** 2) / truth[0].numel()
     return 20 * math.log10(span) - 10 * torch.log10(error)
 

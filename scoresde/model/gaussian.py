@@ -63,7 +63,15 @@ class GaussianModel(ScoreFunction):
                 "GaussianModel requires sde and exactly one of std and covariance, got "
                 f"{given or 'none of them'}."
             )
+        if not isinstance(sde, SDE):
+            given = f"the class {sde.__name__}" if isinstance(sde, type) else repr(sde)
+            raise InputError(f"sde must be an SDE such as VPSDE(), got {given}.")
         mean = floats(mean)
+        if not bool(mean.isfinite().all()):
+            bad = mean[~mean.isfinite()]
+            raise InputError(
+                f"mean must be finite, got {bad[0].item()} in {len(bad)} of {mean.numel()} values."
+            )
         variances, basis = _spectrum(mean, std, covariance)
         if not bool((variances > 0).all()):
             raise InputError(

@@ -257,8 +257,9 @@ class Conditioning(Conditions):
         if name not in self.conditions:
             raise InputError(
                 f"Conditions must be among those of the network "
-                f"({', '.join(self.names) or 'none'}), got {name!r}; build the network with "
-                f"{'classes=...' if name == 'label' else f'conditions={{{name!r}: ...}}'}."
+                f"({', '.join(self.names) or 'none'}), got {name!r}; remove it, or build the "
+                "network with "
+                f"{'classes=C' if name == 'label' else f'conditions={{{name!r}: n}}'}."
             )
         layer = self.conditions[name]
         assert isinstance(layer, nn.Linear)

@@ -100,8 +100,10 @@ class Restart(Sampler):
             high = min(interval.high, nodes[0].ratio) if not stages else interval.high
             if here == 0 or nodes[here].ratio >= high:
                 raise InputError(
-                    f"The grid must have a time near the low level of {interval} and below its "
-                    f"high level; use more steps, or levels below {nodes[0].ratio:.4g}."
+                    "The interval must lie within the levels of the grid, "
+                    f"[{nodes[-1].ratio:.4g}, {nodes[0].ratio:.4g}], with a time of the grid near "
+                    f"its low level, got {interval}; use more steps, levels in this range, or a "
+                    "smaller eps."
                 )
             stages += self.sampler.plan(sde, nodes[: here + 1])
             nodes = nodes[here:]

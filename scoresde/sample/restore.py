@@ -102,12 +102,23 @@ class Restore(Sampler):
         if shape is None and latent is None and isinstance(cond.get("source"), Tensor):
             shape = cond["source"].shape
         self.check(model)
+        source = cond.get("source")
+        if source is not None and not isinstance(source, Tensor):
+            raise InputError(
+                f"source must be a tensor of shape (B, *), got {type(source).__name__}; use "
+                "torch.tensor."
+            )
         if shape is None and latent is None:
             raise InputError(
                 "source is required to sample a bridge; pass source=y, with shape (B, *)."
             )
         given: dict[str, Any] = {"latent": latent, "seed": seed, "seeds": seeds, **cond}
         return super().__call__(model, shape, callback=callback, progress=progress, **given)
+
+    def check(self, model: Model) -> float:
+        if isinstance(model, Model):  # the process before eps, whose default suits bridges
+            self._check_process(model.process, 0.0)
+        return super().check(model)
 
     def _check_process(self, process: Any, eps: float) -> float:
         if not isinstance(process, Bridge):

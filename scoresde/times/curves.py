@@ -74,6 +74,8 @@ class LogitNormalTimes(CurvedTimes):
     std: float = 1.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.mean):
+            raise InputError(f"mean must be finite, got {self.mean}; the published value is 0.")
         if not 0 < self.std < math.inf:
             raise InputError(
                 f"std must be positive and finite, got {self.std}; the published value is 1."
@@ -101,8 +103,8 @@ class ModeTimes(CurvedTimes):
 
     def __post_init__(self) -> None:
         if not -1 <= self.scale <= 2 / (math.pi - 2):
-            raise InputError(
-                f"scale must be in [-1, {2 / (math.pi - 2):.4g}], where the curve increases, got "
+            raise InputError(  # five digits round the bound down
+                f"scale must be in [-1, {2 / (math.pi - 2):.5g}], where the curve increases, got "
                 f"{self.scale}; the published value is 1.29."
             )
 

@@ -116,6 +116,8 @@ class LogNormalTimes(Times):
     tail: float = 0.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.mean):
+            raise InputError(f"mean must be finite, got {self.mean}; the published value is -1.2.")
         if not 0 < self.std < math.inf:
             raise InputError(
                 f"std must be positive and finite, got {self.std}; the published value is 1.2."

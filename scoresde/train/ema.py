@@ -119,7 +119,8 @@ def power_of_length(length: float) -> float:
         or not 0 < length <= LONGEST
     ):
         raise InputError(
-            f"length must be a share of the training run in (0, {LONGEST:.4f}], got {length!r}; "
+            # Six digits round the bound down.
+            f"length must be a share of the training run in (0, {LONGEST:.6f}], got {length!r}; "
             "use 0.05 to 0.1."
         )
     inverse = length**-2
