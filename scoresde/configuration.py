@@ -76,6 +76,11 @@ SERVES = {
     "channels_last": (True, _EVERY),
 }
 
+# Values that every task reads, besides those of groups.
+_REQUIRED = (
+    *("task", "seed", "device", "progress", "count", "examples", "batch_size", "draws", "points"),
+    *("split", "inspect", "benchmark", "search", "checkpoint"),
+)
 _NAMED = ("samplers.", "trackers.")  # sections of any number of named objects
 _STEPS = 1000  # of the chain that discretises a continuous process
 
@@ -129,22 +134,24 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: If a value has the wrong type or range, or would have no effect.
     """
-    missing = [group for group in GROUPS if group not in config]
+    missing = [name for name in (*GROUPS, *_REQUIRED) if name not in config]
     if missing:
         raise InputError(
             f"{missing[0]} must not be removed from the configuration; remove ~{missing[0]}."
         )
     optional = ("threads", "examples", "trajectory")
     numbers = [name for name in optional if config[name] is not None]
+    for name in ("inspect", "benchmark", "search"):
+        if config[name] is None:
+            raise InputError(f"{name} must not be null; remove {name}=null.")
     for name in ("count", "batch_size", "draws", "points", *numbers):
-        value = config[name]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{name} must be a positive integer, got {value}.")
+        value, least = config[name], 2 if name in ("points", "trajectory") else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            kind = "a positive integer" if least == 1 else "an integer of at least 2"
+            raise InputError(f"{name} must be {kind}, got {value}.")
         check_count(name, value)
     for name in ("count", "examples"):
         check_count(f"inspect.{name}", config.inspect[name])
-    if config.trajectory == 1:
-        raise InputError("trajectory must be at least 2, got 1.")
     whole = isinstance(config.seed, int) and not isinstance(config.seed, bool)
     if not whole or not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be an integer in [0, 2^63), got {config.seed}.")
@@ -156,7 +163,8 @@ def check(config: DictConfig) -> None:
             raise InputError(
                 f"task={config.task} has no option {name}; remove it, or set task={tasks[0]}."
             )
-    for name in ("name", "device", "split", *(["checkpoint"] if config.checkpoint else [])):
+    texts = ("checkpoint", "latents", "source", "truth", "compare", "reference")
+    for name in ("name", "device", "split", *(n for n in texts if config[n] is not None)):
         if not isinstance(config[name], str):
             raise InputError(f"{name} must be a string, got {config[name]}.")
     if not isinstance(config.allow, str | ListConfig):
@@ -483,7 +491,7 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     if not labels or not whole:
         raise InputError(
             "label must be an integer class from 0, -1 for none, or a list of these, got "
-            f"{config.label}; for the noise label of a network use noise_label=NAME."
+            f"{config.label}."
         )
     if not model.takes("label"):
         raise InputError(

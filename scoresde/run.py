@@ -45,6 +45,7 @@ log = logging.getLogger("scoresde")
 
 # In a checkout that is not installed, conf/ is not a package; it is next to scoresde/.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
+_NEVER_NULL = (*GROUPS, "guidance", "method", "operator")
 INPUT_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
 
 
@@ -57,10 +58,12 @@ def main() -> None:
         return
     # The other data set is an option of the group data, at the key ood.
     sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
-    empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in GROUPS}]
+    empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in _NEVER_NULL}]
     if empty:
         name = empty[0].removesuffix("=null")
-        fail(f"{name} must not be null; choose one of its options (see scoresde --help).")
+        fail(
+            f"{name} must not be null; remove {name}=null, or choose one of its options (see scoresde --help)."
+        )
     for text in sys.argv[1:]:
         _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:

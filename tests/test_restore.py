@@ -246,6 +246,7 @@ def test_missing_values_and_small_pictures_are_sources_too(digits):
     ("arguments", "message"),
     [
         ((), "operator.*operator=hole"),
+        (("operator=masking",), r"operator\.mask is required; set operator\.mask="),
         (("operator=hole", "operator.size=8"), "size.*8"),
         (("operator=hole", "source=nowhere.npy"), "nowhere.npy"),
         (("operator=hole", "truth=x.npy"), "truth.*source"),

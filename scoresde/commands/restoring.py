@@ -226,6 +226,8 @@ def _operator(config: DictConfig, codec: Any, source: torch.Tensor) -> Any:
                 "a mask."
             )
         return Masking(~source.isnan())
+    if plan.get("mask") == "???":
+        raise InputError("operator.mask is required; set operator.mask=FILE.")
     if isinstance(plan.get("mask"), str):
         plan["mask"] = read_mask(plan["mask"], codec.raw_shape)
         return Masking(plan["mask"])

@@ -138,7 +138,7 @@ def search(config: DictConfig, folder: Path) -> dict[str, Any]:
     if not space:
         raise InputError(
             "search.space must not be empty; for example set "
-            "+search.space.optimizer.lr={low:1e-4,high:1e-2,log:true}."
+            "'+search.space.optimizer.lr={low:1e-4,high:1e-2,log:true}'."
         )
     for name in space:
         present = OmegaConf.select(config, name, default=_NOTHING)
