@@ -62,7 +62,8 @@ def main() -> None:
     if empty:
         name = empty[0].removesuffix("=null")
         fail(
-            f"{name} must not be null; remove {name}=null, or choose one of its options (see scoresde --help)."
+            f"{name} must not be null; remove {name}=null, or choose one of its options (see "
+            "scoresde --help)."
         )
     for text in sys.argv[1:]:
         _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
