@@ -492,7 +492,7 @@ def labels_of(config: DictConfig, model: Any) -> dict[str, torch.Tensor]:
     if not labels or not whole:
         raise InputError(
             "label must be an integer class from 0, -1 for none, or a list of these, got "
-            f"{config.label}."
+            f"{config.label}; the noise_label of a network is set when it is trained."
         )
     if not model.takes("label"):
         raise InputError(
