@@ -41,7 +41,7 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_told(model, data, config.split)
     try_model(model, data)
     exact = built_likelihood(checkpoint, config, data, model)
-    draws = built_draws(config, exact)
+    draws = built_draws(config, exact, data)
     check_levels(data, exact, draws)
     check_draws(data, draws)
     sets = {PARTS: data}

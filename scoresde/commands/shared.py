@@ -55,14 +55,14 @@ def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any)
     return exact
 
 
-def built_draws(config: DictConfig, likelihood: Any) -> Any:
+def built_draws(config: DictConfig, likelihood: Any, data: Any) -> Any:
     """Returns the dequantisation settings, or None for a single uniform dequantisation."""
     from scoresde.tasks.evaluation import Draws
 
     if config.draws == 1 and not given("dequantisation"):
         if not config.weighted:
             return None
-        if likelihood.levels is None:
+        if likelihood.levels is None and data.levels is not None:
             raise InputError("weighted=true requires draws of at least 2, got 1.")
     return Draws(
         config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
