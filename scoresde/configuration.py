@@ -165,7 +165,8 @@ def check(config: DictConfig) -> None:
             )
     texts = ("checkpoint", "latents", "source", "truth", "compare", "reference")
     for name in ("name", "device", "split", *(n for n in texts if config[n] is not None)):
-        if not isinstance(config[name], str):
+        mapping = name == "reference" and isinstance(config[name], DictConfig)
+        if not isinstance(config[name], str) and not mapping:
             raise InputError(f"{name} must be a string, got {config[name]}.")
     if not isinstance(config.allow, str | ListConfig):
         raise InputError(
