@@ -747,6 +747,7 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["task=benchmark", "benchmark.shape=abc"], 2, ["benchmark.shape", "got abc"]),
         (["~threads"], 2, ["threads", "remove ~threads"]),
         (["~latents"], 2, ["latents", "remove ~latents"]),
+        (["task=import", "checkpoint=/nope.pth"], 2, ["existing", "got /nope.pth"]),
         (["inspect=null"], 2, ["inspect", "null"]),
         (["ood=3"], 2, ["ood must be one of its options, got 3"]),
         (["guidance=null"], 2, ["guidance", "null"]),
