@@ -48,8 +48,8 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     if config.get("ood") is not None:
         given_ood = OmegaConf.to_container(config.ood, resolve=True)
         other = build_data(undivided(given_ood, "ood", data.codec))
-        other = replace(other.to(model.device), codec=data.codec).renamed(data.class_names)
         check_comparable(data, other)
+        other = replace(other.to(model.device), codec=data.codec).renamed(data.class_names)
         check_told(model, other, config.split)
         sets["parts_ood"] = other
     evaluated = []
