@@ -62,7 +62,12 @@ def built_draws(config: DictConfig, likelihood: Any, data: Any) -> Any:
     if config.draws == 1 and not given("dequantisation"):
         if not config.weighted:
             return None
-        if likelihood.levels is None and data.levels is not None:
+        if likelihood.levels is None:
+            if data.levels is None:
+                raise InputError(
+                    f"weighted=true has no effect on {data.name}, which is real-valued: only "
+                    "integers are dequantised; remove weighted=true."
+                )
             raise InputError("weighted=true requires draws of at least 2, got 1.")
     return Draws(
         config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted
