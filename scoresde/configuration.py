@@ -80,6 +80,8 @@ SERVES = {
 _REQUIRED = (
     *("task", "seed", "device", "progress", "count", "examples", "batch_size", "draws", "points"),
     *("split", "inspect", "benchmark", "search", "checkpoint"),
+    *("threads", "weights", "allow", "baselines", "resident"),
+    *(name for name, (plain, _) in SERVES.items() if plain is not None),  # Hydra keeps null
 )
 _NAMED = ("samplers.", "trackers.")  # sections of any number of named objects
 _STEPS = 1000  # of the chain that discretises a continuous process

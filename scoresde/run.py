@@ -46,6 +46,7 @@ log = logging.getLogger("scoresde")
 # In a checkout that is not installed, conf/ is not a package; it is next to scoresde/.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
 _NEVER_NULL = (*GROUPS, "guidance", "method", "operator")
+_PLAIN = r"null|true|false|[-+]?\d+(\.\d*)?"  # values that Hydra does not read as names
 INPUT_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
 
 
@@ -66,6 +67,10 @@ def main() -> None:
             "scoresde --help)."
         )
     for text in sys.argv[1:]:
+        name, _, value = text.partition("=")
+        if name in (*_NEVER_NULL, "data@ood") and re.fullmatch(_PLAIN, value):
+            name = name.removeprefix("data@")
+            fail(f"{name} must be one of its options, got {value}; see scoresde --help.")
         _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:
         if group.size > 1:

@@ -602,6 +602,15 @@ def test_an_override_without_effect_is_refused(run: Path, tmp_path: Path) -> Non
     assert "network" in message
 
 
+def test_options_that_do_not_fit_a_checkpoint_get_a_sentence(run: Path, tmp_path: Path) -> None:
+    command = ["task=likelihood", f"checkpoint={run}", "progress=false"]
+    assert "real-valued" in refused(*command, "weighted=true", cwd=tmp_path)
+    assert "ood must have the shape (2,)" in refused(*command, "ood=digits", cwd=tmp_path)
+    for path in (run, run / "checkpoint.pt"):
+        said = refused("task=import", f"checkpoint={path}", cwd=tmp_path)
+        assert "a checkpoint of scoresde" in said
+
+
 def test_a_second_sweep_in_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep/0").mkdir(parents=True)
     (tmp_path / "sweep/0/result.json").write_text("{}")
@@ -741,7 +750,15 @@ def test_sweep_has_a_row_for_every_job_and_survives_a_failure(tmp_path: Path) ->
         (["points=1"], 2, ["points", "at least 2", "got 1"]),
         (["task=sample", "checkpoint=x", "latents=3"], 2, ["latents", "got 3"]),
         (["~seed"], 2, ["seed", "remove ~seed"]),
+        (["task=benchmark", "benchmark.rounds=0"], 2, ["benchmark.rounds", "got 0"]),
+        (["task=benchmark", "benchmark.batch_sizes=[]"], 2, ["benchmark.batch_sizes", "got []"]),
+        (["task=benchmark", "benchmark.batch_sizes=3"], 2, ["benchmark.batch_sizes", "got 3"]),
+        (["task=benchmark", "benchmark.shape=abc"], 2, ["benchmark.shape", "got abc"]),
+        (["~threads"], 2, ["threads", "remove ~threads"]),
+        (["~precision"], 2, ["precision", "remove ~precision"]),
+        (["task=import", "checkpoint=/nope.pth"], 2, ["existing", "got /nope.pth"]),
         (["inspect=null"], 2, ["inspect", "null"]),
+        (["ood=3"], 2, ["ood must be one of its options, got 3"]),
         (["guidance=null"], 2, ["guidance", "null"]),
         (["task=sample", "checkpoint=x", "trajectory=1"], 2, ["trajectory", "got 1"]),
         (["task=sample", "checkpoint=nowhere"], 2, ["nowhere"]),

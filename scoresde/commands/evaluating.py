@@ -41,15 +41,15 @@ def likelihood(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_told(model, data, config.split)
     try_model(model, data)
     exact = built_likelihood(checkpoint, config, data, model)
-    draws = built_draws(config, exact)
+    draws = built_draws(config, exact, data)
     check_levels(data, exact, draws)
     check_draws(data, draws)
     sets = {PARTS: data}
     if config.get("ood") is not None:
         given_ood = OmegaConf.to_container(config.ood, resolve=True)
         other = build_data(undivided(given_ood, "ood", data.codec))
-        other = replace(other.to(model.device), codec=data.codec).renamed(data.class_names)
         check_comparable(data, other)
+        other = replace(other.to(model.device), codec=data.codec).renamed(data.class_names)
         check_told(model, other, config.split)
         sets["parts_ood"] = other
     evaluated = []

@@ -55,7 +55,7 @@ def built_likelihood(checkpoint: Any, config: DictConfig, data: Any, model: Any)
     return exact
 
 
-def built_draws(config: DictConfig, likelihood: Any) -> Any:
+def built_draws(config: DictConfig, likelihood: Any, data: Any) -> Any:
     """Returns the dequantisation settings, or None for a single uniform dequantisation."""
     from scoresde.tasks.evaluation import Draws
 
@@ -63,6 +63,11 @@ def built_draws(config: DictConfig, likelihood: Any) -> Any:
         if not config.weighted:
             return None
         if likelihood.levels is None:
+            if data.levels is None:
+                raise InputError(
+                    f"weighted=true has no effect on {data.name}, which is real-valued: only "
+                    "integers are dequantised; remove weighted=true."
+                )
             raise InputError("weighted=true requires draws of at least 2, got 1.")
     return Draws(
         config.draws, instantiate(config.dequantisation, "dequantisation"), config.weighted

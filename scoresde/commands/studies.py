@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scoresde.commands.shared import built_likelihood
 from scoresde.commands.training import train
@@ -104,6 +104,10 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
     from scoresde.tasks import benchmark as bench
 
     device, options = device_of(config.device), config.benchmark
+    check_count("benchmark.rounds", options.rounds)
+    _check_counts("benchmark.batch_sizes", options.batch_sizes, "[64]")
+    if options.shape is not None:
+        _check_counts("benchmark.shape", options.shape, "[3,32,32]")
     torch.manual_seed(config.seed)
     data = random_data(options.shape) if options.shape else build_data(config.data)
     data = with_codec(data, config).to(device)
@@ -126,6 +130,16 @@ def benchmark(config: DictConfig, folder: Path) -> dict[str, Any]:
     bench.save(results, folder)
     log.info("%s\nTable: %s", bench.table(results), folder / bench.TABLE)
     return {"overhead": results["loop"]["overhead"]}
+
+
+def _check_counts(name: str, values: Any, example: str) -> None:
+    if not isinstance(values, ListConfig) or not values:
+        raise InputError(
+            f"{name} must be a list of positive integers, got {values}; for example set "
+            f"{name}={example}."
+        )
+    for value in values:
+        check_count(name, value)
 
 
 def search(config: DictConfig, folder: Path) -> dict[str, Any]:

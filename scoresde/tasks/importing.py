@@ -26,7 +26,15 @@ def read_foreign(path: str | Path, reference: Mapping[str, Any] | str | None) ->
     Raises:
         InputError: If it cannot be read, or does not match its configuration.
     """
-    if Path(path).is_dir():
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise InputError(f"checkpoint must be an existing file or folder, got {path}.")
+    if (place / NAME).is_file() or place.name == NAME:
+        raise InputError(
+            f"checkpoint must be of another program for task=import, got {path}, a checkpoint of "
+            f"scoresde; use it as it is, such as task=sample checkpoint={path}."
+        )
+    if place.is_dir():
         if reference is not None:
             raise InputError(
                 f"reference has no effect on {path}, a folder of diffusers with its own "

@@ -202,10 +202,10 @@ def check_comparable(data: Dataset, other: Dataset) -> None:
     Raises:
         InputError: If their examples are of different kinds.
     """
-    if (tuple(data.shape), data.levels) != (tuple(other.shape), other.levels):
+    if (data.raw_shape, data.levels) != (other.raw_shape, other.levels):
         raise InputError(
-            f"ood must have the shape {tuple(data.shape)} and levels={data.levels} of the data, "
-            f"got {other.name} with shape {tuple(other.shape)} and levels={other.levels}."
+            f"ood must have the shape {data.raw_shape} and levels={data.levels} of the data, "
+            f"got {other.name} with shape {other.raw_shape} and levels={other.levels}."
         )
 
 

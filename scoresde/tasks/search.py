@@ -81,7 +81,7 @@ def space_of(tree: Mapping[str, Any], path: str = "") -> dict[str, Interval | Ch
                 if rest or not low < high or not isinstance(logarithm, bool):
                     raise InputError(
                         f"search.space.{name} must be an interval with low < high and log true "
-                        f"or false, such as {{low:1e-4,high:1e-2,log:true}}, got {value}."
+                        f"or false, such as '{{low:1e-4,high:1e-2,log:true}}', got {value}."
                     )
                 if logarithm and low <= 0:
                     raise InputError(
@@ -93,7 +93,7 @@ def space_of(tree: Mapping[str, Any], path: str = "") -> dict[str, Interval | Ch
             case _:
                 raise InputError(
                     f"search.space.{name} must be a list of values such as [a,b,c], or an "
-                    f"interval such as {{low:1e-4,high:1e-2,log:true}}, got {value}."
+                    f"interval such as '{{low:1e-4,high:1e-2,log:true}}', got {value}."
                 )
     return space
 
