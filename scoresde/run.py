@@ -45,7 +45,7 @@ log = logging.getLogger("scoresde")
 
 # In a checkout that is not installed, conf/ is not a package; it is next to scoresde/.
 CONF = "pkg://scoresde.conf" if find_spec("scoresde.conf") else "../conf"
-_NEVER_NULL = (*GROUPS, "guidance", "method", "operator")
+_CHOICES = (*GROUPS, "guidance", "method", "operator", "data@ood")
 _PLAIN = r"null|true|false|[-+]?\d+(\.\d*)?"  # values that Hydra does not read as names
 INPUT_ERROR, STOPPED, INTERRUPTED = 2, 75, 130
 
@@ -59,18 +59,8 @@ def main() -> None:
         return
     # The other data set is an option of the group data, at the key ood.
     sys.argv[1:] = [f"data@{t}" if t.startswith("ood=") else t for t in sys.argv[1:]]
-    empty = [text for text in sys.argv[1:] if text in {f"{group}=null" for group in _NEVER_NULL}]
-    if empty:
-        name = empty[0].removesuffix("=null")
-        fail(
-            f"{name} must not be null; remove {name}=null, or choose one of its options (see "
-            "scoresde --help)."
-        )
     for text in sys.argv[1:]:
-        name, _, value = text.partition("=")
-        if name in (*_NEVER_NULL, "data@ood") and re.fullmatch(_PLAIN, value):
-            name = name.removeprefix("data@")
-            fail(f"{name} must be one of its options, got {value}; see scoresde --help.")
+        _check_choice(text)
         _check_quotes(text, sweeping=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     with process_group() as group:
         if group.size > 1:
@@ -81,6 +71,17 @@ def main() -> None:
             if left.code == 1:  # Hydra has named the rejected key, but not its new name
                 sys.stderr.writelines(map(_advice, sys.argv[1:]))
             raise
+
+
+def _check_choice(text: str) -> None:
+    """Exits if a group is set to a value that Hydra does not read as the name of an option."""
+    name, _, value = text.partition("=")
+    if name in _CHOICES and re.fullmatch(_PLAIN, value):
+        name = name.removeprefix("data@")
+        fail(
+            f"{name} must be one of its options, got {value}; remove {name}={value}, or choose an "
+            "option of scoresde --help."
+        )
 
 
 def _check_quotes(text: str, sweeping: bool) -> None:

@@ -26,8 +26,7 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         InputError: If there is neither one coefficient nor one per example, or the data are not
             floating-point.
     """
-    if not isinstance(x, Tensor):
-        raise InputError(f"x must be a tensor, got {type(x).__name__}; use torch.as_tensor(x).")
+    check_tensor(x)
     if not x.is_floating_point():
         raise InputError(
             f"x must be floating-point, got {x.dtype}; convert it to model units with "
@@ -109,14 +108,25 @@ def log_normal(x: Tensor, std: float | Tensor) -> Tensor:
     return -0.5 * sum_features((x / std) ** 2) - constant
 
 
+def check_tensor(x: Any, name: str = "x") -> None:
+    """Checks that a value is a tensor, rather than an array of NumPy or a list.
+
+    Raises:
+        InputError: If it is not a tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"{name} must be a tensor, got {type(x).__name__}; use torch.as_tensor({name})."
+        )
+
+
 def check_batch(x: Tensor) -> None:
     """Checks the shape and data type of a batch of examples.
 
     Raises:
         InputError: If ``x`` is not a batch ``(B, *)`` of floats.
     """
-    if not isinstance(x, Tensor):
-        raise InputError(f"x must be a tensor, got {type(x).__name__}; use torch.as_tensor(x).")
+    check_tensor(x)
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise InputError(
             "x must be a floating-point batch (B, ...) of two or more axes, not empty, got shape "

@@ -21,18 +21,10 @@ from scoresde.sde import (
     NoiseLaw,
     StochasticInterpolant,
 )
+from tests.theory import at, normal
 
 JOINT = torch.tensor([[1.0, 0.8], [0.8, 0.89]], dtype=torch.float64)
 ZERO = torch.zeros(2, 1, dtype=torch.float64)
-
-
-def at(*t):
-    return torch.tensor(t if len(t) > 1 else t[0], dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 # --- Flow matching -------------------------------------------------------------------------------

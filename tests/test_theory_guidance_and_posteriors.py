@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
 
-from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianModel, RectifiedFlow, SubVPSDE
+from scoresde import VESDE, GaussianMixtureModel, GaussianModel
 from scoresde.guidance import ClassifierFreeGuidance, ClassifierGuidance
 from scoresde.inverse import (
     DPS,
@@ -19,21 +19,11 @@ from scoresde.inverse import (
     PiGDM,
 )
 from tests.models import ByLabel
+from tests.theory import SDES, at, each, each_sde, normal
 
-SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 10.0), RectifiedFlow()]
-each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 A = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, -0.5]], dtype=torch.float64)
 STD = torch.tensor(0.4, dtype=torch.float64)
 EYE = torch.eye(3, dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=draw, dtype=torch.float64)
-
-
-def at(t):
-    return torch.tensor(t, dtype=torch.float64)
 
 
 def mixture(sde, d=3):
@@ -127,7 +117,7 @@ def test_the_covariance_of_the_data_is_that_of_tweedie(t, sde):
 
 
 @pytest.mark.parametrize("t", [0.1, 0.6])
-@pytest.mark.parametrize("sde", SDES[:3], ids=lambda sde: type(sde).__name__)
+@each(SDES[:3])
 def test_the_rules_are_their_weights_of_the_measurements(sde, t):
     """Each with dense matrices, on a mixture, whose covariance depends on the state."""
     model, x, t = mixture(sde), normal(4, 3), at(t)

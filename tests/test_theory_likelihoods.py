@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from scoresde import VESDE, VPSDE, GaussianMixtureModel, Likelihood, SubVPSDE
+from scoresde import VPSDE, GaussianMixtureModel, Likelihood
 from scoresde.likelihood import NoiseClock
-
-
-def normal(*shape, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=draw, dtype=torch.float64)
+from tests.theory import SDES, each, normal
 
 
 @pytest.mark.parametrize("scale", [0.1, 2.0])
-@pytest.mark.parametrize(
-    "sde", [VPSDE(), SubVPSDE(), VESDE(0.01, 10.0)], ids=lambda sde: type(sde).__name__
-)
+@each(SDES[:3])
 def test_the_clock_is_the_arsinh_of_the_noise_level(sde, scale):
     """Its reading at given times, and dt / d tau with d log rho / d tau by autograd."""
     clock, times = NoiseClock(scale), torch.linspace(0.01, 0.9, 7, dtype=torch.float64)

@@ -16,18 +16,7 @@ from scoresde import (
 )
 from scoresde.model import Conditioned
 from scoresde.sde import CosineBetas, LearnedSchedule, LinearBetas, ZeroSNRChain
-
-SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), RectifiedFlow()]
-each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-
-
-def at(*t):
-    return torch.tensor(t if len(t) > 1 else t[0], dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from tests.theory import at, each_sde, normal
 
 
 def mixture(sde):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianModel, RectifiedFlow, SubVPSDE
+from scoresde import VPSDE, GaussianMixtureModel, GaussianModel
 from scoresde.model import Conditioned
 from scoresde.sample import (
     DDIM,
@@ -24,18 +24,7 @@ from scoresde.solvers import AdaptiveODE, BogackiShampine, DormandPrince
 from scoresde.solvers.base import Control, Problem
 from scoresde.streams import Purpose, Streams
 from scoresde.times import LogSNRGrid
-
-SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 10.0)]
-each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-
-
-def normal(*shape, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=draw, dtype=torch.float64)
-
-
-def at(t):
-    return torch.tensor(t, dtype=torch.float64)
+from tests.theory import SDES, at, each, each_sde, normal
 
 
 def mixture(sde, d=2):
@@ -54,7 +43,7 @@ def along(exact, x, t, s, count=48):
     return ell, (last - first) / 2 * at(weights), noise, data
 
 
-@each_sde
+@each(SDES[:3])
 def test_the_flow_is_an_integral_of_either_estimate(sde):
     """Both forms, on the closed flow of a Gaussian."""
     exact, t, s = GaussianModel(normal(3), normal(3, seed=1).abs() + 0.3, sde), at(0.8), at(0.3)
@@ -71,7 +60,7 @@ def test_the_flow_is_an_integral_of_either_estimate(sde):
     torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
 
 
-@each_sde
+@each(SDES[:3])
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.7])
 def test_every_noise_scale_has_the_same_marginals(tau, sde):
     """From x_t = alpha D + sigma z a step with D constant ends at alpha D + sigma z."""
@@ -91,7 +80,7 @@ def test_every_noise_scale_has_the_same_marginals(tau, sde):
         assert noise == pytest.approx(float(std), rel=1e-8)
 
 
-@each_sde
+@each(SDES[:3])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_step_of_ddim_keeps_a_part_of_the_noise(eta, sde):
     exact, x, eps = mixture(sde), sde.prior_std * normal(3, 2), 0.4
@@ -135,7 +124,7 @@ def test_two_values_are_read_in_the_middle_of_the_step(h):
     assert place == pytest.approx(1 / -math.expm1(-h) - 1 / h, rel=1e-9)
 
 
-@each_sde
+@each(SDES[:3])
 def test_a_plan_is_the_sampler(sde):
     """Its linear updates, applied here one by one, with the noise of the streams."""
     sampler, exact = DPMSolverPPSDE(5, LogSNRGrid(), eps=0.05), mixture(sde)
@@ -151,7 +140,7 @@ def test_a_plan_is_the_sampler(sde):
     torch.testing.assert_close(x, ours, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("sde", [*SDES, RectifiedFlow()], ids=lambda sde: type(sde).__name__)
+@each_sde
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
 def test_the_curvature_of_a_noised_density_is_bounded(t, sde):
     """The Hessian of -log p_t is at most I / sigma^2, by autograd on a mixture."""
@@ -174,7 +163,7 @@ def test_the_curvature_of_a_noised_density_is_bounded(t, sde):
     torch.testing.assert_close(hessians, truth, rtol=1e-8, atol=1e-8)
 
 
-@each_sde
+@each(SDES[:3])
 @pytest.mark.parametrize("snr", [0.16, 3.0])
 def test_a_correction_is_a_langevin_step_of_its_size(snr, sde):
     exact, t, s = mixture(sde), at(0.5), at(0.4)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from scoresde import (
-    VESDE,
     VPSDE,
     DenoisingScoreMatching,
     EDMWeighting,
@@ -13,24 +12,11 @@ from scoresde import (
     LikelihoodWeighting,
     NoiseWeighting,
     Preconditioned,
-    RectifiedFlow,
     ScoreFunction,
     ScoreModel,
-    SubVPSDE,
 )
 from scoresde.times import ImportanceTimes, UniformTimes
-
-SDES = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), RectifiedFlow()]
-each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-
-
-def at(*t):
-    return torch.tensor(t if len(t) > 1 else t[0], dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from tests.theory import at, each_sde, normal
 
 
 def pairs(count=32):

@@ -29,6 +29,8 @@ from scoresde.tasks.summary import format_table
 
 log = logging.getLogger("scoresde")
 
+_CHANNELS = (1, 3, 4)  # of grey, colour, and colour with transparency
+
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains a model, draws samples, evaluates it, and writes a report."""
@@ -159,7 +161,7 @@ def _say_misfits(model: Any, data: Any, loss: Any, cautions: list[str]) -> None:
             channels,
             length,
         )
-    if len(data.shape) == 3 and data.shape[2] in (1, 3, 4) and data.shape[0] == data.shape[1]:
+    if len(data.shape) == 3 and data.shape[2] in _CHANNELS and data.shape[0] not in _CHANNELS:
         log.warning(
             "Examples of shape %s are treated as images of %d channels, %d x %d pixels; if the "
             "channels are last, set data.channels_last=true.",

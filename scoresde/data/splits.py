@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scoresde.data.checks import check_finite
 from scoresde.errors import InputError
+from scoresde.shapes import check_tensor
 from scoresde.streams import Purpose, Streams
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -63,10 +64,7 @@ def make_splits(
         InputError: Also if there are not three fractions, or an example has a NaN.
     """
     check_fractions(fractions, parts=3)
-    if not isinstance(raw, Tensor):
-        raise InputError(
-            f"raw must be a tensor, got {type(raw).__name__}; use torch.as_tensor(x)."
-        )
+    check_tensor(raw, "raw")
     if raw.is_floating_point():
         check_finite(raw)
     return tuple(raw[indices.to(raw.device)] for indices in split_indices(raw, fractions, seed))

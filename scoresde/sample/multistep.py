@@ -341,7 +341,7 @@ class UniPC(Multistep):
     ORDERS = range(1, 4)
 
     # The best one measured in experiments/sampler_quality.
-    steps: int = 20
+    steps: int = 30
     grid: Grid = field(default_factory=LogSNRGrid)
     order: int = 2
     lower_order_below: int = 15
