@@ -698,11 +698,14 @@ def test_splits_that_are_not_three_tensors(splits, words):
         Dataset.of("mine", splits)
 
 
-def test_an_image_whose_channels_may_be_last_is_named(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("shape", "named"), [((12, 12, 3), True), ((16, 12, 1), True), ((3, 12, 12), False)]
+)
+def test_an_image_whose_channels_may_be_last_is_named(shape, named, tmp_path, caplog):
     """12 x 12 pixels of 3 channels, read as 12 channels of 12 x 3."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    model = ScoreModel(MLP((12, 12, 3)), VPSDE())
+    model = ScoreModel(MLP(shape), VPSDE())
     _say_misfits(model, array(tmp_path / "images.npy"), DenoisingScoreMatching(), [])
-    assert "(12, 12, 3)" in caplog.text
-    assert "data.channels_last=true" in caplog.text
+    assert (f"{shape}" in caplog.text) == named
+    assert ("data.channels_last=true" in caplog.text) == named
